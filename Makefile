@@ -1,0 +1,45 @@
+# make demo    install into .venv and run the first experiment
+# make test    install the test tools too and run the tests
+# make check   format, lint, types, import contract
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
+
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test check format clean
+
+demo: .venv/installed
+	@echo "Training on four workers, about a minute ..."
+	PATH="$(CURDIR)/$(BIN):$$PATH" mpirun -n 4 bigbatch-exp ring
+
+test: .venv/installed-test
+	$(BIN)/python -m pytest
+
+check: .venv/installed-check
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/installed-check
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv build dist *.egg-info
+
+.venv/installed: pyproject.toml constraints.txt
+	@echo "Installing bigbatch, torch and an MPI into .venv, once; this takes a minute or more ..."
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) -e ".[mpich]"
+	touch $@
+
+.venv/installed-test: .venv/installed
+	$(PIP) -e ".[mpich,test]"
+	touch $@
+
+.venv/installed-check: .venv/installed
+	$(PIP) -e ".[mpich,test,check]"
+	touch $@

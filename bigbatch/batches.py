@@ -1,0 +1,165 @@
+"""How a global batch is divided, and which examples are in it."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bigbatch.comm.errors import ConfigurationError
+
+DEFAULT_BATCH, DEFAULT_ACCUMULATION = 64, 4
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """global batch = micro-batch × accumulation × workers, all counted in examples.
+
+    Attributes:
+        micro_batch: what a worker computes at once.
+        accumulation: micro-batches whose gradients a worker adds up before an update.
+        workers: how many do so.
+    """
+
+    micro_batch: int
+    accumulation: int
+    workers: int
+
+    @property
+    def global_batch(self) -> int:
+        """Examples behind one update."""
+        return self.micro_batch * self.accumulation * self.workers
+
+    def updates(self, examples: int) -> int:
+        """Updates it takes to see that many examples; the last may have fewer than a full batch."""
+        return math.ceil(examples / self.global_batch)
+
+    def micro_batches(self, update: int, worker: int, examples: int) -> Iterator[range]:
+        """The places in the data order of a worker's micro-batches in one update.
+
+        The order is the same for every plan with the same global batch. A last, short batch leaves some workers
+        with less, or nothing.
+
+        Args:
+            update: 0, 1, ...
+            worker: 0 to workers - 1.
+            examples: how many there are in the whole run; places end there.
+        """
+        share = self.micro_batch * self.accumulation
+        start = update * self.global_batch + worker * share
+        stop = min(start + share, examples)
+        for first in range(start, stop, self.micro_batch):
+            yield range(first, min(first + self.micro_batch, stop))
+
+
+def derive_plan(
+    workers: int | None = None,
+    batch_size: int | None = None,
+    micro_batch: int | None = None,
+    accumulation: int | None = None,
+) -> BatchPlan:
+    """Fill in what was left out of: batch size = micro-batch × accumulation × workers.
+
+    If workers and all but one of the others are missing, the default batch size of 64 (rounded to what the workers
+    can share) and the default accumulation of 4 fill in; a single missing number follows from the rest.
+
+    Raises:
+        ConfigurationError: the numbers contradict each other, or do not divide; names the nearest that do.
+    """
+    for name, number in (
+        ("workers", workers),
+        ("batch size", batch_size),
+        ("micro-batch", micro_batch),
+        ("accumulation", accumulation),
+    ):
+        if number is not None and number < 1:
+            raise ConfigurationError(f"The {name} must be at least 1, not {number}.")
+    if batch_size and micro_batch and accumulation:
+        product = micro_batch * accumulation
+        if workers is None:
+            workers = _divided(batch_size, product, f"micro-batch {micro_batch} × accumulation {accumulation}")
+        elif batch_size != product * workers:
+            raise ConfigurationError(
+                f"Batch size {batch_size} is not micro-batch {micro_batch} × accumulation {accumulation} × {workers} "
+                f"workers, which makes {product * workers}. Use --batch-size {product * workers}, or leave one out."
+            )
+        return BatchPlan(micro_batch, accumulation, workers)
+    workers = workers or 1
+    if batch_size and micro_batch:
+        product = micro_batch * workers
+        accumulation = _divided(batch_size, product, f"micro-batch {micro_batch} × {workers} workers")
+        return BatchPlan(micro_batch, accumulation, workers)
+    accumulation = accumulation or DEFAULT_ACCUMULATION
+    share = accumulation * workers
+    if micro_batch is None:
+        if batch_size is None:
+            batch_size = max(share, round(DEFAULT_BATCH / share) * share)
+        micro_batch = _divided(batch_size, share, f"accumulation {accumulation} × {workers} workers")
+    return BatchPlan(micro_batch, accumulation, workers)
+
+
+def _divided(batch_size: int, divisor: int, of_what: str) -> int:
+    quotient, rest = divmod(batch_size, divisor)
+    if rest:
+        nearest = [str(q * divisor) for q in (quotient, quotient + 1) if q]
+        raise ConfigurationError(
+            f"Batch size {batch_size} cannot be divided by {of_what} = {divisor}. The nearest batch "
+            f"{'sizes that can are' if len(nearest) > 1 else 'size that can is'} {' and '.join(nearest)}."
+        )
+    return quotient
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to spend the same tokens.
+
+    Attributes:
+        name: "large", "accumulated" or "small".
+        plan: how its batches are divided.
+    """
+
+    name: str
+    plan: BatchPlan
+
+
+ARMS = ("large", "accumulated", "small")
+
+
+def arms_of(plan: BatchPlan) -> dict[str, Arm]:
+    """The three arms of an experiment, from the plan of the accumulated one.
+
+    `large` has the same global batch in one micro-batch a worker; `small` has one micro-batch of the accumulated
+    arm a worker, and so as many more updates as the others accumulate.
+    """
+    return {
+        "large": Arm("large", BatchPlan(plan.micro_batch * plan.accumulation, 1, plan.workers)),
+        "accumulated": Arm("accumulated", plan),
+        "small": Arm("small", BatchPlan(plan.micro_batch, 1, plan.workers)),
+    }
+
+
+class DataOrder:
+    """The endless order in which training sees its examples: a new permutation for every epoch.
+
+    Args:
+        examples: how many there are.
+        seed: of the permutations.
+    """
+
+    def __init__(self, examples: int, seed: int) -> None:
+        self._examples = examples
+        self._seed = seed
+        self._epoch = -1
+        self._permutation: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+
+    def at(self, places: range) -> NDArray[np.int64]:
+        """The examples at those places of the order, (len(places),)."""
+        return np.array([self._example(place) for place in places], dtype=np.int64)
+
+    def _example(self, place: int) -> int:
+        epoch, offset = divmod(place, self._examples)
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._permutation = np.random.default_rng([self._seed, epoch]).permutation(self._examples)
+        return int(self._permutation[offset])

@@ -1,0 +1,120 @@
+"""Text to train on: what Python brings along, or the user's own file."""
+
+import ast
+import hashlib
+import json
+import random
+import sys
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from bigbatch.comm.errors import ConfigurationError
+
+HELD_OUT = 10
+"""One document (or character) in so many is held out for validation."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents to train on and documents held out.
+
+    Attributes:
+        name: where the text comes from, for the reader.
+        training: texts the vocabulary and the model learn from.
+        validation: texts they never see.
+    """
+
+    name: str
+    training: tuple[str, ...]
+    validation: tuple[str, ...]
+
+    @property
+    def sha256(self) -> str:
+        """Identifies the text and its division."""
+        content = json.dumps([self.training, self.validation], ensure_ascii=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+
+def standard_library(cache: Path) -> Corpus:
+    """The documentation strings inside the running Python's standard library, each distinct one once.
+
+    About 8,000 texts and a quarter of a million words, so nothing needs to be downloaded. They are shuffled in a
+    fixed order and every tenth is held out. Reading 600 modules takes seconds, so the texts are kept in `cache`.
+
+    Args:
+        cache: a folder; it need not exist, and if it cannot be written nothing is kept.
+
+    Raises:
+        ConfigurationError: this Python has no sources.
+    """
+    root = Path(sysconfig.get_path("stdlib"))
+    key = hashlib.sha256(f"{sys.version} {root}".encode()).hexdigest()[:16]
+    kept = cache / f"standard-library-{key}.json"
+    if kept.is_file():
+        documents = json.loads(kept.read_text(encoding="utf-8"))
+    else:
+        documents = list(dict.fromkeys(_docstrings(root)))
+        keep(kept, json.dumps(documents))
+    if not documents:
+        raise ConfigurationError(
+            f"There is no documentation in {root}: this Python comes without its sources. Name a text with --text FILE."
+        )
+    random.Random(0).shuffle(documents)
+    training = tuple(text for number, text in enumerate(documents) if number % HELD_OUT)
+    return Corpus(f"Python {sys.version.split()[0]} standard library", training, tuple(documents[::HELD_OUT]))
+
+
+def _docstrings(root: Path) -> Iterator[str]:
+    tests_and_strangers = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3"}
+    for file in sorted(root.rglob("*.py")):
+        if tests_and_strangers.intersection(file.relative_to(root).parts):
+            continue
+        try:
+            with warnings.catch_warnings(action="ignore"):  # old escapes in somebody else's strings
+                tree = ast.parse(file.read_bytes())
+        except (SyntaxError, ValueError, OSError):
+            continue  # templates and unreadable files document nothing
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                documentation = ast.get_docstring(node)
+                if documentation:
+                    yield documentation
+
+
+def text_file(path: Path) -> Corpus:
+    """A text file in UTF-8; its last tenth is held out.
+
+    Raises:
+        ConfigurationError: it is missing, unreadable, empty or not text.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"The text {path} cannot be read: {error.strerror}. Name a readable file.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(
+            f"The file {path} is not text: byte {error.start} is not UTF-8. Convert it to UTF-8 first."
+        ) from error
+    if "\0" in text:
+        raise ConfigurationError(f"The file {path} is not text: character {text.index(chr(0))} is NUL.")
+    if not text.strip():
+        raise ConfigurationError(f"The text {path} is empty. Name a file with something to learn from.")
+    border = len(text) - len(text) // HELD_OUT
+    return Corpus(path.name, (text[:border],), (text[border:],))
+
+
+def keep(path: Path, content: str) -> None:
+    """Write a cache file whole or not at all; a cache that cannot be written is only slower."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.{random.SystemRandom().getrandbits(64):x}")
+        partial.write_text(content, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        warnings.warn(
+            f"Nothing was kept in {path.parent} ({error.strerror}); the next run prepares it anew.",
+            stacklevel=2,
+        )

@@ -1,0 +1,144 @@
+"""The training loop: one for every strategy."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from bigbatch.batches import BatchPlan, DataOrder
+from bigbatch.comm.parameters import FlatParameters
+from bigbatch.comm.strategy import Strategy
+from bigbatch.tasks import Split, Task
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one update took and brought. Times and bytes are this worker's.
+
+    Attributes:
+        number: 1, 2, ...
+        applied: False if it was skipped on every rank.
+        tokens: tokens behind it, over all workers.
+        loss: mean loss over those tokens before the update, in nats.
+        seconds: from the end of the last update to the end of this one.
+        communication_seconds: time it stood still while data moved.
+        waiting_seconds: time it stood still for slower workers.
+        bytes_sent: bytes it sent.
+    """
+
+    number: int
+    applied: bool
+    tokens: int
+    loss: float
+    seconds: float
+    communication_seconds: float
+    waiting_seconds: float
+    bytes_sent: int
+
+    @property
+    def compute_seconds(self) -> float:
+        """The rest of the time: reading data, forward, backward, and the worker's part of the update."""
+        return self.seconds - self.communication_seconds - self.waiting_seconds
+
+
+class Trainer:
+    """Trains any module on any task over any strategy.
+
+    Args:
+        model: the worker's own copy.
+        task: draws examples, computes the loss.
+        strategy: started on `parameters`.
+        parameters: the model's.
+        plan: how a batch is divided.
+        examples: how many to see in all; the last batch may be short.
+        seed: of the order of the examples.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        strategy: Strategy,
+        parameters: FlatParameters,
+        plan: BatchPlan,
+        examples: int,
+        seed: int = 0,
+    ) -> None:
+        self.model = model
+        self.task = task
+        self.strategy = strategy
+        self.parameters = parameters
+        self.plan = plan
+        self.examples = examples
+        self._order = DataOrder(task.sizes["training"], seed)
+        self._device = parameters.values.device
+
+    @property
+    def worker(self) -> int:
+        """This worker's number."""
+        assert self.strategy.worker is not None, "only workers train"
+        return self.strategy.worker
+
+    def updates(self) -> Iterator[Update]:
+        """Make every update, one at each turn of the iteration; what the caller does in between is not timed."""
+        strategy, transport = self.strategy, self.strategy.transport
+        for number in range(self.plan.updates(self.examples)):
+            started, sent = transport.now(), transport.bytes_sent
+            communicated, waited = strategy.communication_seconds, strategy.waiting_seconds
+            tokens, loss = self._accumulate(number)
+            for bucket in strategy.buckets:
+                strategy.push(bucket)
+            report = strategy.step(tokens, loss)
+            strategy.pull()
+            yield Update(
+                number=number + 1,
+                applied=report.applied,
+                tokens=int(report.weight),
+                loss=report.loss / report.weight if report.weight else float("nan"),
+                seconds=transport.now() - started,
+                communication_seconds=strategy.communication_seconds - communicated,
+                waiting_seconds=strategy.waiting_seconds - waited,
+                bytes_sent=transport.bytes_sent - sent,
+            )
+
+    def warm_up(self) -> None:
+        """Compute one micro-batch and forget it, so that the first update is not the slowest for being the first."""
+        for places in self.plan.micro_batches(0, self.worker, self.examples):
+            loss, _ = self._loss("training", self._order.at(places))
+            loss.backward()  # type: ignore[no-untyped-call]
+            break
+
+    def _accumulate(self, update: int) -> tuple[int, float]:
+        """Add up the gradients of this worker's micro-batches: the tokens behind them, and the summed loss."""
+        self.parameters.gradients.zero_()
+        tokens, losses = 0, [torch.zeros((), device=self._device)]
+        for places in self.plan.micro_batches(update, self.worker, self.examples):
+            loss, counted = self._loss("training", self._order.at(places))
+            loss.backward()  # type: ignore[no-untyped-call]
+            tokens += counted
+            losses.append(loss.detach())
+        return tokens, float(torch.stack(losses).double().sum())
+
+    def _loss(self, split: Split, examples: NDArray[np.int64]) -> tuple[Tensor, int]:
+        return self.task.loss(self.model, self.task.batch(split, examples).to(self._device))
+
+    def validate(self, examples: int | None = None) -> float:
+        """Mean loss per token on held-out examples, in nats; the workers share them.
+
+        Args:
+            examples: look at only the first so many.
+        """
+        size = self.task.sizes["validation"]
+        mine = np.arange(self.worker, min(size, examples or size), self.plan.workers)
+        total, counted = 0.0, 0
+        self.model.eval()
+        with torch.no_grad():
+            for start in range(0, len(mine), self.plan.micro_batch):
+                loss, tokens = self._loss("validation", mine[start : start + self.plan.micro_batch])
+                total, counted = total + float(loss), counted + tokens
+        self.model.train()
+        loss_sum, tokens_sum = self.strategy.total(np.array([total, counted])).tolist()
+        return float(loss_sum / tokens_sum)

@@ -1,0 +1,1 @@
+"""The algorithms, each one short file: a function of the number of ranks that yields rounds."""

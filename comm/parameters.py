@@ -1,0 +1,152 @@
+"""A model's parameters and gradients, each in one flat buffer that the wires can send slices of."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.transport import Buffer
+
+OptimizerFactory = Callable[[list[tuple[str, nn.Parameter]]], Optimizer]
+"""Makes an optimiser for named parameters. Whoever owns the update, a worker or a server, calls it."""
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A slice of the flat gradients, sent as one.
+
+    Attributes:
+        index: its place in the order in which backward finishes the buckets.
+        gradients: (elements,) a view of the flat gradients.
+    """
+
+    index: int
+    gradients: Tensor
+
+
+class FlatParameters:
+    """Moves the trainable parameters of a module into two flat buffers: values and gradients.
+
+    Every parameter becomes a view of `values`, and its `.grad` a view of `gradients`, so that backward writes
+    where the wires read and nothing is copied in between. The parameters lie in the reverse order of their
+    registration, which is about the order in which backward finishes them.
+
+    Args:
+        module: any module; parameters that do not require a gradient stay where they are.
+
+    Attributes:
+        names: the parameters' names, in the buffers' order.
+        values: (elements,) all parameters.
+        gradients: (elements,) all gradients, summed over tokens.
+
+    Raises:
+        ConfigurationError: nothing to train, or parameters of different dtypes or devices.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+        if not trainable:
+            raise ConfigurationError(f"The model {type(module).__name__} has no parameter that requires a gradient.")
+        named = trainable[::-1]
+        self._named = named
+        self.names = [name for name, _ in named]
+        first = named[0][1]
+        for name, parameter in named:
+            if (parameter.dtype, parameter.device) != (first.dtype, first.device):
+                raise ConfigurationError(
+                    f"Parameter {name} is {parameter.dtype} on {parameter.device}, but {self.names[0]} is "
+                    f"{first.dtype} on {first.device}; one flat buffer holds one dtype on one device. Convert the "
+                    "model first."
+                )
+        elements = sum(parameter.numel() for _, parameter in named)
+        self.values = torch.empty(elements, dtype=first.dtype, device=first.device)
+        self.gradients = torch.zeros_like(self.values)
+        for (_, parameter), start in zip(named, self._starts(), strict=True):
+            where = slice(start, start + parameter.numel())
+            self.values[where] = parameter.detach().reshape(-1)
+            parameter.data = self.values[where].view(parameter.shape)
+            parameter.grad = self.gradients[where].view(parameter.shape)
+
+    def _starts(self) -> Iterator[int]:
+        start = 0
+        for _, parameter in self._named:
+            yield start
+            start += parameter.numel()
+
+    def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """(name, parameter) pairs in the module's own order, as optimisers take them."""
+        return self._named[::-1]
+
+    @property
+    def signature(self) -> list[tuple[str, str]]:
+        """(name, "shape dtype") of every parameter: what ranks must agree on before they add gradients."""
+        return [
+            (name, f"{list(parameter.shape)} {str(parameter.dtype).removeprefix('torch.')}")
+            for name, parameter in self.named_parameters()
+        ]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all gradients together, which is also that of all values."""
+        return self.gradients.numel() * self.gradients.element_size()
+
+    def buckets(self, bucket_bytes: int) -> list[Bucket]:
+        """Cut the gradients into buckets of whole parameters, each of at least `bucket_bytes` but the last."""
+        edges = [0]
+        for (_, parameter), start in zip(self._named, self._starts(), strict=True):
+            stop = start + parameter.numel()
+            if (stop - edges[-1]) * parameter.element_size() >= bucket_bytes:
+                edges.append(stop)
+        if edges[-1] != self.gradients.numel():
+            edges.append(self.gradients.numel())
+        return [Bucket(index, self.gradients[start:stop]) for index, (start, stop) in enumerate(pairwise(edges))]
+
+    def apply(self, optimizer: Optimizer, weight: float) -> bool:
+        """Divide the summed gradients by the summed weight, once, and let the optimiser make its update.
+
+        Args:
+            optimizer: made for `named_parameters()`.
+            weight: tokens behind the gradients, over all workers and micro-batches.
+
+        Returns:
+            False, with the values left as they were, if there were no tokens or a gradient is not finite.
+        """
+        if weight == 0:
+            return False
+        self.gradients.div_(weight)
+        # One pass, and unlike a sum it cannot overflow; a NaN anywhere comes out as NaN.
+        if not torch.isfinite(torch.linalg.vector_norm(self.gradients, ord=float("inf"))):
+            return False
+        optimizer.step()
+        return True
+
+
+class OnHost:
+    """A tensor as the wires see it: a NumPy array on the host.
+
+    For a tensor on the host this is a view and nothing moves. One on a GPU is staged through a twin on the host:
+    `fetch` fills the twin before it is sent, `deliver` empties it after it was received.
+
+    Args:
+        tensor: (elements,) flat and contiguous.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor.detach()
+        self._twin = self._tensor if tensor.device.type == "cpu" else torch.empty_like(tensor, device="cpu")
+        self.array: Buffer = self._twin.numpy()
+
+    def fetch(self) -> Buffer:
+        """The tensor's present values."""
+        if self._twin is not self._tensor:
+            self._twin.copy_(self._tensor)
+        return self.array
+
+    def deliver(self) -> None:
+        """Make the array's values the tensor's."""
+        if self._twin is not self._tensor:
+            self._tensor.copy_(self._twin)

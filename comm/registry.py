@@ -1,0 +1,90 @@
+"""Registries: names for the things a user can choose, open to other packages and to files."""
+
+import difflib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from bigbatch.comm.errors import ConfigurationError
+
+
+class Registry:
+    """Finds an object by name: built in, from another package's entry points, or in a file.
+
+    Args:
+        kind: what is registered, for messages: "strategy".
+        group: the entry-point group other packages add to, such as "bigbatch.strategies".
+        built_in: name to "module:attribute"; nothing is imported before it is asked for.
+    """
+
+    def __init__(self, kind: str, group: str, built_in: Mapping[str, str]) -> None:
+        self.kind = kind
+        self._group = group
+        self._built_in = dict(built_in)
+
+    def names(self) -> list[str]:
+        """Every name that is known without a file, the built-in ones first."""
+        installed = sorted(point.name for point in entry_points(group=self._group))
+        return [*self._built_in, *(name for name in installed if name not in self._built_in)]
+
+    def load(self, name: str) -> Any:
+        """The object behind a name, "FILE.py:Attribute" or "package.module:Attribute".
+
+        Raises:
+            ConfigurationError: there is none; says which names are known.
+        """
+        if name in self._built_in:
+            return _attribute(self._built_in[name], self.kind)
+        for point in entry_points(group=self._group, name=name):
+            return point.load()
+        if ":" in name:
+            return _attribute(name, self.kind)
+        close = difflib.get_close_matches(name, self.names(), n=1)
+        raise ConfigurationError(
+            f"Unknown {self.kind} {name!r}{f' (did you mean {close[0]!r}?)' if close else ''}. Known: "
+            f"{', '.join(self.names())}; or name your own as FILE.py:Name."
+        )
+
+
+def _attribute(path: str, kind: str) -> Any:
+    place, _, attribute = path.rpartition(":")
+    module = _module_in_file(Path(place), kind) if place.endswith(".py") else _module(place, path, kind)
+    try:
+        return getattr(module, attribute)
+    except AttributeError:
+        raise ConfigurationError(
+            f"There is no {attribute!r} in {place}, which should hold the {kind} {path!r}. It defines: "
+            f"{', '.join(name for name in vars(module) if not name.startswith('_')) or 'nothing'}."
+        ) from None
+
+
+def _module(name: str, path: str, kind: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"The {kind} {path!r} should be in the module {name!r}, which cannot be imported: {error}."
+        ) from error
+
+
+def _module_in_file(file: Path, kind: str) -> ModuleType:
+    if not file.is_file():
+        raise ConfigurationError(f"The file {file}, which should hold a {kind}, does not exist.")
+    name = f"bigbatch_file_{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None, "a path that ends in .py always has a loader"
+    assert spec.loader is not None, "a path that ends in .py always has a loader"
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigurationError(
+            f"The file {file}, which should hold a {kind}, cannot be run: {type(error).__name__}: {error}."
+        ) from error
+    return module

@@ -1,0 +1,93 @@
+"""Schedules: what moves when.
+
+A collective is a function of the number of ranks that yields rounds; a round is a table of transfers that may
+happen at once. The same rounds are executed on real wires (`execute`), proven (`prove`) and counted
+(`account`).
+
+The buffer is cut into as many chunks as the schedule names; chunk c of k holds the elements from `c·n // k` up
+to `(c + 1)·n // k`, so that sizes which do not divide lose nothing.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Round:
+    """Transfers that may happen at once; row i of every array describes transfer i.
+
+    All sends of a round read the values from before the round. Several arrivals at one target are taken in the
+    table's order, so that every run gives the same bytes.
+
+    Attributes:
+        source: (transfers,) the rank that sends.
+        target: (transfers,) the rank that receives.
+        first: (transfers,) the first chunk moved ...
+        stop: (transfers,) ... and one past the last.
+        reduce: (transfers,) whether the target adds what arrives (True) or replaces its own by it (False).
+    """
+
+    source: IntArray
+    target: IntArray
+    first: IntArray
+    stop: IntArray
+    reduce: BoolArray
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+
+Schedule = Callable[[int], Iterable[Round]]
+"""A function of the number of ranks that yields rounds."""
+
+
+def moved(source: ArrayLike, target: ArrayLike, *, chunk: ArrayLike, reduce: ArrayLike) -> Round:
+    """A round in which every source sends one chunk.
+
+    Args:
+        source: (transfers,) the rank that sends; here and below a scalar stands for every transfer.
+        target: (transfers,) the rank that receives.
+        chunk: (transfers,) the chunk moved.
+        reduce: (transfers,) whether the target adds (True) or replaces (False).
+    """
+    first = np.asarray(chunk, dtype=np.int64)
+    return spanned(source, target, first=first, stop=first + 1, reduce=reduce)
+
+
+def spanned(source: ArrayLike, target: ArrayLike, *, first: ArrayLike, stop: ArrayLike, reduce: ArrayLike) -> Round:
+    """A round in which every source sends the chunks from `first` up to, not including, `stop`."""
+    shape = np.broadcast_shapes((1,), *(np.shape(column) for column in (source, target, first, stop, reduce)))
+
+    def column(values: ArrayLike) -> IntArray:
+        return np.broadcast_to(np.asarray(values, dtype=np.int64), shape)
+
+    reduces = np.broadcast_to(np.asarray(reduce, dtype=np.bool_), shape)
+    return Round(column(source), column(target), column(first), column(stop), reduces)
+
+
+def chunk_count(rounds: Iterable[Round]) -> int:
+    """The number of chunks a schedule cuts the buffer into: one past the highest that any transfer names."""
+    return max((int(round_.stop.max()) for round_ in rounds if len(round_)), default=1)
+
+
+def chunk_bounds(elements: int, chunks: int) -> IntArray:
+    """(chunks + 1,) where each chunk of a buffer begins, in elements; the last entry is the end."""
+    return np.arange(chunks + 1, dtype=np.int64) * elements // chunks
+
+
+def transfers(round_: Round) -> Iterator[tuple[int, int, int, int, bool]]:
+    """The rows of a round as (source, target, first, stop, reduce), in the table's order."""
+    return zip(
+        round_.source.tolist(),
+        round_.target.tolist(),
+        round_.first.tolist(),
+        round_.stop.tolist(),
+        round_.reduce.tolist(),
+        strict=True,
+    )

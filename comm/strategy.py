@@ -1,0 +1,158 @@
+"""Strategies: what the trainer talks to. A strategy owns the update."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.optim import Optimizer
+
+from bigbatch.comm.agreement import agree
+from bigbatch.comm.collectives.broadcast import broadcast
+from bigbatch.comm.collectives.ring import ring
+from bigbatch.comm.errors import LaunchError
+from bigbatch.comm.execute import execute
+from bigbatch.comm.launch import Launch
+from bigbatch.comm.parameters import Bucket, FlatParameters, OnHost, OptimizerFactory
+from bigbatch.comm.transport import Group, Transport
+
+Result = TypeVar("Result")
+
+START_TAG = 30_000
+"""Kept apart from the tags of gradients."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What became of an update.
+
+    Attributes:
+        version: the number of updates that the parameters have had.
+        applied: False if this one was skipped, on every rank, because a gradient was not finite or there were no
+            tokens behind it.
+        weight: tokens behind the gradients of all workers.
+        loss: the loss summed over those tokens, in nats.
+    """
+
+    version: int
+    applied: bool
+    weight: float
+    loss: float
+
+
+class Strategy(ABC):
+    """One way to turn every worker's gradients into one update.
+
+    A trainer calls, for every update: `push` for each bucket of summed gradients, once the last micro-batch is
+    through; `step` with the tokens behind them; `pull` before it computes again. Losses are summed over tokens,
+    and the division happens once, by the summed weight, where the update is made.
+
+    To add a strategy, derive from this class (or from `AllReduce`, where only the collective differs) and name it
+    in the entry-point group "bigbatch.strategies".
+
+    Args:
+        transport: all ranks of the job.
+
+    Attributes:
+        workers: how many ranks train; they are the ranks 0 to workers - 1.
+        worker: this rank's number among them, or None if it does not train.
+        buckets: the slices of the gradients that are pushed, in order; planned by `start`.
+        version: the number of updates that this rank's parameters have had.
+        communication_seconds: time this rank's training stood still while data moved.
+        waiting_seconds: time it stood still for slower workers, its own gradients being ready.
+    """
+
+    launchers: ClassVar[tuple[str, ...]] = ("mpirun",)
+    """The programs that can start the processes, best first: "mpirun", "torchrun"."""
+
+    bucket_bytes: int = 25 * 2**20
+    """Gradients are sent in buckets of about this size; torch's DistributedDataParallel uses the same."""
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
+        self.workers = self.workers_among(transport.size)
+        self.worker = transport.rank if transport.rank < self.workers else None
+        self.version = 0
+        self.communication_seconds = 0.0
+        self.waiting_seconds = 0.0
+        self._among_workers = Group(transport, range(self.workers)) if self.worker is not None else None
+
+    @classmethod
+    def ranks_for(cls, workers: int) -> int:
+        """How many processes it takes to have that many workers."""
+        return workers
+
+    @classmethod
+    def workers_among(cls, ranks: int) -> int:
+        """How many of that many processes are workers.
+
+        Raises:
+            LaunchError: there are too few.
+        """
+        workers = ranks - cls.ranks_for(0)
+        if workers < 1:
+            raise LaunchError(
+                f"{cls.__name__} needs at least {cls.ranks_for(1)} ranks, {cls.ranks_for(0)} of them for itself, but "
+                f"{ranks} was started: use mpirun -n {cls.ranks_for(1)} or more, or leave mpirun out and say "
+                "-n WORKERS."
+            )
+        return workers
+
+    @classmethod
+    def connect(cls, launch: Launch, device: str, deadline: float) -> Transport:  # noqa: ARG003 - for others
+        """The wires it wants, for processes started as `launch` says that compute on `device`."""
+        return launch.connect(deadline)
+
+    def start(self, parameters: FlatParameters, optimizer: OptimizerFactory) -> None:
+        """Agree on the parameters and give everyone rank 0's values. Every rank of the job calls it.
+
+        Raises:
+            MismatchError: on every rank, if the parameters differ in name, shape or dtype; names the rank and the
+                parameter.
+        """
+        agree(self.transport, "parameter", parameters.signature)
+        self.parameters = parameters
+        values = OnHost(parameters.values)
+        execute(broadcast, self.transport, values.fetch(), START_TAG)
+        values.deliver()
+        self.buckets = parameters.buckets(self.bucket_bytes)
+        self.optimizer: Optimizer = optimizer(parameters.named_parameters())
+
+    def run(self, work: Callable[[], Result]) -> Result | None:
+        """Do `work` if this rank is a worker; else serve until all workers are done, and return None."""
+        return work()
+
+    @abstractmethod
+    def push(self, bucket: Bucket) -> None:
+        """A bucket of gradients, summed over this worker's tokens, is ready; all push in the same order."""
+
+    @abstractmethod
+    def step(self, weight: float, loss: float) -> StepReport:
+        """End an update in which every bucket was pushed.
+
+        Args:
+            weight: tokens behind this worker's gradients; 0 if it had no data.
+            loss: the loss summed over them, in nats.
+        """
+
+    def pull(self) -> int:
+        """Make the parameters fresh enough for the next update; returns their version."""
+        return self.version
+
+    def total(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The sum of every worker's `values`, (elements,), on every worker: the same bytes everywhere."""
+        assert self._among_workers is not None, "only workers have something to add"
+        result = values.astype(np.float64)
+        execute(ring, self._among_workers, result)
+        return result
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it takes to go on later: the version and the optimiser's state."""
+        return {"version": self.version, "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self.version = state["version"]
+        self.optimizer.load_state_dict(state["optimizer"])

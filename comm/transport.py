@@ -1,0 +1,170 @@
+"""Transports: how bytes move between two ranks, and what time it is."""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bigbatch.comm.errors import ConfigurationError
+
+Buffer = NDArray[Any]
+"""A flat, contiguous NumPy array; it is sent from and received into where it lies."""
+
+ANY = -1
+"""As the source of a receive: whichever rank's message comes first."""
+
+DEFAULT_DEADLINE = 300.0
+"""Seconds after which a wait gives up."""
+
+
+class Request(ABC):
+    """A message under way. Its buffer belongs to the transport until `wait` returns."""
+
+    @abstractmethod
+    def wait(self) -> int:
+        """Wait until the message has been sent or received.
+
+        Returns:
+            The rank that sent the message (for a receive) or that it was sent to (for a send).
+
+        Raises:
+            DeadlineError: it took longer than the transport's deadline; the message names the waiting rank, the
+                operation and the peer.
+        """
+
+
+class Transport(ABC):
+    """Moves flat buffers between the ranks of one job.
+
+    A transport is a context: leaving it closes it.
+
+    Attributes:
+        rank: this process's number, 0 to size - 1.
+        size: how many ranks there are.
+        deadline: seconds after which a wait gives up.
+        messages_sent: messages sent by this rank so far.
+        bytes_sent: bytes sent by this rank so far, headers of the wire's own protocol not included.
+    """
+
+    rank: int
+    size: int
+
+    def __init__(self, rank: int, size: int, deadline: float = DEFAULT_DEADLINE) -> None:
+        self.rank = rank
+        self.size = size
+        self.deadline = deadline
+        self.messages_sent = 0
+        self.bytes_sent = 0
+
+    def isend(self, buffer: Buffer, target: int, tag: int = 0) -> Request:
+        """Begin to send `buffer` to rank `target`; it must not change before `wait` on the result returns.
+
+        Messages between the same two ranks with the same tag arrive in the order sent.
+
+        Raises:
+            ConfigurationError: the buffer is not flat and contiguous, or there is no such rank.
+        """
+        self._check(buffer, target)
+        self.count(messages=1, bytes_=buffer.nbytes)
+        return self._isend(buffer, target, tag)
+
+    def irecv(self, buffer: Buffer, source: int = ANY, tag: int = 0) -> Request:
+        """Begin to receive into `buffer`, from rank `source` or from any; `wait` on the result says from whom.
+
+        Raises:
+            ConfigurationError: the buffer is not flat and contiguous, or there is no such rank.
+        """
+        self._check(buffer, source if source != ANY else self.rank)
+        return self._irecv(buffer, source, tag)
+
+    def count(self, *, messages: int, bytes_: int) -> None:
+        """Add to the record of what this rank has sent."""
+        self.messages_sent += messages
+        self.bytes_sent += bytes_
+
+    @abstractmethod
+    def _isend(self, buffer: Buffer, target: int, tag: int) -> Request: ...
+
+    @abstractmethod
+    def _irecv(self, buffer: Buffer, source: int, tag: int) -> Request: ...
+
+    def barrier(self) -> None:
+        """Wait until every rank has come here.
+
+        A dissemination barrier: in round k everyone tells the rank 2^k further on, so that after ⌈log2 p⌉ rounds
+        everyone has heard, directly or not, from all (Hensgen, Finkel and Manber 1988).
+        """
+        token, heard = np.zeros(1, dtype=np.uint8), np.empty(1, dtype=np.uint8)
+        distance = 1
+        while distance < self.size:
+            arriving = self.irecv(heard, (self.rank - distance) % self.size, tag=BARRIER_TAG)
+            self.isend(token, (self.rank + distance) % self.size, tag=BARRIER_TAG).wait()
+            arriving.wait()
+            distance *= 2
+
+    def now(self) -> float:
+        """Seconds on this rank's clock; only differences mean anything."""
+        return time.perf_counter()
+
+    def spend(self, seconds: float) -> None:  # noqa: B027 - on real wires computing takes its own time
+        """Charge `seconds` of computation to a simulated clock; a real clock ignores it."""
+
+    def close(self) -> None:  # noqa: B027 - most wires hold nothing
+        """Give back what the transport holds; all ranks close together."""
+
+    def abort(self, code: int) -> NoReturn:
+        """End every process of the job at once, this one with exit status `code`."""
+        raise SystemExit(code)
+
+    def _check(self, buffer: Buffer, peer: int) -> None:
+        if not 0 <= peer < self.size:
+            raise ConfigurationError(f"Rank {self.rank} addressed rank {peer}, but the ranks are 0 to {self.size - 1}.")
+        if buffer.ndim != 1 or not buffer.flags.c_contiguous:
+            raise ConfigurationError(
+                f"Rank {self.rank} passed a buffer of shape {buffer.shape} and strides {buffer.strides}; only flat, "
+                "contiguous buffers can be sent without a copy: pass buffer.reshape(-1) of a contiguous array."
+            )
+
+
+BARRIER_TAG = 32_000
+"""Kept apart from the tags of ordinary messages; below 32,767, the least that MPI promises."""
+
+
+class Group(Transport):
+    """Some of a transport's ranks, numbered anew from 0 in the order given; it shares the parent's counters.
+
+    Args:
+        parent: the transport that moves the bytes.
+        ranks: the parent's ranks that belong to the group; the caller must be one of them.
+    """
+
+    def __init__(self, parent: Transport, ranks: Sequence[int]) -> None:
+        super().__init__(list(ranks).index(parent.rank), len(ranks), parent.deadline)
+        self._parent = parent
+        self._ranks = list(ranks)
+
+    def count(self, *, messages: int, bytes_: int) -> None:
+        """Nothing: the parent counts what passes through it."""
+
+    def _isend(self, buffer: Buffer, target: int, tag: int) -> Request:
+        return self._parent.isend(buffer, self._ranks[target], tag)
+
+    def _irecv(self, buffer: Buffer, source: int, tag: int) -> Request:
+        if source == ANY:
+            raise ConfigurationError("A group of ranks cannot receive from any: name the source.")
+        return self._parent.irecv(buffer, self._ranks[source], tag)
+
+    def now(self) -> float:
+        """Seconds on the parent's clock."""
+        return self._parent.now()
+
+    def spend(self, seconds: float) -> None:
+        """Charge `seconds` to the parent's clock."""
+        self._parent.spend(seconds)
+
+    def abort(self, code: int) -> NoReturn:
+        """End every process of the parent's job."""
+        self._parent.abort(code)

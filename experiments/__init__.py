@@ -1,0 +1,1 @@
+"""The bench: commands, runs, figures and reports."""

@@ -1,0 +1,6 @@
+"""`python -m bigbatch.experiments`: the same as `bigbatch-exp`, for launchers that start modules."""
+
+from bigbatch.experiments.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,331 @@
+"""The command line: `bigbatch-exp STRATEGY`, and a few commands beside."""
+
+import json
+import sys
+import tomllib
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+from click.core import ParameterSource
+from rich.console import Console
+from rich.table import Table
+
+from bigbatch.batches import BatchPlan, derive_plan
+from bigbatch.comm.errors import BigBatchError, ConfigurationError, LaunchError
+from bigbatch.comm.launch import Launcher, detect
+from bigbatch.comm.strategies import STRATEGIES
+from bigbatch.comm.strategy import Strategy
+from bigbatch.comm.transport import DEFAULT_DEADLINE, Transport
+from bigbatch.experiments.compare import run_strategies
+from bigbatch.experiments.experiment import Experiment
+from bigbatch.experiments.launcher import become, launch_command
+from bigbatch.experiments.progress import Reporter, terminal_columns
+from bigbatch.experiments.report import compared_verdict, print_table, verdict
+from bigbatch.experiments.run import SUMMARY, Run, new_folder, write_json
+from bigbatch.experiments.settings import Settings, resolve_device
+
+INTERRUPTED = 130
+"""The exit status of a program that was ended by Ctrl-C, as shells have it."""
+
+
+class TokenCount(click.ParamType[int]):
+    """A number of tokens, with k or M for thousands and millions."""
+
+    name = "tokens"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """300000, 300k, 0.3M -> 300000."""
+        text = str(value).replace("_", "").replace(",", "")
+        factor = {"k": 1_000, "K": 1_000, "M": 1_000_000}.get(text[-1:], 1)
+        try:
+            number = round(float(text[:-1] if factor > 1 else text) * factor)
+        except (ValueError, OverflowError):
+            number = 0
+        if number < 1:
+            self.fail(f"{value!r} is not a number of tokens; write 300000, 300k or 0.3M", param, ctx)
+        return number
+
+
+def read_config(context: click.Context, _: click.Parameter, path: Path | None) -> Path | None:
+    """Take the options in a TOML file as defaults; what is on the command line goes before them."""
+    if path is None:
+        return None
+    try:
+        entries = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"The configuration {path} cannot be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"The configuration {path} is not TOML: {error}.") from error
+    known = {parameter.name for parameter in context.command.params if parameter.name != "config"}
+    defaults = {key.replace("-", "_"): value for key, value in entries.items()}
+    for key in defaults:
+        if key not in known:
+            names = ", ".join(sorted(str(name).replace("_", "-") for name in known))
+            raise ConfigurationError(f"The configuration {path} has an unknown option {key!r}. Known: {names}.")
+    context.default_map = {**(context.default_map or {}), **defaults}
+    return path
+
+
+POSITIVE = click.IntRange(min=1)
+POSITIVE_NUMBER = click.FloatRange(min=0, min_open=True)
+FILE = click.Path(path_type=Path)
+
+OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
+    click.option("-n", "--workers", type=POSITIVE, help="Start that many workers (without mpirun or torchrun)."),
+    click.option("--task", default="language-modelling", show_default=True, help="What is learnt; or FILE.py:Task."),
+    click.option("--text", type=FILE, help="Your own text. [default: Python's standard library's documentation]"),
+    click.option("--batch-size", type=POSITIVE, help="Global batch, in examples. [default: about 64]"),
+    click.option("--micro-batch", type=POSITIVE, help="Examples a worker computes at once. [default: derived]"),
+    click.option("--accumulate", type=POSITIVE, help="Micro-batches a worker adds up for an update. [default: 4]"),
+    click.option("--arms", default="large,accumulated,small", show_default=True, help="What to compare."),
+    click.option("--tokens", type=TokenCount(), default="500k", show_default=True, help="To train each arm on."),
+    click.option(
+        "--validation-tokens", type=TokenCount(), default="8k", show_default=True, help="To measure the loss on."
+    ),
+    click.option("--learning-rate", type=POSITIVE_NUMBER, default=1e-3, show_default=True, help="Of every arm."),
+    click.option("--optimizer", default="adamw", show_default=True, help="sgd, adam, adamw, or FILE.py:name."),
+    click.option("--layers", type=POSITIVE, default=2, show_default=True, help="Blocks of the Transformer."),
+    click.option("--width", type=POSITIVE, default=96, show_default=True, help="Length of a token's vector."),
+    click.option("--heads", type=POSITIVE, default=4, show_default=True, help="Attention heads."),
+    click.option("--context", type=POSITIVE, default=64, show_default=True, help="Tokens in an example."),
+    click.option("--vocabulary", type=POSITIVE, default=1024, show_default=True, help="Different tokens, at most."),
+    click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of weights and order."),
+    click.option("--threads", type=POSITIVE, default=1, show_default=True, help="Of torch, in every process."),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
+    click.option(
+        "--deadline", type=POSITIVE_NUMBER, default=DEFAULT_DEADLINE, show_default=True, help="Seconds to wait at most."
+    ),
+    click.option("--out", type=FILE, help="The run's folder. [default: a new one below ./runs]"),
+    click.option("--config", type=FILE, is_eager=True, callback=read_config, help="Options from a TOML file."),
+    click.option("--quiet", is_flag=True, help="Neither progress nor table."),
+    click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON and no table."),
+    click.option("--debug", is_flag=True, help="Show tracebacks."),
+)
+
+
+def experiment_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options every experiment has."""
+    for option in reversed(OPTIONS):
+        command = option(command)
+    return command
+
+
+class Commands(click.Group):
+    """Strategies by name, then the other commands; an unknown word is answered with the known ones."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """A command, or the strategy of that name."""
+        return super().get_command(ctx, cmd_name) or strategy_command(cmd_name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command a line names; the word is kept as it was written."""
+        name = args[0]
+        if name.startswith("-"):
+            return super().resolve_command(ctx, args)
+        return name, self.get_command(ctx, name), args[1:]
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's own signature
+        """Two lists: strategies, commands."""
+        with formatter.section("Strategies (or FILE.py:Name)"):
+            formatter.write_dl([(name, strategy_command(name).get_short_help_str(90)) for name in STRATEGIES.names()])
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, c.get_short_help_str(90)) for name, c in sorted(self.commands.items())])
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="bigbatch")
+def cli() -> None:
+    """What does a bigger batch buy, and what does moving the gradients cost?
+
+    Trains one Transformer in three arms that see the same tokens: a large batch, the same batch accumulated from
+    smaller ones, and a small batch with more updates.
+
+    \b
+    mpirun -n 4 bigbatch-exp ring            four workers, ring all-reduce over MPI
+    bigbatch-exp ring -n 4                   the same; starts mpirun itself
+    bigbatch-exp compare ring allreduce ps   several strategies, one table
+    """  # noqa: D301 - click's mark for a paragraph not to be refilled
+
+
+def strategy_command(name: str) -> click.Command:
+    """The command that runs an experiment over a strategy."""
+    strategy = STRATEGIES.load(name)
+    summary = (strategy.__doc__ or "").strip() or f"The strategy {name}."
+
+    @click.command(name, help=summary.partition("\n\n")[0])
+    @experiment_options
+    def command(**options: Any) -> None:
+        run_strategy(name, options)
+
+    return command
+
+
+def run_strategy(name: str, options: dict[str, Any]) -> None:
+    """Run an experiment in the processes there are, or start them first."""
+    strategy: type[Strategy] = STRATEGIES.load(name)
+    settings, launch = settings_of(options), detect()
+    started = None if launch.launcher is Launcher.NONE else strategy.workers_among(launch.size)
+    plan = plan_of(options, started)
+    settings.check(plan)
+    if launch.launcher is Launcher.NONE and strategy.ranks_for(plan.workers) > 1:
+        become(launch_command(strategy, plan.workers, sys.argv[1:]))
+    device = resolve_device(settings.device, launch)
+    silent = options["quiet"] or launch.rank != 0
+    folder = options["out"] or new_folder(f"{Path(name).name.replace(':', '-')}-{plan.workers}")
+    experiment = Experiment(name, strategy, settings, plan, device, folder, Reporter(quiet=silent))
+    with connected(lambda: strategy.connect(launch, str(device), settings.deadline), options["debug"]) as transport:
+        experiment.run(transport)
+        if transport.rank == 0:
+            finished = Run.read(folder)
+            show([finished], folder, finished.summary, verdict(finished.summary), options)
+
+
+def settings_of(options: dict[str, Any]) -> Settings:
+    """The settings among a command's options."""
+    return Settings(**{field.name: options[field.name] for field in fields(Settings)})
+
+
+def plan_of(options: dict[str, Any], started: int | None) -> BatchPlan:
+    """The plan of the accumulated arm; `started` is the number of workers that a launcher started, if one did."""
+    asked = options["workers"]
+    if started is not None and asked is not None and asked != started:
+        raise ConfigurationError(
+            f"-n asks for {asked} workers, but the launcher started {started}. Leave -n out, or start them without it."
+        )
+    workers = started if started is not None else asked
+    return derive_plan(workers, options["batch_size"], options["micro_batch"], options["accumulate"])
+
+
+@contextmanager
+def connected(connect: Callable[[], Transport], debug: bool) -> Iterator[Transport]:
+    """The transport while the work goes well; an error that only this rank knows of ends the whole job.
+
+    An error on every rank is raised, for rank 0 to report.
+    """
+    transport = connect()
+    try:
+        yield transport
+    except BigBatchError as error:
+        if not error.everywhere and transport.size > 1:
+            report(error, debug)
+            transport.abort(1)
+        transport.close()
+        raise
+    except KeyboardInterrupt:
+        if transport.rank == 0:
+            print("Interrupted; what was measured so far is in the run's folder.", file=sys.stderr, flush=True)
+        transport.abort(INTERRUPTED)
+    except Exception as error:  # a fault of ours, or of a user's model, task or strategy
+        report(error, debug, rank=transport.rank if transport.size > 1 else None)
+        transport.abort(1)
+    transport.close()
+
+
+def report(error: Exception, debug: bool, rank: int | None = None) -> None:
+    """One sentence on standard error; the traceback before it if asked for."""
+    if debug:
+        traceback.print_exception(error)
+    where = "" if rank is None else f"on rank {rank}: "
+    what = str(error) if isinstance(error, BigBatchError) else f"{type(error).__name__}: {error}"
+    hint = "" if debug or isinstance(error, BigBatchError) else " (--debug shows where)"
+    print(f"bigbatch-exp: {where}{what}{hint}", file=sys.stderr, flush=True)
+
+
+def show(runs: Sequence[Run], folder: Path, summary: dict[str, Any], sentence: str, options: dict[str, Any]) -> None:
+    """The figure, and then the table or the summary on standard output."""
+    from bigbatch.experiments.figures.comparison import draw_comparison  # only the rank that draws needs matplotlib
+
+    draw_comparison(runs, folder / "comparison.png")
+    if options["as_json"]:
+        print(json.dumps(summary, indent=2))
+    elif not options["quiet"]:
+        console = Console(width=terminal_columns(sys.stdout) or COLUMNS, highlight=False)
+        print()
+        print_table(console, [run.summary for run in runs])
+        console.print(f"\n{sentence}")
+        print(f"\n{folder}/: {', '.join(sorted(entry.name for entry in folder.iterdir()))}", flush=True)
+
+
+COLUMNS = 100
+"""The width of what is printed where there is no terminal to ask."""
+
+
+@cli.command()
+@click.argument("strategies", nargs=-1, required=True)
+@experiment_options
+@click.pass_context
+def compare(context: click.Context, /, strategies: tuple[str, ...], **options: Any) -> None:
+    """Run several strategies with as many workers each; one table and one figure over all."""
+    if detect().launcher is not Launcher.NONE:
+        raise LaunchError("compare starts the processes of every strategy itself: run it without mpirun or torchrun.")
+    settings = settings_of(options)
+    asked = options["workers"] or (None if options["micro_batch"] and options["accumulate"] else WORKERS_COMPARED)
+    plan = plan_of({**options, "workers": asked}, None)
+    settings.check(plan)
+    folder = options["out"] or new_folder("compare")
+    runs = run_strategies(strategies, plan.workers, shared_arguments(context), folder)
+    summaries = [run.summary for run in runs]
+    write_json(folder / SUMMARY, {"runs": summaries})
+    show(runs, folder, {"runs": summaries}, compared_verdict(summaries), options)
+
+
+WORKERS_COMPARED = 4
+"""How many workers each strategy gets in `compare` if nothing else is said."""
+
+
+def shared_arguments(context: click.Context) -> list[str]:
+    """The options that were given on the command line, as `compare` hands them on."""
+    own = {"strategies", "workers", "out", "as_json"}
+    arguments: list[str] = []
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        if name in own or context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
+            continue
+        value = context.params[name]
+        arguments += [parameter.opts[-1]] if value is True else [parameter.opts[-1], str(value)]
+    return arguments
+
+
+@cli.command()
+def doctor() -> None:
+    """Say what this machine has (MPI, torch, cores, GPUs) and what to install for what is missing."""
+    from bigbatch.experiments.doctor import examine
+
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for what, found, advice in examine():
+        table.add_row(what, found + (f"\n-> {advice}" if advice else ""))
+    Console(highlight=False).print(table)
+
+
+def main() -> NoReturn:
+    """The program: exits with 0, 1 for an error, 2 for a wrong command line, 130 for an interruption."""
+    debug = "--debug" in sys.argv
+    try:
+        cli(standalone_mode=False)
+        status = 0
+    except click.ClickException as error:
+        status = error.exit_code
+        if speaks():
+            error.show()
+    except BigBatchError as error:
+        status = 2 if isinstance(error, ConfigurationError | LaunchError) else 1
+        if speaks():
+            report(error, debug)
+    except (click.Abort, KeyboardInterrupt):
+        status = INTERRUPTED
+    sys.exit(status)
+
+
+def speaks() -> bool:
+    """Whether this process is the one that reports what happened to all alike."""
+    try:
+        return detect().rank == 0
+    except LaunchError:
+        return True

@@ -1,0 +1,239 @@
+"""An experiment: the same Transformer over one strategy, in several arms that see the same tokens."""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import bigbatch
+from bigbatch.batches import Arm, BatchPlan
+from bigbatch.comm.agreement import agree, share, together
+from bigbatch.comm.parameters import FlatParameters
+from bigbatch.comm.strategy import Strategy
+from bigbatch.comm.transport import Transport
+from bigbatch.experiments.progress import Reporter
+from bigbatch.experiments.run import RunWriter, environment
+from bigbatch.experiments.settings import Settings
+from bigbatch.memory import peak_bytes, reset_peak
+from bigbatch.model import Transformer, TransformerShape
+from bigbatch.optimizers import OPTIMIZERS
+from bigbatch.tasks import TASKS, Task
+from bigbatch.trainer import Trainer, Update
+
+VALIDATIONS = 8
+"""How often an arm measures its validation loss while it trains, at equal distances; once before, too."""
+
+LAST_SHARE = 0.1
+"""The training loss reported is the mean over this last share of the tokens."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything an arm needs to know.
+
+    Attributes:
+        name: the strategy's, as the user wrote it.
+        make_strategy: makes the strategy on a transport, anew for every arm.
+        settings: what the user asked for.
+        plan: of the accumulated arm.
+        device: what this rank computes on.
+        folder: of the run.
+        reporter: tells how far the run is.
+    """
+
+    name: str
+    make_strategy: Callable[[Transport], Strategy]
+    settings: Settings
+    plan: BatchPlan
+    device: torch.device
+    folder: Path
+    reporter: Reporter
+
+    def run(self, transport: Transport) -> None:
+        """Run every arm on every rank of `transport`; rank 0 writes the run's folder.
+
+        Raises:
+            BigBatchError: on every rank, if the ranks were asked for different things or one cannot do its part.
+        """
+        torch.set_num_threads(self.settings.threads)
+        options = {**self.settings.as_json(), "plan": asdict(self.plan), "bigbatch version": bigbatch.__version__}
+        agree(transport, "option", sorted(options.items()))
+        arms = self.settings.chosen_arms(self.plan)
+        task = self._prepare(transport)
+        writer = together(transport, lambda: RunWriter(self.folder) if transport.rank == 0 else None)
+        if writer is None:
+            self._run_arms(transport, task, arms, lambda _: None)
+            return
+        with writer:
+            writer.config({"strategy": self.name, **options, "environment": environment()})
+            writer.summary(self._run_arms(transport, task, arms, writer.metric))
+
+    def _prepare(self, transport: Transport) -> Task:
+        """Rank 0 reads the corpus first; the others then find it in the cache."""
+        task_class: type[Task] = TASKS.load(self.settings.task)
+
+        def prepare() -> Task:
+            return task_class.prepare(self.settings.text, self.settings.context, self.settings.vocabulary)
+
+        first = together(transport, lambda: prepare() if transport.rank == 0 else None)
+        task = together(transport, lambda: first or prepare())
+        agree(transport, "corpus", [("sha256", task.corpus_sha256), ("vocabulary", task.vocabulary_size)])
+        return task
+
+    def _run_arms(
+        self, transport: Transport, task: Task, arms: list[Arm], record: Callable[[dict[str, Any]], None]
+    ) -> dict[str, Any]:
+        results = [self._run_arm(transport, task, arm, record) for arm in arms]
+        return {
+            "strategy": self.name,
+            "workers": self.plan.workers,
+            "task": self.settings.task,
+            "corpus_sha256": task.corpus_sha256,
+            "parameters": results[0].pop("parameters"),
+            "arms": [{key: value for key, value in result.items() if key != "parameters"} for result in results],
+            "environment": environment(),
+        }
+
+    def _run_arm(
+        self, transport: Transport, task: Task, arm: Arm, record: Callable[[dict[str, Any]], None]
+    ) -> dict[str, Any]:
+        """Train one arm from the start; every rank returns the same result."""
+        settings = self.settings
+        reset_peak(self.device)
+        shape = TransformerShape(
+            task.vocabulary_size, settings.context, settings.layers, settings.width, settings.heads
+        )
+        model = Transformer(shape, settings.seed).to(self.device)
+        parameters = FlatParameters(model)
+        strategy = self.make_strategy(transport)
+        strategy.start(parameters, OPTIMIZERS.load(settings.optimizer)(settings.learning_rate))
+        examples = math.ceil(settings.tokens / task.example_tokens)
+        trainer = Trainer(model, task, strategy, parameters, arm.plan, examples, settings.seed)
+        history = strategy.run(lambda: self._train(trainer, arm, record))
+        mine = {"peak": peak_bytes(self.device), "history": None if history is None else history.totals()}
+        ranks = share(transport, mine)
+        return {"parameters": parameters.values.numel(), **_summarise(arm, ranks)}
+
+    def _train(self, trainer: Trainer, arm: Arm, record: Callable[[dict[str, Any]], None]) -> "History":
+        history = History()
+        validation_examples = math.ceil(self.settings.validation_tokens / trainer.task.example_tokens)
+        updates = arm.plan.updates(trainer.examples)
+        stops = set(np.linspace(0, updates, VALIDATIONS + 1).round().astype(int).tolist())
+
+        def validate(number: int) -> None:
+            history.validation_loss = trainer.validate(validation_examples)
+            record(
+                {
+                    "kind": "validation",
+                    "arm": arm.name,
+                    "update": number,
+                    "tokens": history.tokens,
+                    "seconds": history.seconds,
+                    "loss": history.validation_loss,
+                }
+            )
+
+        trainer.warm_up()
+        validate(0)
+        with self.reporter.arm(arm.name, updates) as bar:
+            for update in trainer.updates():
+                history.add(update)
+                record(
+                    {
+                        "kind": "update",
+                        "arm": arm.name,
+                        **asdict(update),
+                        "compute_seconds": update.compute_seconds,
+                        "total_tokens": history.tokens,
+                        "total_seconds": history.seconds,
+                    }
+                )
+                bar.advance(update.number, update.loss)
+                if update.number in stops:
+                    validate(update.number)
+        return history
+
+
+class History:
+    """What one worker saw of one arm.
+
+    Attributes:
+        updates: all of them, in order.
+        tokens: of all workers so far.
+        seconds: of this worker's training so far; validation is not counted.
+        validation_loss: the last one measured, in nats per token.
+    """
+
+    def __init__(self) -> None:
+        self.updates: list[Update] = []
+        self.tokens = 0
+        self.seconds = 0.0
+        self.validation_loss = float("nan")
+
+    def add(self, update: Update) -> None:
+        """One more update."""
+        self.updates.append(update)
+        self.tokens += update.tokens
+        self.seconds += update.seconds
+
+    def training_loss(self) -> float:
+        """The mean loss per token over the last tenth of the tokens, in nats."""
+        loss, tokens = 0.0, 0
+        for update in reversed(self.updates):
+            loss, tokens = loss + update.loss * update.tokens, tokens + update.tokens
+            if tokens >= LAST_SHARE * self.tokens:
+                break
+        return loss / tokens if tokens else float("nan")
+
+    def totals(self) -> dict[str, float]:
+        """Sums over the updates, for the summary."""
+        return {
+            "updates": len(self.updates),
+            "skipped": sum(not update.applied for update in self.updates),
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "compute": sum(update.compute_seconds for update in self.updates),
+            "communication": sum(update.communication_seconds for update in self.updates),
+            "waiting": sum(update.waiting_seconds for update in self.updates),
+            "bytes_sent": sum(update.bytes_sent for update in self.updates),
+            "training_loss": self.training_loss(),
+            "validation_loss": self.validation_loss,
+        }
+
+
+def _summarise(arm: Arm, ranks: list[dict[str, Any]]) -> dict[str, Any]:
+    """One arm's row: times and bytes are means over the workers, memory is that of the hungriest worker."""
+    workers = [rank for rank in ranks if rank["history"] is not None]
+    servers = [rank for rank in ranks if rank["history"] is None]
+    histories = [rank["history"] for rank in workers]
+    first = histories[0]
+    updates: int = first["updates"]
+
+    def mean(key: str) -> float:
+        return float(np.mean([history[key] for history in histories])) / updates
+
+    row = {
+        "name": arm.name,
+        "global_batch": arm.plan.global_batch,
+        "micro_batch": arm.plan.micro_batch,
+        "accumulation": arm.plan.accumulation,
+        "updates": updates,
+        "skipped_updates": first["skipped"],
+        "tokens": first["tokens"],
+        "tokens_per_second": first["tokens"] / (mean("seconds") * updates),
+        "update_seconds": mean("seconds"),
+        "compute_seconds": mean("compute"),
+        "communication_seconds": mean("communication"),
+        "waiting_seconds": mean("waiting"),
+        "bytes_sent_per_update": mean("bytes_sent"),
+        "peak_memory_bytes": max(rank["peak"] for rank in workers),
+        "training_loss": first["training_loss"],
+        "validation_loss": first["validation_loss"],
+    }
+    if servers:
+        row["server_peak_memory_bytes"] = max(rank["peak"] for rank in servers)
+    return row

@@ -1,0 +1,1 @@
+"""Figures, drawn from runs and never from memory."""

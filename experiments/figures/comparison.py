@@ -1,0 +1,112 @@
+"""The comparison figure: throughput, where the time goes, loss against tokens, loss against seconds."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+
+from bigbatch.experiments.figures.style import BLUE, GREY, LINES, ORANGE, colour, panels
+from bigbatch.experiments.run import Run
+
+
+def draw_comparison(runs: Sequence[Run], path: Path) -> None:
+    """Draw one run, or several of the same arms, to a PNG file.
+
+    Args:
+        runs: finished runs; each arm has a colour, each strategy a kind of line.
+        path: of the file.
+    """
+    bars = [(run, arm) for run in runs for arm in run.summary["arms"]]
+    several = len(runs) > 1
+    figure, (throughput, split, by_tokens, by_seconds) = panels(2, 2, width=10 + (1.5 if several else 0), height=7.5)
+    labels = [f"{run.summary['strategy']}\n{arm['name']}" if several else arm["name"] for run, arm in bars]
+    arm_names = list(dict.fromkeys(arm["name"] for _, arm in bars))
+
+    _throughput(throughput, bars, labels, arm_names)
+    _split(split, bars, labels)
+    for axis, key, unit in ((by_tokens, "tokens", "tokens"), (by_seconds, "seconds", "training time (s)")):
+        for number, run in enumerate(runs):
+            for arm in run.summary["arms"]:
+                _loss(axis, run, arm["name"], key, colour(arm_names.index(arm["name"])), LINES[number % len(LINES)])
+        axis.set_xlabel(unit)
+        axis.set_ylabel("loss (nats per token)")
+        axis.set_title(f"Loss against {'tokens' if key == 'tokens' else 'time'}", loc="left")
+    for number, name in enumerate(arm_names):
+        by_tokens.plot([], [], color=colour(number), marker="o", markersize=3, label=name)
+    if several:
+        for number, run in enumerate(runs):
+            by_tokens.plot([], [], color=GREY, linestyle=LINES[number % len(LINES)], label=run.summary["strategy"])
+    by_tokens.plot([], [], color=GREY, linewidth=1, alpha=0.5, label="training (thin)")
+    by_tokens.legend(frameon=False, fontsize=8)
+    first = runs[0].summary
+    names = ", ".join(run.summary["strategy"] for run in runs)
+    figure.suptitle(
+        f"{names}: {first['workers']} workers, {first['parameters']:,} parameters, {first['task']}", x=0.01, ha="left"
+    )
+    figure.savefig(path)
+
+
+def _throughput(axis: Axes, bars: list[tuple[Run, dict[str, Any]]], labels: list[str], arm_names: list[str]) -> None:
+    values = [arm["tokens_per_second"] for _, arm in bars]
+    colours = [colour(arm_names.index(arm["name"])) for _, arm in bars]
+    drawn = axis.bar(range(len(bars)), values, color=colours, width=0.7)
+    axis.bar_label(drawn, labels=[f"{value / 1e3:.1f}k" for value in values], fontsize=8)
+    _name_bars(axis, labels)
+    axis.set_ylabel("tokens per second")
+    axis.set_title("Throughput", loc="left")
+
+
+def _split(axis: Axes, bars: list[tuple[Run, dict[str, Any]]], labels: list[str]) -> None:
+    bottom = [0.0] * len(bars)
+    parts = (("compute", GREY, ""), ("communication", BLUE, "//"), ("waiting", ORANGE, ".."))
+    for name, shade, hatch in parts:
+        # Per token, so that arms with different numbers of updates can be held against each other.
+        values = [
+            arm[f"{name}_seconds"] * arm["updates"] / arm["tokens"] * 1e6 * run.summary["workers"] for run, arm in bars
+        ]
+        axis.bar(
+            range(len(bars)), values, bottom=bottom, color=shade, hatch=hatch, edgecolor="white", width=0.7, label=name
+        )
+        bottom = [below + value for below, value in zip(bottom, values, strict=True)]
+    _name_bars(axis, labels)
+    axis.set_ylim(0, 1.25 * max(bottom))
+    axis.legend(frameon=False, fontsize=8, ncols=3, loc="upper left")
+    axis.set_ylabel("worker time per token (µs)")
+    axis.set_title("Where the time goes", loc="left")
+
+
+def _name_bars(axis: Axes, labels: list[str]) -> None:
+    axis.set_xticks(range(len(labels)), labels, fontsize=8 if len(labels) <= 6 else 6.5)
+
+
+def _loss(axis: Axes, run: Run, arm: str, key: str, shade: str, line: str) -> None:
+    updates = run.curve(arm, "update")
+    axis.plot(
+        [record[f"total_{key}"] for record in updates],
+        _smoothed([record["loss"] for record in updates]),
+        color=shade,
+        linestyle=line,
+        linewidth=0.8,
+        alpha=0.35,
+    )
+    measured = [record for record in run.curve(arm, "validation") if record["loss"] is not None]
+    axis.plot(
+        [record[key] for record in measured],
+        [record["loss"] for record in measured],
+        color=shade,
+        linestyle=line,
+        linewidth=1.6,
+        marker="o",
+        markersize=3,
+    )
+
+
+def _smoothed(losses: list[float | None]) -> list[float]:
+    """An exponential average over about ten updates, corrected for its start; it skips what is not a number."""
+    smooth, average, weight = [], 0.0, 0.0
+    for loss in losses:
+        if loss is not None:
+            average, weight = 0.9 * average + 0.1 * loss, 0.9 * weight + 0.1
+        smooth.append(average / weight if weight else float("nan"))
+    return smooth

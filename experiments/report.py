@@ -1,0 +1,139 @@
+"""What a run says to its reader: a table, and a sentence about it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+Summary = dict[str, Any]
+
+# What stands at the left, the summary's key, factor, decimals.
+ROWS = (
+    ("updates", "updates", 1, 0),
+    ("throughput, tokens/s", "tokens_per_second", 1, 0),
+    ("time per update, ms", "update_seconds", 1e3, 1),
+    ("  compute", "compute_seconds", 1e3, 1),
+    ("  communication", "communication_seconds", 1e3, 1),
+    ("  waiting", "waiting_seconds", 1e3, 1),
+    ("sent per update and worker, MB", "bytes_sent_per_update", 1e-6, 2),
+    ("peak memory of a worker, MB", "peak_memory_bytes", 1e-6, 0),
+    ("training loss, nats/token", "training_loss", 1, 3),
+    ("validation loss, nats/token", "validation_loss", 1, 3),
+)
+
+
+def print_table(console: Console, summaries: Sequence[Summary]) -> None:
+    """Print a column for every arm of a run; or for several runs a column for each, arm after arm."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
+    several = len(summaries) > 1
+    table.add_column("", no_wrap=True)
+    heads = [summary["strategy"] for summary in summaries] if several else _names(summaries[0])
+    for head in heads:
+        table.add_column(head, justify="right")
+    if several:
+        for name in _names(summaries[0]):
+            _add_rows(table, [_arm(summary, name) for summary in summaries], summaries[0]["workers"], name)
+    else:
+        _add_rows(table, summaries[0]["arms"], summaries[0]["workers"])
+    console.print(table)
+
+
+def _add_rows(table: Table, arms: list[dict[str, Any]], workers: int, name: str = "") -> None:
+    if name:
+        table.add_row(f"[bold]{name}[/bold]")
+    table.add_row("global batch, examples", *(str(arm["global_batch"]) for arm in arms))
+    table.add_row(
+        "  = workers × micro × accumulation",
+        *(f"{workers} × {arm['micro_batch']} × {arm['accumulation']}" for arm in arms),
+    )
+    for label, key, factor, decimals in ROWS:
+        table.add_row(label, *(_number(arm[key], factor, decimals) for arm in arms))
+    if any(arm["skipped_updates"] for arm in arms):
+        table.add_row("updates skipped, not finite", *(str(arm["skipped_updates"]) for arm in arms))
+    table.add_section()
+
+
+def _names(summary: Summary) -> list[str]:
+    return [arm["name"] for arm in summary["arms"]]
+
+
+def _arm(summary: Summary, name: str) -> dict[str, Any]:
+    return next(arm for arm in summary["arms"] if arm["name"] == name)
+
+
+def _number(value: float | None, factor: float, decimals: int) -> str:
+    return "none" if value is None else f"{value * factor:,.{decimals}f}"
+
+
+def verdict(summary: Summary) -> str:
+    """One sentence that says what a run's table shows; it claims only what the numbers say."""
+    arms = {arm["name"]: arm for arm in summary["arms"]}
+    clauses = []
+    large, accumulated, small = (arms.get(name) for name in ("large", "accumulated", "small"))
+    if large and accumulated:
+        clauses.append(
+            f"{large['global_batch']} examples an update end at "
+            f"{_gap(accumulated['validation_loss'], large['validation_loss'])} whether computed at once or accumulated "
+            f"in {accumulated['accumulation']} micro-batches, which runs at "
+            f"{_ratio(accumulated['tokens_per_second'], large['tokens_per_second'])} the speed"
+        )
+    reference = accumulated or large
+    if small and reference and small["updates"] > reference["updates"]:
+        moved = small["bytes_sent_per_update"] * small["updates"]
+        before = reference["bytes_sent_per_update"] * reference["updates"]
+        traffic = f", moves {_ratio(moved, before)} the bytes" if before else ""
+        clauses.append(
+            f"the small batch makes {_ratio(small['updates'], reference['updates'])} the updates from the same tokens"
+            f"{traffic}, runs at {_ratio(small['tokens_per_second'], reference['tokens_per_second'])} the speed and "
+            f"ends {_difference(small['validation_loss'], reference['validation_loss'])}"
+        )
+    if not clauses:
+        best = max(summary["arms"], key=lambda arm: arm["tokens_per_second"])
+        clauses.append(
+            f"the arm {best['name']} trains on {best['tokens_per_second']:,.0f} tokens/s, of which communication and "
+            f"waiting take {_share(best):.0%} of the time"
+        )
+    sentence = "; ".join(clauses)
+    return sentence[0].upper() + sentence[1:] + "."
+
+
+def compared_verdict(summaries: Sequence[Summary]) -> str:
+    """One sentence about several runs of the same arms."""
+    clauses = []
+    for name in _names(summaries[0]):
+        rows = {summary["strategy"]: _arm(summary, name) for summary in summaries}
+        fastest = max(rows, key=lambda strategy: rows[strategy]["tokens_per_second"])
+        slowest = min(rows, key=lambda strategy: rows[strategy]["tokens_per_second"])
+        speed = _ratio(rows[fastest]["tokens_per_second"], rows[slowest]["tokens_per_second"])
+        losses = [row["validation_loss"] for row in rows.values() if row["validation_loss"] is not None]
+        apart = f"{max(losses) - min(losses):.1g}" if losses else "none"
+        clauses.append(
+            f"{name}: {fastest} is fastest, {speed} the speed of {slowest}, validation losses {apart} nats apart"
+        )
+    return "; ".join(clauses) + "."
+
+
+def _share(arm: dict[str, Any]) -> float:
+    return float((arm["communication_seconds"] + arm["waiting_seconds"]) / arm["update_seconds"])
+
+
+def _ratio(value: float, reference: float) -> str:
+    return f"{value / reference:.3g} ×"
+
+
+def _gap(one: float | None, other: float | None) -> str:
+    if one is None or other is None:
+        return "no validation loss that is a number"
+    gap = abs(one - other)
+    return f"the same validation loss ({gap:.0e} nats apart)" if gap < 1e-3 else f"losses {gap:.3f} nats apart"
+
+
+def _difference(value: float | None, reference: float | None) -> str:
+    if value is None or reference is None:
+        return "without a validation loss to compare"
+    gap = value - reference
+    if abs(gap) < 5e-4:
+        return "at the same validation loss"
+    return f"{abs(gap):.3f} nats {'higher' if gap > 0 else 'lower'} in validation loss"

@@ -1,0 +1,146 @@
+"""Real jobs under a deadline: nothing hangs for ever, and nothing is left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+MARK = "BIGBATCH_TEST_JOB"
+PROGRAMS = Path(__file__).parent / "programs"
+RANK_VARIABLES = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "RANK", "SLURM_PROCID")
+SMALL = [
+    *("--tokens", "2k", "--validation-tokens", "500", "--layers", "1", "--width", "16", "--heads", "2"),
+    *("--context", "16", "--vocabulary", "300", "--deadline", "60"),
+]
+"""Options that make an experiment last a second."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended."""
+
+    status: int
+    out: str
+    err: str
+    seconds: float
+
+
+class Job:
+    """A command whose processes can all be found again, however far down they are."""
+
+    def __init__(self, command: list[str], folder: Path, environment: dict[str, str]) -> None:
+        self.command = command
+        self.mark = uuid.uuid4().hex
+        self._out, self._err = folder / f"{self.mark}.out", folder / f"{self.mark}.err"
+        self.started = time.monotonic()
+        with self._out.open("w") as out, self._err.open("w") as err:
+            self.process = subprocess.Popen(
+                command,
+                stdout=out,
+                stderr=err,
+                stdin=subprocess.DEVNULL,
+                cwd=folder,
+                env={**environment, MARK: self.mark, "PYTHONFAULTHANDLER": "1"},
+                start_new_session=True,
+            )
+
+    def alive(self) -> dict[int, str]:
+        """Process -> rank (or "-") of everything that belongs to the job and still runs."""
+        found = {}
+        for entry in Path("/proc").iterdir():
+            try:
+                variables = dict(
+                    pair.split("=", 1) for pair in (entry / "environ").read_text().split("\0") if "=" in pair
+                )
+                if variables.get(MARK) == self.mark and ") Z" not in (entry / "stat").read_text():
+                    found[int(entry.name)] = next((variables[v] for v in RANK_VARIABLES if v in variables), "-")
+            except (OSError, ValueError):
+                continue
+        return found
+
+    def err(self) -> str:
+        return self._err.read_text()
+
+    def wait(self, deadline: float) -> Outcome:
+        """Wait for the end; past the deadline every process is killed, and the failure says which ranks hung where."""
+        try:
+            status = self.process.wait(deadline)
+        except subprocess.TimeoutExpired:
+            hung = self.alive()
+            for process, rank in hung.items():
+                if rank != "-":
+                    os.kill(process, signal.SIGABRT)  # faulthandler then prints where it was
+            time.sleep(1)
+            self.kill()
+            pytest.fail(f"ranks {sorted(hung.values())} hung for {deadline} s in {self.command}:\n{self.err()}")
+        return Outcome(status, self._out.read_text(), self.err(), time.monotonic() - self.started)
+
+    def kill(self) -> None:
+        for process in self.alive():
+            try:
+                os.kill(process, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        self.process.wait(10)
+
+    def gone(self, within: float = 10) -> bool:
+        """Whether every process has ended, or does so in time."""
+        until = time.monotonic() + within
+        while self.alive():
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.1)
+        return True
+
+
+Start = Callable[..., Job]
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def start(tmp_path: Path, cache: Path) -> Iterator[Start]:
+    """Start a command in a folder of its own."""
+    jobs: list[Job] = []
+
+    def begin(*command: object, **environment: str) -> Job:
+        inherited = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{inherited['PATH']}"
+        variables = {**inherited, "PATH": path, "OMP_NUM_THREADS": "1", "BIGBATCH_CACHE": str(cache), **environment}
+        jobs.append(Job([str(word) for word in command], tmp_path, variables))
+        return jobs[-1]
+
+    yield begin
+    for job in jobs:
+        job.kill()
+
+
+@pytest.fixture
+def run(start: Start) -> Run:
+    """Run a command to its end, within a deadline, and see that no process is left."""
+
+    def complete(*command: object, deadline: float = 60, **environment: str) -> Outcome:
+        job = start(*command, **environment)
+        outcome = job.wait(deadline)
+        assert job.gone(), f"processes {job.alive()} were left behind by {command}"
+        return outcome
+
+    return complete
+
+
+def launcher(name: str, ranks: int) -> list[str]:
+    """The command line that starts a Python program on that many ranks."""
+    if name == "mpirun":
+        return ["mpirun", "-n", str(ranks), sys.executable]
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]

@@ -1,0 +1,138 @@
+"""What every transport and every strategy is put through: once in one process, once on real wires."""
+
+import copy
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bigbatch.batches import BatchPlan, DataOrder
+from bigbatch.comm.execute import execute
+from bigbatch.comm.parameters import FlatParameters
+from bigbatch.comm.schedule import Schedule
+from bigbatch.comm.strategy import Strategy
+from bigbatch.comm.transport import Transport
+from bigbatch.model import PADDING, Transformer, TransformerShape, summed_cross_entropy
+from bigbatch.tasks import Task, TokenBatch
+from bigbatch.trainer import Trainer
+
+VOCABULARY, CONTEXT, UPDATES = 11, 5, 20
+BATCH = 240  # what 1 to 5 workers with 1, 2 and 4 micro-batches can share
+EXAMPLES = (UPDATES - 1) * BATCH + 37  # the last batch leaves some workers little, and some nothing
+SHAPE = TransformerShape(VOCABULARY, CONTEXT, layers=1, width=8, heads=2)
+LEARNING_RATE = 1e-2
+
+
+class Sequences(Task):
+    """Random sequences of different lengths, the same on every rank."""
+
+    corpus_sha256 = "none"
+    vocabulary_size = VOCABULARY
+    example_tokens = CONTEXT
+
+    def __init__(self) -> None:
+        generator = np.random.default_rng(5)
+        self.tokens = torch.from_numpy(generator.integers(VOCABULARY, size=(97, CONTEXT)))
+        self.targets = torch.from_numpy(generator.integers(VOCABULARY, size=(97, CONTEXT)))
+        self.targets[
+            torch.arange(CONTEXT) >= torch.from_numpy(generator.integers(1, CONTEXT + 1, size=97))[:, None]
+        ] = PADDING
+        self.sizes = {"training": 90, "validation": 7}
+
+    @classmethod
+    def prepare(cls, *_: object) -> "Sequences":
+        return cls()
+
+    def batch(self, split: str, examples: np.ndarray) -> TokenBatch:
+        rows = torch.from_numpy(examples) + (90 if split == "validation" else 0)
+        return TokenBatch(self.tokens[rows], self.targets[rows])
+
+    def loss(self, model: nn.Module, batch: TokenBatch) -> tuple[Tensor, int]:
+        return summed_cross_entropy(model(batch.tokens), batch.targets)
+
+
+def new_model() -> Transformer:
+    return Transformer(SHAPE, seed=3).double()
+
+
+def optimizer(parameters: Iterable[object]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1)
+
+
+def plain_loop() -> tuple[Tensor, float]:
+    """The oracle: one process, one example after the other, nothing of ours but the model and the order."""
+    task, model = Sequences(), new_model()
+    order = DataOrder(90, seed=7)
+    adam = optimizer(model.parameters())
+    for update in range(UPDATES):
+        adam.zero_grad()
+        count = 0
+        for example in order.at(range(update * BATCH, min((update + 1) * BATCH, EXAMPLES))).tolist():
+            length = int((task.targets[example] != PADDING).sum())
+            logits = model(task.tokens[example : example + 1])[0, :length]
+            loss = -torch.log_softmax(logits, -1)[torch.arange(length), task.targets[example, :length]].sum()
+            loss.backward()
+            count += length
+        for parameter in model.parameters():
+            parameter.grad /= count
+        adam.step()
+    with torch.no_grad():
+        total, count = 0.0, 0
+        for example in range(90, 97):
+            length = int((task.targets[example] != PADDING).sum())
+            logits = model(task.tokens[example : example + 1])[0, :length]
+            total -= float(torch.log_softmax(logits, -1)[torch.arange(length), task.targets[example, :length]].sum())
+            count += length
+    return flat(model), total / count
+
+
+def flat(model: nn.Module) -> Tensor:
+    return torch.cat([parameter.detach().reshape(-1) for parameter in model.parameters()])
+
+
+def train(
+    transport: Transport, make_strategy: Callable[[Transport], Strategy], accumulation: int, bucket_bytes: int
+) -> tuple[Tensor, float] | None:
+    """A whole training over a strategy: this rank's parameters and the validation loss; None from a server."""
+    model = new_model()
+    if transport.rank:
+        torch.nn.init.normal_(model.tokens.weight)  # start must replace these by rank 0's
+    parameters = FlatParameters(model)
+    strategy = make_strategy(transport)
+    strategy.bucket_bytes = bucket_bytes
+    strategy.start(parameters, optimizer)
+    micro_batch = BATCH // (accumulation * strategy.workers)
+    plan = BatchPlan(micro_batch, accumulation, strategy.workers)
+
+    def work() -> tuple[Tensor, float]:
+        trainer = Trainer(model, Sequences(), strategy, parameters, plan, EXAMPLES, seed=7)
+        applied = [update.applied for update in trainer.updates()]
+        assert applied == [True] * UPDATES
+        return copy.deepcopy(flat(model)), trainer.validate()
+
+    return strategy.run(work)
+
+
+SIZES = (0, 1, 1000, 1003)
+
+
+def reduce_distinct(transport: Transport, schedule: Schedule, dtype: str) -> dict[int, bytes]:
+    """Run an all-reduce on distinct integers per rank and element and check every one; what came out, by size."""
+    ranks, results = transport.size, {}
+    for elements in sorted({*SIZES, ranks - 1, ranks, ranks + 1}):
+        own = np.arange(elements, dtype=dtype) * ranks + transport.rank
+        surrounded = np.full(elements + 10, -1, dtype=dtype)
+        surrounded[3 : 3 + elements] = own
+        sent, messages = transport.bytes_sent, transport.messages_sent
+        execute(schedule, transport, surrounded[3 : 3 + elements])
+        sent, messages = transport.bytes_sent - sent, transport.messages_sent - messages
+        expected = sum(np.arange(elements, dtype=dtype) * ranks + rank for rank in range(ranks))
+        np.testing.assert_array_equal(surrounded[3 : 3 + elements], expected)
+        assert (surrounded[:3] == -1).all()
+        assert (surrounded[3 + elements :] == -1).all()
+        assert messages == 2 * (ranks - 1)
+        if elements % ranks == 0:
+            assert sent == 2 * (ranks - 1) * own.nbytes // ranks
+        results[elements] = surrounded.tobytes()
+    return results

@@ -1,0 +1,88 @@
+"""The rounds themselves: proven, counted and executed in one process."""
+
+import numpy as np
+import pytest
+from programs.bodies import reduce_distinct
+
+from bigbatch.comm.account import account
+from bigbatch.comm.collectives.broadcast import broadcast
+from bigbatch.comm.collectives.ring import ring
+from bigbatch.comm.execute import execute
+from bigbatch.comm.prove import prove
+from bigbatch.comm.schedule import moved
+from bigbatch.comm.transports.cluster import Cluster
+
+
+@pytest.mark.parametrize("size", range(1, 65))
+def test_ring_is_proven(size):
+    proof = prove(ring, size)
+    assert proof.holds, str(proof)
+
+
+def test_proof_names_what_is_missing_and_what_is_doubled():
+    def one_round_too_few(size):
+        yield from list(ring(size))[:-1]
+
+    def adds_itself_twice(size):
+        yield moved(np.arange(size), np.arange(size), chunk=0, reduce=True)
+        yield from ring(size)
+
+    missing = prove(one_round_too_few, 3)
+    assert not missing.holds
+    assert len(missing.missing) > 0
+    assert "misses the contribution of rank" in str(missing)
+    doubled = prove(adds_itself_twice, 3)
+    assert {(rank, chunk) for rank, chunk, _ in doubled.doubled} == {(0, 0), (1, 0), (2, 0)}
+    assert "counts twice" in str(doubled)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 7, 64])
+def test_ring_account_is_the_lower_bound(size):
+    counted = account(ring, size, elements=64 * 63 * 5, itemsize=8)
+    assert counted.rounds == 2 * (size - 1)
+    assert counted.messages.tolist() == [2 * (size - 1)] * size
+    if 64 * 63 * 5 % size == 0:
+        assert counted.sent.tolist() == [counted.lower_bound] * size
+        assert counted.received.tolist() == [counted.lower_bound] * size
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64"])
+@pytest.mark.parametrize("size", [*range(1, 10), 13])
+def test_ring_sums_exactly_and_alike_everywhere(size, dtype):
+    results = Cluster(size).run(lambda transport: reduce_distinct(transport, ring, dtype))
+    assert all(result == results[0] for result in results)
+
+
+@pytest.mark.parametrize("size", [*range(1, 10), 13, 64])
+def test_broadcast_reaches_everyone_in_logarithmically_many_rounds(size):
+    def work(transport):
+        buffer = np.arange(17.0) if transport.rank == 0 else np.full(17, -1.0)
+        execute(broadcast, transport, buffer)
+        return buffer.tolist()
+
+    assert Cluster(size).run(work) == [list(range(17))] * size
+    assert len(list(broadcast(size))) == int(np.ceil(np.log2(size)))
+
+
+def test_a_round_reads_the_values_from_before_it():
+    def swap(size):
+        assert size == 2
+        yield moved([0, 1], [1, 0], chunk=0, reduce=[False, True])
+
+    results = Cluster(2).run(lambda t: _executed(swap, t, np.array([10.0, 20.0])[[t.rank]]))
+    assert results == [[30.0], [10.0]]
+
+
+def test_several_arrivals_at_one_rank_are_taken_in_the_tables_order():
+    def all_to_first(size):
+        yield moved(np.arange(1, size), 0, chunk=0, reduce=True)
+
+    # 1e8 + 1 - 1e8 in float32 depends on the order.
+    values = np.array([0, 1e8, 1, -1e8], dtype=np.float32)
+    results = Cluster(4).run(lambda t: _executed(all_to_first, t, values[[t.rank]]))
+    assert results[0] == [np.float32(np.float32(np.float32(1e8) + np.float32(1)) - np.float32(1e8))]
+
+
+def _executed(schedule, transport, buffer):
+    execute(schedule, transport, buffer)
+    return buffer.tolist()
