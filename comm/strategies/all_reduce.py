@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from bigbatch.comm.collective import Collective, Scheduled, TorchAllReduce
 from bigbatch.comm.collectives.ring import ring
@@ -72,6 +73,12 @@ class TorchDistributed(AllReduce):
         # NCCL refuses two ranks on one GPU; gloo reduces tensors on GPUs too, only slower.
         own_gpu = device.startswith("cuda") and torch.cuda.device_count() >= launch.local_size
         return launch.connect_torch(deadline, "cpu:gloo,cuda:nccl" if own_gpu else "gloo")
+
+    def total(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """By torch's all-reduce too: over gloo, one call is quicker than several messages of ours."""
+        result = torch.from_numpy(values.astype(np.float64))
+        self._collective.start(result)()
+        return result.numpy()
 
     def collective(self, transport: Transport) -> Collective:
         """Torch's own."""

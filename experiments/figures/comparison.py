@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter
 
 from bigbatch.experiments.figures.style import BLUE, GREY, LINES, ORANGE, colour, panels
 from bigbatch.experiments.run import Run
@@ -30,6 +31,7 @@ def draw_comparison(runs: Sequence[Run], path: Path) -> None:
             for arm in run.summary["arms"]:
                 _loss(axis, run, arm["name"], key, colour(arm_names.index(arm["name"])), LINES[number % len(LINES)])
         axis.set_xlabel(unit)
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axis.set_ylabel("loss (nats per token)")
         axis.set_title(f"Loss against {'tokens' if key == 'tokens' else 'time'}", loc="left")
     for number, name in enumerate(arm_names):
@@ -54,6 +56,7 @@ def _throughput(axis: Axes, bars: list[tuple[Run, dict[str, Any]]], labels: list
     axis.bar_label(drawn, labels=[f"{value / 1e3:.1f}k" for value in values], fontsize=8)
     _name_bars(axis, labels)
     axis.set_ylabel("tokens per second")
+    axis.yaxis.set_major_formatter(EngFormatter(sep=""))
     axis.set_title("Throughput", loc="left")
 
 
