@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,7 +25,8 @@ class Update:
         tokens: tokens behind it, over all workers.
         loss: mean loss over those tokens before the update, in nats.
         seconds: from the end of the last update to the end of this one.
-        communication_seconds: time it stood still while data moved.
+        communication_seconds: time it stood still while data moved: communication that is exposed.
+        total_communication_seconds: time in which data moved, hidden behind backward or exposed.
         waiting_seconds: time it stood still for slower workers.
         bytes_sent: bytes it sent.
     """
@@ -35,6 +37,7 @@ class Update:
     loss: float
     seconds: float
     communication_seconds: float
+    total_communication_seconds: float
     waiting_seconds: float
     bytes_sent: int
 
@@ -55,6 +58,7 @@ class Trainer:
         plan: how a batch is divided.
         examples: how many to see in all; the last batch may be short.
         seed: of the order of the examples.
+        overlap: push buckets while backward still runs.
     """
 
     def __init__(
@@ -66,6 +70,8 @@ class Trainer:
         plan: BatchPlan,
         examples: int,
         seed: int = 0,
+        *,
+        overlap: bool = True,
     ) -> None:
         self.model = model
         self.task = task
@@ -75,6 +81,9 @@ class Trainer:
         self.examples = examples
         self._order = DataOrder(task.sizes["training"], seed)
         self._device = parameters.values.device
+        self._pushes = Pushes(strategy)
+        if overlap and len(strategy.buckets) > 1:
+            self._pushes.watch()
 
     @property
     def worker(self) -> int:
@@ -88,9 +97,9 @@ class Trainer:
         for number in range(self.plan.updates(self.examples)):
             started, sent = transport.now(), transport.bytes_sent
             communicated, waited = strategy.communication_seconds, strategy.waiting_seconds
+            communicated_in_all = strategy.total_communication_seconds
             tokens, loss = self._accumulate(number)
-            for bucket in strategy.buckets:
-                strategy.push(bucket)
+            self._pushes.finish()
             report = strategy.step(tokens, loss)
             strategy.pull()
             yield Update(
@@ -100,6 +109,7 @@ class Trainer:
                 loss=report.loss / report.weight if report.weight else float("nan"),
                 seconds=transport.now() - started,
                 communication_seconds=strategy.communication_seconds - communicated,
+                total_communication_seconds=strategy.total_communication_seconds - communicated_in_all,
                 waiting_seconds=strategy.waiting_seconds - waited,
                 bytes_sent=transport.bytes_sent - sent,
             )
@@ -115,8 +125,11 @@ class Trainer:
         """Add up the gradients of this worker's micro-batches: the tokens behind them, and the summed loss."""
         self.parameters.gradients.zero_()
         tokens, losses = 0, [torch.zeros((), device=self._device)]
-        for places in self.plan.micro_batches(update, self.worker, self.examples):
+        micro_batches = list(self.plan.micro_batches(update, self.worker, self.examples))
+        for places in micro_batches:
             loss, counted = self._loss("training", self._order.at(places))
+            if places is micro_batches[-1]:
+                self._pushes.begin()
             loss.backward()  # type: ignore[no-untyped-call]
             tokens += counted
             losses.append(loss.detach())
@@ -142,3 +155,45 @@ class Trainer:
         self.model.train()
         loss_sum, tokens_sum = self.strategy.total(np.array([total, counted])).tolist()
         return float(loss_sum / tokens_sum)
+
+
+class Pushes:
+    """Pushes the buckets of one update, in order: each as soon as backward is through with it, the rest at the end.
+
+    Args:
+        strategy: started.
+    """
+
+    def __init__(self, strategy: Strategy) -> None:
+        self._strategy = strategy
+        self._left = [0] * len(strategy.buckets)
+        self._next = 0
+        self._watching = False
+
+    def watch(self) -> None:
+        """From now on, look at backward: torch calls us whenever the gradient of a parameter is complete."""
+        for bucket in self._strategy.buckets:
+            for parameter in bucket.parameters:
+                completed = partial(self._completed, bucket.index)
+                parameter.register_post_accumulate_grad_hook(completed)  # type: ignore[no-untyped-call]
+
+    def begin(self) -> None:
+        """The last micro-batch's backward comes next: only now are gradients complete when it is through with them."""
+        self._left = [len(bucket.parameters) for bucket in self._strategy.buckets]
+        self._watching = True
+
+    def finish(self) -> None:
+        """Backward is through: push what it did not."""
+        self._watching = False
+        for bucket in self._strategy.buckets[self._next :]:
+            self._strategy.push(bucket)
+        self._next = 0
+
+    def _completed(self, index: int, _: Tensor) -> None:
+        if not self._watching:
+            return
+        self._left[index] -= 1
+        # In order even if a later one is ready before: all workers must push alike.
+        while self._next < len(self._left) and self._left[self._next] == 0:
+            self._strategy.push(self._strategy.buckets[self._next])
+            self._next += 1

@@ -1,14 +1,13 @@
 """Agreement: the ranks tell each other what they have, and fail together or not at all."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
 
-from bigbatch.comm.collectives.broadcast import broadcast
-from bigbatch.comm.errors import BigBatchError, MismatchError
-from bigbatch.comm.execute import execute
+from bigbatch.comm.errors import BigBatchError, DeadlineError, MismatchError
 from bigbatch.comm.transport import Transport
 
 Result = TypeVar("Result")
@@ -17,22 +16,59 @@ AGREEMENT_TAG = 31_000
 """Kept apart from the tags of gradients."""
 
 
-def share(transport: Transport, value: Any) -> list[Any]:
+def share(transport: Transport, value: Any, occasion: str = "tell the others what it has") -> list[Any]:
     """Every rank's `value`, by rank, on every rank; anything that JSON can write, and small.
 
-    Rank 0 collects the values and broadcasts the list.
+    Rank 0 collects the values and sends everyone the list. It waits half of the deadline for the others, so that it
+    can still tell those who came that somebody did not.
+
+    Args:
+        transport: whose ranks share.
+        value: this rank's.
+        occasion: what for, for the error.
+
+    Raises:
+        DeadlineError: on every rank that came, naming those that did not.
     """
     if transport.rank:
         _send(transport, 0, json.dumps(value))
+        verdict = json.loads(_receive(transport, 0))
     else:
-        values = [value, *(json.loads(_receive(transport, source)) for source in range(1, transport.size))]
-    text = np.frombuffer(json.dumps(values).encode(), dtype=np.uint8) if transport.rank == 0 else None
-    length = np.array([0 if text is None else len(text)])
-    execute(broadcast, transport, length, AGREEMENT_TAG)
-    buffer = np.empty(int(length[0]), dtype=np.uint8) if text is None else text.copy()
-    execute(broadcast, transport, buffer, AGREEMENT_TAG)
-    shared: list[Any] = json.loads(buffer.tobytes())
+        values, missing = {0: value}, []
+        with _patience(transport):
+            for source in range(1, transport.size):
+                try:
+                    values[source] = json.loads(_receive(transport, source))
+                except DeadlineError:
+                    missing.append(source)
+                    transport.deadline = min(transport.deadline, STRAGGLER_SECONDS)
+        verdict = {"values": list(values.values()), "missing": missing}
+        for target in sorted(set(values) - {0}):
+            _send(transport, target, json.dumps(verdict))
+    if verdict["missing"]:
+        missing = verdict["missing"]
+        raise DeadlineError(
+            f"Rank{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))} did not come to {occasion} within "
+            f"{transport.deadline / 2:g} s, as the others did. Look at what went wrong there; if nothing did, allow "
+            "more with --deadline."
+        )
+    shared: list[Any] = verdict["values"]
     return shared
+
+
+STRAGGLER_SECONDS = 1.0
+"""Once one rank is missing, the others have had their time: they get this much more."""
+
+
+@contextmanager
+def _patience(transport: Transport) -> Iterator[None]:
+    """Half of the transport's deadline."""
+    deadline = transport.deadline
+    transport.deadline = deadline / 2
+    try:
+        yield
+    finally:
+        transport.deadline = deadline
 
 
 def _send(transport: Transport, target: int, text: str) -> None:
@@ -83,7 +119,7 @@ def agree(transport: Transport, what: str, entries: Sequence[tuple[str, Any]]) -
         MismatchError: on every rank, naming the first rank that differs from rank 0 and the first entry in which
             it does.
     """
-    lists = share(transport, [[name, value] for name, value in entries])
+    lists = share(transport, [[name, value] for name, value in entries], f"compare {what}s")
     for rank, theirs in enumerate(lists):
         if theirs != lists[0]:
             error = MismatchError(_difference(what, rank, theirs, lists[0]))

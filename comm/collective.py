@@ -1,56 +1,173 @@
-"""All-reduce as an operation on tensors, whoever carries it out: a schedule of ours or a library."""
+"""All-reduce as an operation on tensors, whoever carries it out: a schedule of ours, shared memory, or a library."""
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from bigbatch.comm.agreement import agree
+from bigbatch.comm.collectives import bind
 from bigbatch.comm.execute import execute
+from bigbatch.comm.line import Line
 from bigbatch.comm.parameters import OnHost
-from bigbatch.comm.schedule import Schedule
 from bigbatch.comm.transport import Transport
+from bigbatch.comm.transports.mpi import MPITransport
 from bigbatch.comm.transports.torch_distributed import TorchTransport
 
-Finish = Callable[[], object]
-"""Call it to wait for an operation under way."""
+
+@dataclass
+class Reduction:
+    """A sum under way.
+
+    Attributes:
+        wait: returns when the tensor holds the sum; raises what went wrong.
+        began: when data began to move, in seconds on the transport's clock; known once it was waited for.
+        ended: when it was complete, likewise.
+    """
+
+    wait: Callable[[], None] = field(init=False)
+    began: float = math.nan
+    ended: float = math.nan
 
 
 class Collective(ABC):
-    """Sums tensors over all ranks."""
+    """Sums tensors over all ranks, in place.
+
+    Every rank must ask for the same sums in the same order.
+
+    Args:
+        transport: all ranks.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
+        self._line = Line(threaded=transport.threaded and transport.size > 1)
+        self._calls = 0
+        self._introduced: set[tuple[int, torch.dtype]] = set()
+
+    def allocate(self, elements: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Memory for tensors that will be summed, filled with zeros; all ranks call it together."""
+        return torch.zeros(elements, dtype=dtype, device=device)
+
+    def introduce(self, tensor: Tensor) -> None:
+        """Make sure that all ranks mean the same, before the first sum of a tensor of that length and dtype.
+
+        Raises:
+            MismatchError: on every rank, if their tensors differ in length or dtype; names the rank and its tensor.
+            DeadlineError: on every rank that came, if one did not; names it.
+        """
+        self._calls += 1
+        signature = (tensor.numel(), tensor.dtype)
+        if signature in self._introduced or self.transport.size == 1:
+            return
+        what = f"{tensor.numel()} × {str(tensor.dtype).removeprefix('torch.')}"
+        agree(self.transport, "tensor of all-reduce", [(f"number {self._calls}", what)])
+        self._introduced.add(signature)
+
+    def reduce(self, tensor: Tensor) -> None:
+        """Sum `tensor`, (elements,), over all ranks. No sum may be under way.
+
+        Raises:
+            MismatchError, DeadlineError: see `introduce`; later, a rank that left the others in the lurch.
+        """
+        self.introduce(tensor)
+        self._sum(tensor)
+
+    def start(self, tensor: Tensor) -> Reduction:
+        """Begin to sum `tensor`; it must be left alone until `wait` on the result returns.
+
+        Several may be under way. They are carried out in the order of their start, and may be waited for in any.
+        """
+        reduction = Reduction()
+
+        def work() -> None:
+            reduction.began = self.transport.now()
+            self.reduce(tensor)
+            reduction.ended = self.transport.now()
+
+        reduction.wait = self._line.submit(work)
+        return reduction
+
+    def close(self) -> None:
+        """Give back what it holds, memory from `allocate` included; all ranks together."""
+        self._line.close()
 
     @abstractmethod
-    def start(self, tensor: Tensor) -> Finish:
-        """Begin to sum `tensor`, (elements,), in place over all ranks; all start theirs in the same order.
-
-        Raises, when finished:
-            DeadlineError: a rank did not take part in time.
-        """
+    def _sum(self, tensor: Tensor) -> None:
+        """Sum a tensor that all ranks agree on."""
 
 
 class Scheduled(Collective):
-    """Runs one of our schedules. Nothing moves before it is waited for."""
+    """Runs one of our schedules.
 
-    def __init__(self, schedule: Schedule, transport: Transport) -> None:
-        self._schedule = schedule
-        self._transport = transport
+    Args:
+        algorithm: yields the rounds; see `bigbatch.comm.collectives`.
+        transport: moves the data.
+    """
 
-    def start(self, tensor: Tensor) -> Finish:
-        """Plan the schedule on `tensor`."""
+    def __init__(self, algorithm: Callable[..., Any], transport: Transport) -> None:
+        super().__init__(transport)
+        self._algorithm = algorithm
 
-        def run() -> None:
-            host = OnHost(tensor)
-            execute(self._schedule, self._transport, host.fetch())
-            host.deliver()
+    def _sum(self, tensor: Tensor) -> None:
+        host = OnHost(tensor)
+        buffer = host.fetch()
+        execute(bind(self._algorithm, buffer.nbytes, self.transport.nodes), self.transport, buffer)
+        host.deliver()
 
-        return run
+
+class MPIAllReduce(Collective):
+    """MPI_Allreduce in place, the library's own. It blocks inside the library, where no deadline reaches it."""
+
+    def __init__(self, transport: MPITransport) -> None:
+        super().__init__(transport)
+        self._mpi = transport
+
+    def _sum(self, tensor: Tensor) -> None:
+        host = OnHost(tensor)
+        self._mpi.all_reduce(host.fetch())
+        host.deliver()
 
 
 class TorchAllReduce(Collective):
-    """torch.distributed's own all-reduce, which moves data while the caller goes on."""
+    """torch.distributed's own all-reduce, which moves data by itself while the caller goes on."""
 
     def __init__(self, transport: TorchTransport) -> None:
-        self._transport = transport
+        super().__init__(transport)
+        self._torch = transport
 
-    def start(self, tensor: Tensor) -> Finish:
+    def start(self, tensor: Tensor) -> Reduction:
         """Begin torch's all-reduce on `tensor`."""
-        return self._transport.all_reduce(tensor).wait
+        self.introduce(tensor)
+        reduction = Reduction()
+        reduction.began = self.transport.now()
+        request = self._torch.all_reduce(tensor)
+
+        def ended() -> None:
+            reduction.ended = self.transport.now()
+
+        request.when_done(ended)
+
+        def wait() -> None:
+            request.wait()
+            if math.isnan(reduction.ended):  # the library calls back a moment after it lets go
+                ended()
+
+        reduction.wait = wait
+        return reduction
+
+    def _sum(self, tensor: Tensor) -> None:
+        self._torch.all_reduce(tensor).wait()
+
+
+def covered(intervals: Sequence[tuple[float, float]]) -> float:
+    """The seconds in which at least one of the intervals, (begin, end) each, was under way."""
+    total, reached = 0.0, float("-inf")
+    for begin, end in sorted(intervals):
+        total += max(0.0, end - max(begin, reached))
+        reached = max(reached, end)
+    return total

@@ -77,11 +77,13 @@ def _run(step: Step, transport: Transport, buffer: Buffer, bounds: list[int], ta
     """One round: receive and send at once, then take in what arrived, in the table's order."""
     arriving: list[tuple[Request, Buffer, Buffer, bool]] = []
     direct = len(step.receives) == 1
+    landings = transport.scratch(sum(bounds[move.stop] - bounds[move.first] for move in step.receives), buffer.dtype)
     for move in step.receives:
         own = buffer[bounds[move.first] : bounds[move.stop]]
         # What replaces a chunk that nobody reads in this round may land where it belongs.
         in_place = direct and not move.reduce and not any(_overlap(move, sent) for sent in step.sends)
-        landing = own if in_place else np.empty_like(own)
+        landing = own if in_place else landings[: len(own)]
+        landings = landings[len(own) :]
         arriving.append((transport.irecv(landing, move.peer, tag), landing, own, move.reduce))
     leaving = [transport.isend(buffer[bounds[move.first] : bounds[move.stop]], move.peer, tag) for move in step.sends]
     for request, _, _, _ in arriving:

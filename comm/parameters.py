@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +21,12 @@ class Bucket:
     Attributes:
         index: its place in the order in which backward finishes the buckets.
         gradients: (elements,) a view of the flat gradients.
+        parameters: those whose gradients it holds.
     """
 
     index: int
     gradients: Tensor
+    parameters: tuple[nn.Parameter, ...]
 
 
 class FlatParameters:
@@ -64,12 +65,23 @@ class FlatParameters:
                 )
         elements = sum(parameter.numel() for _, parameter in named)
         self.values = torch.empty(elements, dtype=first.dtype, device=first.device)
-        self.gradients = torch.zeros_like(self.values)
         for (_, parameter), start in zip(named, self._starts(), strict=True):
             where = slice(start, start + parameter.numel())
             self.values[where] = parameter.detach().reshape(-1)
             parameter.data = self.values[where].view(parameter.shape)
-            parameter.grad = self.gradients[where].view(parameter.shape)
+        self.place_gradients(torch.zeros_like(self.values))
+
+    def place_gradients(self, memory: Tensor) -> None:
+        """Have the gradients live in `memory`, (elements,), whose contents they become; buckets must be cut anew."""
+        self.gradients = memory
+        for (_, parameter), start in zip(self._named, self._starts(), strict=True):
+            parameter.grad = memory[start : start + parameter.numel()].view(parameter.shape)
+
+    def drop_gradients(self) -> None:
+        """Have no gradients any more, because their memory is given back."""
+        self.gradients = self.values.new_empty(0)
+        for _, parameter in self._named:
+            parameter.grad = None
 
     def _starts(self) -> Iterator[int]:
         start = 0
@@ -96,14 +108,17 @@ class FlatParameters:
 
     def buckets(self, bucket_bytes: int) -> list[Bucket]:
         """Cut the gradients into buckets of whole parameters, each of at least `bucket_bytes` but the last."""
-        edges = [0]
+        buckets: list[Bucket] = []
+        held: list[nn.Parameter] = []
+        first = 0
         for (_, parameter), start in zip(self._named, self._starts(), strict=True):
+            held.append(parameter)
             stop = start + parameter.numel()
-            if (stop - edges[-1]) * parameter.element_size() >= bucket_bytes:
-                edges.append(stop)
-        if edges[-1] != self.gradients.numel():
-            edges.append(self.gradients.numel())
-        return [Bucket(index, self.gradients[start:stop]) for index, (start, stop) in enumerate(pairwise(edges))]
+            last = stop == len(self.gradients)
+            if last or (stop - first) * parameter.element_size() >= bucket_bytes:
+                buckets.append(Bucket(len(buckets), self.gradients[first:stop], tuple(held)))
+                first, held = stop, []
+        return buckets
 
     def apply(self, optimizer: Optimizer, weight: float) -> bool:
         """Divide the summed gradients by the summed weight, once, and let the optimiser make its update.

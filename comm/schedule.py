@@ -8,8 +8,8 @@ The buffer is cut into as many chunks as the schedule names; chunk c of k holds 
 to `(c + 1)·n // k`, so that sizes which do not divide lose nothing.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -69,6 +69,11 @@ def spanned(source: ArrayLike, target: ArrayLike, *, first: ArrayLike, stop: Arr
 
     reduces = np.broadcast_to(np.asarray(reduce, dtype=np.bool_), shape)
     return Round(column(source), column(target), column(first), column(stop), reduces)
+
+
+def joined(rounds: Sequence[Round]) -> Round:
+    """Rounds that happen at the same time, as one; earlier ones come first where both reach the same rank."""
+    return Round(*(np.concatenate([getattr(round_, field.name) for round_ in rounds]) for field in fields(Round)))
 
 
 def chunk_count(rounds: Iterable[Round]) -> int:

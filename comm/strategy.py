@@ -7,6 +7,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.optim import Optimizer
 
 from bigbatch.comm.agreement import agree
@@ -45,9 +46,9 @@ class StepReport:
 class Strategy(ABC):
     """One way to turn every worker's gradients into one update.
 
-    A trainer calls, for every update: `push` for each bucket of summed gradients, once the last micro-batch is
-    through; `step` with the tokens behind them; `pull` before it computes again. Losses are summed over tokens,
-    and the division happens once, by the summed weight, where the update is made.
+    A trainer calls, for every update: `push` for each bucket of summed gradients, as soon as the last micro-batch's
+    backward is through with it; `step` with the tokens behind them; `pull` before it computes again. Losses are
+    summed over tokens, and the division happens once, by the summed weight, where the update is made.
 
     To add a strategy, derive from this class (or from `AllReduce`, where only the collective differs) and name it
     in the entry-point group "bigbatch.strategies".
@@ -60,8 +61,10 @@ class Strategy(ABC):
         worker: this rank's number among them, or None if it does not train.
         buckets: the slices of the gradients that are pushed, in order; planned by `start`.
         version: the number of updates that this rank's parameters have had.
-        communication_seconds: time this rank's training stood still while data moved.
+        communication_seconds: time this rank's training stood still while data moved: communication that is exposed.
+        total_communication_seconds: time in which data moved, hidden behind backward or exposed.
         waiting_seconds: time it stood still for slower workers, its own gradients being ready.
+        remarks: what its user should know about what it chose to do, as sentences.
     """
 
     launchers: ClassVar[tuple[str, ...]] = ("mpirun",)
@@ -76,7 +79,9 @@ class Strategy(ABC):
         self.worker = transport.rank if transport.rank < self.workers else None
         self.version = 0
         self.communication_seconds = 0.0
+        self.total_communication_seconds = 0.0
         self.waiting_seconds = 0.0
+        self.remarks: list[str] = []
         self._among_workers = Group(transport, range(self.workers)) if self.worker is not None else None
 
     @classmethod
@@ -117,8 +122,13 @@ class Strategy(ABC):
         values = OnHost(parameters.values)
         execute(broadcast, self.transport, values.fetch(), START_TAG)
         values.deliver()
+        parameters.place_gradients(self.place(parameters.gradients))
         self.buckets = parameters.buckets(self.bucket_bytes)
         self.optimizer: Optimizer = optimizer(parameters.named_parameters())
+
+    def place(self, gradients: Tensor) -> Tensor:
+        """Memory for gradients like these, (elements,), filled with zeros: what they have, unless overridden."""
+        return gradients
 
     def run(self, work: Callable[[], Result]) -> Result | None:
         """Do `work` if this rank is a worker; else serve until all workers are done, and return None."""
@@ -126,7 +136,10 @@ class Strategy(ABC):
 
     @abstractmethod
     def push(self, bucket: Bucket) -> None:
-        """A bucket of gradients, summed over this worker's tokens, is ready; all push in the same order."""
+        """A bucket of gradients, summed over this worker's tokens, is ready, perhaps while backward still runs.
+
+        All workers push all buckets in the order of their indices.
+        """
 
     @abstractmethod
     def step(self, weight: float, loss: float) -> StepReport:
@@ -151,6 +164,11 @@ class Strategy(ABC):
     def state_dict(self) -> dict[str, Any]:
         """What it takes to go on later: the version and the optimiser's state."""
         return {"version": self.version, "optimizer": self.optimizer.state_dict()}
+
+    def close(self) -> None:
+        """Give back what the strategy holds; all ranks together. The gradients are gone afterwards."""
+        self.parameters.drop_gradients()
+        self.buckets = []
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave."""

@@ -36,6 +36,27 @@ class Request(ABC):
         """
 
 
+class Windows(ABC):
+    """Memory that the ranks of one node share: a window for each, which all of them can read and write.
+
+    Attributes:
+        buffers: every window, (nbytes,) bytes each, in the order of the node's ranks.
+    """
+
+    buffers: Sequence[NDArray[np.uint8]]
+
+    @abstractmethod
+    def barrier(self) -> None:
+        """Wait until every rank of the node has come here; what each wrote before, all can read after.
+
+        Raises:
+            DeadlineError: a rank did not come in time.
+        """
+
+    def close(self) -> None:  # noqa: B027 - ordinary memory goes with the last who uses it
+        """Give the memory back; all ranks of the node together, and none may touch it afterwards."""
+
+
 class Transport(ABC):
     """Moves flat buffers between the ranks of one job.
 
@@ -47,10 +68,13 @@ class Transport(ABC):
         deadline: seconds after which a wait gives up.
         messages_sent: messages sent by this rank so far.
         bytes_sent: bytes sent by this rank so far, headers of the wire's own protocol not included.
+        nodes: the ranks of each machine, in ascending order.
+        threaded: whether a thread other than the main one may drive it, one thread at a time.
     """
 
     rank: int
     size: int
+    threaded: bool = True
 
     def __init__(self, rank: int, size: int, deadline: float = DEFAULT_DEADLINE) -> None:
         self.rank = rank
@@ -58,6 +82,13 @@ class Transport(ABC):
         self.deadline = deadline
         self.messages_sent = 0
         self.bytes_sent = 0
+        self.nodes: tuple[tuple[int, ...], ...] = (tuple(range(size)),)
+        self._scratch = np.empty(0, dtype=np.uint8)
+
+    @property
+    def node(self) -> tuple[int, ...]:
+        """The ranks that share this rank's machine, itself among them."""
+        return next(node for node in self.nodes if self.rank in node)
 
     def isend(self, buffer: Buffer, target: int, tag: int = 0) -> Request:
         """Begin to send `buffer` to rank `target`; it must not change before `wait` on the result returns.
@@ -105,6 +136,51 @@ class Transport(ABC):
             arriving.wait()
             distance *= 2
 
+    def arrange(self, node_size: int) -> None:
+        """Treat every `node_size` consecutive ranks as a node, as if there were more machines than there are.
+
+        Raises:
+            ConfigurationError: a node would then reach over two machines.
+        """
+        pretended = tuple(
+            tuple(range(first, min(first + node_size, self.size))) for first in range(0, self.size, node_size)
+        )
+        for node in pretended:
+            if not any(set(node) <= set(real) for real in self.nodes):
+                raise ConfigurationError(
+                    f"With {node_size} ranks a node, the ranks {', '.join(map(str, node))} would share one, but they "
+                    f"run on different machines. The machines' ranks are {[list(real) for real in self.nodes]}."
+                )
+        self.nodes = pretended
+
+    def windows(self, nbytes: int) -> Windows:
+        """Memory shared with the other ranks of this node, filled with zeros; all of them call it together.
+
+        Args:
+            nbytes: of each rank's window.
+
+        Raises:
+            ConfigurationError: this transport cannot share memory.
+        """
+        raise ConfigurationError(
+            f"{type(self).__name__} cannot share {nbytes} bytes of memory between ranks: start them with mpirun."
+        )
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether `windows` can be had."""
+        return type(self).windows is not Transport.windows
+
+    def scratch(self, elements: int, dtype: np.dtype[Any]) -> Buffer:
+        """Room for what arrives, (elements,), its contents unknown; good until the next call.
+
+        The same memory is handed out again: fresh pages would cost as much as moving the data.
+        """
+        nbytes = elements * dtype.itemsize
+        if len(self._scratch) < nbytes:
+            self._scratch = np.empty(nbytes, dtype=np.uint8)
+        return self._scratch[:nbytes].view(dtype)
+
     def now(self) -> float:
         """Seconds on this rank's clock; only differences mean anything."""
         return time.perf_counter()
@@ -145,6 +221,8 @@ class Group(Transport):
         super().__init__(list(ranks).index(parent.rank), len(ranks), parent.deadline)
         self._parent = parent
         self._ranks = list(ranks)
+        inside = [[self._ranks.index(rank) for rank in node if rank in self._ranks] for node in parent.nodes]
+        self.nodes = tuple(tuple(sorted(node)) for node in inside if node)
 
     def count(self, *, messages: int, bytes_: int) -> None:
         """Nothing: the parent counts what passes through it."""

@@ -1,1 +1,62 @@
-"""The algorithms, each one short file: a function of the number of ranks that yields rounds."""
+"""The algorithms, each one short file: a function of the number of ranks that yields rounds.
+
+An algorithm may ask for two more things by naming them as parameters: `segments`, into how many pieces to cut the
+buffer so that they can follow each other, and `nodes`, which ranks share a machine.
+"""
+
+import inspect
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any
+
+from bigbatch.comm.registry import Registry
+from bigbatch.comm.schedule import Schedule
+
+ALGORITHMS = Registry(
+    "algorithm",
+    "bigbatch.algorithms",
+    {
+        "ring": "bigbatch.comm.collectives.ring:ring",
+        "recursive-doubling": "bigbatch.comm.collectives.recursive_doubling:recursive_doubling",
+        "halving-doubling": "bigbatch.comm.collectives.halving_doubling:halving_doubling",
+        "tree": "bigbatch.comm.collectives.tree:tree",
+        "chain": "bigbatch.comm.collectives.chain:chain",
+        "double-tree": "bigbatch.comm.collectives.double_tree:double_tree",
+        "direct": "bigbatch.comm.collectives.direct:direct",
+        "naive": "bigbatch.comm.collectives.naive:naive",
+        "hierarchical": "bigbatch.comm.collectives.hierarchical:hierarchical",
+    },
+)
+"""All-reduce algorithms; other packages add theirs as entry points of the group "bigbatch.algorithms"."""
+
+SEGMENT_BYTES = 128 * 1024
+"""A segment's size: large against a message's latency, small against a processor's cache."""
+
+MOST_SEGMENTS = 64
+"""More segments than that only add latencies."""
+
+Nodes = tuple[tuple[int, ...], ...]
+"""The ranks of each node."""
+
+
+def segments_for(nbytes: int) -> int:
+    """Into how many segments to cut a buffer of that many bytes."""
+    return min(MOST_SEGMENTS, max(1, nbytes // SEGMENT_BYTES))
+
+
+def bind(algorithm: Callable[..., Any], nbytes: int, nodes: Nodes = ()) -> Schedule:
+    """A schedule, a function of the number of ranks alone, from an algorithm.
+
+    Args:
+        algorithm: yields rounds; its parameters `segments` and `nodes`, if it has them, are filled in.
+        nbytes: the size of the buffer, from which the number of segments follows.
+        nodes: the ranks of each node; none given, all share one.
+    """
+    return _bound(algorithm, segments_for(nbytes), nodes)
+
+
+@lru_cache(maxsize=256)
+def _bound(algorithm: Callable[..., Any], segments: int, nodes: Nodes) -> Schedule:
+    wanted = inspect.signature(algorithm).parameters
+    extra = {name: value for name, value in (("segments", segments), ("nodes", nodes)) if name in wanted}
+    return partial(algorithm, **extra) if extra else algorithm

@@ -1,23 +1,31 @@
 """All-reduce: every worker ends with the same sum of gradients and makes the same update."""
 
 from abc import abstractmethod
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from bigbatch.comm.collective import Collective, Scheduled, TorchAllReduce
-from bigbatch.comm.collectives.ring import ring
+from bigbatch.comm.collective import Collective, MPIAllReduce, Reduction, Scheduled, TorchAllReduce, covered
+from bigbatch.comm.collectives.hierarchical import hierarchical
+from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.launch import Launch
-from bigbatch.comm.parameters import Bucket
+from bigbatch.comm.parameters import Bucket, FlatParameters, OptimizerFactory
+from bigbatch.comm.shared_memory import SharedMemory
 from bigbatch.comm.strategy import StepReport, Strategy
 from bigbatch.comm.transport import Transport
+from bigbatch.comm.transports.mpi import MPITransport
 from bigbatch.comm.transports.torch_distributed import TorchTransport
 
 
 class AllReduce(Strategy):
     """Sums every bucket over all workers, who then all make the same update.
+
+    Buckets are summed while backward still runs, all but the last: when that one is ready there is nothing left to
+    hide behind.
 
     A strategy of this family names its collective and nothing else.
     """
@@ -25,41 +33,60 @@ class AllReduce(Strategy):
     def __init__(self, transport: Transport) -> None:
         super().__init__(transport)
         self._collective = self.collective(transport)
-        self._pushed: list[Bucket] = []
+        self._early: list[Reduction] = []
+        self._last: Bucket | None = None
 
+    @classmethod
     @abstractmethod
-    def collective(self, transport: Transport) -> Collective:
+    def collective(cls, transport: Transport) -> Collective:
         """The all-reduce to use."""
 
+    def place(self, gradients: Tensor) -> Tensor:
+        """Where the collective wants them."""
+        return self._collective.allocate(gradients.numel(), gradients.dtype, gradients.device)
+
+    def start(self, parameters: FlatParameters, optimizer: OptimizerFactory) -> None:
+        """Agree on the parameters and on the buckets."""
+        super().start(parameters, optimizer)
+        for bucket in self.buckets:
+            self._collective.introduce(bucket.gradients)
+
     def push(self, bucket: Bucket) -> None:
-        """Keep the bucket for `step`."""
-        self._pushed.append(bucket)
+        """Begin to sum the bucket before this one, and keep this one for `step` in case it is the last."""
+        if self._last is not None:
+            self._early.append(self._collective.start(self._last.gradients))
+        self._last = bucket
 
     def step(self, weight: float, loss: float) -> StepReport:
-        """Sum the weights, then the buckets; divide; update.
+        """Sum what is left: the weights, then the last bucket; divide; update.
 
         Nobody's sum of weights is complete before everybody has come: the time it takes is the time waited for
-        the slowest worker, and the time after it is that of moving the gradients.
+        the slowest worker. The time before, for buckets still under way, and after, for the last, is communication
+        that backward did not hide.
         """
-        ready = self.transport.now()
+        clock = self.transport.now
+        ready = clock()
+        for reduction in self._early:
+            reduction.wait()
+        early_done = clock()
         weight, loss = self.total(np.array([weight, loss])).tolist()
-        everyone_ready = self.transport.now()
-        for finish in [self._collective.start(bucket.gradients) for bucket in self._pushed]:
-            finish()
-        self._pushed.clear()
-        self.waiting_seconds += everyone_ready - ready
-        self.communication_seconds += self.transport.now() - everyone_ready
+        everyone_ready = clock()
+        if self._last is not None:
+            self._collective.reduce(self._last.gradients)
+        done = clock()
+        hidden = [(reduction.began, reduction.ended) for reduction in self._early]
+        self.waiting_seconds += everyone_ready - early_done
+        self.communication_seconds += (early_done - ready) + (done - everyone_ready)
+        self.total_communication_seconds += covered(hidden) + (done - everyone_ready)
+        self._early, self._last = [], None
         applied = self.parameters.apply(self.optimizer, weight)
         self.version += applied
         return StepReport(self.version, applied, weight, loss)
 
-
-class Ring(AllReduce):
-    """Ring all-reduce, written here, over point-to-point messages."""
-
-    def collective(self, transport: Transport) -> Collective:
-        """The ring schedule."""
-        return Scheduled(ring, transport)
+    def close(self) -> None:
+        """Give the collective's memory and thread back."""
+        super().close()
+        self._collective.close()
 
 
 class TorchDistributed(AllReduce):
@@ -77,11 +104,68 @@ class TorchDistributed(AllReduce):
     def total(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """By torch's all-reduce too: over gloo, one call is quicker than several messages of ours."""
         result = torch.from_numpy(values.astype(np.float64))
-        self._collective.start(result)()
+        self._collective.reduce(result)
         return result.numpy()
 
-    def collective(self, transport: Transport) -> Collective:
+    @classmethod
+    def collective(cls, transport: Transport) -> Collective:
         """Torch's own."""
         if not isinstance(transport, TorchTransport):
-            raise TypeError(f"torch.distributed cannot reduce over {type(transport).__name__}")
+            raise ConfigurationError(f"torch.distributed cannot reduce over {type(transport).__name__}: start it anew.")
         return TorchAllReduce(transport)
+
+
+class MPI(AllReduce):
+    """MPI_Allreduce in place, the MPI library's own all-reduce: something to compare with."""
+
+    @classmethod
+    def collective(cls, transport: Transport) -> Collective:
+        """The library's."""
+        if transport.size == 1:
+            return Scheduled(hierarchical, transport)
+        if not isinstance(transport, MPITransport):
+            raise ConfigurationError("MPI_Allreduce needs processes that mpirun has started: leave torchrun out.")
+        return MPIAllReduce(transport)
+
+
+class Shared(AllReduce):
+    """Ranks on one machine reduce straight through shared memory, in which the gradients already live."""
+
+    @classmethod
+    def collective(cls, transport: Transport) -> Collective:
+        """Shared memory, for a single node."""
+        if len(transport.nodes) > 1:
+            raise ConfigurationError(
+                f"shared needs every rank on one machine, but there are {len(transport.nodes)}. Use hierarchical, "
+                "which shares memory within each and sends messages between them."
+            )
+        return SharedMemory(transport)
+
+
+class Hierarchical(AllReduce):
+    """Shared memory within the nodes, a ring between them; messages everywhere if memory cannot be shared."""
+
+    @classmethod
+    def collective(cls, transport: Transport) -> Collective:
+        """Shared memory where that can be had and every node has as many ranks, else the schedule of that name."""
+        alike = len({len(node) for node in transport.nodes}) == 1
+        return SharedMemory(transport) if alike and transport.shares_memory else Scheduled(hierarchical, transport)
+
+
+def all_reduce_by(algorithm: Callable[..., Any]) -> type[AllReduce]:
+    """The strategy that sums by an algorithm of rounds.
+
+    Args:
+        algorithm: a function of the number of ranks that yields rounds; see `bigbatch.comm.collectives`.
+    """
+
+    class ByAlgorithm(AllReduce):
+        __doc__ = algorithm.__doc__
+
+        @classmethod
+        def collective(cls, transport: Transport) -> Collective:
+            """The algorithm's rounds, on whatever transport there is."""
+            return Scheduled(algorithm, transport)
+
+    ByAlgorithm.__name__ = ByAlgorithm.__qualname__ = algorithm.__name__
+    return ByAlgorithm

@@ -86,7 +86,7 @@ class ParameterServer(Strategy):
         version, applied, weight, loss, waited = report.tolist()
         self._announced = int(version)
         self.waiting_seconds += waited
-        self.communication_seconds += self.transport.now() - ready - waited
+        self._communicated(self.transport.now() - ready - waited)
         return StepReport(self._announced, bool(applied), weight, loss)
 
     def pull(self) -> int:
@@ -97,8 +97,13 @@ class ParameterServer(Strategy):
         self.transport.irecv(self._values.array, self._server, VALUE_TAG).wait()
         self._values.deliver()
         self.version = self._announced
-        self.communication_seconds += self.transport.now() - started
+        self._communicated(self.transport.now() - started)
         return self.version
+
+    def _communicated(self, seconds: float) -> None:
+        """Messages move when somebody waits for them, so that all communication is exposed."""
+        self.communication_seconds += seconds
+        self.total_communication_seconds += seconds
 
     # The server's side.
 

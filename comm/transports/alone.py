@@ -2,8 +2,21 @@
 
 from typing import NoReturn
 
+import numpy as np
+from numpy.typing import NDArray
+
 from bigbatch.comm.errors import CommunicationError
-from bigbatch.comm.transport import Buffer, Request, Transport
+from bigbatch.comm.transport import Buffer, Request, Transport, Windows
+
+
+class OwnWindow(Windows):
+    """The window of the only rank."""
+
+    def __init__(self, buffer: NDArray[np.uint8]) -> None:
+        self.buffers = [buffer]
+
+    def barrier(self) -> None:
+        """Everyone is here."""
 
 
 class Alone(Transport):
@@ -11,6 +24,10 @@ class Alone(Transport):
 
     def __init__(self) -> None:
         super().__init__(rank=0, size=1)
+
+    def windows(self, nbytes: int) -> Windows:
+        """Ordinary memory: there is nobody to share it with."""
+        return OwnWindow(np.zeros(nbytes, dtype=np.uint8))
 
     def _isend(self, buffer: Buffer, target: int, tag: int) -> Request:  # noqa: ARG002 - there is nobody
         self._refuse()

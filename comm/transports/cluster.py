@@ -6,14 +6,16 @@ posted, so that a program which relies on buffering is found out, as a deadlock.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import numpy as np
 from greenlet import greenlet
+from numpy.typing import NDArray
 
 from bigbatch.comm.errors import CommunicationError, ConfigurationError, DeadlockError
-from bigbatch.comm.transport import ANY, Buffer, Request, Transport
+from bigbatch.comm.transport import ANY, Buffer, Group, Request, Transport, Windows
 
 Result = TypeVar("Result")
 
@@ -23,12 +25,20 @@ class Cluster:
 
     Args:
         size: the number of ranks.
+        nodes: the ranks of each node; none given, all share one.
+
+    Attributes:
+        transports: every rank's end of the wires.
+        shelf: where ranks put the windows that others of their node take.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, nodes: Sequence[Sequence[int]] = ()) -> None:
         if size < 1:
             raise ConfigurationError(f"A cluster of {size} ranks was asked for; it needs at least one.")
         self.transports = [ClusterTransport(self, rank, size) for rank in range(size)]
+        for transport in self.transports:
+            transport.nodes = tuple(tuple(node) for node in nodes) or transport.nodes
+        self.shelf: dict[int, NDArray[np.uint8]] = {}
         self._ready: deque[greenlet] = deque()
         self._hub: greenlet | None = None
 
@@ -117,6 +127,18 @@ class Message(Request):
         )
 
 
+class ClusterWindows(Windows):
+    """The windows of ranks in one process, with a barrier of messages."""
+
+    def __init__(self, buffers: list[NDArray[np.uint8]], group: Group) -> None:
+        self.buffers = buffers
+        self._group = group
+
+    def barrier(self) -> None:
+        """The group's."""
+        self._group.barrier()
+
+
 class ClusterTransport(Transport):
     """One rank's end of the wires of a `Cluster`.
 
@@ -124,6 +146,8 @@ class ClusterTransport(Transport):
         clock: this rank's time, in simulated seconds.
         waiting: the message this rank waits for, if any.
     """
+
+    threaded = False
 
     def __init__(self, cluster: Cluster, rank: int, size: int) -> None:
         super().__init__(rank, size)
@@ -141,6 +165,16 @@ class ClusterTransport(Transport):
     def spend(self, seconds: float) -> None:
         """Compute for `seconds` of simulated time."""
         self.clock += seconds
+
+    def windows(self, nbytes: int) -> Windows:
+        """Ordinary arrays: in one process all memory is shared."""
+        own = np.zeros(nbytes, dtype=np.uint8)
+        self.cluster.shelf[self.rank] = own
+        group = Group(self, self.node)
+        group.barrier()
+        buffers = [self.cluster.shelf[rank] for rank in self.node]
+        group.barrier()
+        return ClusterWindows(buffers, group)
 
     def _isend(self, buffer: Buffer, target: int, tag: int) -> Request:
         send = Message(self, "send to", buffer, target, tag, self.clock)

@@ -2,11 +2,16 @@
 
 import os
 import time
+from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, NoReturn
 
-from bigbatch.comm.errors import DeadlineError, LaunchError
-from bigbatch.comm.transport import ANY, DEFAULT_DEADLINE, Buffer, Request, Transport
+import numpy as np
+from numpy.typing import NDArray
+
+from bigbatch.comm.errors import CommunicationError, DeadlineError, LaunchError, MismatchError
+from bigbatch.comm.transport import ANY, DEFAULT_DEADLINE, Buffer, Request, Transport, Windows
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -18,39 +23,55 @@ SHORTEST_SLEEP, LONGEST_SLEEP = 20e-6, 1e-3
 """Seconds; a waiting rank that sleeps leaves its core to the ranks that compute."""
 
 
+CACHE_LINE = 64
+"""Bytes; counters that share one would be taken from each other's caches."""
+
+
+SEND, RECEIVE = "send to", "receive from"
+
+
 class MPIRequest(Request):
     """A message under way in MPI."""
 
-    def __init__(self, transport: "MPITransport", pending: "MPI.Request", operation: str, peer: int) -> None:
+    def __init__(
+        self, transport: "MPITransport", pending: "MPI.Request", operation: str, peer: int, buffer: Buffer
+    ) -> None:
         self._transport = transport
         self._pending = pending
         self._operation = operation
         self._peer = peer
+        self._buffer = buffer
 
     def wait(self) -> int:
-        """Wait for the message: first spinning politely, then sleeping, at last giving up."""
+        """Wait for the message."""
         status = self._transport.status
-        arrived = self._pending.Test
-        for _ in range(YIELDS):
-            if arrived(status):
-                return self._finished(status)
-            os.sched_yield()
-        started, pause = time.monotonic(), SHORTEST_SLEEP
-        while not arrived(status):
-            if time.monotonic() - started > self._transport.deadline:
-                self._give_up()
-            time.sleep(pause)
-            pause = min(1.5 * pause, LONGEST_SLEEP)
-        return self._finished(status)
+        try:
+            wait_until(partial(self._pending.Test, status), self._transport.deadline, self._give_up)
+        except self._transport.error as error:
+            raise CommunicationError(
+                f"Rank {self._transport.rank} could not {self._operation} {self._named()} {self._what()}: {error}. "
+                "Every rank must make the same calls, with buffers of the same length."
+            ) from error
+        if self._operation == SEND:
+            return self._peer
+        source: int = status.Get_source()
+        if (received := status.Get_count()) != self._buffer.nbytes:
+            raise MismatchError(
+                f"Rank {source} sent {received} bytes to rank {self._transport.rank}, which expected {self._what()}. "
+                "Every rank must make the same calls, with buffers of the same length."
+            )
+        return source
 
-    def _finished(self, status: "MPI.Status") -> int:
-        return status.Get_source() if self._peer == ANY else self._peer
+    def _named(self) -> str:
+        return "any rank" if self._peer == ANY else f"rank {self._peer}"
+
+    def _what(self) -> str:
+        return f"{len(self._buffer)} × {self._buffer.dtype}, {self._buffer.nbytes} bytes"
 
     def _give_up(self) -> NoReturn:
-        peer = "any rank" if self._peer == ANY else f"rank {self._peer}"
         raise DeadlineError(
-            f"Rank {self._transport.rank} waited {self._transport.deadline:g} s to {self._operation} {peer}. "
-            "Either that rank is stuck, or it is slow: then allow more with --deadline."
+            f"Rank {self._transport.rank} waited {self._transport.deadline:g} s to {self._operation} {self._named()} "
+            f"({self._what()}). Either that rank is stuck, or it is slow: then allow more with --deadline."
         )
 
 
@@ -69,7 +90,10 @@ class MPITransport(Transport):
         mpi = load_mpi()
         self._communicator = mpi.COMM_WORLD.Dup()
         self._any = mpi.ANY_SOURCE
+        self._in_place = mpi.IN_PLACE
         self.status = mpi.Status()
+        self.error: type[Exception] = mpi.Exception
+        self.threaded = mpi.Query_thread() >= mpi.THREAD_SERIALIZED
         super().__init__(self._communicator.Get_rank(), self._communicator.Get_size(), deadline)
         if expected is not None and expected != self.size:
             library = mpi.Get_library_version().splitlines()[0].strip()
@@ -79,12 +103,34 @@ class MPITransport(Transport):
                 "pip install 'bigbatch[mpich]'"
             )
 
+        on_node = self._communicator.Split_type(mpi.COMM_TYPE_SHARED, self.rank)
+        firsts = self._communicator.allgather(on_node.bcast(self.rank, root=0))
+        on_node.Free()
+        self.nodes = tuple(
+            tuple(rank for rank in range(self.size) if firsts[rank] == first) for first in sorted(set(firsts))
+        )
+
     def _isend(self, buffer: Buffer, target: int, tag: int) -> Request:
-        return MPIRequest(self, self._communicator.Isend(buffer, target, tag), "send to", target)
+        return MPIRequest(self, self._communicator.Isend(buffer, target, tag), SEND, target, buffer)
 
     def _irecv(self, buffer: Buffer, source: int, tag: int) -> Request:
         named = self._any if source == ANY else source
-        return MPIRequest(self, self._communicator.Irecv(buffer, named, tag), "receive from", source)
+        return MPIRequest(self, self._communicator.Irecv(buffer, named, tag), RECEIVE, source, buffer)
+
+    def all_reduce(self, buffer: Buffer) -> None:
+        """MPI's own all-reduce (sum) of `buffer`, (elements,), in place; it blocks.
+
+        MPI does not report what it sends; the record gets the least that any all-reduce can send, 2((p-1)/p)n.
+        """
+        self.count(messages=0, bytes_=2 * (self.size - 1) * buffer.nbytes // self.size)
+        self._communicator.Allreduce(self._in_place, buffer)
+
+    def windows(self, nbytes: int) -> Windows:
+        """An MPI shared-memory window for every rank of the node."""
+        on_node = self._communicator.Split(self.nodes.index(self.node), self.rank)
+        windows = MPIWindows(self, on_node, nbytes)
+        on_node.Free()
+        return windows
 
     def share_address(self, address: str) -> str:
         """Rank 0's `address`, on every rank: how processes that mpirun started find each other by other means."""
@@ -98,6 +144,70 @@ class MPITransport(Transport):
         """MPI_Abort: ends every process of the job."""
         self._communicator.Abort(code)
         raise SystemExit(code)
+
+
+class MPIWindows(Windows):
+    """Windows allocated by MPI, and a barrier of counters in them that needs no message.
+
+    Args:
+        transport: whose ranks share the memory.
+        communicator: the ranks of this node.
+        nbytes: of each window.
+    """
+
+    def __init__(self, transport: MPITransport, communicator: "MPI.Comm", nbytes: int) -> None:
+        mpi = load_mpi()
+        self._transport = transport
+        padded = -(-nbytes // CACHE_LINE) * CACHE_LINE
+        self._window = mpi.Win.Allocate_shared(padded + CACHE_LINE, 1, comm=communicator)
+        self._window.Lock_all(mpi.MODE_NOCHECK)
+        whole = [np.frombuffer(self._window.Shared_query(rank)[0], dtype=np.uint8) for rank in range(communicator.size)]
+        self.buffers = [memory[:nbytes] for memory in whole]
+        self._counters = [memory[padded : padded + 8].view(np.int64) for memory in whole]
+        self._own = self._counters[communicator.rank]
+        self.buffers[communicator.rank][:] = 0
+        self._own[0] = 0
+        self._window.Sync()
+        communicator.Barrier()
+        self._round = 0
+
+    def barrier(self) -> None:
+        """Count oneself in, and wait until the others' counters have come as far."""
+        self._round += 1
+        self._window.Sync()
+        self._own[0] = self._round
+        for place, counter in enumerate(self._counters):
+            if counter[0] < self._round:
+                wait_until(partial(self._come, counter), self._transport.deadline, partial(self._late, place))
+        self._window.Sync()
+
+    def close(self) -> None:
+        """Give the memory back to MPI; whatever still looks at it must not touch it any more."""
+        self._window.Unlock_all()
+        self._window.Free()
+
+    def _come(self, counter: NDArray[np.int64]) -> bool:
+        return bool(counter[0] >= self._round)
+
+    def _late(self, place: int) -> NoReturn:
+        raise DeadlineError(
+            f"Rank {self._transport.rank} waited {self._transport.deadline:g} s for rank {self._transport.node[place]} "
+            "at a barrier in shared memory. Either that rank is stuck, or it is slow: then allow more with --deadline."
+        )
+
+
+def wait_until(arrived: Callable[[], bool], deadline: float, give_up: Callable[[], NoReturn]) -> None:
+    """Wait for something that has to be asked for: first spinning politely, then sleeping, at last giving up."""
+    for _ in range(YIELDS):
+        if arrived():
+            return
+        os.sched_yield()
+    started, pause = time.monotonic(), SHORTEST_SLEEP
+    while not arrived():
+        if time.monotonic() - started > deadline:
+            give_up()
+        time.sleep(pause)
+        pause = min(1.5 * pause, LONGEST_SLEEP)
 
 
 def load_mpi() -> ModuleType:

@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections.abc import Callable
 from datetime import timedelta
 from typing import NoReturn
 
@@ -40,6 +41,10 @@ class TorchRequest(Request):
                 ) from error
             raise CommunicationError(f"{what}: {str(error).splitlines()[0]}. See what that rank reports.") from error
         return self._work._source_rank() if self._peer == ANY else self._peer
+
+    def when_done(self, call: Callable[[], None]) -> None:
+        """Have torch call `call` once the operation is complete, on a thread of its own."""
+        self._work.get_future().add_done_callback(lambda _: call())
 
 
 class TorchTransport(Transport):
@@ -93,7 +98,7 @@ class TorchTransport(Transport):
         assert work is not None, "every process belongs to the world group"
         return TorchRequest(self, work, "receive from", source)
 
-    def all_reduce(self, tensor: torch.Tensor) -> Request:
+    def all_reduce(self, tensor: torch.Tensor) -> TorchRequest:
         """Begin torch's own all-reduce (sum) of `tensor`, (elements,), in place.
 
         torch.distributed does not report what it sends; the record gets the 2((p-1)/p)n bytes of a ring, which

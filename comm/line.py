@@ -1,0 +1,57 @@
+"""The line: communication that was asked for, carried out one after the other."""
+
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+
+class Line:
+    """Carries out work in the order in which it was submitted, so that all ranks do the same at the same time.
+
+    Args:
+        threaded: on a thread of its own, which is started by the first work; else when somebody waits for it.
+    """
+
+    def __init__(self, *, threaded: bool) -> None:
+        self._threaded = threaded
+        self._thread: ThreadPoolExecutor | None = None
+        self._left: deque[Callable[[], None]] = deque()
+        self._failure: BaseException | None = None
+
+    def submit(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Put `work` at the end of the line; the function returned waits until it is done.
+
+        Waiting raises what the work raised, or what any work before it did: after a failure nothing is carried out.
+        """
+        if self._threaded:
+            if self._thread is None:
+                self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="communication")
+            return self._thread.submit(self._carry_out, work).result
+        done: list[bool] = []
+
+        def finally_done() -> None:
+            self._carry_out(work)
+            done.append(True)
+
+        self._left.append(finally_done)
+
+        def wait() -> None:
+            while not done:
+                self._left.popleft()()
+
+        return wait
+
+    def close(self) -> None:
+        """End the thread, if there is one."""
+        if self._thread is not None:
+            self._thread.shutdown()
+            self._thread = None
+
+    def _carry_out(self, work: Callable[[], None]) -> None:
+        if self._failure is not None:
+            raise self._failure
+        try:
+            work()
+        except BaseException as failure:
+            self._failure = failure
+            raise
