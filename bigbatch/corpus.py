@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from bigbatch.comm.cache import keep
 from bigbatch.comm.errors import ConfigurationError
 
 HELD_OUT = 10
@@ -104,17 +105,3 @@ def text_file(path: Path) -> Corpus:
         raise ConfigurationError(f"The text {path} is empty. Name a file with something to learn from.")
     border = len(text) - len(text) // HELD_OUT
     return Corpus(path.name, (text[:border],), (text[border:],))
-
-
-def keep(path: Path, content: str) -> None:
-    """Write a cache file whole or not at all; a cache that cannot be written is only slower."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{random.SystemRandom().getrandbits(64):x}")
-        partial.write_text(content, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        warnings.warn(
-            f"Nothing was kept in {path.parent} ({error.strerror}); the next run prepares it anew.",
-            stacklevel=2,
-        )

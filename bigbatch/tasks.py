@@ -1,6 +1,5 @@
 """Tasks: what is learnt. A task draws examples and says how wrong a model is about them."""
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,11 +7,11 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
 import numpy as np
-import platformdirs
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from bigbatch.comm.cache import cache_folder
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.registry import Registry
 from bigbatch.corpus import Corpus, standard_library, text_file
@@ -148,11 +147,6 @@ class LanguageModelling(Task):
     def loss(self, model: nn.Module, batch: TokenBatch) -> tuple[Tensor, int]:
         """Summed cross-entropy of the next tokens."""
         return summed_cross_entropy(model(batch.tokens), batch.targets)
-
-
-def cache_folder() -> Path:
-    """Where prepared texts and vocabularies are kept; BIGBATCH_CACHE names another place."""
-    return Path(os.environ.get("BIGBATCH_CACHE") or platformdirs.user_cache_path("bigbatch"))
 
 
 TASKS = Registry("task", "bigbatch.tasks", {"language-modelling": "bigbatch.tasks:LanguageModelling"})

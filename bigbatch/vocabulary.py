@@ -8,8 +8,9 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from bigbatch.comm.cache import keep
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.corpus import Corpus, keep
+from bigbatch.corpus import Corpus
 
 END = "<|end|>"
 """Stands after every document."""

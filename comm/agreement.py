@@ -72,7 +72,7 @@ def _patience(transport: Transport) -> Iterator[None]:
 
 
 def _send(transport: Transport, target: int, text: str) -> None:
-    content = np.frombuffer(text.encode(), dtype=np.uint8)
+    content = np.frombuffer(bytearray(text.encode()), dtype=np.uint8)
     transport.isend(np.array([len(content)]), target, AGREEMENT_TAG).wait()
     transport.isend(content, target, AGREEMENT_TAG).wait()
 

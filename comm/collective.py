@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,14 +24,21 @@ class Reduction:
     """A sum under way.
 
     Attributes:
+        asked: when it was started, in seconds on the transport's clock, as are the others.
+        began: when every rank had come to it and data began to move, or None if the library does not tell.
+        ended: when it was complete; known once it was waited for.
         wait: returns when the tensor holds the sum; raises what went wrong.
-        began: when data began to move, in seconds on the transport's clock; known once it was waited for.
-        ended: when it was complete, likewise.
     """
 
-    wait: Callable[[], None] = field(init=False)
-    began: float = math.nan
+    asked: float
+    began: float | None = None
     ended: float = math.nan
+    wait: Callable[[], None] = field(init=False)
+
+    @property
+    def moving(self) -> tuple[float, float]:
+        """(begin, end) of the time in which data moved; at most that, where the library does not tell."""
+        return self.asked if self.began is None else self.began, self.ended
 
 
 class Collective(ABC):
@@ -82,15 +89,20 @@ class Collective(ABC):
 
         Several may be under way. They are carried out in the order of their start, and may be waited for in any.
         """
-        reduction = Reduction()
+        reduction = Reduction(asked=self.transport.now())
 
         def work() -> None:
+            self.transport.barrier()  # what comes before is waiting for others, what comes after is moving data
             reduction.began = self.transport.now()
             self.reduce(tensor)
             reduction.ended = self.transport.now()
 
         reduction.wait = self._line.submit(work)
         return reduction
+
+    def in_turn(self, work: Callable[[], None]) -> None:
+        """Do other communication when its turn comes: after what is under way, and before what is started later."""
+        self._line.submit(work)()
 
     def close(self) -> None:
         """Give back what it holds, memory from `allocate` included; all ranks together."""
@@ -143,8 +155,7 @@ class TorchAllReduce(Collective):
     def start(self, tensor: Tensor) -> Reduction:
         """Begin torch's all-reduce on `tensor`."""
         self.introduce(tensor)
-        reduction = Reduction()
-        reduction.began = self.transport.now()
+        reduction = Reduction(asked=self.transport.now())
         request = self._torch.all_reduce(tensor)
 
         def ended() -> None:
@@ -160,14 +171,19 @@ class TorchAllReduce(Collective):
         reduction.wait = wait
         return reduction
 
+    def in_turn(self, work: Callable[[], None]) -> None:
+        """At once: the library puts operations in order by itself."""
+        work()
+
     def _sum(self, tensor: Tensor) -> None:
         self._torch.all_reduce(tensor).wait()
 
 
-def covered(intervals: Sequence[tuple[float, float]]) -> float:
-    """The seconds in which at least one of the intervals, (begin, end) each, was under way."""
-    total, reached = 0.0, float("-inf")
+def covered(intervals: Iterable[tuple[float, float]], first: float = -math.inf, stop: float = math.inf) -> float:
+    """The seconds from `first` to `stop` in which at least one of the intervals, (begin, end) each, was under way."""
+    total, reached = 0.0, first
     for begin, end in sorted(intervals):
-        total += max(0.0, end - max(begin, reached))
-        reached = max(reached, end)
+        until = min(end, stop)
+        total += max(0.0, until - max(begin, reached))
+        reached = max(reached, until)
     return total

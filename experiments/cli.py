@@ -4,7 +4,7 @@ import json
 import sys
 import tomllib
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -33,22 +33,40 @@ INTERRUPTED = 130
 """The exit status of a program that was ended by Ctrl-C, as shells have it."""
 
 
-class TokenCount(click.ParamType[int]):
-    """A number of tokens, with k or M for thousands and millions."""
+class Count(click.ParamType[int]):
+    """A number that may be written with a unit.
 
-    name = "tokens"
+    Args:
+        name: of what.
+        units: unit -> how many it stands for.
+        example: three ways to write the same, for the error.
+    """
+
+    def __init__(self, name: str, units: Mapping[str, int], example: str) -> None:
+        self.name = name
+        self._units = {unit.lower(): factor for unit, factor in units.items()}
+        self._example = example
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """300000, 300k, 0.3M -> 300000."""
-        text = str(value).replace("_", "").replace(",", "")
-        factor = {"k": 1_000, "K": 1_000, "M": 1_000_000}.get(text[-1:], 1)
+        text = str(value).replace("_", "").replace(",", "").strip()
+        digits = text.rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+        factor = self._units.get(text[len(digits) :].strip().lower())
         try:
-            number = round(float(text[:-1] if factor > 1 else text) * factor)
+            number = round(float(digits) * factor) if factor else 0
         except (ValueError, OverflowError):
             number = 0
         if number < 1:
-            self.fail(f"{value!r} is not a number of tokens; write 300000, 300k or 0.3M", param, ctx)
+            self.fail(f"{value!r} is not a number of {self.name}; write {self._example}", param, ctx)
         return number
+
+
+TOKENS = Count("tokens", {"": 1, "k": 1_000, "M": 1_000_000}, "300000, 300k or 0.3M")
+BYTES = Count(
+    "bytes",
+    {"": 1, "B": 1, "KB": 2**10, "KiB": 2**10, "MB": 2**20, "MiB": 2**20, "GB": 2**30, "GiB": 2**30},
+    "262144, 256KB or 0.25MB (a KB has 1024 bytes)",
+)
 
 
 def read_config(context: click.Context, _: click.Parameter, path: Path | None) -> Path | None:
@@ -83,10 +101,8 @@ OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
     click.option("--micro-batch", type=POSITIVE, help="Examples a worker computes at once. [default: derived]"),
     click.option("--accumulate", type=POSITIVE, help="Micro-batches a worker adds up for an update. [default: 4]"),
     click.option("--arms", default="large,accumulated,small", show_default=True, help="What to compare."),
-    click.option("--tokens", type=TokenCount(), default="500k", show_default=True, help="To train each arm on."),
-    click.option(
-        "--validation-tokens", type=TokenCount(), default="8k", show_default=True, help="To measure the loss on."
-    ),
+    click.option("--tokens", type=TOKENS, default="500k", show_default=True, help="To train each arm on."),
+    click.option("--validation-tokens", type=TOKENS, default="8k", show_default=True, help="To measure the loss on."),
     click.option("--learning-rate", type=POSITIVE_NUMBER, default=1e-3, show_default=True, help="Of every arm."),
     click.option("--optimizer", default="adamw", show_default=True, help="sgd, adam, adamw, or FILE.py:name."),
     click.option("--layers", type=POSITIVE, default=2, show_default=True, help="Blocks of the Transformer."),
@@ -95,6 +111,9 @@ OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
     click.option("--context", type=POSITIVE, default=64, show_default=True, help="Tokens in an example."),
     click.option("--vocabulary", type=POSITIVE, default=1024, show_default=True, help="Different tokens, at most."),
     click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of weights and order."),
+    click.option("--bucket-size", type=BYTES, default="25MB", show_default=True, help="Gradients sent as one, about."),
+    click.option("--overlap/--no-overlap", default=True, show_default=True, help="Send while backward still runs."),
+    click.option("--node-size", type=POSITIVE, help="Ranks to treat as one machine. [default: those that are]"),
     click.option("--threads", type=POSITIVE, default=1, show_default=True, help="Of torch, in every process."),
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
     click.option(

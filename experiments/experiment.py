@@ -60,6 +60,9 @@ class Experiment:
             BigBatchError: on every rank, if the ranks were asked for different things or one cannot do its part.
         """
         torch.set_num_threads(self.settings.threads)
+        if self.settings.node_size is not None:
+            node_size = self.settings.node_size
+            together(transport, lambda: transport.arrange(node_size))
         options = {**self.settings.as_json(), "plan": asdict(self.plan), "bigbatch version": bigbatch.__version__}
         agree(transport, "option", sorted(options.items()))
         arms = self.settings.chosen_arms(self.plan)
@@ -109,14 +112,21 @@ class Experiment:
         )
         model = Transformer(shape, settings.seed).to(self.device)
         parameters = FlatParameters(model)
-        strategy = self.make_strategy(transport)
+        strategy = together(transport, lambda: self.make_strategy(transport))
+        strategy.bucket_bytes = settings.bucket_size
         strategy.start(parameters, OPTIMIZERS.load(settings.optimizer)(settings.learning_rate))
         examples = math.ceil(settings.tokens / task.example_tokens)
-        trainer = Trainer(model, task, strategy, parameters, arm.plan, examples, settings.seed)
+        trainer = Trainer(
+            model, task, strategy, parameters, arm.plan, examples, settings.seed, overlap=settings.overlap
+        )
+        self.reporter.remark(strategy.remarks)
         history = strategy.run(lambda: self._train(trainer, arm, record))
         mine = {"peak": peak_bytes(self.device), "history": None if history is None else history.totals()}
         ranks = share(transport, mine)
-        return {"parameters": parameters.values.numel(), **_summarise(arm, ranks)}
+        buckets = len(strategy.buckets)
+        strategy.close()
+        row = {**_summarise(arm, ranks), "buckets": buckets, "remarks": strategy.remarks}
+        return {"parameters": parameters.values.numel(), **row}
 
     def _train(self, trainer: Trainer, arm: Arm, record: Callable[[dict[str, Any]], None]) -> "History":
         history = History()
@@ -198,6 +208,7 @@ class History:
             "seconds": self.seconds,
             "compute": sum(update.compute_seconds for update in self.updates),
             "communication": sum(update.communication_seconds for update in self.updates),
+            "total_communication": sum(update.total_communication_seconds for update in self.updates),
             "waiting": sum(update.waiting_seconds for update in self.updates),
             "bytes_sent": sum(update.bytes_sent for update in self.updates),
             "training_loss": self.training_loss(),
@@ -228,6 +239,7 @@ def _summarise(arm: Arm, ranks: list[dict[str, Any]]) -> dict[str, Any]:
         "update_seconds": mean("seconds"),
         "compute_seconds": mean("compute"),
         "communication_seconds": mean("communication"),
+        "total_communication_seconds": mean("total_communication"),
         "waiting_seconds": mean("waiting"),
         "bytes_sent_per_update": mean("bytes_sent"),
         "peak_memory_bytes": max(rank["peak"] for rank in workers),

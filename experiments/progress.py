@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -24,7 +24,15 @@ class Reporter:
 
     def __init__(self, *, quiet: bool) -> None:
         self._quiet = quiet
+        self._remarked: set[str] = set()
         self._columns = None if quiet else terminal_columns(sys.stderr)
+
+    def remark(self, sentences: Sequence[str]) -> None:
+        """Pass on what a strategy wants its user to know; the same sentence only once."""
+        for sentence in sentences:
+            if not self._quiet and sentence not in self._remarked:
+                print(f"{sentence}.", file=sys.stderr, flush=True)
+            self._remarked.add(sentence)
 
     @contextmanager
     def arm(self, name: str, updates: int) -> Iterator["Bar"]:

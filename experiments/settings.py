@@ -27,6 +27,9 @@ class Settings:
         optimizer: a name in the registry of optimisers.
         layers, width, heads, context, vocabulary: the Transformer's sizes.
         seed: of the initial weights and the order of the examples.
+        bucket_size: bytes of gradients that are sent as one, about.
+        overlap: send while backward still runs.
+        node_size: ranks to treat as one machine, or None for those that are.
         threads: of torch, in every process.
         device: "auto", "cpu", "cuda" or "cuda:N".
         deadline: seconds after which a wait gives up.
@@ -45,6 +48,9 @@ class Settings:
     context: int
     vocabulary: int
     seed: int
+    bucket_size: int
+    overlap: bool
+    node_size: int | None
     threads: int
     device: str
     deadline: float

@@ -60,25 +60,29 @@ class AllReduce(Strategy):
     def step(self, weight: float, loss: float) -> StepReport:
         """Sum what is left: the weights, then the last bucket; divide; update.
 
-        Nobody's sum of weights is complete before everybody has come: the time it takes is the time waited for
-        the slowest worker. The time before, for buckets still under way, and after, for the last, is communication
-        that backward did not hide.
+        Nobody's sum of weights is complete before everybody has come: the time until then is time waited for the
+        slowest worker, less what earlier buckets took of it to move. The time after is that of moving the rest.
         """
         clock = self.transport.now
+        tally = np.array([weight, loss])
         ready = clock()
+        if self._early:
+            self._collective.in_turn(lambda: np.copyto(tally, self.total(tally)))
+        else:
+            tally = self.total(tally)
+        everyone_ready = clock()
         for reduction in self._early:
             reduction.wait()
         early_done = clock()
-        weight, loss = self.total(np.array([weight, loss])).tolist()
-        everyone_ready = clock()
         if self._last is not None:
             self._collective.reduce(self._last.gradients)
         done = clock()
-        hidden = [(reduction.began, reduction.ended) for reduction in self._early]
-        self.waiting_seconds += everyone_ready - early_done
-        self.communication_seconds += (early_done - ready) + (done - everyone_ready)
-        self.total_communication_seconds += covered(hidden) + (done - everyone_ready)
+        exposed_early = covered([r.moving for r in self._early if r.began is not None], ready, everyone_ready)
+        self.waiting_seconds += everyone_ready - ready - exposed_early
+        self.communication_seconds += exposed_early + done - everyone_ready
+        self.total_communication_seconds += covered([*(r.moving for r in self._early), (early_done, done)])
         self._early, self._last = [], None
+        weight, loss = tally.tolist()
         applied = self.parameters.apply(self.optimizer, weight)
         self.version += applied
         return StepReport(self.version, applied, weight, loss)

@@ -1,0 +1,27 @@
+"""The cache: what takes long to make and is the same every time."""
+
+import os
+import random
+import warnings
+from pathlib import Path
+
+import platformdirs
+
+
+def cache_folder() -> Path:
+    """Where it lies: prepared texts, vocabularies, measurements; BIGBATCH_CACHE names another place."""
+    return Path(os.environ.get("BIGBATCH_CACHE") or platformdirs.user_cache_path("bigbatch"))
+
+
+def keep(path: Path, content: str) -> None:
+    """Write a cache file whole or not at all; a cache that cannot be written is only slower."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.{random.SystemRandom().getrandbits(64):x}")
+        partial.write_text(content, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        warnings.warn(
+            f"Nothing was kept in {path.parent} ({error.strerror}); the next run prepares it anew.",
+            stacklevel=2,
+        )

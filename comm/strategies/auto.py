@@ -1,0 +1,108 @@
+"""Auto: whichever all-reduce was measured to be the fastest here for the size at hand."""
+
+import sys
+
+import torch
+from torch import Tensor
+
+from bigbatch.comm.collective import Collective
+from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.parameters import FlatParameters, OptimizerFactory
+from bigbatch.comm.strategies import STRATEGIES
+from bigbatch.comm.strategies.all_reduce import AllReduce
+from bigbatch.comm.transport import Transport
+from bigbatch.comm.tuning import Tuning, load_tuning, tune
+
+
+def candidates(transport: Transport) -> dict[str, Collective]:
+    """Every all-reduce that can run on `transport`, by name."""
+    found = {}
+    for name in STRATEGIES.names():
+        strategy = STRATEGIES.load(name)
+        if issubclass(strategy, AllReduce) and strategy is not Auto:
+            try:
+                found[name] = strategy.collective(transport)
+            except ConfigurationError:
+                continue  # it needs other wires than these
+    return found
+
+
+class Fastest(Collective):
+    """Hands every tensor to the collective that a table says is the fastest for its size.
+
+    Args:
+        transport: all ranks.
+        tuning: the table.
+    """
+
+    def __init__(self, transport: Transport, tuning: Tuning) -> None:
+        super().__init__(transport)
+        self._tuning = tuning
+        self._usable = candidates(transport)
+        self._placed: Collective | None = None
+
+    def choice(self, nbytes: int) -> str:
+        """The name of the fastest that can be used for a buffer of that many bytes."""
+        for name in self._tuning.ranking(nbytes):
+            if name in self._usable and self._takes(self._usable[name]):
+                return name
+        raise ConfigurationError(
+            f"The table of measurements for {self._tuning.layout} names no all-reduce that can be used here. Measure "
+            "anew with bigbatch-exp tune."
+        )
+
+    def _takes(self, collective: Collective) -> bool:
+        return type(collective).allocate is Collective.allocate or collective is self._placed
+
+    def allocate(self, elements: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Memory as the fastest one for so many bytes wants it; the others can work in it too."""
+        self.close()
+        if device.type == "cpu":
+            for name in self._tuning.ranking(elements * torch.empty(0, dtype=dtype).element_size()):
+                if name in self._usable:
+                    self._placed = self._usable[name]
+                    return self._placed.allocate(elements, dtype, device)
+        return super().allocate(elements, dtype, device)
+
+    def close(self) -> None:
+        """Give the memory back."""
+        super().close()
+        if self._placed is not None:
+            self._placed.close()
+        self._placed = None
+
+    def _sum(self, tensor: Tensor) -> None:
+        self._usable[self.choice(tensor.numel() * tensor.element_size())].reduce(tensor)
+
+
+class Auto(AllReduce):
+    """The all-reduce that was measured to be the fastest here: `bigbatch-exp tune` measures, once.
+
+    If nobody has measured this layout of ranks yet, the first run does.
+    """
+
+    def start(self, parameters: FlatParameters, optimizer: OptimizerFactory) -> None:
+        """Agree, and say what was picked."""
+        super().start(parameters, optimizer)
+        collective = self._collective
+        assert isinstance(collective, Fastest), "see `collective`"
+        picks = {len(bucket.gradients) * parameters.gradients.element_size() for bucket in self.buckets}
+        self.remarks = [
+            f"auto picked {collective.choice(nbytes)} for buckets of {nbytes / 2**20:.3g} MB"
+            for nbytes in sorted(picks)
+        ]
+
+    @classmethod
+    def collective(cls, transport: Transport) -> Collective:
+        """Whatever the table says."""
+        tuning = load_tuning(transport)
+        if tuning is None:
+            measured = candidates(transport)
+            tuning = tune(measured, transport, _tell if transport.rank == 0 else lambda _: None)
+            for collective in measured.values():
+                collective.close()
+        return Fastest(transport, tuning)
+
+
+def _tell(text: str) -> None:
+    print(f"auto: {text}", file=sys.stderr, flush=True)
