@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bigbatch.comm.schedule import IntArray, Schedule, chunk_bounds, chunk_count
+from bigbatch.comm.schedule import IntArray, Schedule, chunk_bounds, chunk_count, rounds_of
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def account(schedule: Schedule, size: int, elements: int, itemsize: int = 4) -> 
         elements: the length of each rank's buffer.
         itemsize: bytes an element.
     """
-    rounds = list(schedule(size))
+    rounds = rounds_of(schedule, size)
     bounds = chunk_bounds(elements, chunk_count(rounds))
     messages, sent, received = (np.zeros(size, dtype=np.int64) for _ in range(3))
     for round_ in rounds:

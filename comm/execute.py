@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bigbatch.comm.schedule import Schedule, chunk_bounds, chunk_count, transfers
+from bigbatch.comm.schedule import Schedule, chunk_bounds, chunk_count, rounds_of, transfers
 from bigbatch.comm.transport import Buffer, Request, Transport
 
 
@@ -38,7 +38,7 @@ class Part:
 @lru_cache(maxsize=256)
 def part(schedule: Schedule, size: int, rank: int) -> Part:
     """Pick out of every round what `rank` sends and receives."""
-    rounds = list(schedule(size))
+    rounds = rounds_of(schedule, size)
     steps = []
     for round_ in rounds:
         rows = list(transfers(round_))

@@ -1,11 +1,12 @@
 """Prove a schedule correct: follow every rank's contribution to every rank's copy of every chunk."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bigbatch.comm.schedule import Schedule, chunk_count, transfers
+from bigbatch.comm.schedule import Round, Schedule, chunk_count, rounds_of, transfers
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,18 @@ def prove(schedule: Schedule, size: int) -> Proof:
 
     Every rank starts with one contribution, its own, in every chunk; it must end with one of each.
     """
-    rounds = list(schedule(size))
+    *_, count = follow(rounds_of(schedule, size), size)
+    return Proof(count)
+
+
+def follow(rounds: Sequence[Round], size: int) -> Iterator[NDArray[np.int64]]:
+    """The contributions before the first round and after each: (ranks, chunks, ranks), as in `Proof.count`."""
     count = np.zeros((size, chunk_count(rounds), size), dtype=np.int64)
     count[np.arange(size), :, np.arange(size)] = 1
+    yield count.copy()
     for round_ in rounds:
         before = count.copy()
         for source, target, first, stop, reduce in transfers(round_):
             arriving = before[source, first:stop]
             count[target, first:stop] = arriving + (count[target, first:stop] if reduce else 0)
-    return Proof(count)
+        yield count.copy()

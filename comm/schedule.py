@@ -14,6 +14,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from bigbatch.comm.errors import ConfigurationError
+
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
@@ -74,6 +76,34 @@ def spanned(source: ArrayLike, target: ArrayLike, *, first: ArrayLike, stop: Arr
 def joined(rounds: Sequence[Round]) -> Round:
     """Rounds that happen at the same time, as one; earlier ones come first where both reach the same rank."""
     return Round(*(np.concatenate([getattr(round_, field.name) for round_ in rounds]) for field in fields(Round)))
+
+
+def rounds_of(schedule: Schedule, size: int) -> list[Round]:
+    """All rounds of a schedule for `size` ranks, once they have been seen to make sense.
+
+    Raises:
+        ConfigurationError: a round names ranks or chunks that cannot be; names the round.
+    """
+    name = getattr(schedule, "__name__", None) or getattr(getattr(schedule, "func", None), "__name__", str(schedule))
+    rounds = []
+    for number, round_ in enumerate(schedule(size), start=1):
+        where = f"Round {number} of {name} for {size} ranks"
+        if not isinstance(round_, Round):
+            raise ConfigurationError(
+                f"{where} is a {type(round_).__name__}. Yield rounds, as bigbatch.comm.schedule.moved makes them."
+            )
+        ends = np.concatenate([round_.source, round_.target])
+        if len(ends) and not 0 <= ends.min() <= ends.max() < size:
+            raise ConfigurationError(
+                f"{where} names rank {ends.min() if ends.min() < 0 else ends.max()}, but the ranks are 0 to {size - 1}."
+            )
+        if (round_.source == round_.target).any():
+            alone = round_.source[round_.source == round_.target][0]
+            raise ConfigurationError(f"{where} has rank {alone} send to itself. What a rank has it need not send.")
+        if ((round_.first < 0) | (round_.stop <= round_.first)).any():
+            raise ConfigurationError(f"{where} moves chunks from below 0, or none at all.")
+        rounds.append(round_)
+    return rounds
 
 
 def chunk_count(rounds: Iterable[Round]) -> int:

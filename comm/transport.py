@@ -142,9 +142,7 @@ class Transport(ABC):
         Raises:
             ConfigurationError: a node would then reach over two machines.
         """
-        pretended = tuple(
-            tuple(range(first, min(first + node_size, self.size))) for first in range(0, self.size, node_size)
-        )
+        pretended = consecutive_nodes(self.size, node_size)
         for node in pretended:
             if not any(set(node) <= set(real) for real in self.nodes):
                 raise ConfigurationError(
@@ -203,6 +201,11 @@ class Transport(ABC):
                 f"Rank {self.rank} passed a buffer of shape {buffer.shape} and strides {buffer.strides}; only flat, "
                 "contiguous buffers can be sent without a copy: pass buffer.reshape(-1) of a contiguous array."
             )
+
+
+def consecutive_nodes(size: int, node_size: int) -> tuple[tuple[int, ...], ...]:
+    """The ranks of each node when every `node_size` consecutive ones share one; the last may have fewer."""
+    return tuple(tuple(range(first, min(first + node_size, size))) for first in range(0, size, node_size))
 
 
 BARRIER_TAG = 32_000

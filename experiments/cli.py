@@ -16,17 +16,22 @@ from rich.console import Console
 from rich.table import Table
 
 from bigbatch.batches import BatchPlan, derive_plan
+from bigbatch.comm.agreement import together
+from bigbatch.comm.cache import cache_folder
+from bigbatch.comm.collectives import ALGORITHMS, bind
 from bigbatch.comm.errors import BigBatchError, ConfigurationError, LaunchError
-from bigbatch.comm.launch import Launcher, detect
+from bigbatch.comm.launch import Launch, Launcher, detect
 from bigbatch.comm.strategies import STRATEGIES
+from bigbatch.comm.strategies.all_reduce import AllReduce
 from bigbatch.comm.strategy import Strategy
-from bigbatch.comm.transport import DEFAULT_DEADLINE, Transport
+from bigbatch.comm.transport import DEFAULT_DEADLINE, Transport, consecutive_nodes
+from bigbatch.experiments.bench import size_label
 from bigbatch.experiments.compare import run_strategies
 from bigbatch.experiments.experiment import Experiment
 from bigbatch.experiments.launcher import become, launch_command
 from bigbatch.experiments.progress import Reporter, terminal_columns
 from bigbatch.experiments.report import compared_verdict, print_table, verdict
-from bigbatch.experiments.run import SUMMARY, Run, new_folder, write_json
+from bigbatch.experiments.run import SUMMARY, Run, environment, make_folder, new_folder, write_json
 from bigbatch.experiments.settings import Settings, resolve_device
 
 INTERRUPTED = 130
@@ -203,7 +208,7 @@ def run_strategy(name: str, options: dict[str, Any]) -> None:
         experiment.run(transport)
         if transport.rank == 0:
             finished = Run.read(folder)
-            show([finished], folder, finished.summary, verdict(finished.summary), options)
+            present([finished], folder, finished.summary, verdict(finished.summary), options)
 
 
 def settings_of(options: dict[str, Any]) -> Settings:
@@ -257,7 +262,7 @@ def report(error: Exception, debug: bool, rank: int | None = None) -> None:
     print(f"bigbatch-exp: {where}{what}{hint}", file=sys.stderr, flush=True)
 
 
-def show(runs: Sequence[Run], folder: Path, summary: dict[str, Any], sentence: str, options: dict[str, Any]) -> None:
+def present(runs: Sequence[Run], folder: Path, summary: dict[str, Any], sentence: str, options: dict[str, Any]) -> None:
     """The figure, and then the table or the summary on standard output."""
     from bigbatch.experiments.figures.comparison import draw_comparison  # only the rank that draws needs matplotlib
 
@@ -265,15 +270,19 @@ def show(runs: Sequence[Run], folder: Path, summary: dict[str, Any], sentence: s
     if options["as_json"]:
         print(json.dumps(summary, indent=2))
     elif not options["quiet"]:
-        console = Console(width=terminal_columns(sys.stdout) or COLUMNS, highlight=False)
         print()
-        print_table(console, [run.summary for run in runs])
-        console.print(f"\n{sentence}")
+        print_table(console(), [run.summary for run in runs])
+        console().print(f"\n{sentence}")
         print(f"\n{folder}/: {', '.join(sorted(entry.name for entry in folder.iterdir()))}", flush=True)
 
 
 COLUMNS = 100
 """The width of what is printed where there is no terminal to ask."""
+
+
+def console() -> Console:
+    """Standard output, as wide as the terminal behind it."""
+    return Console(width=terminal_columns(sys.stdout) or COLUMNS, highlight=False)
 
 
 @cli.command()
@@ -292,7 +301,7 @@ def compare(context: click.Context, /, strategies: tuple[str, ...], **options: A
     runs = run_strategies(strategies, plan.workers, shared_arguments(context), folder)
     summaries = [run.summary for run in runs]
     write_json(folder / SUMMARY, {"runs": summaries})
-    show(runs, folder, {"runs": summaries}, compared_verdict(summaries), options)
+    present(runs, folder, {"runs": summaries}, compared_verdict(summaries), options)
 
 
 WORKERS_COMPARED = 4
@@ -312,6 +321,150 @@ def shared_arguments(context: click.Context) -> list[str]:
     return arguments
 
 
+class Sizes(click.ParamType[tuple[int, ...]]):
+    """Several sizes, separated by commas."""
+
+    name = "sizes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """4KB,1MB -> (4096, 1048576)."""
+        if isinstance(value, tuple):
+            return value
+        return tuple(BYTES.convert(word, param, ctx) for word in str(value).split(","))
+
+
+LAUNCH_OPTIONS = (
+    click.option("-n", "--workers", type=POSITIVE, help="Start that many ranks (without mpirun)."),
+    click.option("--node-size", type=POSITIVE, help="Ranks to treat as one machine. [default: those that are]"),
+    click.option(
+        "--deadline", type=POSITIVE_NUMBER, default=DEFAULT_DEADLINE, show_default=True, help="Seconds to wait at most."
+    ),
+    click.option("--debug", is_flag=True, help="Show tracebacks."),
+)
+
+
+def launch_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of commands that measure on several ranks."""
+    for option in reversed(LAUNCH_OPTIONS):
+        command = option(command)
+    return command
+
+
+@contextmanager
+def ranks_of(options: dict[str, Any]) -> Iterator[tuple[Transport, Launch]]:
+    """The wires between the ranks that a launcher started; without a launcher, become one."""
+    launch = detect()
+    if launch.launcher is Launcher.NONE and (options["workers"] or RANKS_MEASURED) > 1:
+        become(launch_command(STRATEGIES.load("ring"), options["workers"] or RANKS_MEASURED, sys.argv[1:]))
+    with connected(lambda: AllReduce.connect(launch, "cpu", options["deadline"]), options["debug"]) as transport:
+        if options["node_size"]:
+            together(transport, lambda: transport.arrange(options["node_size"]))
+        yield transport, launch
+
+
+RANKS_MEASURED = 2
+"""How many ranks bench and tune start if nothing else is said."""
+
+
+@cli.command()
+@click.option(
+    "--bytes", "sizes", type=Sizes(), default="4KB,256KB,4MB,32MB", show_default=True, help="Sizes of the buffers."
+)
+@click.option("--algorithms", default="", help="Names, separated by commas. [default: all that can run]")
+@click.option("--seconds", type=POSITIVE_NUMBER, default=2.0, show_default=True, help="To spend on each size, about.")
+@click.option("--out", type=FILE, help="The bench's folder. [default: a new one below ./runs]")
+@click.option("--json", "as_rows", is_flag=True, help="Print the rows as JSON and no table.")
+@launch_options
+def bench(
+    sizes: tuple[int, ...], algorithms: str, seconds: float, out: Path | None, as_rows: bool, **options: Any
+) -> None:
+    """Compare all-reduces: time, algbw and busbw by algorithm and size, with exact checks and a figure."""
+    from bigbatch.experiments.bench import Bench, as_json, print_bench
+
+    names = [name.strip() for name in algorithms.split(",") if name.strip()]
+    with ranks_of(options) as (transport, launch):
+        speaking = transport.rank == 0
+        folder = out or new_folder(f"bench-{transport.size}")
+        together(transport, lambda: make_folder(folder) if speaking else None)
+        compared = together(transport, lambda: Bench(transport, launch, names))
+        bandwidth = compared.memory_bandwidth()
+        rows = []
+        for size in sizes:
+            if speaking:
+                print(f"{size_label(size)} ...", file=sys.stderr, flush=True)
+            rows += as_json(compared.run(size, seconds))
+        if speaking:
+            from bigbatch.experiments.figures.bandwidth import draw_bench
+
+            summary = {"memory_bandwidth": bandwidth, "skipped": compared.skipped, "rows": rows}
+            write_json(folder / SUMMARY, {**summary, "environment": environment()})
+            draw_bench(rows, bandwidth, folder / "bench.png")
+            if as_rows:
+                print(json.dumps(rows, indent=2), flush=True)
+            else:
+                print_bench(console(), rows, bandwidth)
+                for name, reason in compared.skipped.items():
+                    print(f"left out: {name}: {reason}")
+                print(f"\n{folder}/: {', '.join(sorted(entry.name for entry in folder.iterdir()))}", flush=True)
+        compared.close()
+
+
+@cli.command()
+@click.argument("name")
+@click.option("-n", "--ranks", type=POSITIVE, default=4, show_default=True, help="Number of ranks.")
+@click.option("--bytes", "nbytes", type=BYTES, default="1MB", show_default=True, help="Size of the buffer.")
+@click.option("--node-size", type=POSITIVE, help="Ranks on a machine, for hierarchical. [default: all]")
+@click.option("--proof", is_flag=True, help="Print how every contribution arrives, once, at every rank.")
+@click.option("--account", is_flag=True, help="Print messages and bytes of every rank.")
+@click.option("--gif", is_flag=True, help="Animate the rounds, chunk by chunk.")
+@click.option("--out", type=FILE, help="A folder for the figures. [default: runs/show-NAME-RANKS]")
+def show(
+    name: str, ranks: int, nbytes: int, node_size: int | None, proof: bool, account: bool, gif: bool, out: Path | None
+) -> None:
+    """Print and draw an algorithm's rounds: a registered one, or FILE.py:function."""
+    from bigbatch.experiments.figures.rounds import animate_rounds, draw_rounds
+    from bigbatch.experiments.show import Shown
+
+    nodes = consecutive_nodes(ranks, node_size or ranks)
+    shown = Shown(name.rpartition(":")[2], bind(ALGORITHMS.load(name), nbytes, nodes), ranks)
+    folder = out or Path("runs") / f"show-{shown.name}-{ranks}"
+    make_folder(folder)
+    lines = [*(shown.proof_text() if proof else ()), *(shown.account_text(nbytes) if account else ())]
+    print("\n".join(lines or shown.text()), flush=True)
+    draw_rounds(shown, folder / "rounds.png")
+    if gif:
+        animate_rounds(shown, folder / "rounds.gif")
+    print(f"\n{folder}/: {', '.join(sorted(entry.name for entry in folder.iterdir()))}", flush=True)
+    if not shown.proof.holds:
+        raise BigBatchError(f"{name} over {ranks} ranks is no all-reduce: {shown.proof}.")
+
+
+@cli.command()
+@launch_options
+def tune(**options: Any) -> None:
+    """Measure which all-reduce is the fastest here, and keep the table for `auto`."""
+    from bigbatch.comm.strategies.auto import candidates
+    from bigbatch.comm.tuning import tune as measure_all
+
+    with ranks_of(options) as (transport, _):
+        speaking = transport.rank == 0
+        tuning = measure_all(
+            candidates(transport),
+            transport,
+            (lambda text: print(text, file=sys.stderr, flush=True)) if speaking else (lambda _: None),
+        )
+        if speaking:
+            table = Table(box=None, padding=(0, 2, 0, 0))
+            for head in ("size", "fastest", "ms", "then"):
+                table.add_column(head)
+            for size, times in tuning.seconds.items():
+                first, *others = tuning.ranking(size)
+                then = ", ".join(f"{name} {times[name] / times[first]:.2f} ×" for name in others[:3])
+                table.add_row(size_label(size), first, f"{1e3 * times[first]:.3f}", then)
+            console().print(table)
+            print(f"\nKept for {tuning.layout} in {cache_folder()}; auto uses it.", flush=True)
+
+
 @cli.command()
 def doctor() -> None:
     """Say what this machine has (MPI, torch, cores, GPUs) and what to install for what is missing."""
@@ -320,7 +473,7 @@ def doctor() -> None:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for what, found, advice in examine():
         table.add_row(what, found + (f"\n-> {advice}" if advice else ""))
-    Console(highlight=False).print(table)
+    console().print(table)
 
 
 def main() -> NoReturn:

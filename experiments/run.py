@@ -4,6 +4,7 @@ import json
 import math
 import platform
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,15 +32,13 @@ class RunWriter:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        make_folder(folder)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             (folder / SUMMARY).unlink(missing_ok=True)
             # Line by line, so that an interrupted run leaves whole lines.
             self._metrics = (folder / METRICS).open("w", buffering=1, encoding="utf-8")
         except OSError as error:
-            raise ConfigurationError(
-                f"The folder {folder} cannot be written: {error.strerror}. Name another with --out."
-            ) from error
+            raise _unwritable(folder, error) from error
 
     def config(self, config: dict[str, Any]) -> None:
         """Write down what was asked for, and on what."""
@@ -93,6 +92,24 @@ class Run:
     def curve(self, arm: str, kind: str) -> list[dict[str, Any]]:
         """The metrics of one kind, "update" or "validation", of one arm."""
         return [record for record in self.metrics if record["arm"] == arm and record["kind"] == kind]
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, unless they are there.
+
+    Raises:
+        ConfigurationError: it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def _unwritable(folder: Path, error: OSError) -> ConfigurationError:
+    return ConfigurationError(f"The folder {folder} cannot be written: {error.strerror}. Name another with --out.")
 
 
 def new_folder(name: str) -> Path:

@@ -48,7 +48,8 @@ def bind(algorithm: Callable[..., Any], nbytes: int, nodes: Nodes = ()) -> Sched
     """A schedule, a function of the number of ranks alone, from an algorithm.
 
     Args:
-        algorithm: yields rounds; its parameters `segments` and `nodes`, if it has them, are filled in.
+        algorithm: yields rounds; its parameters `segments` and `nodes`, if it has them, are filled in, unless a
+            functools.partial has done so.
         nbytes: the size of the buffer, from which the number of segments follows.
         nodes: the ranks of each node; none given, all share one.
     """
@@ -57,6 +58,6 @@ def bind(algorithm: Callable[..., Any], nbytes: int, nodes: Nodes = ()) -> Sched
 
 @lru_cache(maxsize=256)
 def _bound(algorithm: Callable[..., Any], segments: int, nodes: Nodes) -> Schedule:
-    wanted = inspect.signature(algorithm).parameters
+    wanted = set(inspect.signature(algorithm).parameters) - set(getattr(algorithm, "keywords", ()))
     extra = {name: value for name, value in (("segments", segments), ("nodes", nodes)) if name in wanted}
     return partial(algorithm, **extra) if extra else algorithm
