@@ -1,26 +1,17 @@
 """Agreement: the ranks tell each other what they have, and fail together or not at all."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
-
-import numpy as np
 
 from bigbatch.comm.errors import BigBatchError, DeadlineError, MismatchError
 from bigbatch.comm.transport import Transport
 
 Result = TypeVar("Result")
 
-AGREEMENT_TAG = 31_000
-"""Kept apart from the tags of gradients."""
-
 
 def share(transport: Transport, value: Any, occasion: str = "tell the others what it has") -> list[Any]:
     """Every rank's `value`, by rank, on every rank; anything that JSON can write, and small.
-
-    Rank 0 collects the values and sends everyone the list. It waits half of the deadline for the others, so that it
-    can still tell those who came that somebody did not.
 
     Args:
         transport: whose ranks share.
@@ -30,59 +21,15 @@ def share(transport: Transport, value: Any, occasion: str = "tell the others wha
     Raises:
         DeadlineError: on every rank that came, naming those that did not.
     """
-    if transport.rank:
-        _send(transport, 0, json.dumps(value))
-        verdict = json.loads(_receive(transport, 0))
-    else:
-        values, missing = {0: value}, []
-        with _patience(transport):
-            for source in range(1, transport.size):
-                try:
-                    values[source] = json.loads(_receive(transport, source))
-                except DeadlineError:
-                    missing.append(source)
-                    transport.deadline = min(transport.deadline, STRAGGLER_SECONDS)
-        verdict = {"values": list(values.values()), "missing": missing}
-        for target in sorted(set(values) - {0}):
-            _send(transport, target, json.dumps(verdict))
-    if verdict["missing"]:
-        missing = verdict["missing"]
+    texts = transport.exchange(json.dumps(value))
+    missing = [str(rank) for rank, text in enumerate(texts) if text is None]
+    if missing:
         raise DeadlineError(
-            f"Rank{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))} did not come to {occasion} within "
+            f"Rank{'s' if len(missing) > 1 else ''} {', '.join(missing)} did not come to {occasion} within "
             f"{transport.deadline / 2:g} s, as the others did. Look at what went wrong there; if nothing did, allow "
             "more with --deadline."
         )
-    shared: list[Any] = verdict["values"]
-    return shared
-
-
-STRAGGLER_SECONDS = 1.0
-"""Once one rank is missing, the others have had their time: they get this much more."""
-
-
-@contextmanager
-def _patience(transport: Transport) -> Iterator[None]:
-    """Half of the transport's deadline."""
-    deadline = transport.deadline
-    transport.deadline = deadline / 2
-    try:
-        yield
-    finally:
-        transport.deadline = deadline
-
-
-def _send(transport: Transport, target: int, text: str) -> None:
-    content = np.frombuffer(bytearray(text.encode()), dtype=np.uint8)
-    transport.isend(np.array([len(content)]), target, AGREEMENT_TAG).wait()
-    transport.isend(content, target, AGREEMENT_TAG).wait()
-
-
-def _receive(transport: Transport, source: int) -> str:
-    length = np.empty(1, dtype=np.int64)
-    transport.irecv(length, source, AGREEMENT_TAG).wait()
-    content = np.empty(int(length[0]), dtype=np.uint8)
-    transport.irecv(content, source, AGREEMENT_TAG).wait()
-    return content.tobytes().decode()
+    return [json.loads(text) for text in texts if text is not None]
 
 
 def together(transport: Transport, attempt: Callable[[], Result]) -> Result:

@@ -1,5 +1,6 @@
 """Transports: how bytes move between two ranks, and what time it is."""
 
+import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -8,7 +9,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.errors import ConfigurationError, DeadlineError
 
 Buffer = NDArray[Any]
 """A flat, contiguous NumPy array; it is sent from and received into where it lies."""
@@ -136,6 +137,45 @@ class Transport(ABC):
             arriving.wait()
             distance *= 2
 
+    def exchange(self, text: str) -> list[str | None]:
+        """Every rank's `text`, by rank, on every rank; None for those that did not come within half of the deadline.
+
+        Rank 0 collects and sends everyone the list, so that those who came all hear who did not. It takes
+        `2(size - 1)` messages each way: for what is small and rare.
+
+        Raises:
+            DeadlineError: rank 0 itself did not come.
+        """
+        if self.rank:
+            self._send_text(0, text)
+            heard: list[str | None] = json.loads(self._receive_text(0))
+            return heard
+        texts: list[str | None] = [text, *[None] * (self.size - 1)]
+        deadline = self.deadline
+        self.deadline = deadline / 2
+        for source in range(1, self.size):
+            try:
+                texts[source] = self._receive_text(source)
+            except DeadlineError:
+                self.deadline = min(self.deadline, STRAGGLER_SECONDS)
+        self.deadline = deadline
+        for target, theirs in enumerate(texts):
+            if target and theirs is not None:
+                self._send_text(target, json.dumps(texts))
+        return texts
+
+    def _send_text(self, target: int, text: str) -> None:
+        content = np.frombuffer(bytearray(text.encode()), dtype=np.uint8)
+        self.isend(np.array([len(content)]), target, TEXT_TAG).wait()
+        self.isend(content, target, TEXT_TAG).wait()
+
+    def _receive_text(self, source: int) -> str:
+        length = np.empty(1, dtype=np.int64)
+        self.irecv(length, source, TEXT_TAG).wait()
+        content = np.empty(int(length[0]), dtype=np.uint8)
+        self.irecv(content, source, TEXT_TAG).wait()
+        return content.tobytes().decode()
+
     def arrange(self, node_size: int) -> None:
         """Treat every `node_size` consecutive ranks as a node, as if there were more machines than there are.
 
@@ -208,8 +248,11 @@ def consecutive_nodes(size: int, node_size: int) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(range(first, min(first + node_size, size))) for first in range(0, size, node_size))
 
 
-BARRIER_TAG = 32_000
+BARRIER_TAG, TEXT_TAG = 32_000, 31_000
 """Kept apart from the tags of ordinary messages; below 32,767, the least that MPI promises."""
+
+STRAGGLER_SECONDS = 1.0
+"""Once one rank is missing, the others have had their time: they get this much more."""
 
 
 class Group(Transport):

@@ -1,14 +1,16 @@
 """torch.distributed: gloo between processors, NCCL between GPUs."""
 
+import contextlib
 import os
 import socket
 from collections.abc import Callable
 from datetime import timedelta
+from itertools import count
 from typing import NoReturn
 
 import torch
 import torch.distributed as dist
-from torch.distributed import HashStore, Store, TCPStore  # type: ignore[attr-defined]  # torch's stubs hide them
+from torch.distributed import HashStore, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # torch's stubs hide them
 
 from bigbatch.comm.errors import CommunicationError, DeadlineError
 from bigbatch.comm.transport import ANY, DEFAULT_DEADLINE, Buffer, Request, Transport
@@ -71,6 +73,7 @@ class TorchTransport(Transport):
     ) -> None:
         super().__init__(rank, size, deadline)
         self._launcher = launcher
+        self._exchanges = 0
         timeout = timedelta(seconds=deadline)
         store: Store
         try:
@@ -81,12 +84,25 @@ class TorchTransport(Transport):
                 # torchrun's agent already listens there; its workers all connect.
                 agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
                 store = TCPStore(host, int(port), world_size=size, is_master=rank == 0 and not agent, timeout=timeout)
-            dist.init_process_group(backend, rank=rank, world_size=size, store=store, timeout=timeout)
+            # One process can join several groups, one after the other, that meet at the same address.
+            self._store = PrefixStore(f"bigbatch/{next(_groups)}", store)
+            dist.init_process_group(backend, rank=rank, world_size=size, store=self._store, timeout=timeout)
         except RuntimeError as error:
             raise CommunicationError(
                 f"Rank {rank} could not join the process group of {size} ranks at {address} within {deadline:g} s: "
                 f"{str(error).splitlines()[0]}. Check that every rank was started and can reach that address."
             ) from error
+
+    def exchange(self, text: str) -> list[str | None]:
+        """Through the store at which the ranks met: a message that nobody takes would close gloo's connections."""
+        self._exchanges += 1
+        keys = [f"exchange/{self._exchanges}/{rank}" for rank in range(self.size)]
+        self._store.set(keys[self.rank], text)
+        with contextlib.suppress(dist.DistStoreError):  # whose keys are missing is looked at below
+            self._store.wait(keys, timedelta(seconds=self.deadline / 2))
+        # Everyone has read the one before, or would not have come to this one.
+        self._store.delete_key(f"exchange/{self._exchanges - 1}/{self.rank}")
+        return [self._store.get(key).decode() if self._store.check([key]) else None for key in keys]
 
     def _isend(self, buffer: Buffer, target: int, tag: int) -> Request:
         work = dist.isend(torch.from_numpy(buffer), target, tag=tag)
@@ -123,6 +139,9 @@ class TorchTransport(Transport):
         if self._launcher is not None:
             self._launcher.abort(code)
         os._exit(code)  # a hanging collective must not hold the process back
+
+
+_groups = count(1)
 
 
 def free_address() -> str:

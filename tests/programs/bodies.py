@@ -4,13 +4,14 @@ import copy
 from collections.abc import Callable, Iterable
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
 from bigbatch.batches import BatchPlan, DataOrder
-from bigbatch.comm.execute import execute
+from bigbatch.comm.collective import Collective
+from bigbatch.comm.errors import DeadlineError, MismatchError
 from bigbatch.comm.parameters import FlatParameters
-from bigbatch.comm.schedule import Schedule
 from bigbatch.comm.strategy import Strategy
 from bigbatch.comm.transport import Transport
 from bigbatch.model import PADDING, Transformer, TransformerShape, summed_cross_entropy
@@ -92,7 +93,12 @@ def flat(model: nn.Module) -> Tensor:
 
 
 def train(
-    transport: Transport, make_strategy: Callable[[Transport], Strategy], accumulation: int, bucket_bytes: int
+    transport: Transport,
+    make_strategy: Callable[[Transport], Strategy],
+    accumulation: int,
+    bucket_bytes: int,
+    *,
+    overlap: bool = True,
 ) -> tuple[Tensor, float] | None:
     """A whole training over a strategy: this rank's parameters and the validation loss; None from a server."""
     model = new_model()
@@ -106,33 +112,49 @@ def train(
     plan = BatchPlan(micro_batch, accumulation, strategy.workers)
 
     def work() -> tuple[Tensor, float]:
-        trainer = Trainer(model, Sequences(), strategy, parameters, plan, EXAMPLES, seed=7)
+        trainer = Trainer(model, Sequences(), strategy, parameters, plan, EXAMPLES, seed=7, overlap=overlap)
         applied = [update.applied for update in trainer.updates()]
         assert applied == [True] * UPDATES
         return copy.deepcopy(flat(model)), trainer.validate()
 
-    return strategy.run(work)
+    result = strategy.run(work)
+    strategy.close()
+    return result
 
 
-SIZES = (0, 1, 1000, 1003)
+def refuse_what_differs(make: Callable[[Transport], Collective], transport: Transport) -> None:
+    """Length, dtype and order of calls that differ between ranks are refused on every rank, by name."""
+    odd = transport.size - 1
+    different = transport.rank == odd
+    collective = make(transport)
+    memory = collective.allocate(30, torch.float64, torch.device("cpu"))
+    with pytest.raises(MismatchError, match=f"Rank {odd}'s .*number 1' is 9 × float64, but rank 0's is 8 × float64"):
+        collective.reduce(memory[: 9 if different else 8])
+    collective.close()
+    collective = make(transport)
+    memory = collective.allocate(8, torch.int64 if different else torch.float64, torch.device("cpu"))
+    with pytest.raises(MismatchError, match=f"Rank {odd}'s .*number 1' is 8 × int64, but rank 0's is 8 × float64"):
+        collective.reduce(memory)
+    collective.close()
+    collective = make(transport)
+    memory = collective.allocate(30, torch.float64, torch.device("cpu"))
+    first, second = (memory[:20], memory[20:]) if not different else (memory[20:], memory[:20])
+
+    def both() -> None:
+        started = [collective.start(first), collective.start(second)]  # here if the library moves data at once ...
+        started[0].wait()  # ... or here
+
+    with pytest.raises(MismatchError, match=f"Rank {odd}'s .*number 1' is 10 × float64, but rank 0's is 20 × float64"):
+        both()
+    collective.close()
 
 
-def reduce_distinct(transport: Transport, schedule: Schedule, dtype: str) -> dict[int, bytes]:
-    """Run an all-reduce on distinct integers per rank and element and check every one; what came out, by size."""
-    ranks, results = transport.size, {}
-    for elements in sorted({*SIZES, ranks - 1, ranks, ranks + 1}):
-        own = np.arange(elements, dtype=dtype) * ranks + transport.rank
-        surrounded = np.full(elements + 10, -1, dtype=dtype)
-        surrounded[3 : 3 + elements] = own
-        sent, messages = transport.bytes_sent, transport.messages_sent
-        execute(schedule, transport, surrounded[3 : 3 + elements])
-        sent, messages = transport.bytes_sent - sent, transport.messages_sent - messages
-        expected = sum(np.arange(elements, dtype=dtype) * ranks + rank for rank in range(ranks))
-        np.testing.assert_array_equal(surrounded[3 : 3 + elements], expected)
-        assert (surrounded[:3] == -1).all()
-        assert (surrounded[3 + elements :] == -1).all()
-        assert messages == 2 * (ranks - 1)
-        if elements % ranks == 0:
-            assert sent == 2 * (ranks - 1) * own.nbytes // ranks
-        results[elements] = surrounded.tobytes()
-    return results
+def name_who_is_missing(make: Callable[[Transport], Collective], transport: Transport) -> None:
+    """One rank that does not come is named on every rank that did, within the deadline."""
+    transport.deadline = 4.0
+    collective = make(transport)
+    memory = collective.allocate(8, torch.float64, torch.device("cpu"))
+    if transport.rank == 1:
+        return
+    with pytest.raises(DeadlineError, match="Rank 1 did not come"):
+        collective.reduce(memory)

@@ -1,38 +1,61 @@
-"""Run a body on real wires: python on_wires.py reduce|train STRATEGY [ORACLE]. Exits with 0 if all is well."""
+"""Run a body on real wires: python on_wires.py BODY STRATEGY[,STRATEGY...] [ORACLE]. Exits with 0 if all is well."""
 
 import sys
 
 import torch
-from bodies import reduce_distinct, train
+from bodies import name_who_is_missing, refuse_what_differs, train
 
-from bigbatch.comm.agreement import share
-from bigbatch.comm.collectives.ring import ring
+from bigbatch.comm.conformance import on_wires
 from bigbatch.comm.launch import detect
 from bigbatch.comm.strategies import STRATEGIES
 
-body, name, *oracle = sys.argv[1:]
+body, names, *oracle = sys.argv[1:]
 torch.set_num_threads(1)
-strategy = STRATEGIES.load(name)
-transport = strategy.connect(detect(), "cpu", deadline=60)
-try:
-    if body == "reduce":
-        for dtype in ("float32", "float64", "int64"):
-            results = share(transport, {n: data.hex() for n, data in reduce_distinct(transport, ring, dtype).items()})
-            assert all(result == results[0] for result in results)
-    else:
-        expected, validation = torch.load(oracle[0])
-        for accumulation, bucket_bytes in ((1, 25 * 2**20), (2, 1000), (4, 2000)):
-            result = train(transport, strategy, accumulation, bucket_bytes)
-            if result is not None:
-                torch.testing.assert_close(result[0], expected, rtol=1e-12, atol=1e-14)
-                assert abs(result[1] - validation) < 1e-12
-            transport.barrier()
-    transport.barrier()
-except BaseException:
-    import traceback
 
-    traceback.print_exc()
-    transport.abort(1)
-if transport.rank == 0:
+
+def conform(strategy, transport):
+    found = on_wires(strategy.collective, transport)
+    assert not found, found
+
+
+def equal_the_oracle(strategy, transport):
+    expected, validation = torch.load(oracle[0])
+    # (accumulation, bytes of a bucket, overlap): one bucket; many; many, and sent while backward runs.
+    for accumulation, bucket_bytes, overlap in ((1, 25 * 2**20, True), (2, 1000, False), (4, 2000, True)):
+        result = train(transport, strategy, accumulation, bucket_bytes, overlap=overlap)
+        if result is not None:
+            torch.testing.assert_close(result[0], expected, rtol=1e-12, atol=1e-14)
+            assert abs(result[1] - validation) < 1e-12
+
+
+BODIES = {
+    "conform": conform,
+    "differ": lambda strategy, transport: refuse_what_differs(strategy.collective, transport),
+    "missing": lambda strategy, transport: name_who_is_missing(strategy.collective, transport),
+    "train": equal_the_oracle,
+}
+
+for name in names.split(","):
+    strategy = STRATEGIES.load(name)
+    transport = strategy.connect(detect(), "cpu", deadline=60)
+    try:
+        BODIES[body](strategy, transport)
+    except BaseException:
+        import traceback
+
+        print(f"{body} {name}:", file=sys.stderr)
+        traceback.print_exc()
+        transport.abort(1)
+    if body != "missing":
+        transport.barrier()
+        last = transport.rank == 0
+        transport.close()
+if body == "missing":
+    # One rank was never there, so that nobody can close in good order.
+    print("named", file=sys.stderr, flush=True)
+    import time
+
+    time.sleep(6)
+    transport.abort(0)
+if last:
     print("all is well")
-transport.close()
