@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bigbatch.comm.schedule import IntArray, Schedule, chunk_bounds, chunk_count, rounds_of
+from bigbatch.comm.schedule import IntArray, Schedule, chunk_bounds, chunk_count, packets, rounds_of
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,7 @@ class Account:
 
     Attributes:
         rounds: the number of rounds.
-        messages: (ranks,) messages each rank sends.
+        messages: (ranks,) messages each rank sends; long transfers take several, see `packets`.
         sent: (ranks,) bytes each rank sends.
         received: (ranks,) bytes each rank receives.
         lower_bound: the bytes that the busiest rank of any all-reduce must send, 2((p-1)/p)n
@@ -41,7 +41,7 @@ def account(schedule: Schedule, size: int, elements: int, itemsize: int = 4) -> 
     messages, sent, received = (np.zeros(size, dtype=np.int64) for _ in range(3))
     for round_ in rounds:
         volume = (bounds[round_.stop] - bounds[round_.first]) * itemsize
-        np.add.at(messages, round_.source, 1)
+        np.add.at(messages, round_.source, packets(round_, volume))
         np.add.at(sent, round_.source, volume)
         np.add.at(received, round_.target, volume)
     return Account(len(rounds), messages, sent, received, 2 * (size - 1) / size * elements * itemsize)

@@ -1,58 +1,102 @@
 """Execute a schedule: one rank's part of every round, on a transport and a buffer."""
 
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise, zip_longest
 from typing import NamedTuple
 
 import numpy as np
 
-from bigbatch.comm.schedule import Schedule, chunk_bounds, chunk_count, rounds_of, transfers
+from bigbatch.comm.schedule import IntArray, Round, Schedule, chunk_bounds, chunk_count, packets, rounds_of, transfers
 from bigbatch.comm.transport import Buffer, Request, Transport
+
+UNDER_WAY = 2
+"""Packets of one transfer on their way to a rank that adds: one arrives while the one before it is added."""
 
 
 class Move(NamedTuple):
-    """One transfer as one of its two ends sees it."""
+    """A transfer, or a packet of one, as one of its two ends sees it.
+
+    Attributes:
+        peer: the rank at the other end.
+        first: the first element moved ...
+        stop: ... and one past the last.
+        reduce: whether the receiver adds it.
+        in_place: whether the receiver can have it written where it belongs, because nothing else reads or writes there.
+    """
 
     peer: int
     first: int
     stop: int
     reduce: bool
+    in_place: bool = False
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one rank does in one round."""
+    """What one rank does in one round.
+
+    Attributes:
+        sends: packets, in the order in which they leave.
+        receives: packets, in the order in which they are taken in.
+        under_way: how many of those may be on their way at once.
+        sends_first: whether every send must be through before anything is taken in, because it reads there.
+        landing: elements of the largest packet that cannot be received in place.
+    """
 
     sends: tuple[Move, ...]
     receives: tuple[Move, ...]
-
-
-@dataclass(frozen=True)
-class Part:
-    """One rank's part of a schedule, over a buffer cut into `chunks`."""
-
-    chunks: int
-    steps: tuple[Step, ...]
+    under_way: int
+    sends_first: bool
+    landing: int
 
 
 @lru_cache(maxsize=256)
-def part(schedule: Schedule, size: int, rank: int) -> Part:
-    """Pick out of every round what `rank` sends and receives."""
+def part(schedule: Schedule, size: int, rank: int, elements: int, itemsize: int) -> tuple[Step, ...]:
+    """Pick out of every round what `rank` sends and receives, for a buffer of that many elements."""
     rounds = rounds_of(schedule, size)
-    steps = []
-    for round_ in rounds:
-        rows = list(transfers(round_))
-        step = Step(
-            sends=tuple(
-                Move(target, first, stop, reduce) for source, target, first, stop, reduce in rows if source == rank
-            ),
-            receives=tuple(
-                Move(source, first, stop, reduce) for source, target, first, stop, reduce in rows if target == rank
-            ),
-        )
-        if step.sends or step.receives:
-            steps.append(step)
-    return Part(chunk_count(rounds), tuple(steps))
+    bounds = chunk_bounds(elements, chunk_count(rounds))
+    steps = (_step(round_, rank, bounds, itemsize) for round_ in rounds)
+    return tuple(step for step in steps if step.sends or step.receives)
+
+
+def _step(round_: Round, rank: int, bounds: IntArray, itemsize: int) -> Step:
+    counts = packets(round_, (bounds[round_.stop] - bounds[round_.first]) * itemsize).tolist()
+    sends: list[tuple[Move, int]] = []
+    receives: list[tuple[Move, int]] = []
+    for (source, target, first, stop, reduce), count in zip(transfers(round_), counts, strict=True):
+        if source == rank:
+            sends.append((Move(target, int(bounds[first]), int(bounds[stop]), reduce), count))
+        if target == rank:
+            receives.append((Move(source, int(bounds[first]), int(bounds[stop]), reduce), count))
+    sent, received = [move for move, _ in sends], [move for move, _ in receives]
+    for number, move in enumerate(received):
+        others = (*sent, *received[:number], *received[number + 1 :])
+        in_place = not move.reduce and not any(_overlap(move, other) for other in others)
+        receives[number] = move._replace(in_place=in_place), receives[number][1]
+    # Packet after packet through all transfers, so that what reaches the same element is added in the table's order.
+    abreast = zip_longest(*(_packets(move, count) for move, count in receives))
+    taken_in = tuple(packet for row in abreast for packet in row if packet is not None)
+    sends_first = any(_overlap(receive, send) for receive in received for send in sent)
+    return Step(
+        sends=tuple(packet for move, count in sends for packet in _packets(move, count)),
+        receives=taken_in,
+        under_way=len(taken_in) if sends_first else UNDER_WAY * len(receives),
+        sends_first=sends_first,
+        landing=max((packet.stop - packet.first for packet in taken_in if not packet.in_place), default=0),
+    )
+
+
+def _packets(move: Move, count: int) -> Iterator[Move]:
+    bounds = (move.first + chunk_bounds(move.stop - move.first, count)).tolist()
+    for first, stop in pairwise(bounds):
+        yield move._replace(first=first, stop=stop)
+
+
+def _overlap(one: Move, other: Move) -> bool:
+    return one.first < other.stop and other.first < one.stop
 
 
 def execute(schedule: Schedule, transport: Transport, buffer: Buffer, tag: int = 0) -> None:
@@ -67,35 +111,39 @@ def execute(schedule: Schedule, transport: Transport, buffer: Buffer, tag: int =
     Raises:
         DeadlineError: a peer did not send or take its message in time.
     """
-    mine = part(schedule, transport.size, transport.rank)
-    bounds = chunk_bounds(len(buffer), mine.chunks).tolist()
-    for step in mine.steps:
-        _run(step, transport, buffer, bounds, tag)
+    for step in part(schedule, transport.size, transport.rank, len(buffer), buffer.itemsize):
+        _run(step, transport, buffer, tag)
 
 
-def _run(step: Step, transport: Transport, buffer: Buffer, bounds: list[int], tag: int) -> None:
-    """One round: receive and send at once, then take in what arrived, in the table's order."""
-    arriving: list[tuple[Request, Buffer, Buffer, bool]] = []
-    direct = len(step.receives) == 1
-    landings = transport.scratch(sum(bounds[move.stop] - bounds[move.first] for move in step.receives), buffer.dtype)
-    for move in step.receives:
-        own = buffer[bounds[move.first] : bounds[move.stop]]
-        # What replaces a chunk that nobody reads in this round may land where it belongs.
-        in_place = direct and not move.reduce and not any(_overlap(move, sent) for sent in step.sends)
-        landing = own if in_place else landings[: len(own)]
-        landings = landings[len(own) :]
-        arriving.append((transport.irecv(landing, move.peer, tag), landing, own, move.reduce))
-    leaving = [transport.isend(buffer[bounds[move.first] : bounds[move.stop]], move.peer, tag) for move in step.sends]
-    for request, _, _, _ in arriving:
+def _run(step: Step, transport: Transport, buffer: Buffer, tag: int) -> None:
+    """One round: send everything, and take in packet after packet while the next ones arrive."""
+    room = transport.scratch(step.landing * min(step.under_way, len(step.receives)), buffer.dtype)
+    arriving: deque[tuple[Request, Buffer]] = deque()
+
+    def expect(number: int) -> None:
+        """Have the packet of that number land: where it belongs, or where one that was taken in before had landed."""
+        move = step.receives[number]
+        start = number % step.under_way * step.landing
+        elements = move.stop - move.first
+        landing = buffer[move.first : move.stop] if move.in_place else room[start : start + elements]
+        arriving.append((transport.irecv(landing, move.peer, tag), landing))
+
+    for number in range(min(step.under_way, len(step.receives))):
+        expect(number)
+    leaving = [transport.isend(buffer[move.first : move.stop], move.peer, tag) for move in step.sends]
+    if step.sends_first:
+        for request in leaving:
+            request.wait()
+    for number, move in enumerate(step.receives):
+        request, landing = arriving.popleft()
         request.wait()
-    for request in leaving:
-        request.wait()
-    for _, landing, own, reduce in arriving:
-        if reduce:
+        own = buffer[move.first : move.stop]
+        if move.reduce:
             np.add(own, landing, out=own)
-        elif landing is not own:
+        elif not move.in_place:
             own[:] = landing
-
-
-def _overlap(one: Move, other: Move) -> bool:
-    return one.first < other.stop and other.first < one.stop
+        if number + step.under_way < len(step.receives):
+            expect(number + step.under_way)
+    if not step.sends_first:
+        for request in leaving:
+            request.wait()

@@ -116,6 +116,33 @@ def chunk_bounds(elements: int, chunks: int) -> IntArray:
     return np.arange(chunks + 1, dtype=np.int64) * elements // chunks
 
 
+PACKET_BYTES = 1024 * 1024
+"""The size of a packet: small against a processor's cache, large against a message's latency."""
+
+
+def packets(round_: Round, nbytes: IntArray) -> IntArray:
+    """(transfers,) in how many messages each transfer of a round travels.
+
+    What the target adds comes in packets of at most `PACKET_BYTES`, so that it can add one, which is then still in its
+    cache, while the next arrives. One message it remains if the target replaces, and so needs no other place for it,
+    or if it must keep what it has until that was sent.
+
+    Args:
+        round_: the transfers.
+        nbytes: (transfers,) their sizes.
+    """
+    if not len(round_):
+        return np.zeros(0, dtype=np.int64)
+    ranks, chunks = 1 + max(round_.source.max(), round_.target.max()), round_.stop.max()
+    borders = np.zeros((ranks, chunks + 1), dtype=np.int64)
+    np.add.at(borders, (round_.source, round_.first), 1)
+    np.add.at(borders, (round_.source, round_.stop), -1)
+    sent_before = np.zeros_like(borders)  # how many of a rank's chunks below this one it sends
+    sent_before[:, 1:] = (borders.cumsum(axis=1)[:, :-1] > 0).cumsum(axis=1)
+    kept = sent_before[round_.target, round_.stop] > sent_before[round_.target, round_.first]
+    return np.where(round_.reduce & ~kept, np.maximum(1, -(-nbytes // PACKET_BYTES)), 1)
+
+
 def transfers(round_: Round) -> Iterator[tuple[int, int, int, int, bool]]:
     """The rows of a round as (source, target, first, stop, reduce), in the table's order."""
     return zip(
