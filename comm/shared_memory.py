@@ -1,5 +1,7 @@
 """All-reduce through shared memory: the ranks of a node add up where the gradients already lie."""
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -49,6 +51,7 @@ class SharedMemory(Collective):
         self._windows: Windows | None = None
         self._arrays: list[NDArray[np.generic]] = []
         self._memory: Tensor = torch.empty(0)
+        self._part = lru_cache(maxsize=64)(self._find_part)
 
     def allocate(self, elements: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """This rank's window. There is one at a time: it replaces the one before.
@@ -58,6 +61,7 @@ class SharedMemory(Collective):
         """
         if device.type != "cpu":
             raise ConfigurationError(f"Shared memory holds tensors on the CPU, not on {device}. Use --device cpu.")
+        self._part.cache_clear()
         if self._windows is not None:
             self._windows.close()
         own = torch.empty(0, dtype=dtype).numpy()
@@ -69,45 +73,50 @@ class SharedMemory(Collective):
     def close(self) -> None:
         """Give the windows back."""
         super().close()
+        self._part.cache_clear()
         if self._windows is not None:
             self._windows.close()
         self._windows, self._arrays, self._memory = None, [], torch.empty(0)
 
     def _sum(self, tensor: Tensor) -> None:
-        first = (tensor.data_ptr() - self._memory.data_ptr()) // tensor.element_size()
-        inside = tensor.dtype == self._memory.dtype and 0 <= first <= first + len(tensor) <= len(self._memory)
-        if self._windows is None or (len(tensor) and not inside):
-            raise ConfigurationError(
-                f"Rank {self.transport.rank} wants to sum a tensor of {len(tensor)} elements that does not lie in its "
-                "window of shared memory. Take its memory from `allocate`."
-            )
-        bounds = chunk_bounds(len(tensor), len(self._arrays))
-        part = slice(first + int(bounds[self._place]), first + int(bounds[self._place + 1]))
-        own = self._arrays[self._place][part]
-        # Beginning with the next rank, so that not all read from the same one at the same time.
-        others = [array[part] for array in (*self._arrays[self._place + 1 :], *self._arrays[: self._place])]
+        own, others, blocks = self._part(tensor.data_ptr() - self._memory.data_ptr(), len(tensor), tensor.dtype)
+        assert self._windows is not None, "`_part` has seen to it"
         self._windows.barrier()
-        self._sum_part(own, others)
-        self._windows.barrier()
-
-    def _sum_part(self, own: Buffer, others: list[Buffer]) -> None:
-        """Sum this rank's part of its own window and of the others' into all of them."""
-        blocks = _blocks(own)
         if self._between.size == 1:
             for block in blocks:
                 _add_up(own[block], others, block)
                 _hand_out(own[block], others, block)
-            return
-        for block in blocks:
-            _add_up(own[block], others, block)
-        execute(bind(ring, own.nbytes), self._between, own)
-        for block in blocks:
-            _hand_out(own[block], others, block)
+        else:
+            for block in blocks:
+                _add_up(own[block], others, block)
+            execute(bind(ring, own.nbytes), self._between, own)
+            for block in blocks:
+                _hand_out(own[block], others, block)
+        self._windows.barrier()
 
+    def _find_part(self, offset: int, elements: int, dtype: torch.dtype) -> tuple[Buffer, list[Buffer], list[slice]]:
+        """This rank's part of a tensor: in its own window, in the others', and cut into blocks.
 
-def _blocks(array: Buffer) -> list[slice]:
-    length = BLOCK_BYTES // array.itemsize
-    return [slice(first, first + length) for first in range(0, len(array), length)]
+        Args:
+            offset: of the tensor from the begin of the window, in bytes.
+            elements: the tensor's length.
+            dtype: the tensor's.
+        """
+        itemsize = self._memory.element_size()
+        first = offset // itemsize
+        inside = dtype == self._memory.dtype and 0 <= first <= first + elements <= len(self._memory)
+        if self._windows is None or (elements and not inside):
+            raise ConfigurationError(
+                f"Rank {self.transport.rank} wants to sum a tensor of {elements} elements that does not lie in its "
+                "window of shared memory. Take its memory from `allocate`."
+            )
+        bounds = (first + chunk_bounds(elements, len(self._arrays))).tolist()
+        part = slice(bounds[self._place], bounds[self._place + 1])
+        # Beginning with the next rank, so that not all read from the same one at the same time.
+        others = [array[part] for array in (*self._arrays[self._place + 1 :], *self._arrays[: self._place])]
+        length = BLOCK_BYTES // itemsize
+        blocks = [slice(start, start + length) for start in range(0, part.stop - part.start, length)]
+        return self._arrays[self._place][part], others, blocks
 
 
 def _add_up(total: Buffer, others: list[Buffer], block: slice) -> None:

@@ -22,6 +22,8 @@ YIELDS = 200
 SHORTEST_SLEEP, LONGEST_SLEEP = 20e-6, 1e-3
 """Seconds; a waiting rank that sleeps leaves its core to the ranks that compute."""
 
+SLEEP_SHARE = 1 / 16
+"""A sleep lasts this share of the wait so far, so that no wait is overslept by more than that share."""
 
 CACHE_LINE = 64
 """Bytes; counters that share one would be taken from each other's caches."""
@@ -177,7 +179,7 @@ class MPIWindows(Windows):
         self._window.Sync()
         self._own[0] = self._round
         for place, counter in enumerate(self._counters):
-            if counter[0] < self._round:
+            if counter.item() < self._round:
                 wait_until(partial(self._come, counter), self._transport.deadline, partial(self._late, place))
         self._window.Sync()
 
@@ -202,12 +204,12 @@ def wait_until(arrived: Callable[[], bool], deadline: float, give_up: Callable[[
         if arrived():
             return
         os.sched_yield()
-    started, pause = time.monotonic(), SHORTEST_SLEEP
+    started = time.monotonic()
     while not arrived():
-        if time.monotonic() - started > deadline:
+        waited = time.monotonic() - started
+        if waited > deadline:
             give_up()
-        time.sleep(pause)
-        pause = min(1.5 * pause, LONGEST_SLEEP)
+        time.sleep(min(max(SHORTEST_SLEEP, SLEEP_SHARE * waited), LONGEST_SLEEP))
 
 
 def load_mpi() -> ModuleType:
