@@ -1,5 +1,6 @@
 # make demo    install into .venv and run the first experiment
 # make test    install the test tools too and run the tests
+# make bench   measure how fast the wires are, against what they are meant to reach
 # make check   format, lint, types, import contract
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraint
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check format clean
+.PHONY: demo test bench check format clean
 
 demo: .venv/installed
 	@echo "Training on four workers, about a minute ..."
@@ -16,6 +17,9 @@ demo: .venv/installed
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest
+
+bench: .venv/installed
+	$(BIN)/bigbatch-exp targets
 
 check: .venv/installed-check
 	$(BIN)/ruff format --check .

@@ -1,6 +1,6 @@
 """Measuring all-reduces: how long each takes for a size, in turns, checking every result."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +12,11 @@ from bigbatch.comm.agreement import share
 from bigbatch.comm.collective import Collective
 from bigbatch.comm.transport import Transport
 
-FEWEST, MOST = 3, 50
-"""Repetitions of a measurement, besides one to warm up."""
+FEWEST_TURNS, MOST_TURNS = 3, 15
+"""Turns that each all-reduce gets."""
+
+REPETITIONS = 4
+"""How often it is timed in a turn, after once to warm up: what ran before it leaves its data in the caches."""
 
 SHORT_BYTES, MOST_AT_ONCE = 256 * 1024, 16
 """Small buffers are reduced several at a time, one after the other, or the clock would measure the starting line."""
@@ -21,8 +24,8 @@ SHORT_BYTES, MOST_AT_ONCE = 256 * 1024, 16
 EXACT_BELOW = 2**24
 """Integers of which float32 holds every one."""
 
-COPY_BYTES = 64 * 2**20
-"""What is copied to measure the memory: more than a processor's own caches hold."""
+MEMORY = "memory"
+"""The name under which `measure` reports what any all-reduce must at least do to memory."""
 
 
 @dataclass(frozen=True)
@@ -71,45 +74,61 @@ class Measurement:
 
 def measure(
     collectives: Mapping[str, Collective], transport: Transport, nbytes: int, budget: float
-) -> list[Measurement]:
+) -> tuple[list[Measurement], Measurement]:
     """Time an in-place sum of float32 by each collective, taking turns, so that what slows one slows all.
 
-    Every repetition begins with distinct integers and its result is compared with their exact sum.
+    Every repetition begins with distinct integers and its result is compared with their exact sum. The clock stops
+    on each rank when its part is done; the slowest rank counts.
 
     Args:
         collectives: by name; each on a transport of its own or shared, but all with the same ranks.
         transport: on which the ranks start together and tell each other their times.
         nbytes: of each rank's buffer; less than one element counts as one.
         budget: about how many seconds to spend.
+
+    Returns:
+        A measurement of each collective; and one, `MEMORY`, of what no all-reduce in memory can do without: every
+        rank reading and writing each element of its own buffer once, taking its turns with the others.
     """
     ranks, elements = transport.size, max(1, nbytes // 4)
     at_once = max(1, min(MOST_AT_ONCE, SHORT_BYTES // (4 * elements)))
     own, total = _distinct_integers(elements * at_once, transport.rank, ranks)
     memory = _memory(collectives, len(own))
-    seconds: dict[str, list[float]] = {name: [] for name in collectives}
-    exact = dict.fromkeys(collectives, True)
+    works: dict[str, Callable[[Tensor], object]] = {name: c.reduce for name, c in collectives.items()}
+    works[MEMORY], memory[MEMORY] = _touch, torch.zeros(len(own))
+    results = {**dict.fromkeys(collectives, total), MEMORY: own + 1}
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    exact = dict.fromkeys(works, True)
 
     def repeat(name: str) -> float:
-        buffer = memory[name]
+        buffer, work = memory[name], works[name]
         buffer.copy_(own)
+        parts = [buffer[first : first + elements] for first in range(0, len(buffer), elements)]
         transport.barrier()
         started = transport.now()
-        for first in range(0, len(buffer), elements):
-            collectives[name].reduce(buffer[first : first + elements])
+        for part in parts:
+            work(part)
         taken = transport.now() - started
-        exact[name] &= bool(torch.equal(buffer, total))
+        transport.barrier()  # who is done must not take the processor from who is not
+        exact[name] &= bool(torch.equal(buffer, results[name]))
         return taken / at_once
 
-    started = transport.now()
-    for name in collectives:  # to warm up
+    def turn(name: str) -> None:
         repeat(name)
-    once = max(share(transport, transport.now() - started, "say how long a repetition takes"))
+        seconds[name] += [repeat(name) for _ in range(REPETITIONS)]
+
+    started = transport.now()
+    for name in works:  # to warm up
+        repeat(name)
+    round_seconds = (1 + REPETITIONS) * (transport.now() - started)
+    longest = max(share(transport, round_seconds, "say how long a turn takes"))
     # A simulated clock may stand still, and repeats itself exactly.
-    for _ in range(int(np.clip(budget / once, FEWEST, MOST)) if once else FEWEST):
-        for name in collectives:
-            seconds[name].append(repeat(name))
+    turns = int(np.clip(budget / longest, FEWEST_TURNS, MOST_TURNS)) if longest else FEWEST_TURNS
+    for _ in range(turns):
+        for name in works:
+            turn(name)
     everyone = share(transport, [seconds, exact], "tell its times")
-    return [
+    rows = [
         Measurement(
             name,
             ranks,
@@ -117,8 +136,15 @@ def measure(
             np.max([theirs[name] for theirs, _ in everyone], axis=0),
             all(right[name] for _, right in everyone),
         )
-        for name in collectives
+        for name in works
     ]
+    return rows[:-1], rows[-1]
+
+
+def _touch(buffer: Tensor) -> None:
+    """Read and write every element once."""
+    array = buffer.numpy()
+    np.add(array, 1, out=array)
 
 
 def _distinct_integers(elements: int, rank: int, ranks: int) -> tuple[Tensor, Tensor]:
@@ -144,17 +170,3 @@ def _memory(collectives: Mapping[str, Collective], elements: int) -> dict[str, T
         else collective.allocate(elements, torch.float32, torch.device("cpu"))
         for name, collective in collectives.items()
     }
-
-
-def memory_bandwidth(transport: Transport) -> float:
-    """Bytes a second that all ranks together read and write while each copies an array larger than the caches."""
-    source = np.ones(COPY_BYTES, dtype=np.uint8)
-    target = np.empty_like(source)
-    taken = []
-    for _ in range(1 + FEWEST):
-        transport.barrier()
-        started = transport.now()
-        np.copyto(target, source)
-        taken.append(transport.now() - started)
-    everyone = np.array(share(transport, taken[1:], "tell its times"))
-    return float(2 * COPY_BYTES * transport.size / np.median(everyone.max(axis=0)))

@@ -56,7 +56,7 @@ def tune(collectives: Mapping[str, Collective], transport: Transport, say: Calla
     seconds = {}
     for size in SIZES:
         say(f"measuring {len(collectives)} all-reduces of {size / 1024:,.0f} KB on {layout_of(transport)} ...")
-        rows = measure(collectives, transport, size, SECONDS_A_SIZE)
+        rows, _ = measure(collectives, transport, size, SECONDS_A_SIZE)
         seconds[size] = {row.algorithm: row.median for row in rows}
     tuning = Tuning(layout_of(transport), seconds)
     if transport.rank == 0:

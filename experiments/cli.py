@@ -387,26 +387,71 @@ def bench(
         folder = out or new_folder(f"bench-{transport.size}")
         together(transport, lambda: make_folder(folder) if speaking else None)
         compared = together(transport, lambda: Bench(transport, launch, names))
-        bandwidth = compared.memory_bandwidth()
-        rows = []
+        rows, memory = [], []
         for size in sizes:
-            if speaking:
-                print(f"{size_label(size)} ...", file=sys.stderr, flush=True)
-            rows += as_json(compared.run(size, seconds))
+            told(speaking)(f"{size_label(size)} ...")
+            measured, limit = compared.run(size, seconds)
+            rows += [as_json(row) for row in measured]
+            memory.append(as_json(limit))
         if speaking:
             from bigbatch.experiments.figures.bandwidth import draw_bench
 
-            summary = {"memory_bandwidth": bandwidth, "skipped": compared.skipped, "rows": rows}
+            summary = {"rows": rows, "memory": memory, "skipped": compared.skipped}
             write_json(folder / SUMMARY, {**summary, "environment": environment()})
-            draw_bench(rows, bandwidth, folder / "bench.png")
+            draw_bench(rows, memory, folder / "bench.png")
             if as_rows:
                 print(json.dumps(rows, indent=2), flush=True)
             else:
-                print_bench(console(), rows, bandwidth)
+                print_bench(console(), rows, memory)
                 for name, reason in compared.skipped.items():
                     print(f"left out: {name}: {reason}")
                 print(f"\n{folder}/: {', '.join(sorted(entry.name for entry in folder.iterdir()))}", flush=True)
         compared.close()
+
+
+@cli.command()
+@click.argument("strategies", nargs=-1)
+@click.option("--micro-batch", type=POSITIVE, default=2, show_default=True, help="Examples a rank computes at once.")
+@click.option("--context", type=POSITIVE, default=64, show_default=True, help="Tokens in an example.")
+@click.option("--turns", type=POSITIVE, default=20, show_default=True, help="Of every contestant, five updates each.")
+@click.option("--json", "as_rows", is_flag=True, help="Print the rows as JSON and no table.")
+@launch_options
+def race(
+    strategies: tuple[str, ...], micro_batch: int, context: int, turns: int, as_rows: bool, **options: Any
+) -> None:
+    """Train 4 million parameters in turns: over strategies (shared), over torch's own way, and without exchange."""
+    from bigbatch.experiments.race import print_race
+    from bigbatch.experiments.race import race as run_race
+
+    with ranks_of(options) as (transport, launch):
+        speaking = transport.rank == 0
+        names = strategies or ("shared",)
+        rows = run_race(transport, launch, names, micro_batch, context, turns, told(speaking))
+        if speaking and as_rows:
+            print(json.dumps(rows, indent=2), flush=True)
+        elif speaking:
+            print_race(console(), rows)
+
+
+@cli.command()
+@click.option("--out", type=FILE, help="The folder of the measurements. [default: a new one below ./runs]")
+def targets(out: Path | None) -> None:
+    """Measure how fast the wires are, and hold that against what they are meant to reach."""
+    from bigbatch.experiments.targets import measure_all, print_targets
+
+    if detect().launcher is not Launcher.NONE:
+        raise LaunchError("targets starts the processes that it measures itself: run it without mpirun or torchrun.")
+    folder = out or new_folder("targets")
+    make_folder(folder)
+    reached = measure_all(folder)
+    write_json(folder / SUMMARY, {"targets": reached, "environment": environment()})
+    print_targets(console(), reached)
+    print(f"\n{folder}/: {', '.join(sorted(entry.name for entry in folder.iterdir()))}", flush=True)
+
+
+def told(speaking: bool) -> Callable[[str], None]:
+    """Says how far a measurement is, on standard error and on one rank."""
+    return (lambda text: print(text, file=sys.stderr, flush=True)) if speaking else (lambda _: None)
 
 
 @cli.command()
@@ -451,7 +496,7 @@ def tune(**options: Any) -> None:
         tuning = measure_all(
             candidates(transport),
             transport,
-            (lambda text: print(text, file=sys.stderr, flush=True)) if speaking else (lambda _: None),
+            told(speaking),
         )
         if speaking:
             table = Table(box=None, padding=(0, 2, 0, 0))

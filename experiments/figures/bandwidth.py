@@ -7,18 +7,18 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
-from bigbatch.experiments.bench import memory_limit, size_label
+from bigbatch.experiments.bench import size_label
 from bigbatch.experiments.figures.style import GREY, LINES, colour, panels
 
 MARKERS = "osD^vPX*<>"
 
 
-def draw_bench(rows: Sequence[dict[str, Any]], bandwidth: float, path: Path) -> None:
+def draw_bench(rows: Sequence[dict[str, Any]], memory: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw the rows of a bench, as `as_json` gives them, to a PNG file.
 
     Args:
         rows: of one number of ranks.
-        bandwidth: of the memory, in bytes a second over all ranks.
+        memory: a row for every size, of what memory allows.
         path: of the file.
     """
     ranks = rows[0]["ranks"]
@@ -48,11 +48,10 @@ def draw_bench(rows: Sequence[dict[str, Any]], bandwidth: float, path: Path) -> 
                 linewidth=0,
             )
         bus.plot(sizes, [row["busbw"] for row in own], **look)
-    limit = memory_limit(bandwidth, ranks)
-    bus.axhline(limit, color=GREY, linestyle="--", linewidth=1.2)
-    bus.text(
-        0.02, limit, "what memory allows", transform=bus.get_yaxis_transform(), va="bottom", ha="left", color="#555555"
-    )
+    sizes = [row["bytes"] for row in memory]
+    limit: dict[str, Any] = {"color": GREY, "linestyle": "--", "linewidth": 1.2, "zorder": 1}
+    time.plot(sizes, [row["seconds"] for row in memory], label="what memory allows", **limit)
+    bus.plot(sizes, [row["busbw"] for row in memory], **limit)
     _scales(time, "time (median; shade: quartiles)", _seconds)
     _scales(bus, "bus bandwidth = 2(p−1)/p · size / time", lambda value: f"{value / 1e9:g} GB/s")
     figure.legend(loc="outside right center", frameon=False, fontsize=8)

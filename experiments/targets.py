@@ -1,0 +1,127 @@
+"""How fast the wires are meant to be, and how fast they are: ratios, each measured in one run."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from bigbatch.comm.errors import BigBatchError
+from bigbatch.experiments.bench import size_label
+from bigbatch.experiments.launcher import launch_command, launch_environment
+from bigbatch.experiments.race import DDP, NOTHING
+from bigbatch.experiments.run import SUMMARY
+from bigbatch.experiments.wires import all_reduce_named
+
+MB = 2**20
+
+Measured = dict[str, Any]
+"""Name of a measurement -> what its command wrote."""
+
+SECONDS_TO_END = 590
+"""A measurement that takes longer hangs."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A ratio to reach.
+
+    Attributes:
+        what: is compared.
+        at_least: the ratio.
+        ratios: label of a case -> what was reached there, from the measurements.
+    """
+
+    what: str
+    at_least: float
+    ratios: Callable[[Measured], dict[str, float]]
+
+
+def faster(
+    algorithm: str, than: str, bench: str, least: int, most: int = 2**62
+) -> Callable[[Measured], dict[str, float]]:
+    """How many times less time an all-reduce takes than another, for every size from `least` to `most` bytes."""
+
+    def ratios(measured: Measured) -> dict[str, float]:
+        seconds = {(row["algorithm"], row["bytes"]): row["seconds"] for row in measured[bench]["rows"]}
+        sizes = sorted({size for _, size in seconds if least <= size <= most})
+        return {size_label(size): seconds[than, size] / seconds[algorithm, size] for size in sizes}
+
+    return ratios
+
+
+def against(other: str) -> Callable[[Measured], dict[str, float]]:
+    """How many times as many tokens a second training over shared memory sees."""
+
+    def ratios(measured: Measured) -> dict[str, float]:
+        (row,) = (row for row in measured["race"] if row["contestant"] == "shared")
+        return {f"{row['tokens_per_update']} tokens": row["against"][other]}
+
+    return ratios
+
+
+TARGETS = (
+    Target("shared against mpi, 2 ranks", 4, faster("shared", "mpi", "bench-2", 4 * MB)),
+    Target("shared against gloo, 2 ranks", 8, faster("shared", "allreduce", "bench-2", 4 * MB)),
+    Target("shared against gloo, 4 ranks", 6, faster("shared", "allreduce", "bench-4", 4 * MB)),
+    Target("ring against mpi, 2 ranks", 1.8, faster("ring", "mpi", "bench-2", 32 * MB)),
+    Target("shared against mpi, 2 ranks", 2, faster("shared", "mpi", "bench-2", MB // 4, MB // 4)),
+    Target("training, shared against " + DDP, 1.25, against(DDP)),
+    Target("training, shared against " + NOTHING, 0.95, against(NOTHING)),
+)
+"""mpi is MPI_Allreduce in place; training is of 4 million parameters on 2 ranks."""
+
+
+def measure_all(folder: Path) -> list[dict[str, Any]]:
+    """Run every measurement, in processes of its own, and hold it against the targets.
+
+    Args:
+        folder: where the measurements are kept.
+
+    Returns:
+        A row for each target: `what`, `at_least`, `reached` (in the worst case) and `cases`.
+
+    Raises:
+        BigBatchError: a measurement failed; it has said why itself.
+    """
+    bench = ["bench", "--algorithms", "shared,ring,mpi,allreduce", "--seconds", "8", "--bytes"]
+    commands = {
+        "bench-2": (2, [*bench, "256KB,4MB,32MB,128MB"]),
+        "bench-4": (4, [*bench, "4MB,32MB,128MB"]),
+        "race": (2, ["race", "--json"]),
+    }
+    measured: Measured = {}
+    for name, (ranks, arguments) in commands.items():
+        print(f"── {name}", file=sys.stderr, flush=True)
+        place = folder / name
+        out = ["--out", str(place)] if name.startswith("bench") else []
+        command = launch_command(all_reduce_named("ring"), ranks, [*arguments, *out])
+        result = subprocess.run(
+            command, env=launch_environment(command), stdout=subprocess.PIPE, timeout=SECONDS_TO_END, check=False
+        )
+        if result.returncode:
+            raise BigBatchError(f"The measurement {name} ended with exit status {result.returncode}; see above.")
+        measured[name] = json.loads((place / SUMMARY).read_text(encoding="utf-8") if out else result.stdout)
+    return [
+        {"what": target.what, "at_least": target.at_least, "reached": min(cases.values()), "cases": cases}
+        for target in TARGETS
+        for cases in [target.ratios(measured)]
+    ]
+
+
+def print_targets(console: Console, reached: Sequence[dict[str, Any]]) -> None:
+    """Print a line for each target."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for number, head in enumerate(("", "at least", "reached", "", "case by case")):
+        table.add_column(head, justify="right" if number in (1, 2) else "left")
+    for row in reached:
+        cases = ", ".join(f"{name} {ratio:.2f}" for name, ratio in row["cases"].items())
+        met = "yes" if row["reached"] >= row["at_least"] else "[bold]no[/bold]"
+        table.add_row(row["what"], f"{row['at_least']:g} ×", f"{row['reached']:.2f} ×", met, cases)
+    console.print(table)
