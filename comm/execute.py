@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bigbatch.comm.schedule import IntArray, Round, Schedule, chunk_bounds, chunk_count, packets, rounds_of, transfers
+from bigbatch.comm.schedule import IntArray, Round, Schedule, chunk_bounds, chunk_count, packets, rounds_of
 from bigbatch.comm.transport import Buffer, Request, Transport
 
 UNDER_WAY = 2
@@ -56,21 +56,31 @@ class Step:
 @lru_cache(maxsize=256)
 def part(schedule: Schedule, size: int, rank: int, elements: int, itemsize: int) -> tuple[Step, ...]:
     """Pick out of every round what `rank` sends and receives, for a buffer of that many elements."""
-    rounds = rounds_of(schedule, size)
+    rounds = _rounds(schedule, size)
     bounds = chunk_bounds(elements, chunk_count(rounds))
-    steps = (_step(round_, rank, bounds, itemsize) for round_ in rounds)
-    return tuple(step for step in steps if step.sends or step.receives)
+    return tuple(_step(round_, rank, bounds, itemsize) for round_ in rounds if rank in _ends(round_))
+
+
+@lru_cache(maxsize=64)
+def _rounds(schedule: Schedule, size: int) -> tuple[Round, ...]:
+    return tuple(rounds_of(schedule, size))
+
+
+def _ends(round_: Round) -> IntArray:
+    return np.concatenate([round_.source, round_.target])
 
 
 def _step(round_: Round, rank: int, bounds: IntArray, itemsize: int) -> Step:
-    counts = packets(round_, (bounds[round_.stop] - bounds[round_.first]) * itemsize).tolist()
+    counts = packets(round_, (bounds[round_.stop] - bounds[round_.first]) * itemsize)
     sends: list[tuple[Move, int]] = []
     receives: list[tuple[Move, int]] = []
-    for (source, target, first, stop, reduce), count in zip(transfers(round_), counts, strict=True):
-        if source == rank:
-            sends.append((Move(target, int(bounds[first]), int(bounds[stop]), reduce), count))
-        if target == rank:
-            receives.append((Move(source, int(bounds[first]), int(bounds[stop]), reduce), count))
+    for row in np.flatnonzero((round_.source == rank) | (round_.target == rank)).tolist():
+        first, stop = int(bounds[round_.first[row]]), int(bounds[round_.stop[row]])
+        reduce, count = bool(round_.reduce[row]), int(counts[row])
+        if round_.source[row] == rank:
+            sends.append((Move(int(round_.target[row]), first, stop, reduce), count))
+        if round_.target[row] == rank:
+            receives.append((Move(int(round_.source[row]), first, stop, reduce), count))
     sent, received = [move for move, _ in sends], [move for move, _ in receives]
     for number, move in enumerate(received):
         others = (*sent, *received[:number], *received[number + 1 :])

@@ -12,7 +12,7 @@ from bigbatch.comm.agreement import share
 from bigbatch.comm.collective import Collective
 from bigbatch.comm.transport import Transport
 
-FEWEST_TURNS, MOST_TURNS = 3, 15
+FEWEST_TURNS, MOST_TURNS = 2, 15
 """Turns that each all-reduce gets."""
 
 REPETITIONS = 4

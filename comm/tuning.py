@@ -13,7 +13,7 @@ from bigbatch.comm.collective import Collective
 from bigbatch.comm.measure import measure
 from bigbatch.comm.transport import Transport
 
-SIZES = (1 << 10, 1 << 14, 1 << 18, 1 << 22, 1 << 25)
+SIZES = (1 << 10, 1 << 14, 1 << 18, 1 << 22, 1 << 24)
 """Bytes of the buffers to measure: what lies between is nearest to one of them."""
 
 SECONDS_A_SIZE = 0.5

@@ -33,6 +33,7 @@ from bigbatch.experiments.progress import Reporter, terminal_columns
 from bigbatch.experiments.report import compared_verdict, print_table, verdict
 from bigbatch.experiments.run import SUMMARY, Run, environment, make_folder, new_folder, write_json
 from bigbatch.experiments.settings import Settings, resolve_device
+from bigbatch.experiments.wires import all_reduce_named
 
 INTERRUPTED = 130
 """The exit status of a program that was ended by Ctrl-C, as shells have it."""
@@ -382,11 +383,13 @@ def bench(
     from bigbatch.experiments.bench import Bench, as_json, print_bench
 
     names = [name.strip() for name in algorithms.split(",") if name.strip()]
+    for name in names:
+        all_reduce_named(name)
     with ranks_of(options) as (transport, launch):
         speaking = transport.rank == 0
+        compared = together(transport, lambda: Bench(transport, launch, names))
         folder = out or new_folder(f"bench-{transport.size}")
         together(transport, lambda: make_folder(folder) if speaking else None)
-        compared = together(transport, lambda: Bench(transport, launch, names))
         rows, memory = [], []
         for size in sizes:
             told(speaking)(f"{size_label(size)} ...")
@@ -423,9 +426,11 @@ def race(
     from bigbatch.experiments.race import print_race
     from bigbatch.experiments.race import race as run_race
 
+    names = strategies or ("shared",)
+    for name in names:
+        all_reduce_named(name)
     with ranks_of(options) as (transport, launch):
         speaking = transport.rank == 0
-        names = strategies or ("shared",)
         rows = run_race(transport, launch, names, micro_batch, context, turns, told(speaking))
         if speaking and as_rows:
             print(json.dumps(rows, indent=2), flush=True)
@@ -474,11 +479,11 @@ def show(
     shown = Shown(name.rpartition(":")[2], bind(ALGORITHMS.load(name), nbytes, nodes), ranks)
     folder = out or Path("runs") / f"show-{shown.name}-{ranks}"
     make_folder(folder)
-    lines = [*(shown.proof_text() if proof else ()), *(shown.account_text(nbytes) if account else ())]
-    print("\n".join(lines or shown.text()), flush=True)
     draw_rounds(shown, folder / "rounds.png")
     if gif:
         animate_rounds(shown, folder / "rounds.gif")
+    lines = [*(shown.proof_text() if proof else ()), *(shown.account_text(nbytes) if account else ())]
+    print("\n".join(lines or shown.text()), flush=True)
     print(f"\n{folder}/: {', '.join(sorted(entry.name for entry in folder.iterdir()))}", flush=True)
     if not shown.proof.holds:
         raise BigBatchError(f"{name} over {ranks} ranks is no all-reduce: {shown.proof}.")

@@ -1,5 +1,6 @@
 """All-reduces: every algorithm, every other way to sum, simulated and on real wires; and the kit that checks them."""
 
+from collections.abc import Iterator
 from functools import partial
 from math import log2
 
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs.bodies import refuse_what_differs
 
+from bigbatch.comm import schedule
 from bigbatch.comm.account import account
 from bigbatch.comm.collective import Collective, Scheduled, covered
 from bigbatch.comm.collectives import ALGORITHMS, bind, segments_for
@@ -18,7 +20,7 @@ from bigbatch.comm.collectives.hierarchical import hierarchical
 from bigbatch.comm.collectives.ring import ring
 from bigbatch.comm.conformance import MUTANTS, conform, conform_collective, variants
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.execute import execute
+from bigbatch.comm.execute import execute, part
 from bigbatch.comm.line import Line
 from bigbatch.comm.prove import prove
 from bigbatch.comm.shared_memory import SharedMemory
@@ -36,6 +38,29 @@ ON_ANY_TRANSPORT = [name for name in ALL_REDUCES if name not in ("mpi", "allredu
 @pytest.mark.parametrize("name", ALGORITHMS.names())
 def test_every_algorithm_conforms(name):
     assert conform(ALGORITHMS.load(name)) == {}
+
+
+@pytest.fixture
+def small_packets(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Packets so small that every buffer of the checks takes several."""
+    monkeypatch.setattr(schedule, "PACKET_BYTES", 64)
+    part.cache_clear()
+    yield
+    part.cache_clear()
+
+
+@pytest.mark.usefixtures("small_packets")
+@pytest.mark.parametrize("name", ALGORITHMS.names())
+def test_every_algorithm_conforms_in_packets(name):
+    assert conform(ALGORITHMS.load(name), ranks=[2, 3, 5, 8]) == {}
+
+
+@pytest.mark.usefixtures("small_packets")
+def test_what_is_added_travels_in_packets_unless_its_target_still_has_to_send_it():
+    """1003 float64 over 3 ranks: chunks of 334 or 335, 42 packets of at most 64 bytes; doubling sends all, twice."""
+    assert account(ring, 3, 1003, 8).messages.tolist() == [2 * 42 + 2] * 3
+    assert account(ALGORITHMS.load("recursive-doubling"), 4, 1003, 8).messages.tolist() == [2] * 4
+    assert account(ALGORITHMS.load("naive"), 3, 1003, 8).messages.tolist() == [2, 126, 126]
 
 
 @pytest.mark.parametrize("name", ["shared", "hierarchical"])

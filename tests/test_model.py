@@ -69,13 +69,13 @@ def test_windows_cover_the_text_once_and_the_last_is_padded():
     assert batch.targets.tolist() == [[9, PADDING, PADDING, PADDING], [1, 2, 3, 4]]
 
 
-def test_standard_library_has_text_and_holds_some_out(tmp_path):
-    corpus = standard_library(tmp_path)
+def test_standard_library_has_text_and_holds_some_out(cache):
+    corpus = standard_library(cache)
     words = sum(len(text.split()) for text in corpus.training + corpus.validation)
     assert words > 150_000
     assert not set(corpus.training) & set(corpus.validation)
     assert 0.08 < len(corpus.validation) / len(corpus.training) < 0.13
-    again = standard_library(tmp_path)  # from the cache
+    again = standard_library(cache)  # kept there
     assert again.sha256 == corpus.sha256
 
 

@@ -151,7 +151,7 @@ def refuse_what_differs(make: Callable[[Transport], Collective], transport: Tran
 
 def name_who_is_missing(make: Callable[[Transport], Collective], transport: Transport) -> None:
     """One rank that does not come is named on every rank that did, within the deadline."""
-    transport.deadline = 4.0
+    transport.deadline = 3.0
     collective = make(transport)
     memory = collective.allocate(8, torch.float64, torch.device("cpu"))
     if transport.rank == 1:

@@ -55,7 +55,7 @@ if body == "missing":
     print("named", file=sys.stderr, flush=True)
     import time
 
-    time.sleep(6)
+    time.sleep(4)
     transport.abort(0)
 if last:
     print("all is well")

@@ -1,0 +1,175 @@
+"""The bench and what belongs to it: rows, figures, tables of measurements, races and targets."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from conftest import SMALL, Run
+
+from bigbatch.comm.collective import Collective, Scheduled
+from bigbatch.comm.collectives.ring import ring
+from bigbatch.comm.measure import Measurement, measure
+from bigbatch.comm.transports.cluster import Cluster
+from bigbatch.experiments.cli import cli
+from bigbatch.experiments.targets import TARGETS
+
+ROW_KEYS = ["algorithm", "ranks", "bytes", "seconds", "seconds_low", "seconds_high", "algbw", "busbw", "exact"]
+
+
+def test_bench_measures_everything_in_one_run(run: Run, tmp_path):
+    names = ["ring", "shared", "mpi", "allreduce"]
+    outcome = run("mpirun", "-n", "3", "bigbatch-exp", "bench", "--bytes", "4KB,40KB", "--algorithms", ",".join(names),
+                  "--seconds", "0.1", "--json", "--out", "here")  # fmt: skip
+    assert outcome.status == 0, outcome.err
+    rows = json.loads(outcome.out)
+    assert [(row["bytes"], row["algorithm"]) for row in rows] == [(n, name) for n in (4096, 40960) for name in names]
+    for row in rows:
+        assert list(row) == ROW_KEYS
+        assert (row["ranks"], row["exact"]) == (3, True)
+        assert 0 < row["seconds_low"] <= row["seconds"] <= row["seconds_high"]
+        assert row["algbw"] == pytest.approx(row["bytes"] / row["seconds"])
+        assert row["busbw"] == pytest.approx(row["algbw"] * 4 / 3)
+    summary = json.loads((tmp_path / "here" / "summary.json").read_text())
+    assert summary["rows"] == rows
+    assert [row["bytes"] for row in summary["memory"]] == [4096, 40960]
+    assert (tmp_path / "here" / "bench.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_bench_starts_its_own_ranks_prints_a_table_and_says_what_it_left_out(run: Run):
+    outcome = run("bigbatch-exp", "bench", "-n", "2", "--bytes", "1KB", "--seconds", "0.1")
+    assert outcome.status == 0, outcome.err
+    assert all(f"  {name} " in outcome.out for name in ("ring", "double-tree", "shared", "mpi", "allreduce"))
+    assert "what memory allows" in outcome.out
+    assert "left out" not in outcome.out
+
+
+class Forgetful(Collective):
+    """Sums all but the last element."""
+
+    def _sum(self, tensor):
+        Scheduled(ring, self.transport).reduce(tensor[:-1])
+
+
+def test_a_wrong_sum_is_not_exact():
+    def work(transport):
+        collectives = {"ring": Scheduled(ring, transport), "forgetful": Forgetful(transport)}
+        rows, memory = measure(collectives, transport, 4000, 0.1)
+        return [(row.algorithm, row.exact) for row in (*rows, memory)]
+
+    assert Cluster(3).run(work) == [[("ring", True), ("forgetful", False), ("memory", True)]] * 3
+
+
+def test_bandwidths_are_those_of_nccl_tests():
+    """nccl-tests, doc/PERFORMANCE.md: algbw = S/t, busbw = algbw · 2(n-1)/n for all-reduce."""
+    row = Measurement("x", ranks=4, nbytes=8_000_000, seconds=np.array([1e-3, 4e-3, 2e-3]), exact=True)
+    assert (row.median, row.algbw, row.busbw) == (2e-3, 4e9, 6e9)
+    assert (row.low, row.high) == (1.5e-3, 3e-3)
+
+
+def test_tune_keeps_a_table_and_auto_says_what_it_took_from_it(run: Run, cache):
+    outcome = run("bigbatch-exp", "tune", "-n", "2")
+    assert outcome.status == 0, outcome.err
+    (kept,) = cache.glob("tuning-*-MPITransport-2.json")
+    table = json.loads(kept.read_text())
+    assert {"ring", "shared", "mpi"} <= table["1024"].keys()
+    fastest = min(table["16384"], key=table["16384"].get)  # the gradients below are nearest to that
+    outcome = run("mpirun", "-n", "2", "bigbatch-exp", "auto", "--arms", "small", "--json", *SMALL)
+    assert outcome.status == 0, outcome.err
+    summary = json.loads(outcome.out)
+    (arm,) = summary["arms"]
+    assert arm["remarks"] == [f"auto picked {fastest} for buckets of {4 * summary['parameters'] / 2**20:.3g} MB"]
+    assert arm["remarks"][0] in outcome.err
+    assert "measuring" not in outcome.err
+
+
+def test_a_race_is_run_in_turns(run: Run):
+    outcome = run("bigbatch-exp", "race", "shared", "ring", "-n", "2", "--turns", "1", "--micro-batch", "1",
+                  "--context", "16", "--json")  # fmt: skip
+    assert outcome.status == 0, outcome.err
+    rows = {row["contestant"]: row for row in json.loads(outcome.out)}
+    assert list(rows) == ["shared", "ring", "DistributedDataParallel", "no exchange"]
+    assert all(row["parameters"] > 4e6 and row["tokens_per_update"] == 32 for row in rows.values())
+    ratio = rows["ring"]["tokens_per_second"] / rows["no exchange"]["tokens_per_second"]
+    assert rows["ring"]["against"]["no exchange"] == pytest.approx(ratio)
+
+
+def test_targets_are_ratios_of_what_was_measured():
+    def rows(seconds):
+        return {"rows": [{"algorithm": a, "bytes": b, "seconds": s} for (a, b), s in seconds.items()]}
+
+    sizes = [2**18, 2**22, 2**25]
+    seconds = {(name, size): factor * size for name, factor in (("shared", 1.0), ("ring", 2.0), ("mpi", 3.0),
+               ("allreduce", 10.0)) for size in sizes}  # fmt: skip
+    against = {"DistributedDataParallel": 1.5, "no exchange": 0.9}
+    race = [{"contestant": "shared", "tokens_per_update": 256, "against": against}]
+    measured = {"bench-2": rows(seconds), "bench-4": rows(seconds), "race": race}
+    assert [target.ratios(measured) for target in TARGETS] == [
+        {"4 MB": 3.0, "32 MB": 3.0}, {"4 MB": 10.0, "32 MB": 10.0}, {"4 MB": 10.0, "32 MB": 10.0}, {"32 MB": 1.5},
+        {"256 KB": 3.0}, {"256 tokens": 1.5}, {"256 tokens": 0.9},
+    ]  # fmt: skip
+
+
+MY_FILE = """
+import numpy as np
+from bigbatch.comm.schedule import moved
+
+def my_ring(size):
+    rank = np.arange(size)
+    for step in range(2 * size - 2):
+        yield moved(rank, (rank + 1) % size, chunk=(rank - step) % size, reduce=step < size - 1)
+
+def half(size):
+    yield from list(my_ring(size))[: size - 1]
+"""
+
+
+@pytest.fixture
+def show(tmp_path, monkeypatch):
+    """Call `bigbatch-exp show` in this process, in a folder with my_file.py."""
+    (tmp_path / "my_file.py").write_text(MY_FILE)
+    monkeypatch.chdir(tmp_path)
+    return lambda *words: CliRunner().invoke(cli, ["show", *words])
+
+
+def test_show_prints_draws_proves_counts_and_animates(show, tmp_path):
+    result = show("ring", "-n", "3", "--gif")
+    assert result.exit_code == 0, result.output
+    assert "round 1   0→1 +0   1→2 +1   2→0 +2\n          0: 1 1 2   1: 2 1 1   2: 1 2 1" in result.output
+    assert "round 4   0→1 =0   1→2 =1   2→0 =2\n          0: 3 3 3   1: 3 3 3   2: 3 3 3" in result.output
+    folder = tmp_path / "runs" / "show-ring-3"
+    assert (folder / "rounds.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "rounds.gif").read_bytes().startswith(b"GIF89a")
+    result = show("ring", "-n", "4", "--proof", "--account", "--bytes", "4KB")
+    assert "proven: all 4 ranks end with every contribution once in each of 4 chunks" in result.output
+    assert "round 3 rank 3 has {0, 1, 2, 3}" in result.output
+    assert (
+        "busiest rank: 6,144 bytes; no all-reduce can do with less than 2(p-1)/p·n = 6,144, which is 1.00 × that"
+        in (result.output)
+    )
+
+
+def test_show_takes_anyones_generator_and_refutes_what_is_wrong(show):
+    result = show("my_file.py:my_ring", "--proof")
+    assert result.exit_code == 0, result.output
+    assert "proven: all 4 ranks" in result.output
+    result = show("my_file.py:half", "-n", "3")
+    assert result.exit_code != 0
+    assert "my_file.py:half over 3 ranks is no all-reduce: refuted: rank 0 misses the contribution of rank 1" in (
+        str(result.exception)
+    )
+    assert "an animation can be followed up to 16 ranks" in str(show("ring", "-n", "17", "--gif").exception)
+
+
+def test_measuring_begins_with_distinct_integers_everywhere():
+    seen = {}
+
+    class Watching(Scheduled):
+        def _sum(self, tensor):
+            seen.setdefault(self.transport.rank, tensor.clone())
+            super()._sum(tensor)
+
+    Cluster(3).run(lambda transport: measure({"ring": Watching(ring, transport)}, transport, 400_000, 0.1))
+    everyone = torch.cat([seen[rank] for rank in range(3)])
+    assert len(everyone.unique()) == len(everyone) == 300_000
