@@ -52,7 +52,7 @@ def small_packets(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("small_packets")
 @pytest.mark.parametrize("name", ALGORITHMS.names())
 def test_every_algorithm_conforms_in_packets(name):
-    assert conform(ALGORITHMS.load(name), ranks=[2, 3, 5, 8]) == {}
+    assert conform(ALGORITHMS.load(name), ranks=[3, 4]) == {}
 
 
 @pytest.mark.usefixtures("small_packets")

@@ -8,7 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from conftest import SMALL, Run, Start
+
+from bigbatch.experiments.cli import cli, main
 
 ARM_KEYS = [
     *("name", "global_batch", "micro_batch", "accumulation", "updates", "skipped_updates", "tokens"),
@@ -120,8 +123,8 @@ def test_somebody_elses_strategy_is_a_command(run: Run, tmp_path):
     assert outcome.status == 0, outcome.err
     summary = json.loads(outcome.out)
     assert (summary["strategy"], summary["workers"]) == ("my_file.py:Mine", 2)
-    helped = run("bigbatch-exp", "my_file.py:Mine", "--help")
-    assert "My own all-reduce." in helped.out
+    helped = CliRunner().invoke(cli, [f"{tmp_path}/my_file.py:Mine", "--help"])
+    assert "My own all-reduce." in helped.output
 
 
 def test_an_exception_on_one_rank_ends_the_job(run: Run, tmp_path):
@@ -162,23 +165,14 @@ def test_an_interrupted_run_leaves_valid_metrics_and_no_process(start: Start, tm
     assert "Traceback" not in outcome.err
 
 
-BAD = {
-    "unknown strategy": (["ringg"], "Unknown strategy 'ringg' (did you mean 'ring'?). Known: ring, recursive-doubling"),
+NEVER_STARTED = {
     "no such file": (["none.py:X"], "none.py, which should hold a strategy, does not exist"),
-    "does not divide": (["ring", "--batch-size", "63"], "nearest batch sizes that can are 56 and 64"),
     "does not agree": (["ring", "--batch-size", "64", "--micro-batch", "3", "--accumulate", "4"], "makes 24"),
     "unknown arm": (["ring", "--arms", "huge"], "Unknown arm 'huge'. Known: large, accumulated, small"),
     "unknown task": (["ring", "--task", "chess"], "Unknown task 'chess'"),
     "unknown optimizer": (["ring", "--optimizer", "adamv"], "Unknown optimizer 'adamv' (did you mean 'adam"),
-    "no text": (["ring", "--text", "none.txt"], "none.txt cannot be read"),
-    "empty text": (["ring", "--text", "empty.txt"], "is empty"),
-    "not text": (["ring", "--text", "binary"], "is not text"),
-    "text too small": (["ring", "--text", "short.txt"], "too few for a context of 64"),
-    "no GPU": (["ring", "--device", "cuda:7"], "'cuda:7' was asked for"),
     "unknown device": (["ring", "--device", "abacus"], "Unknown device 'abacus'"),
-    "unwritable": (["ring", "--out", "empty.txt/run"], "cannot be written"),
     "width and heads": (["ring", "--width", "30"], "nearest widths that can are 28 and 32"),
-    "vocabulary": (["ring", "--vocabulary", "100"], "at least 257"),
     "unknown option": (["ring", "--batchsize", "3"], "No such option"),
     "not a number": (["ring", "--tokens", "many"], "not a number of tokens"),
     "bad configuration": (["ring", "--config", "bad.toml"], "unknown option 'batch'"),
@@ -189,12 +183,42 @@ BAD = {
 }
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("name", NEVER_STARTED)
+def test_what_cannot_start_is_refused_by_every_rank_and_reported_by_one(monkeypatch, capsys, tmp_path, name, rank):
+    """What each process of a launcher finds out by itself, before it has talked to any other."""
+    (tmp_path / "bad.toml").write_text("batch = 3\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PMI_RANK", str(rank))
+    monkeypatch.setenv("PMI_SIZE", "2")
+    arguments, sentence = NEVER_STARTED[name]
+    monkeypatch.setattr(sys, "argv", ["bigbatch-exp", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    said = capsys.readouterr()
+    assert " ".join(said.err.split()).count(sentence) == (rank == 0), said.err
+    assert (said.out, rank == 1 and said.err) == ("", rank == 1 and "")
+
+
+BAD = {
+    "unknown strategy": (["ringg"], "Unknown strategy 'ringg' (did you mean 'ring'?). Known: ring, recursive-doubling"),
+    "does not divide": (["ring", "--batch-size", "63"], "nearest batch sizes that can are 56 and 64"),
+    "no text": (["ring", "--text", "none.txt"], "none.txt cannot be read"),
+    "empty text": (["ring", "--text", "empty.txt"], "is empty"),
+    "not text": (["ring", "--text", "binary"], "is not text"),
+    "text too small": (["ring", "--text", "short.txt"], "too few for a context of 64"),
+    "no GPU": (["ring", "--device", "cuda:7"], "'cuda:7' was asked for"),
+    "unwritable": (["ring", "--out", "empty.txt/run"], "cannot be written"),
+    "vocabulary": (["ring", "--vocabulary", "100"], "at least 257"),
+}
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_gets_one_sentence_from_one_rank(run: Run, tmp_path, name):
     (tmp_path / "empty.txt").touch()
     (tmp_path / "short.txt").write_text("a few words only")
     (tmp_path / "binary").write_bytes(bytes(range(256)))
-    (tmp_path / "bad.toml").write_text("batch = 3\n")
     arguments, sentence = BAD[name]
     outcome = run("mpirun", "-n", "2", "bigbatch-exp", *arguments, deadline=30)
     assert outcome.status != 0
@@ -292,5 +316,5 @@ def test_doctor_and_help_name_what_there_is(run: Run):
     doctor = run("bigbatch-exp", "doctor")
     assert doctor.status == 0, doctor.err
     assert all(word in doctor.out for word in ("MPICH", "gloo", "cores", "GPUs", "torch", "threads"))
-    outcome = run("bigbatch-exp", "--help")
-    assert all(f"  {name} " in outcome.out for name in ("ring", "allreduce", "ps", "compare", "doctor"))
+    helped = CliRunner().invoke(cli, ["--help"])
+    assert all(f"  {name} " in helped.output for name in ("ring", "shared", "allreduce", "ps", "compare", "doctor"))
