@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bigbatch.comm import schedule
 from bigbatch.comm.account import account
 from bigbatch.comm.agreement import share
 from bigbatch.comm.collective import Collective, Scheduled
@@ -44,28 +45,37 @@ DTYPES = (torch.float32, torch.float64, torch.int64)
 CPU = torch.device("cpu")
 
 
-class ConformanceError(BigBatchError):
-    """An all-reduce does not do what it must."""
-
-
 def sizes(ranks: int) -> list[int]:
     """Lengths of buffers, in elements: empty, around the number of ranks, and such that chunks are uneven."""
     return sorted({0, 1, ranks - 1, ranks, ranks + 1, 1000, 1003})
 
 
-# What every all-reduce must do. Each check is called on every rank, with the same arguments but its own rank.
+# What every all-reduce must do. Each check is called on every rank, with the same arguments but its own rank, and
+# yields what it finds wrong. It goes on to the end whatever it finds, for the other ranks do.
+
+Findings = Iterator[str]
 
 
-def sums_exactly(collective: Collective) -> None:
+def sums_exactly(collective: Collective) -> Findings:
     """Distinct integers for every rank and element: each element must hold exactly their sum."""
     for dtype in DTYPES:
         for elements in sizes(collective.transport.size):
             buffer = _filled(collective, _distinct(collective.transport.rank, collective.transport, elements, dtype))
             collective.reduce(buffer)
-            _expect_sum(collective.transport, buffer, f"{elements} × {dtype}")
+            yield from _unless_sum(collective.transport, buffer, f"{elements} × {dtype}")
 
 
-def leaves_surroundings_alone(collective: Collective) -> None:
+def sums_what_is_long(collective: Collective) -> Findings:
+    """The same for buffers so long that their chunks travel in several packets; for up to three ranks."""
+    transport = collective.transport
+    if transport.size <= 3:
+        elements = transport.size * (2 * schedule.PACKET_BYTES + 100) // 8 + 1
+        buffer = _filled(collective, _distinct(transport.rank, transport, elements, torch.int64))
+        collective.reduce(buffer)
+        yield from _unless_sum(transport, buffer, f"{elements} × int64")
+
+
+def leaves_surroundings_alone(collective: Collective) -> Findings:
     """An offset view of a larger buffer: what lies around it must stay as it was."""
     for elements in sizes(collective.transport.size):
         memory = collective.allocate(elements + 10, torch.float64, CPU)
@@ -73,14 +83,14 @@ def leaves_surroundings_alone(collective: Collective) -> None:
         memory[3 : 3 + elements] = _distinct(collective.transport.rank, collective.transport, elements, torch.float64)
         collective.reduce(memory[3 : 3 + elements])
         if not (memory[:3].eq(-1).all() and memory[3 + elements :].eq(-1).all()):
-            raise ConformanceError(
+            yield (
                 f"Rank {collective.transport.rank}: something outside of the {elements} elements that were to be "
                 "summed has changed."
             )
-        _expect_sum(collective.transport, memory[3 : 3 + elements], f"{elements} elements at an offset of 3")
+        yield from _unless_sum(collective.transport, memory[3 : 3 + elements], f"{elements} elements at an offset of 3")
 
 
-def keeps_float64(collective: Collective) -> None:
+def keeps_float64(collective: Collective) -> Findings:
     """1e8, 1, -1e8, 1 over the ranks: what cancels in float64 leaves the small numbers exactly, in less it does not."""
     transport = collective.transport
     pattern = torch.tensor([1e8, 1.0, -1e8, 1.0], dtype=torch.float64)
@@ -88,22 +98,20 @@ def keeps_float64(collective: Collective) -> None:
     total = torch.stack([pattern[(place + rank) % 4] for rank in range(transport.size)]).sum(0)
     buffer = _filled(collective, pattern[(place + transport.rank) % 4])
     collective.reduce(buffer)
-    _expect(transport, buffer, total, "1e8, 1, -1e8, 1")
+    yield from _unless(transport, buffer, total, "1e8, 1, -1e8, 1")
 
 
-def is_alike_everywhere(collective: Collective) -> None:
+def is_alike_everywhere(collective: Collective) -> Findings:
     """Numbers whose sum depends on the order: still the same bytes on every rank."""
     buffer = _filled(collective, _random(collective.transport.rank))
     collective.reduce(buffer)
     everyone = share(collective.transport, buffer.numpy().tobytes().hex())
     different = [rank for rank, result in enumerate(everyone) if result != everyone[0]]
     if different:
-        raise ConformanceError(
-            f"Ranks {different} end with other bytes than rank 0: sums are made in different orders."
-        )
+        yield f"Ranks {different} end with other bytes than rank 0: sums are made in different orders."
 
 
-def repeats_itself(collective: Collective) -> None:
+def repeats_itself(collective: Collective) -> Findings:
     """The same numbers again: the same bytes again, although messages may arrive in another order."""
     results = set()
     for _ in range(3):
@@ -111,12 +119,10 @@ def repeats_itself(collective: Collective) -> None:
         collective.reduce(buffer)
         results.add(buffer.numpy().tobytes())
     if len(results) > 1:
-        raise ConformanceError(
-            f"Rank {collective.transport.rank} got {len(results)} different results from the same numbers."
-        )
+        yield f"Rank {collective.transport.rank} got {len(results)} different results from the same numbers."
 
 
-def keeps_several_apart(collective: Collective) -> None:
+def keeps_several_apart(collective: Collective) -> Findings:
     """Several sums under way at once, waited for in another order on every rank."""
     transport = collective.transport
     lengths = (1003, 7, 256, 0)
@@ -129,11 +135,13 @@ def keeps_several_apart(collective: Collective) -> None:
     order = np.random.default_rng(transport.rank).permutation(len(lengths)).tolist()
     for number in order:
         under_way[number].wait()
-        _expect_sum(transport, buffers[number], f"the sum started as number {number}, waited for in the order {order}")
+        what = f"the sum started as number {number}, waited for in the order {order}"
+        yield from _unless_sum(transport, buffers[number], what)
 
 
-WIRE_CHECKS: Mapping[str, Callable[[Collective], None]] = {
+WIRE_CHECKS: Mapping[str, Callable[[Collective], Findings]] = {
     "sum": sums_exactly,
+    "long": sums_what_is_long,
     "surroundings": leaves_surroundings_alone,
     "cancellation": keeps_float64,
     "alike": is_alike_everywhere,
@@ -143,7 +151,7 @@ WIRE_CHECKS: Mapping[str, Callable[[Collective], None]] = {
 """Checks of any all-reduce, by name."""
 
 
-def counts_as_planned(algorithm: Algorithm, transport: Transport) -> None:
+def counts_as_planned(algorithm: Algorithm, transport: Transport) -> Findings:
     """The messages and bytes that a rank sends are those that `account` counts."""
     collective = Scheduled(algorithm, transport)
     for elements in sizes(transport.size):
@@ -155,18 +163,18 @@ def counts_as_planned(algorithm: Algorithm, transport: Transport) -> None:
         sent = transport.messages_sent - messages, transport.bytes_sent - nbytes
         planned = int(counted.messages[transport.rank]), int(counted.sent[transport.rank])
         if sent != planned:
-            raise ConformanceError(
+            yield (
                 f"Rank {transport.rank} of {transport.size} sent {sent[0]} messages and {sent[1]} bytes of {elements} "
                 f"elements, but its rounds say {planned[0]} and {planned[1]}."
             )
 
 
-def is_proven(algorithm: Algorithm, ranks: Iterable[int] = PROVEN_RANKS) -> None:
+def is_proven(algorithm: Algorithm, ranks: Iterable[int] = PROVEN_RANKS) -> Findings:
     """Every rank ends with every contribution exactly once, whatever the data are."""
     for size in ranks:
         proof = prove(bind(algorithm, 0), size)
         if not proof.holds:
-            raise ConformanceError(f"{size} ranks: {proof}")
+            yield f"{size} ranks: {proof}"
 
 
 # Running the checks.
@@ -184,17 +192,16 @@ def conform(algorithm: Algorithm, ranks: Sequence[int] = RANKS) -> dict[str, str
         `WIRE_CHECKS`.
     """
 
-    def proofs() -> None:
+    def proofs() -> Findings:
         for variant in variants(algorithm):
-            is_proven(variant)
+            yield from is_proven(variant)
 
-    def counts() -> None:
-        for size in ranks:
-            for variant in variants(algorithm):
-                Cluster(size).run(partial(counts_as_planned, variant))
+    def counts() -> Findings:
+        for size, variant in product(ranks, variants(algorithm)):
+            yield from _on_cluster(size, partial(counts_as_planned, variant))
 
     makers = [partial(Scheduled, variant) for variant in variants(algorithm)]
-    return _findings({"proof": proofs, **_on_clusters(makers, ranks), "count": counts})
+    return _first_findings({"proof": proofs, **_on_clusters(makers, ranks), "count": counts})
 
 
 def conform_collective(make: MakeCollective, ranks: Sequence[int] = RANKS) -> dict[str, str]:
@@ -207,23 +214,30 @@ def conform_collective(make: MakeCollective, ranks: Sequence[int] = RANKS) -> di
     Returns:
         What the checks found, by name: empty if it conforms. The names are those of `WIRE_CHECKS`.
     """
-    return _findings(_on_clusters([make], ranks))
+    return _first_findings(_on_clusters([make], ranks))
 
 
-def _findings(checks: Mapping[str, Callable[[], None]]) -> dict[str, str]:
+def _first_findings(checks: Mapping[str, Callable[[], Findings]]) -> dict[str, str]:
     found = {}
     for name, check in checks.items():
         try:
-            check()
+            finding = next(check(), None)
         except BigBatchError as error:
-            found[name] = str(error)
+            finding = str(error)
+        if finding is not None:
+            found[name] = finding
     return found
 
 
-def _on_clusters(makers: Sequence[MakeCollective], ranks: Sequence[int]) -> dict[str, Callable[[], None]]:
-    def run(check: Callable[[Collective], None]) -> None:
+def _on_cluster(size: int, check: Callable[[Transport], Findings]) -> Findings:
+    for findings in Cluster(size).run(lambda transport: list(check(transport))):
+        yield from findings
+
+
+def _on_clusters(makers: Sequence[MakeCollective], ranks: Sequence[int]) -> dict[str, Callable[[], Findings]]:
+    def run(check: Callable[[Collective], Findings]) -> Findings:
         for size, make in product(ranks, makers):
-            Cluster(size).run(lambda transport, make=make: check(make(transport)))  # type: ignore[misc]
+            yield from _on_cluster(size, lambda transport, make=make: check(make(transport)))  # type: ignore[misc]
 
     return {name: partial(run, check) for name, check in WIRE_CHECKS.items()}
 
@@ -235,15 +249,12 @@ def on_wires(make: MakeCollective, transport: Transport) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for name, check in WIRE_CHECKS.items():
-        collective, finding = make(transport), ""
-        try:
-            check(collective)
-        except ConformanceError as error:
-            finding = str(error)
-        findings = [theirs for theirs in share(transport, finding, f"end the check {name!r}") if theirs]
+        collective = make(transport)
+        everyones = share(transport, list(check(collective))[:1], f"end the check {name!r}")
         collective.close()
-        if findings:
-            found[name] = findings[0]
+        first = next((findings[0] for findings in everyones if findings), None)
+        if first is not None:
+            found[name] = first
     return found
 
 
@@ -271,18 +282,18 @@ def _filled(collective: Collective, values: Tensor) -> Tensor:
     return memory
 
 
-def _expect_sum(transport: Transport, buffer: Tensor, what: str) -> None:
+def _unless_sum(transport: Transport, buffer: Tensor, what: str) -> Findings:
     total = torch.zeros_like(buffer)
     for rank in range(transport.size):
         total += _distinct(rank, transport, len(buffer), buffer.dtype)
-    _expect(transport, buffer, total, what)
+    yield from _unless(transport, buffer, total, what)
 
 
-def _expect(transport: Transport, buffer: Tensor, total: Tensor, what: str) -> None:
+def _unless(transport: Transport, buffer: Tensor, total: Tensor, what: str) -> Findings:
     wrong = (buffer != total).nonzero()
     if len(wrong):
         place = int(wrong[0])
-        raise ConformanceError(
+        yield (
             f"Rank {transport.rank} of {transport.size} has {buffer[place].item()} in element {place}, where the sum "
             f"is {total[place].item()}; {len(wrong)} of {len(buffer)} elements are wrong ({what})."
         )
@@ -358,7 +369,7 @@ class Mutant:
     caught_by: frozenset[str]
 
 
-_WRONG_SUMS = frozenset({"sum", "surroundings", "cancellation", "in flight"})
+_WRONG_SUMS = frozenset({"sum", "long", "surroundings", "cancellation", "in flight"})
 
 MUTANTS: Mapping[str, Mutant] = {
     # Everyone ends with the same wrong sum ...

@@ -1,7 +1,7 @@
 """Execute a schedule: one rank's part of every round, on a transport and a buffer."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise, zip_longest
@@ -86,17 +86,21 @@ def _step(round_: Round, rank: int, bounds: IntArray, itemsize: int) -> Step:
         others = (*sent, *received[:number], *received[number + 1 :])
         in_place = not move.reduce and not any(_overlap(move, other) for other in others)
         receives[number] = move._replace(in_place=in_place), receives[number][1]
-    # Packet after packet through all transfers, so that what reaches the same element is added in the table's order.
-    abreast = zip_longest(*(_packets(move, count) for move, count in receives))
-    taken_in = tuple(packet for row in abreast for packet in row if packet is not None)
+    taken_in = tuple(_abreast(receives))
     sends_first = any(_overlap(receive, send) for receive in received for send in sent)
     return Step(
-        sends=tuple(packet for move, count in sends for packet in _packets(move, count)),
+        sends=tuple(_abreast(sends)),
         receives=taken_in,
         under_way=len(taken_in) if sends_first else UNDER_WAY * len(receives),
         sends_first=sends_first,
         landing=max((packet.stop - packet.first for packet in taken_in if not packet.in_place), default=0),
     )
+
+
+def _abreast(moves: Sequence[tuple[Move, int]]) -> Iterator[Move]:
+    """Packet after packet through all transfers: both ends see them in one order, each element in the table's."""
+    for row in zip_longest(*(_packets(move, count) for move, count in moves)):
+        yield from (packet for packet in row if packet is not None)
 
 
 def _packets(move: Move, count: int) -> Iterator[Move]:

@@ -124,23 +124,24 @@ def packets(round_: Round, nbytes: IntArray) -> IntArray:
     """(transfers,) in how many messages each transfer of a round travels.
 
     What the target adds comes in packets of at most `PACKET_BYTES`, so that it can add one, which is then still in its
-    cache, while the next arrives. One message it remains if the target replaces, and so needs no other place for it,
-    or if it must keep what it has until that was sent.
+    cache, while the next arrives. It remains one message if the target replaces, and so needs no other place for it;
+    if the target must keep what it has until that was sent; or if something else than a sum over just the same chunks
+    arrives there too, so that whole transfers must be taken in in the table's order.
 
     Args:
         round_: the transfers.
         nbytes: (transfers,) their sizes.
     """
-    if not len(round_):
-        return np.zeros(0, dtype=np.int64)
-    ranks, chunks = 1 + max(round_.source.max(), round_.target.max()), round_.stop.max()
-    borders = np.zeros((ranks, chunks + 1), dtype=np.int64)
-    np.add.at(borders, (round_.source, round_.first), 1)
-    np.add.at(borders, (round_.source, round_.stop), -1)
-    sent_before = np.zeros_like(borders)  # how many of a rank's chunks below this one it sends
-    sent_before[:, 1:] = (borders.cumsum(axis=1)[:, :-1] > 0).cumsum(axis=1)
-    kept = sent_before[round_.target, round_.stop] > sent_before[round_.target, round_.first]
-    return np.where(round_.reduce & ~kept, np.maximum(1, -(-nbytes // PACKET_BYTES)), 1)
+    counts = np.ones(len(round_), dtype=np.int64)
+    for row in np.flatnonzero(round_.reduce & (nbytes > PACKET_BYTES)).tolist():
+        target, first, stop = round_.target[row], round_.first[row], round_.stop[row]
+        there = (round_.first < stop) & (first < round_.stop)
+        sent = there & (round_.source == target)
+        arriving = there & (round_.target == target)
+        alike = round_.reduce & (round_.first == first) & (round_.stop == stop)
+        if not sent.any() and alike[arriving].all():
+            counts[row] = -(-nbytes[row] // PACKET_BYTES)
+    return counts
 
 
 def transfers(round_: Round) -> Iterator[tuple[int, int, int, int, bool]]:

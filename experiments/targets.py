@@ -102,9 +102,14 @@ def measure_all(folder: Path) -> list[dict[str, Any]]:
         place = folder / name
         out = ["--out", str(place)] if name.startswith("bench") else []
         command = launch_command(all_reduce_named("ring"), ranks, [*arguments, *out])
-        result = subprocess.run(
-            command, env=launch_environment(command), stdout=subprocess.PIPE, timeout=SECONDS_TO_END, check=False
-        )
+        try:
+            result = subprocess.run(
+                command, env=launch_environment(command), stdout=subprocess.PIPE, timeout=SECONDS_TO_END, check=False
+            )
+        except subprocess.TimeoutExpired as error:
+            raise BigBatchError(
+                f"The measurement {name} was not done after {SECONDS_TO_END} s, and was ended."
+            ) from error
         if result.returncode:
             raise BigBatchError(f"The measurement {name} ended with exit status {result.returncode}; see above.")
         measured[name] = json.loads((place / SUMMARY).read_text(encoding="utf-8") if out else result.stdout)

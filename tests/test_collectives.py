@@ -18,11 +18,21 @@ from bigbatch.comm.collective import Collective, Scheduled, covered
 from bigbatch.comm.collectives import ALGORITHMS, bind, segments_for
 from bigbatch.comm.collectives.hierarchical import hierarchical
 from bigbatch.comm.collectives.ring import ring
-from bigbatch.comm.conformance import MUTANTS, conform, conform_collective, variants
+from bigbatch.comm.conformance import (
+    MUTANTS,
+    conform,
+    conform_collective,
+    on_wires,
+    one_round_too_few,
+    sends_after_adding,
+    variants,
+    wrong_neighbour,
+)
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.execute import execute, part
 from bigbatch.comm.line import Line
 from bigbatch.comm.prove import prove
+from bigbatch.comm.schedule import moved
 from bigbatch.comm.shared_memory import SharedMemory
 from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.comm.strategies.all_reduce import AllReduce
@@ -107,10 +117,44 @@ class Halved(Collective):
 
 @pytest.mark.parametrize(
     ("wrong", "checks"),
-    [(Scribbler, {"surroundings", "in flight"}), (Restless, {"repeatable"}), (Halved, {"cancellation"})],
+    [
+        (Scribbler, {"surroundings", "in flight"}),
+        (Restless, {"repeatable"}),
+        (Halved, {"cancellation"}),
+    ],
 )
 def test_the_other_checks_find_what_they_look_for(wrong, checks):
     assert set(conform_collective(wrong)) == checks
+
+
+@pytest.mark.parametrize("wrong", ["one round too few", "wrong neighbour", "sends after adding"])
+def test_on_wires_everyone_hears_the_same_of_a_wrong_all_reduce(wrong):
+    mutant = {"one round too few": one_round_too_few, "wrong neighbour": wrong_neighbour,
+              "sends after adding": sends_after_adding}[wrong]  # fmt: skip
+    everyones = Cluster(3).run(lambda transport: on_wires(partial(Scheduled, mutant), transport))
+    assert everyones == [everyones[0]] * 3
+    assert set(everyones[0]) == MUTANTS[wrong].caught_by - {"proof"}
+
+
+def test_transfers_between_the_same_two_ranks_in_one_round_are_told_apart_in_packets():
+    def two_at_once(size):
+        assert size == 2
+        yield moved([1, 1], [0, 0], chunk=[0, 1], reduce=True)
+        yield moved([0, 0], [1, 1], chunk=[0, 1], reduce=False)
+
+    collective = partial(Scheduled, two_at_once)
+    assert Cluster(2).run(lambda transport: on_wires(collective, transport)) == [{}] * 2
+
+
+def test_a_sum_and_a_replacement_that_meet_are_taken_in_in_the_tables_order_however_long():
+    def meeting(size):
+        assert size == 3
+        yield moved([0, 1], [2, 2], chunk=0, reduce=True)
+        yield moved([1, 2], [0, 0], chunk=0, reduce=[True, False])
+        yield moved(2, 1, chunk=0, reduce=False)
+
+    assert prove(meeting, 3).holds
+    assert Cluster(3).run(lambda transport: on_wires(partial(Scheduled, meeting), transport)) == [{}] * 3
 
 
 def test_a_schedule_that_changes_between_calls_is_found_by_its_count():

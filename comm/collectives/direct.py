@@ -13,7 +13,7 @@ def direct(size: int) -> Iterator[Round]:
     Rank r owns chunk r, as a parameter server sharded over the workers would. Everyone starts with the neighbour
     at the right, so that no two send to the same rank at the same time.
 
-    Cost for n bytes, γ ≤ β: 2α + 2((p-1)/p)nβ + (n/p)γ seconds. Each rank sends 2(p-1) messages.
+    Cost for n bytes, γ ≤ β: 2α + 2((p-1)/p)nβ + (n/p)γ seconds. Each rank makes 2(p-1) transfers.
 
     Source: Li et al., "Scaling distributed machine learning with the parameter server" (2014); Jiang et al., "A
     unified architecture for accelerating distributed DNN training" (2020), section 4.

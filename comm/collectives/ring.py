@@ -15,7 +15,7 @@ def ring(size: int) -> Iterator[Round]:
     finished chunks travel round once more and replace what they meet.
 
     Cost for n bytes, contention-free, size divides n: 2(p-1)α + 2((p-1)/p)nβ + ((p-1)/p)nγ seconds, which moves
-    the fewest bytes possible. Each rank sends 2(p-1) messages and 2((p-1)/p)n bytes.
+    the fewest bytes possible. Each rank makes 2(p-1) transfers and sends 2((p-1)/p)n bytes.
 
     Source: Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations" (2009).
     """

@@ -23,7 +23,7 @@ SHORTEST_SLEEP, LONGEST_SLEEP = 20e-6, 1e-3
 """Seconds; a waiting rank that sleeps leaves its core to the ranks that compute."""
 
 SLEEP_SHARE = 1 / 16
-"""A sleep lasts this share of the wait so far, so that no wait is overslept by more than that share."""
+"""A sleep lasts this share of the wait so far, so that no wait of a millisecond or more is overslept by much more."""
 
 CACHE_LINE = 64
 """Bytes; counters that share one would be taken from each other's caches."""
