@@ -20,11 +20,13 @@ class Update:
     """What one update took and brought. Times and bytes are this worker's.
 
     Attributes:
-        number: 1, 2, ...
+        number: 1, 2, ...; a worker that came too late for an update leaves its number out.
         applied: False if it was skipped on every rank.
-        tokens: tokens behind it, over all workers.
+        tokens: tokens behind it: of all workers if the update is everybody's, else of this worker.
         loss: mean loss over those tokens before the update, in nats.
-        seconds: from the end of the last update to the end of this one.
+        workers: whose tokens those are.
+        total_tokens: behind all updates so far, of all workers.
+        seconds: from its begin to its end; what is done between updates is not timed.
         communication_seconds: time it stood still while data moved: communication that is exposed.
         total_communication_seconds: time in which data moved, hidden behind backward or exposed.
         waiting_seconds: time it stood still for slower workers.
@@ -35,6 +37,8 @@ class Update:
     applied: bool
     tokens: int
     loss: float
+    workers: int
+    total_tokens: int
     seconds: float
     communication_seconds: float
     total_communication_seconds: float
@@ -94,7 +98,8 @@ class Trainer:
     def updates(self) -> Iterator[Update]:
         """Make every update, one at each turn of the iteration; what the caller does in between is not timed."""
         strategy, transport = self.strategy, self.strategy.transport
-        for number in range(self.plan.updates(self.examples)):
+        number = 0
+        while number < self.plan.updates(self.examples):
             started, sent = transport.now(), transport.bytes_sent
             communicated, waited = strategy.communication_seconds, strategy.waiting_seconds
             communicated_in_all = strategy.total_communication_seconds
@@ -102,11 +107,14 @@ class Trainer:
             self._pushes.finish()
             report = strategy.step(tokens, loss)
             strategy.pull()
+            number = report.next_update
             yield Update(
-                number=number + 1,
+                number=number,
                 applied=report.applied,
                 tokens=int(report.weight),
                 loss=report.loss / report.weight if report.weight else float("nan"),
+                workers=report.workers,
+                total_tokens=int(report.total_weight),
                 seconds=transport.now() - started,
                 communication_seconds=strategy.communication_seconds - communicated,
                 total_communication_seconds=strategy.total_communication_seconds - communicated_in_all,
@@ -144,6 +152,7 @@ class Trainer:
         Args:
             examples: look at only the first so many.
         """
+        self.strategy.align()
         size = self.task.sizes["validation"]
         mine = np.arange(self.worker, min(size, examples or size), self.plan.workers)
         total, counted = 0.0, 0

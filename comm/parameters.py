@@ -29,6 +29,23 @@ class Bucket:
     parameters: tuple[nn.Parameter, ...]
 
 
+@dataclass(frozen=True)
+class Piece:
+    """A parameter, or a part of one, in a slice of the flat buffers.
+
+    Attributes:
+        name: the parameter's.
+        shape: the parameter's, or one with as many dimensions.
+        first: where it begins in the slice ...
+        stop: ... and one past its end.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    first: int
+    stop: int
+
+
 class FlatParameters:
     """Moves the trainable parameters of a module into two flat buffers: values and gradients.
 
@@ -105,6 +122,20 @@ class FlatParameters:
     def nbytes(self) -> int:
         """Bytes of all gradients together, which is also that of all values."""
         return self.gradients.numel() * self.gradients.element_size()
+
+    def pieces(self, first: int, stop: int) -> list[Piece]:
+        """What of each parameter lies in the elements from `first` up to `stop` of the flat buffers.
+
+        A part of a parameter keeps its number of dimensions, which some optimisers look at: (1, ..., 1, elements).
+        """
+        found = []
+        for (name, parameter), start in zip(self._named, self._starts(), strict=True):
+            begin, end = max(first, start), min(stop, start + parameter.numel())
+            if begin < end:
+                whole = end - begin == parameter.numel()
+                shape = tuple(parameter.shape) if whole else (*(1,) * (parameter.dim() - 1), end - begin)
+                found.append(Piece(name, shape, begin - first, end - first))
+        return found[::-1]
 
     def buckets(self, bucket_bytes: int) -> list[Bucket]:
         """Cut the gradients into buckets of whole parameters, each of at least `bucket_bytes` but the last."""

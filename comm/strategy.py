@@ -1,9 +1,9 @@
 """Strategies: what the trainer talks to. A strategy owns the update."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from bigbatch.comm.agreement import agree
 from bigbatch.comm.collectives.broadcast import broadcast
 from bigbatch.comm.collectives.ring import ring
-from bigbatch.comm.errors import LaunchError
+from bigbatch.comm.errors import ConfigurationError, LaunchError
 from bigbatch.comm.execute import execute
 from bigbatch.comm.launch import Launch
 from bigbatch.comm.parameters import Bucket, FlatParameters, OnHost, OptimizerFactory
@@ -33,14 +33,39 @@ class StepReport:
         version: the number of updates that the parameters have had.
         applied: False if this one was skipped, on every rank, because a gradient was not finite or there were no
             tokens behind it.
-        weight: tokens behind the gradients of all workers.
+        weight: tokens behind the gradients that the report is about.
         loss: the loss summed over those tokens, in nats.
+        workers: whose gradients those are: all workers' if the update is everybody's, else this worker's alone.
+        total_weight: tokens behind all updates so far, of whichever workers.
+        next_update: the number, from 0, of the batch of which this worker computes its share next.
     """
 
     version: int
     applied: bool
     weight: float
     loss: float
+    workers: int
+    total_weight: float
+    next_update: int
+
+
+@dataclass(frozen=True)
+class Option:
+    """Something that a user can choose about a strategy.
+
+    Attributes:
+        name: in words with underscores between.
+        default: what it is if nobody chooses; its type is the option's.
+        help: a sentence for the user.
+        known: the words to choose among; empty if it is a number, a truth value or any word.
+        least: the smallest number.
+    """
+
+    name: str
+    default: Any
+    help: str
+    known: tuple[str, ...] = ()
+    least: float | None = None
 
 
 class Strategy(ABC):
@@ -67,6 +92,9 @@ class Strategy(ABC):
         remarks: what its user should know about what it chose to do, as sentences.
     """
 
+    options: ClassVar[tuple[Option, ...]] = ()
+    """What a user can choose besides; see `configured`."""
+
     launchers: ClassVar[tuple[str, ...]] = ("mpirun",)
     """The programs that can start the processes, best first: "mpirun", "torchrun"."""
 
@@ -83,6 +111,26 @@ class Strategy(ABC):
         self.waiting_seconds = 0.0
         self.remarks: list[str] = []
         self._among_workers = Group(transport, range(self.workers)) if self.worker is not None else None
+
+    @classmethod
+    def configured(cls, choices: Mapping[str, Any]) -> type[Self]:
+        """This strategy with some of its `options` chosen.
+
+        Raises:
+            ConfigurationError: there is no such option, or they contradict each other.
+        """
+        if choices:
+            raise ConfigurationError(f"{cls.__name__} has no option {' or '.join(choices)}.")
+        return cls
+
+    @classmethod
+    def variant(cls, words: str) -> type[Self]:
+        """This strategy as written after a colon: "ssp:3" of "ps:ssp:3".
+
+        Raises:
+            ConfigurationError: there is no such variant.
+        """
+        raise ConfigurationError(f"{cls.__name__} comes in no variants, but {words!r} was asked for.")
 
     @classmethod
     def ranks_for(cls, workers: int) -> int:
@@ -154,12 +202,19 @@ class Strategy(ABC):
         """Make the parameters fresh enough for the next update; returns their version."""
         return self.version
 
+    def align(self) -> None:  # noqa: B027 - most strategies keep them the same anyway
+        """Give all workers the same, newest parameters, so that they can be looked at; all workers together."""
+
     def total(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """The sum of every worker's `values`, (elements,), on every worker: the same bytes everywhere."""
         assert self._among_workers is not None, "only workers have something to add"
         result = values.astype(np.float64)
         execute(ring, self._among_workers, result)
         return result
+
+    def statistics(self) -> dict[str, Any]:
+        """What this rank has counted, for the run's summary, in types that JSON can write."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """What it takes to go on later: the version and the optimiser's state."""

@@ -23,7 +23,7 @@ from bigbatch.comm.errors import BigBatchError, ConfigurationError, LaunchError
 from bigbatch.comm.launch import Launch, Launcher, detect
 from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.comm.strategies.all_reduce import AllReduce
-from bigbatch.comm.strategy import Strategy
+from bigbatch.comm.strategy import Option, Strategy
 from bigbatch.comm.transport import DEFAULT_DEADLINE, Transport, consecutive_nodes
 from bigbatch.experiments.bench import size_label
 from bigbatch.experiments.compare import run_strategies
@@ -181,20 +181,31 @@ def cli() -> None:
 
 def strategy_command(name: str) -> click.Command:
     """The command that runs an experiment over a strategy."""
-    strategy = STRATEGIES.load(name)
+    strategy: type[Strategy] = STRATEGIES.load(name)
     summary = (strategy.__doc__ or "").strip() or f"The strategy {name}."
 
     @click.command(name, help=summary.partition("\n\n")[0])
     @experiment_options
     def command(**options: Any) -> None:
-        run_strategy(name, options)
+        choices = {option.name: options.pop(option.name) for option in strategy.options}
+        run_strategy(name, strategy.configured(choices), choices, options)
 
+    command.params += [as_click(option) for option in strategy.options]
     return command
 
 
-def run_strategy(name: str, options: dict[str, Any]) -> None:
+def as_click(option: Option) -> click.Option:
+    """A strategy's option, on the command line."""
+    kind: Any = click.Choice(option.known) if option.known else type(option.default)
+    if option.least is not None:
+        whole = isinstance(option.default, int)
+        kind = click.IntRange(min=int(option.least)) if whole else click.FloatRange(min=option.least)
+    flag = f"--{option.name.replace('_', '-')}"
+    return click.Option([flag], type=kind, default=option.default, show_default=True, help=option.help)
+
+
+def run_strategy(name: str, strategy: type[Strategy], choices: dict[str, Any], options: dict[str, Any]) -> None:
     """Run an experiment in the processes there are, or start them first."""
-    strategy: type[Strategy] = STRATEGIES.load(name)
     settings, launch = settings_of(options), detect()
     started = None if launch.launcher is Launcher.NONE else strategy.workers_among(launch.size)
     plan = plan_of(options, started)
@@ -204,7 +215,7 @@ def run_strategy(name: str, options: dict[str, Any]) -> None:
     device = resolve_device(settings.device, launch)
     silent = options["quiet"] or launch.rank != 0
     folder = options["out"] or new_folder(f"{Path(name).name.replace(':', '-')}-{plan.workers}")
-    experiment = Experiment(name, strategy, settings, plan, device, folder, Reporter(quiet=silent))
+    experiment = Experiment(name, strategy, choices, settings, plan, device, folder, Reporter(quiet=silent))
     with connected(lambda: strategy.connect(launch, str(device), settings.deadline), options["debug"]) as transport:
         experiment.run(transport)
         if transport.rank == 0:
@@ -318,7 +329,10 @@ def shared_arguments(context: click.Context) -> list[str]:
         if name in own or context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
             continue
         value = context.params[name]
-        arguments += [parameter.opts[-1]] if value is True else [parameter.opts[-1], str(value)]
+        if isinstance(value, bool):
+            arguments.append((parameter.opts if value else parameter.secondary_opts)[-1])
+        else:
+            arguments += [parameter.opts[-1], str(value)]
     return arguments
 
 

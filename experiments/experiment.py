@@ -38,6 +38,7 @@ class Experiment:
     Attributes:
         name: the strategy's, as the user wrote it.
         make_strategy: makes the strategy on a transport, anew for every arm.
+        choices: the strategy's own options, as chosen.
         settings: what the user asked for.
         plan: of the accumulated arm.
         device: what this rank computes on.
@@ -47,6 +48,7 @@ class Experiment:
 
     name: str
     make_strategy: Callable[[Transport], Strategy]
+    choices: dict[str, Any]
     settings: Settings
     plan: BatchPlan
     device: torch.device
@@ -63,7 +65,12 @@ class Experiment:
         if self.settings.node_size is not None:
             node_size = self.settings.node_size
             together(transport, lambda: transport.arrange(node_size))
-        options = {**self.settings.as_json(), "plan": asdict(self.plan), "bigbatch version": bigbatch.__version__}
+        options = {
+            **self.settings.as_json(),
+            **self.choices,
+            "plan": asdict(self.plan),
+            "bigbatch version": bigbatch.__version__,
+        }
         agree(transport, "option", sorted(options.items()))
         arms = self.settings.chosen_arms(self.plan)
         task = self._prepare(transport)
@@ -121,18 +128,22 @@ class Experiment:
         )
         self.reporter.remark(strategy.remarks)
         history = strategy.run(lambda: self._train(trainer, arm, record))
-        mine = {"peak": peak_bytes(self.device), "history": None if history is None else history.totals()}
+        mine = {
+            "peak": peak_bytes(self.device),
+            "history": None if history is None else history.totals(),
+            "statistics": strategy.statistics(),
+        }
         ranks = share(transport, mine)
         buckets = len(strategy.buckets)
         strategy.close()
-        row = {**_summarise(arm, ranks), "buckets": buckets, "remarks": strategy.remarks}
+        row = {**_summarise(arm, examples, ranks), "buckets": buckets, "remarks": strategy.remarks}
         return {"parameters": parameters.values.numel(), **row}
 
     def _train(self, trainer: Trainer, arm: Arm, record: Callable[[dict[str, Any]], None]) -> "History":
         history = History()
         validation_examples = math.ceil(self.settings.validation_tokens / trainer.task.example_tokens)
         updates = arm.plan.updates(trainer.examples)
-        stops = set(np.linspace(0, updates, VALIDATIONS + 1).round().astype(int).tolist())
+        stops = sorted(set(np.linspace(0, updates, VALIDATIONS + 1).round().astype(int).tolist()) - {0})
 
         def validate(number: int) -> None:
             history.validation_loss = trainer.validate(validation_examples)
@@ -158,13 +169,12 @@ class Experiment:
                         "arm": arm.name,
                         **asdict(update),
                         "compute_seconds": update.compute_seconds,
-                        "total_tokens": history.tokens,
                         "total_seconds": history.seconds,
                     }
                 )
                 bar.advance(update.number, update.loss)
-                if update.number in stops:
-                    validate(update.number)
+                while stops and update.number >= stops[0]:  # all workers stop as often, and wait for each other
+                    validate(stops.pop(0))
         return history
 
 
@@ -187,22 +197,22 @@ class History:
     def add(self, update: Update) -> None:
         """One more update."""
         self.updates.append(update)
-        self.tokens += update.tokens
+        self.tokens = update.total_tokens
         self.seconds += update.seconds
 
     def training_loss(self) -> float:
         """The mean loss per token over the last tenth of the tokens, in nats."""
         loss, tokens = 0.0, 0
-        for update in reversed(self.updates):
+        last = LAST_SHARE * sum(update.tokens for update in self.updates)
+        for update in reversed([update for update in self.updates if update.tokens]):
             loss, tokens = loss + update.loss * update.tokens, tokens + update.tokens
-            if tokens >= LAST_SHARE * self.tokens:
+            if tokens >= last:
                 break
         return loss / tokens if tokens else float("nan")
 
     def totals(self) -> dict[str, float]:
         """Sums over the updates, for the summary."""
         return {
-            "updates": len(self.updates),
             "skipped": sum(not update.applied for update in self.updates),
             "tokens": self.tokens,
             "seconds": self.seconds,
@@ -216,16 +226,15 @@ class History:
         }
 
 
-def _summarise(arm: Arm, ranks: list[dict[str, Any]]) -> dict[str, Any]:
+def _summarise(arm: Arm, examples: int, ranks: list[dict[str, Any]]) -> dict[str, Any]:
     """One arm's row: times and bytes are means over the workers, memory is that of the hungriest worker."""
     workers = [rank for rank in ranks if rank["history"] is not None]
     servers = [rank for rank in ranks if rank["history"] is None]
     histories = [rank["history"] for rank in workers]
-    first = histories[0]
-    updates: int = first["updates"]
+    updates, tokens = arm.plan.updates(examples), max(history["tokens"] for history in histories)
 
     def mean(key: str) -> float:
-        return float(np.mean([history[key] for history in histories])) / updates
+        return float(np.mean([history[key] for history in histories]))
 
     row = {
         "name": arm.name,
@@ -233,19 +242,20 @@ def _summarise(arm: Arm, ranks: list[dict[str, Any]]) -> dict[str, Any]:
         "micro_batch": arm.plan.micro_batch,
         "accumulation": arm.plan.accumulation,
         "updates": updates,
-        "skipped_updates": first["skipped"],
-        "tokens": first["tokens"],
-        "tokens_per_second": first["tokens"] / (mean("seconds") * updates),
-        "update_seconds": mean("seconds"),
-        "compute_seconds": mean("compute"),
-        "communication_seconds": mean("communication"),
-        "total_communication_seconds": mean("total_communication"),
-        "waiting_seconds": mean("waiting"),
-        "bytes_sent_per_update": mean("bytes_sent"),
+        "skipped_updates": max(history["skipped"] for history in histories),
+        "tokens": tokens,
+        "tokens_per_second": tokens / mean("seconds"),
+        "update_seconds": mean("seconds") / updates,
+        "compute_seconds": mean("compute") / updates,
+        "communication_seconds": mean("communication") / updates,
+        "total_communication_seconds": mean("total_communication") / updates,
+        "waiting_seconds": mean("waiting") / updates,
+        "bytes_sent_per_update": mean("bytes_sent") / updates,
         "peak_memory_bytes": max(rank["peak"] for rank in workers),
-        "training_loss": first["training_loss"],
-        "validation_loss": first["validation_loss"],
+        "training_loss": mean("training_loss"),
+        "validation_loss": histories[0]["validation_loss"],
     }
     if servers:
         row["server_peak_memory_bytes"] = max(rank["peak"] for rank in servers)
+        row["servers"] = [rank["statistics"] for rank in servers]
     return row

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from bigbatch.batches import BatchPlan, DataOrder
 from bigbatch.comm.agreement import share, together
 from bigbatch.comm.launch import Launch
-from bigbatch.comm.parameters import Bucket, FlatParameters
+from bigbatch.comm.parameters import Bucket, FlatParameters, OptimizerFactory
 from bigbatch.comm.strategy import StepReport, Strategy
 from bigbatch.comm.transport import Transport
 from bigbatch.experiments.wires import Wires, all_reduce_named
@@ -40,6 +40,11 @@ DDP, NOTHING = "DistributedDataParallel", "no exchange"
 class NoExchange(Strategy):
     """Every worker goes its own way: what the processes could do if exchanging gradients took no time."""
 
+    def start(self, parameters: FlatParameters, optimizer: OptimizerFactory) -> None:
+        """Begin to count."""
+        super().start(parameters, optimizer)
+        self._steps, self._weight = 0, 0.0
+
     def push(self, bucket: Bucket) -> None:
         """Nothing."""
 
@@ -47,7 +52,9 @@ class NoExchange(Strategy):
         """The worker's own update."""
         applied = self.parameters.apply(self.optimizer, weight)
         self.version += applied
-        return StepReport(self.version, applied, weight, loss)
+        self._steps += 1
+        self._weight += weight
+        return StepReport(self.version, applied, weight, loss, 1, self._weight, self._steps)
 
 
 class Contestant(ABC):
@@ -133,7 +140,8 @@ def race(
     plan = BatchPlan(micro_batch, 1, transport.size)
     shape = TransformerShape(task.vocabulary_size, context, LAYERS, WIDTH, HEADS)
     wires = Wires(transport, launch)
-    wires.open(all_reduce_named("allreduce"))  # DistributedDataParallel runs on the process group that this makes
+    torchs = all_reduce_named("allreduce")
+    wires.on(torchs, torchs.collective)  # DistributedDataParallel runs on the process group that this makes
     contestants: dict[str, Contestant] = {
         name: OverStrategy(wires.on(strategy, strategy), task, Transformer(shape), plan)
         for name, strategy in zip(names, strategies, strict=True)

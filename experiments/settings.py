@@ -113,7 +113,7 @@ def resolve_device(name: str, launch: Launch) -> torch.device:
     if device.type == "cpu":
         return device
     if not gpus or (device.index or 0) >= gpus:
-        seen = f"only {gpus}" if gpus else "none"
+        seen = f"only {gpus}" if gpus else "no"
         raise ConfigurationError(
             f"The device {name!r} was asked for, but torch {torch.__version__} sees {seen} GPU here. Use --device cpu, "
             "or install a torch that was built for your GPU."

@@ -36,9 +36,9 @@ class Wires:
         except ConfigurationError:
             if strategy.connect.__func__ is AllReduce.connect.__func__:  # type: ignore[attr-defined]  # a bound method
                 raise
-        return make(self.open(strategy))
+        return make(self._open(strategy))
 
-    def open(self, strategy: type[AllReduce]) -> Transport:
+    def _open(self, strategy: type[AllReduce]) -> Transport:
         """Wires of the strategy's own kind; all ranks together."""
         if strategy not in self._opened:
             self._opened[strategy] = strategy.connect(self._launch, "cpu", self.transport.deadline)

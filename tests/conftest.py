@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
+from programs.bodies import plain_loop
+
+torch.set_num_threads(1)  # several threads on small matrices are many times slower, the more so beside other jobs
 
 MARK = "BIGBATCH_TEST_JOB"
 PROGRAMS = Path(__file__).parent / "programs"
@@ -107,6 +111,14 @@ Run = Callable[..., Outcome]
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def oracle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with what a plain loop in one process ends with; it takes seconds, so it runs once."""
+    path = tmp_path_factory.mktemp("oracle") / "oracle.pt"
+    torch.save(plain_loop(), path)
+    return path
 
 
 @pytest.fixture

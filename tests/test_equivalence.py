@@ -5,21 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import PROGRAMS, Run, launcher
-from programs.bodies import plain_loop, train
+from programs.bodies import train
 
 from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.comm.transports.cluster import Cluster
 
 WITH_WIRES_OF_THEIR_OWN = ("allreduce", "mpi")
 ON_ANY_TRANSPORT = [name for name in STRATEGIES.names() if name not in (*WITH_WIRES_OF_THEIR_OWN, "auto")]
-
-
-@pytest.fixture(scope="session")
-def oracle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file with what the plain loop ends with; it takes seconds, so it runs once."""
-    path = tmp_path_factory.mktemp("oracle") / "oracle.pt"
-    torch.save(plain_loop(), path)
-    return path
 
 
 # The trainer and the counting of tokens are the same for all: two strategies go through every combination.

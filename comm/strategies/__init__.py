@@ -24,6 +24,9 @@ class Strategies(Registry):
         from bigbatch.comm.strategies.all_reduce import all_reduce_by
         from bigbatch.comm.strategy import Strategy
 
+        head, _, words = name.partition(":")
+        if words and head in self.names():
+            return self.load(head).variant(words)
         named_here = name in super().names() or name not in ALGORITHMS.names()
         found = super().load(name) if named_here else ALGORITHMS.load(name)
         if isclass(found) and issubclass(found, Strategy):

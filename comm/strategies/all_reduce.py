@@ -35,6 +35,8 @@ class AllReduce(Strategy):
         self._collective = self.collective(transport)
         self._early: list[Reduction] = []
         self._last: Bucket | None = None
+        self._steps = 0
+        self._total_weight = 0.0
 
     @classmethod
     @abstractmethod
@@ -52,10 +54,11 @@ class AllReduce(Strategy):
             self._collective.introduce(bucket.gradients)
 
     def push(self, bucket: Bucket) -> None:
-        """Begin to sum the bucket before this one, and keep this one for `step` in case it is the last."""
-        if self._last is not None:
-            self._early.append(self._collective.start(self._last.gradients))
-        self._last = bucket
+        """Begin to sum the bucket, unless it is the last: that is left to `step`."""
+        if bucket.index < len(self.buckets) - 1:
+            self._early.append(self._collective.start(bucket.gradients))
+        else:
+            self._last = bucket
 
     def step(self, weight: float, loss: float) -> StepReport:
         """Sum what is left: the weights, then the last bucket; divide; update.
@@ -85,7 +88,9 @@ class AllReduce(Strategy):
         weight, loss = tally.tolist()
         applied = self.parameters.apply(self.optimizer, weight)
         self.version += applied
-        return StepReport(self.version, applied, weight, loss)
+        self._steps += 1
+        self._total_weight += weight
+        return StepReport(self.version, applied, weight, loss, self.workers, self._total_weight, self._steps)
 
     def close(self) -> None:
         """Give the collective's memory and thread back."""
@@ -106,7 +111,12 @@ class TorchDistributed(AllReduce):
         return launch.connect_torch(deadline, "cpu:gloo,cuda:nccl" if own_gpu else "gloo")
 
     def total(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """By torch's all-reduce too: over gloo, one call is quicker than several messages of ours."""
+        """By torch's all-reduce too: over gloo, one call is quicker than several messages of ours.
+
+        Not while others are under way, behind which it would queue: what they take to move would seem to be waiting.
+        """
+        if self._early:
+            return super().total(values)
         result = torch.from_numpy(values.astype(np.float64))
         self._collective.reduce(result)
         return result.numpy()
@@ -148,6 +158,13 @@ class Shared(AllReduce):
 
 class Hierarchical(AllReduce):
     """Shared memory within the nodes, a ring between them; messages everywhere if memory cannot be shared."""
+
+    def place(self, gradients: Tensor) -> Tensor:
+        """Shared memory holds nothing that is on a GPU."""
+        if gradients.device.type != "cpu":
+            self._collective.close()
+            self._collective = Scheduled(hierarchical, self.transport)
+        return super().place(gradients)
 
     @classmethod
     def collective(cls, transport: Transport) -> Collective:

@@ -1,162 +1,394 @@
-"""A synchronous parameter server: the workers send gradients, the server makes the update and sends parameters."""
+"""Parameter servers: the workers send gradients, the servers make the updates and send parameters."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 
-from bigbatch.comm.errors import CommunicationError
+from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.parameters import Bucket, FlatParameters, OnHost, OptimizerFactory
-from bigbatch.comm.strategy import StepReport, Strategy
-from bigbatch.comm.transport import ANY, Request, Transport
+from bigbatch.comm.schedule import chunk_bounds
+from bigbatch.comm.server.consistency import CONSISTENCIES, Consistency
+from bigbatch.comm.server.shard import Shard
+from bigbatch.comm.server.staleness import STALE, StaleGradients
+from bigbatch.comm.strategy import Option, StepReport, Strategy
+from bigbatch.comm.transport import ANY, Buffer, Request, Transport
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Tallies:
-    """What the workers say of one update, each array (workers,).
+class Setup:
+    """What kind of parameter server.
 
     Attributes:
-        weight: tokens behind the gradients.
-        loss: the loss summed over them, in nats.
-        arrival: when the server heard it, in seconds on its clock.
+        consistency: "sync", "async", "ssp" or "backup".
+        staleness: how many gradients a worker may be ahead of the slowest, with "ssp".
+        spares: how many gradients of a version are not waited for, with "backup".
+        stale: "plain", "scaled" or "compensated".
+        compensation: λ, with "compensated".
+        servers: over how many servers the parameters are split.
     """
 
-    weight: NDArray[np.float64]
-    loss: NDArray[np.float64]
-    arrival: NDArray[np.float64]
+    consistency: str = "sync"
+    staleness: int = 1
+    spares: int = 1
+    stale: str = "plain"
+    compensation: float = 0.04
+    servers: int = 1
+
+    def rule(self) -> Consistency:
+        """The rule of consistency."""
+        numbers = {"ssp": (self.staleness,), "backup": (self.spares,)}
+        return CONSISTENCIES[self.consistency](*numbers.get(self.consistency, ()))
+
+    def treatment(self) -> StaleGradients:
+        """What becomes of stale gradients."""
+        numbers = {"compensated": (self.compensation,)}
+        return STALE[self.stale](*numbers.get(self.stale, ()))
 
 
-TALLY_TAG, GRADIENT_TAG, REPORT_TAG, VALUE_TAG = 1, 2, 3, 4
+@dataclass(frozen=True)
+class Report:
+    """What a server tells a worker when it may read.
+
+    Attributes:
+        fresh: whether new values follow.
+        version: of the parameters.
+        applied: False if the update was skipped, on every server.
+        weight: tokens behind the gradients that this is about.
+        loss: summed over them, in nats.
+        workers: whose gradients those are.
+        total_weight: tokens behind all updates so far.
+        next_update: the number of the batch of which the worker computes its share next.
+        waited: seconds from the gradient's arrival until the worker might read.
+    """
+
+    fresh: float
+    version: float
+    applied: float
+    weight: float
+    loss: float
+    workers: float
+    total_weight: float
+    next_update: float
+    waited: float
+
+    def row(self) -> Buffer:
+        """As one message."""
+        return np.array([getattr(self, field.name) for field in fields(self)], dtype=np.float64)
+
+    @classmethod
+    def of(cls, row: Buffer) -> Self:
+        """From one message."""
+        return cls(*row.tolist())
+
+
+REQUEST_TAG, GRADIENT_TAG, REPORT_TAG, VALUE_TAG = 1, 2, 3, 4
+PUSH, READ, LEAVE = 0.0, 1.0, 2.0
+"""What a worker wants: to hand in a gradient and read when it may; to read now; to take part no more."""
 
 
 class ParameterServer(Strategy):
-    """One server, the last rank; every update waits for the gradients of all workers.
+    """Parameter servers, synchronous to asynchronous: the last ranks; the parameters are split evenly over them.
 
-    A worker sends its gradients (n bytes) and receives the new parameters (n bytes); the server receives and
-    sends W·n bytes each, one worker after the other through its one port, which is what limits it. Cost,
-    contention-free, γ ≤ β: 2α + 2nβW + nγ seconds.
+    A worker sends its gradients (n bytes) and receives the new parameters (n bytes); S servers together receive and
+    send W·n bytes each, through one port each, which is what limits them. Cost of a synchronous update,
+    contention-free, S divides W, γ ≤ β: 2α + 2nβ·max(1, W/S) + (n/S)γ seconds.
+
+    Each server makes its own updates of its part of the parameters by the same rule (`--consistency`): all gradients
+    of a version (sync), everybody's but at most s behind (ssp), every gradient as it comes (async), or the first ones
+    of a version (backup). Requests to different servers are in flight together.
 
     Source: Li et al., "Scaling distributed machine learning with the parameter server" (2014).
+
+    Attributes:
+        setup: what kind it is.
+        bounds: (servers + 1) where each server's part of the flat parameters begins, in elements; set by `start`.
     """
+
+    setup: ClassVar[Setup] = Setup()
+
+    options: ClassVar[tuple[Option, ...]] = (
+        Option("consistency", "sync", "Which gradients make an update.", known=tuple(CONSISTENCIES)),
+        Option("staleness", 1, "With ssp: gradients that a worker may be ahead of the slowest.", least=0),
+        Option("spares", 1, "With backup: gradients of a version that are not waited for.", least=0),
+        Option("stale", "plain", "What becomes of a gradient of an old version.", known=tuple(STALE)),
+        Option("compensation", 0.04, "With compensated: the factor λ.", least=0),
+        Option("servers", 1, "Over how many servers the parameters are split.", least=1),
+    )
 
     def __init__(self, transport: Transport) -> None:
         super().__init__(transport)
-        self._server = self.workers
+        self._rule = self.setup.rule()
+        self._servers = range(self.workers, self.workers + self.setup.servers)
         self._sending: list[Request] = []
-        self._announced = 0
+        self._arriving: list[Request] = []
+        self._shard: Shard | None = None
+
+    @classmethod
+    def configured(cls, choices: Mapping[str, Any]) -> type[Self]:
+        """With some of the options chosen."""
+        unknown = set(choices) - {field.name for field in fields(Setup)}
+        if unknown:
+            raise ConfigurationError(f"{cls.__name__} has no option {' or '.join(sorted(unknown))}.")
+        setup = replace(cls.setup, **choices)
+        if setup.consistency not in CONSISTENCIES:
+            raise ConfigurationError(f"Unknown consistency {setup.consistency!r}. Known: {', '.join(CONSISTENCIES)}.")
+        defaults = {field.name: getattr(setup, field.name) for field in fields(Setup)}
+        options = tuple(replace(option, default=defaults[option.name]) for option in cls.options)
+        return type(cls.__name__, (cls,), {"setup": setup, "options": options, "__doc__": cls.__doc__})
+
+    @classmethod
+    def variant(cls, words: str) -> type[Self]:
+        """sync, async, ssp, ssp:S, backup or backup:B."""
+        consistency, _, number = words.partition(":")
+        numbered = {"ssp": "staleness", "backup": "spares"}
+        if not number:
+            return cls.configured({"consistency": consistency})
+        if consistency not in numbered or not number.isdigit():
+            raise ConfigurationError(
+                f"There is no parameter server {words!r}. Write sync, async, ssp:S or backup:B, with a number each."
+            )
+        return cls.configured({"consistency": consistency, numbered[consistency]: int(number)})
 
     @classmethod
     def ranks_for(cls, workers: int) -> int:
-        """One more than there are workers."""
-        return workers + 1
+        """The servers are ranks of their own."""
+        return workers + cls.setup.servers
 
     def start(self, parameters: FlatParameters, optimizer: OptimizerFactory) -> None:
-        """Agree on the parameters; the server's optimiser is the one that will be used."""
+        """Agree on the parameters; each server takes its part of them, and makes the optimiser for that."""
         super().start(parameters, optimizer)
+        if self.setup.consistency == "backup" and self.setup.spares >= self.workers:
+            raise ConfigurationError(
+                f"{self.setup.spares} spares of {self.workers} workers leave nobody to wait for. Use --spares "
+                f"{self.workers - 1} or less."
+            )
         self._values = OnHost(parameters.values)
+        self.bounds = chunk_bounds(len(self._values.array), self.setup.servers).tolist()
+        self._versions = [0] * self.setup.servers
+        if self.worker is None:
+            first, stop = self.bounds[self.server : self.server + 2]
+            self._shard = Shard(
+                torch.from_numpy(self._values.fetch()[first:stop].copy()),
+                parameters.pieces(first, stop),
+                optimizer,
+                self.setup.rule(),
+                self.setup.treatment(),
+            )
+
+    @property
+    def server(self) -> int:
+        """This server's number among the servers."""
+        return self._servers.index(self.transport.rank)
 
     def run(self, work: Callable[[], Result]) -> Result | None:
         """Work, or serve those who do."""
-        if self.worker is None:
-            self._serve()
+        if self._shard is not None:
+            Service(self, self._shard).run()
             return None
         result = work()
-        self.transport.isend(np.array([0.0, 0.0, 1.0]), self._server, TALLY_TAG).wait()
+        self._ask(LEAVE)
+        self._wait_for_sends()
         return result
+
+    def parts(self, bucket: Bucket) -> Iterator[tuple[int, int, int]]:
+        """(server's number, first, stop) of a bucket's elements, by the servers that hold them."""
+        begin = sum(len(other.gradients) for other in self.buckets[: bucket.index])
+        end = begin + len(bucket.gradients)
+        for place in range(self.setup.servers):
+            first, stop = max(begin, self.bounds[place]), min(end, self.bounds[place + 1])
+            if first < stop:
+                yield place, first, stop
 
     # A worker's side.
 
     def push(self, bucket: Bucket) -> None:
-        """Begin to send the bucket to the server."""
-        self._sending.append(self.transport.isend(OnHost(bucket.gradients).fetch(), self._server, GRADIENT_TAG))
+        """Begin to send the bucket to the servers that hold its parameters."""
+        gradients = OnHost(bucket.gradients).fetch()
+        begin = None
+        for place, first, stop in self.parts(bucket):
+            begin = first if begin is None else begin
+            part = gradients[first - begin : stop - begin]
+            self._sending.append(self.transport.isend(part, self._servers[place], GRADIENT_TAG))
 
     def step(self, weight: float, loss: float) -> StepReport:
-        """Send the weight, and wait until the server has made the update."""
+        """Send the weight, and wait until every server lets this worker read."""
+        gradients = self.parameters.gradients
+        # Every server must skip what one of them would: only the worker sees all of its gradient.
+        finite = bool(torch.isfinite(torch.stack(torch.aminmax(gradients))).all())
         ready = self.transport.now()
-        self._sending.append(self.transport.isend(np.array([weight, loss, 0.0]), self._server, TALLY_TAG))
-        report = np.empty(5)
-        self.transport.irecv(report, self._server, REPORT_TAG).wait()
+        reports = self._ask_and_hear(PUSH, weight, loss, finite)
+        self._wait_for_sends()
+        waited = max(report.waited for report in reports)
+        self.waiting_seconds += waited
+        self._communicated(self.transport.now() - ready - waited)
+        first = reports[0]
+        return StepReport(
+            version=int(min(report.version for report in reports)),
+            applied=all(report.applied for report in reports),
+            weight=first.weight,
+            loss=first.loss,
+            workers=int(first.workers),
+            total_weight=first.total_weight,
+            next_update=int(min(report.next_update for report in reports)),
+        )
+
+    def pull(self) -> int:
+        """Receive the parameters that the servers have announced, unless they are here already."""
+        started = self.transport.now()
+        for request in self._arriving:
+            request.wait()
+        if self._arriving:
+            self._values.deliver()
+        self._arriving.clear()
+        self.version = min(self._versions)
+        self._communicated(self.transport.now() - started)
+        return self.version
+
+    def align(self) -> None:
+        """Read the newest parameters while nobody pushes."""
+        if self._rule.alike:
+            return
+        assert self._among_workers is not None, "only workers look at parameters"
+        self._among_workers.barrier()
+        self._ask_and_hear(READ)
+        self.pull()
+        self._among_workers.barrier()
+
+    def _ask(self, want: float, weight: float = 0.0, loss: float = 0.0, finite: bool = True) -> None:
+        for server in self._servers:
+            request = np.array([want, weight, loss, finite])
+            self._sending.append(self.transport.isend(request, server, REQUEST_TAG))
+
+    def _ask_and_hear(self, want: float, weight: float = 0.0, loss: float = 0.0, finite: bool = True) -> list[Report]:
+        """Ask every server, hear each one's report, and begin to receive what it announces."""
+        self._ask(want, weight, loss, finite)
+        reports: dict[int, Report] = {}
+        for _ in self._servers:
+            row = np.empty(len(fields(Report)))
+            # Whichever is first: a server cannot go on before its values are taken, and others may wait for it to.
+            place = self._servers.index(self.transport.irecv(row, ANY, REPORT_TAG).wait())
+            report = reports[place] = Report.of(row)
+            self._versions[place] = int(report.version)
+            if report.fresh:
+                part = self._values.array[self.bounds[place] : self.bounds[place + 1]]
+                self._arriving.append(self.transport.irecv(part, self._servers[place], VALUE_TAG))
+        return [reports[place] for place in sorted(reports)]
+
+    def _wait_for_sends(self) -> None:
         for request in self._sending:
             request.wait()
         self._sending.clear()
-        version, applied, weight, loss, waited = report.tolist()
-        self._announced = int(version)
-        self.waiting_seconds += waited
-        self._communicated(self.transport.now() - ready - waited)
-        return StepReport(self._announced, bool(applied), weight, loss)
-
-    def pull(self) -> int:
-        """Fetch the parameters that the server's last report announced, unless they are here already."""
-        if self.version == self._announced:
-            return self.version
-        started = self.transport.now()
-        self.transport.irecv(self._values.array, self._server, VALUE_TAG).wait()
-        self._values.deliver()
-        self.version = self._announced
-        self._communicated(self.transport.now() - started)
-        return self.version
 
     def _communicated(self, seconds: float) -> None:
         """Messages move when somebody waits for them, so that all communication is exposed."""
         self.communication_seconds += seconds
         self.total_communication_seconds += seconds
 
-    # The server's side.
+    # Both sides.
 
-    def _serve(self) -> None:
-        """Make one update after another until the workers are done."""
-        sums = [OnHost(bucket.gradients) for bucket in self.buckets]
-        largest = max(len(host.array) for host in sums)
-        landings = np.empty((self.workers - 1, largest), dtype=sums[0].array.dtype)
-        while (tallies := self._gather_tallies()) is not None:
-            for host in sums:
-                self._gather(host, landings[:, : len(host.array)])
-            self._update(tallies)
+    def statistics(self) -> dict[str, Any]:
+        """A server's counts."""
+        if self._shard is None:
+            return {}
+        shard = self._shard
+        return {
+            "versions": shard.version,
+            "staleness": {str(tau): count for tau, count in sorted(shard.staleness.items())},
+            "gradients_taken": shard.taken,
+            "gradients_dropped": shard.dropped,
+        }
 
-    def _gather_tallies(self) -> Tallies | None:
-        """Hear from every worker that its gradients are on their way; None once all say they are done."""
-        tallies = Tallies(np.empty(self.workers), np.empty(self.workers), np.empty(self.workers))
-        done = []
-        for _ in range(self.workers):
-            message = np.empty(3)
-            worker = self.transport.irecv(message, ANY, TALLY_TAG).wait()
-            tallies.weight[worker], tallies.loss[worker], finished = message.tolist()
-            tallies.arrival[worker] = self.transport.now()
-            if finished:
-                done.append(worker)
-        if done and len(done) < self.workers:
-            raise CommunicationError(
-                f"Workers {done} are done after update {self.version}, but the others are not: a synchronous server "
-                "needs the same number of updates from everyone."
-            )
-        return None if done else tallies
 
-    def _gather(self, total: OnHost, landings: NDArray[Any]) -> None:
-        """Sum one bucket over the workers, in the order of their numbers however they arrive."""
-        arriving = [total.array, *landings]
-        requests = [self.transport.irecv(buffer, worker, GRADIENT_TAG) for worker, buffer in enumerate(arriving)]
-        for worker, request in enumerate(requests):
+class Service:
+    """One server at work: hears the workers' requests, and answers each as soon as the shard lets it.
+
+    Args:
+        strategy: this rank's.
+        shard: this rank's.
+    """
+
+    def __init__(self, strategy: ParameterServer, shard: Shard) -> None:
+        self._transport = strategy.transport
+        self._shard = shard
+        self._rule = strategy.setup.rule()
+        origin = strategy.bounds[strategy.server]
+        self._parts = [
+            slice(first - origin, stop - origin)
+            for bucket in strategy.buckets
+            for place, first, stop in strategy.parts(bucket)
+            if place == strategy.server
+        ]
+        self._waiting: dict[int, Waiting] = {}
+        for worker in range(strategy.workers):
+            shard.join(worker)
+            shard.read(worker)
+
+    def run(self) -> None:
+        """Serve until every worker has left."""
+        while self._shard.clocks.pushed:
+            request = np.empty(4)
+            worker = self._transport.irecv(request, ANY, REQUEST_TAG).wait()
+            want, weight, loss, finite = request.tolist()
+            if want == PUSH:
+                self._take(worker, weight, loss, bool(finite))
+            elif want == LEAVE:
+                self._shard.leave(worker)
+            else:
+                self._answer([(worker, Waiting(self._transport.now(), 0.0, 0.0, finite=True))])
+            self._answer([(w, self._waiting.pop(w)) for w in list(self._waiting) if self._shard.readable(w)])
+
+    def _take(self, worker: int, weight: float, loss: float, finite: bool) -> None:
+        values = self._shard.landing()
+        landing = values.numpy()
+        for request in [self._transport.irecv(landing[part], worker, GRADIENT_TAG) for part in self._parts]:
             request.wait()
-            if worker:
-                np.add(total.array, arriving[worker], out=total.array)
-        total.deliver()
+        self._waiting[worker] = Waiting(self._transport.now(), weight, loss, finite)
+        self._shard.push(worker, values, weight, loss, finite=finite)
 
-    def _update(self, tallies: Tallies) -> None:
-        """Make the update, tell every worker, and send the new parameters if there are any."""
-        weight, loss = float(tallies.weight.sum()), float(tallies.loss.sum())
-        applied = self.parameters.apply(self.optimizer, weight)
-        self.version += applied
-        waited = tallies.arrival.max() - tallies.arrival
-        values = self._values.fetch()
+    def _answer(self, readers: list[tuple[int, "Waiting"]]) -> None:
+        """Let them read; all of them before anything changes the values."""
         sending = []
-        for worker in range(self.workers):
-            report = np.array([self.version, applied, weight, loss, waited[worker]])
-            sending.append(self.transport.isend(report, worker, REPORT_TAG))
-            if applied:
-                sending.append(self.transport.isend(values, worker, VALUE_TAG))
+        for worker, since in readers:
+            fresh = self._shard.read(worker)
+            sending.append(self._transport.isend(self._report(worker, since, fresh).row(), worker, REPORT_TAG))
+            if fresh:
+                sending.append(self._transport.isend(self._shard.values.numpy(), worker, VALUE_TAG))
         for request in sending:
             request.wait()
+
+    def _report(self, worker: int, since: "Waiting", fresh: bool) -> Report:
+        last = self._shard.last
+        shared = self._rule.alike and last is not None
+        return Report(
+            fresh=fresh,
+            version=self._shard.version,
+            applied=last.applied if shared and last else since.finite,
+            weight=last.weight if shared and last else since.weight,
+            loss=last.loss if shared and last else since.loss,
+            workers=last.contributors if shared and last else 1,
+            total_weight=self._shard.tokens,
+            next_update=self._shard.position(worker),
+            waited=self._transport.now() - since.arrived,
+        )
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A worker that wants to read.
+
+    Attributes:
+        arrived: when its gradient had, in seconds on the server's clock.
+        weight: tokens behind that.
+        loss: summed over them, in nats.
+        finite: whether that is.
+    """
+
+    arrived: float
+    weight: float
+    loss: float
+    finite: bool

@@ -1,0 +1,237 @@
+"""A shard: the part of the parameters that one server holds, and everything it decides about them."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from bigbatch.comm.parameters import OptimizerFactory, Piece
+from bigbatch.comm.server.consistency import Clocks, Consistency
+from bigbatch.comm.server.staleness import StaleGradients
+
+
+@dataclass
+class Gradient:
+    """What one worker contributes to one update.
+
+    Attributes:
+        values: (elements,) summed over tokens; the shard's own memory.
+        weight: those tokens.
+        loss: the loss summed over them, in nats.
+        finite: whether the worker found all of its gradient finite, the parts for other shards included.
+        version: of the parameters that it was computed on.
+    """
+
+    values: Tensor
+    weight: float
+    loss: float
+    finite: bool
+    version: int
+
+
+@dataclass
+class Gathering:
+    """The gradients of an update that is not complete.
+
+    Attributes:
+        gradients: by worker.
+        folded: workers whose gradients are in `total` already, in this order.
+        total: (elements,) the sum of those.
+    """
+
+    gradients: dict[int, Gradient] = field(default_factory=dict)
+    folded: list[int] = field(default_factory=list)
+    total: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Update:
+    """What became of an update.
+
+    Attributes:
+        applied: False if it was skipped: no tokens, or a gradient that is not finite.
+        weight: tokens behind it.
+        loss: the loss summed over them, in nats.
+        contributors: workers whose gradients are in it.
+    """
+
+    applied: bool
+    weight: float
+    loss: float
+    contributors: int
+
+
+class Shard:
+    """A slice of the parameters with its optimiser, changed by gradients as a rule of consistency has it.
+
+    It knows no wires: whoever serves hands in what arrived, and asks who may read.
+
+    Args:
+        values: (elements,) the parameters, which this takes for its own.
+        pieces: what lies where in them.
+        optimizer: makes the optimiser.
+        consistency: which gradients make an update, and who may read when.
+        stale: what becomes of gradients that were computed on old parameters.
+
+    Attributes:
+        values: (elements,) the parameters.
+        version: the number of updates that they have had.
+        clocks: where this shard and its workers stand.
+        last: the update before, if there was one.
+        staleness: τ -> gradients applied with that τ, the number of updates since their worker had read.
+        tokens: behind all updates so far.
+        taken: gradients that were applied.
+        dropped: gradients that came too late for the update they were computed for.
+        skipped: updates that were not applied.
+    """
+
+    def __init__(
+        self,
+        values: Tensor,
+        pieces: Sequence[Piece],
+        optimizer: OptimizerFactory,
+        consistency: Consistency,
+        stale: StaleGradients,
+    ) -> None:
+        self.values = values
+        self.version = 0
+        self.clocks = Clocks()
+        self.last: Update | None = None
+        self.staleness: Counter[int] = Counter()
+        self.tokens = 0.0
+        self.taken = self.dropped = self.skipped = 0
+        self._consistency = consistency
+        self._stale = stale
+        self._mean = torch.zeros_like(values)
+        self._optimizer = optimizer([(piece.name, self._parameter(piece)) for piece in pieces]) if pieces else None
+        self._gatherings: dict[int, Gathering] = {}
+        self._versions: dict[int, int] = {}
+        self._remembered: dict[int, Tensor] = {}
+        self._free: list[Tensor] = []
+
+    def _parameter(self, piece: Piece) -> nn.Parameter:
+        parameter = nn.Parameter(self.values[piece.first : piece.stop].view(piece.shape))
+        parameter.grad = self._mean[piece.first : piece.stop].view(piece.shape)
+        return parameter
+
+    def join(self, worker: int) -> None:
+        """A worker takes part from the next update on; it must read first."""
+        self.clocks.pushed[worker] = self.clocks.done
+        self.clocks.read[worker] = self.clocks.done
+
+    def leave(self, worker: int) -> None:
+        """A worker takes part no more, and nobody waits for it; what it has pushed counts."""
+        del self.clocks.pushed[worker], self.clocks.read[worker]
+        self._remembered.pop(worker, None)
+        self._advance()
+
+    def landing(self) -> Tensor:
+        """(elements,) memory for a gradient that arrives, its contents unknown; `push` takes it back."""
+        return self._free.pop() if self._free else torch.empty_like(self.values)
+
+    def push(self, worker: int, values: Tensor, weight: float, loss: float, *, finite: bool) -> bool:
+        """Take a worker's next gradient, and make the updates that are complete by it.
+
+        Args:
+            worker: who takes part.
+            values: (elements,) from `landing`, filled.
+            weight: tokens behind the gradient.
+            loss: summed over them, in nats.
+            finite: whether the worker found its whole gradient finite.
+
+        Returns:
+            False if it came too late and was dropped.
+        """
+        number = self._consistency.update_of(self.clocks, worker)
+        self.clocks.pushed[worker] += 1
+        if number is None:
+            self.dropped += 1
+            self._free.append(values)
+            return False
+        gathering = self._gatherings.setdefault(number, Gathering())
+        gathering.gradients[worker] = Gradient(values, weight, loss, finite, self._versions[worker])
+        self._advance()
+        return True
+
+    def readable(self, worker: int) -> bool:
+        """Whether a worker may read now, to begin its next gradient."""
+        return self._consistency.readable(self.clocks, worker)
+
+    def position(self, worker: int) -> int:
+        """The number of the batch of which a worker computes its share next."""
+        return self._consistency.position(self.clocks, worker)
+
+    def read(self, worker: int) -> bool:
+        """Note that a worker reads now; False if it has these values already."""
+        had = self._versions.get(worker)
+        self.clocks.read[worker] = self.clocks.done
+        self._versions[worker] = self.version
+        if self._stale.remembers and had != self.version:
+            self._remembered[worker] = self.values.clone()
+        return had != self.version
+
+    def _advance(self) -> None:
+        """Make every update that is complete."""
+        while True:
+            gathering = self._gatherings.get(self.clocks.done, Gathering())
+            complete = self._consistency.complete(self.clocks, set(gathering.gradients))
+            if not complete:
+                if self._consistency.everyone:  # who will be in the sum is known, so it can begin
+                    self._fold(gathering, sorted({*self.clocks.pushed, *gathering.gradients}))
+                return
+            self._fold(gathering, sorted(gathering.gradients))
+            self._gatherings.pop(self.clocks.done)
+            self._make(gathering)
+            self.clocks.done += 1
+
+    def _fold(self, gathering: Gathering, order: Sequence[int]) -> None:
+        """Add up what is there in that order, up to the first that is not, so that the bytes are always the same."""
+        for worker in order:
+            if worker in gathering.folded:
+                continue
+            if worker not in gathering.gradients:
+                return
+            gradient = gathering.gradients[worker]
+            self._stale.correct(gradient.values, gradient.weight, self.values, self._remembered.get(worker))
+            gathering.folded.append(worker)
+            if gathering.total is None:
+                gathering.total = gradient.values
+            else:
+                gathering.total.add_(gradient.values)
+                self._free.append(gradient.values)
+
+    def _make(self, gathering: Gathering) -> None:
+        """Divide the sum by its tokens, once, and let the optimiser make its update, unless something is not finite."""
+        gradients = list(gathering.gradients.values())
+        weight = sum(gradient.weight for gradient in gradients)
+        loss = sum(gradient.loss for gradient in gradients)
+        assert gathering.total is not None, "a complete update has a gradient"
+        applied = weight > 0 and all(gradient.finite for gradient in gradients)
+        if applied and self._optimizer is not None:
+            torch.div(gathering.total, weight, out=self._mean)
+            applied = bool(torch.isfinite(torch.stack(torch.aminmax(self._mean))).all())
+        self._free.append(gathering.total)
+        if applied:
+            staleness = [self.version - gradient.version for gradient in gradients]
+            shares = (g.weight / weight * self._stale.rate(tau) for g, tau in zip(gradients, staleness, strict=True))
+            self._step(sum(shares))
+            self.version += 1
+            self.staleness.update(staleness)
+            self.taken += len(gradients)
+        else:
+            self.skipped += 1
+        self.tokens += weight
+        self.last = Update(applied, weight, loss, len(gradients))
+
+    def _step(self, factor: float) -> None:
+        """One step of the optimiser at `factor` times its learning rate."""
+        if self._optimizer is None:
+            return
+        rates = [group["lr"] for group in self._optimizer.param_groups]
+        for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate if factor == 1 else rate * factor
+        self._optimizer.step()
+        for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
