@@ -277,8 +277,11 @@ def report(error: Exception, debug: bool, rank: int | None = None) -> None:
 def present(runs: Sequence[Run], folder: Path, summary: dict[str, Any], sentence: str, options: dict[str, Any]) -> None:
     """The figure, and then the table or the summary on standard output."""
     from bigbatch.experiments.figures.comparison import draw_comparison  # only the rank that draws needs matplotlib
+    from bigbatch.experiments.figures.staleness import draw_staleness, has_staleness
 
     draw_comparison(runs, folder / "comparison.png")
+    if any(has_staleness(run) for run in runs):
+        draw_staleness(runs, folder / "staleness.png")
     if options["as_json"]:
         print(json.dumps(summary, indent=2))
     elif not options["quiet"]:

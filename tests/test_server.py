@@ -19,6 +19,7 @@ from bigbatch.comm.server.shard import Shard
 from bigbatch.comm.server.staleness import Compensated, Scaled, StaleGradients
 from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.comm.transports.cluster import Cluster
+from bigbatch.experiments.figures.staleness import staleness_shares
 
 SGD = partial(torch.optim.SGD, lr=0.5)
 
@@ -225,6 +226,14 @@ def test_the_others_train_too_and_end_alike_on_every_worker(oracle, name):
     assert len(parameters) == 3
 
 
+def test_shares_of_staleness_are_of_all_gradients_of_all_servers():
+    servers = [
+        {"staleness": {"0": 3, "2": 1}, "gradients_dropped": 2},
+        {"staleness": {"2": 2}, "gradients_dropped": 0},
+    ]
+    assert staleness_shares(servers) == ({0: 3 / 8, 1: 0, 2: 3 / 8}, 2 / 8)
+
+
 def test_names_and_options_say_what_kind_of_server():
     assert STRATEGIES.load("ps:ssp:3").setup.staleness == 3
     assert STRATEGIES.load("ps:backup:2").setup.spares == 2
@@ -258,6 +267,7 @@ def test_the_command_counts_staleness_and_what_was_dropped(run: Run, tmp_path):
         assert server["gradients_dropped"] == 0
     config = json.loads((tmp_path / "here" / "config.json").read_text())
     assert (config["servers"], config["consistency"], config["staleness"]) == (2, "ssp", 2)
+    assert (tmp_path / "here" / "staleness.png").read_bytes().startswith(b"\x89PNG")
     outcome = run("bigbatch-exp", "ps:backup:1", "-n", "3", "--arms", "small", "--json", *SMALL)
     assert outcome.status == 0, outcome.err
     (arm,) = json.loads(outcome.out)["arms"]

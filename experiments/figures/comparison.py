@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter
 
-from bigbatch.experiments.figures.style import BLUE, GREY, LINES, ORANGE, colour, panels
+from bigbatch.experiments.figures.style import BLUE, GREY, LINES, ORANGE, Line, colour, panels
 from bigbatch.experiments.run import Run
 
 
@@ -15,7 +15,7 @@ def draw_comparison(runs: Sequence[Run], path: Path) -> None:
     """Draw one run, or several of the same arms, to a PNG file.
 
     Args:
-        runs: finished runs; each arm has a colour, each strategy a kind of line.
+        runs: finished runs; each arm has a colour, each run a kind of line. With one arm alone, runs have colours too.
         path: of the file.
     """
     bars = [(run, arm) for run in runs for arm in run.summary["arms"]]
@@ -24,21 +24,25 @@ def draw_comparison(runs: Sequence[Run], path: Path) -> None:
     labels = [f"{run.summary['strategy']}\n{arm['name']}" if several else arm["name"] for run, arm in bars]
     arm_names = list(dict.fromkeys(arm["name"] for _, arm in bars))
 
-    _throughput(throughput, bars, labels, arm_names)
+    def shade(run: Run, arm: str) -> str:
+        return colour(arm_names.index(arm) if len(arm_names) > 1 or not several else runs.index(run))
+
+    _throughput(throughput, bars, labels, [shade(run, arm["name"]) for run, arm in bars])
     _split(split, bars, labels)
     for axis, key, unit in ((by_tokens, "tokens", "tokens"), (by_seconds, "seconds", "training time (s)")):
         for number, run in enumerate(runs):
             for arm in run.summary["arms"]:
-                _loss(axis, run, arm["name"], key, colour(arm_names.index(arm["name"])), LINES[number % len(LINES)])
+                _loss(axis, run, arm["name"], key, shade(run, arm["name"]), LINES[number % len(LINES)])
         axis.set_xlabel(unit)
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axis.set_ylabel("loss (nats per token)")
         axis.set_title(f"Loss against {'tokens' if key == 'tokens' else 'time'}", loc="left")
-    for number, name in enumerate(arm_names):
-        by_tokens.plot([], [], color=colour(number), marker="o", markersize=3, label=name)
+    for name in arm_names if len(arm_names) > 1 or not several else ():
+        by_tokens.plot([], [], color=shade(runs[0], name), marker="o", markersize=3, label=name)
     if several:
         for number, run in enumerate(runs):
-            by_tokens.plot([], [], color=GREY, linestyle=LINES[number % len(LINES)], label=run.summary["strategy"])
+            own = GREY if len(arm_names) > 1 else shade(run, arm_names[0])
+            by_tokens.plot([], [], color=own, linestyle=LINES[number % len(LINES)], label=run.summary["strategy"])
     by_tokens.plot([], [], color=GREY, linewidth=1, alpha=0.5, label="training (thin)")
     by_tokens.legend(frameon=False, fontsize=8)
     first = runs[0].summary
@@ -49,9 +53,8 @@ def draw_comparison(runs: Sequence[Run], path: Path) -> None:
     figure.savefig(path)
 
 
-def _throughput(axis: Axes, bars: list[tuple[Run, dict[str, Any]]], labels: list[str], arm_names: list[str]) -> None:
+def _throughput(axis: Axes, bars: list[tuple[Run, dict[str, Any]]], labels: list[str], colours: list[str]) -> None:
     values = [arm["tokens_per_second"] for _, arm in bars]
-    colours = [colour(arm_names.index(arm["name"])) for _, arm in bars]
     drawn = axis.bar(range(len(bars)), values, color=colours, width=0.7)
     axis.bar_label(drawn, labels=[f"{value / 1e3:.1f}k" for value in values], fontsize=8)
     _name_bars(axis, labels)
@@ -83,7 +86,7 @@ def _name_bars(axis: Axes, labels: list[str]) -> None:
     axis.set_xticks(range(len(labels)), labels, fontsize=8 if len(labels) <= 6 else 6.5)
 
 
-def _loss(axis: Axes, run: Run, arm: str, key: str, shade: str, line: str) -> None:
+def _loss(axis: Axes, run: Run, arm: str, key: str, shade: str, line: Line) -> None:
     updates = run.curve(arm, "update")
     axis.plot(
         [record[f"total_{key}"] for record in updates],

@@ -8,7 +8,10 @@ from matplotlib.figure import Figure
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, GREY = "#CC79A7", "#56B4E9", "#999999"
 CYCLE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY)
-LINES = ("-", "--", ":", "-.")
+Line = str | tuple[int, tuple[int, ...]]
+"""A kind of line, as matplotlib names or describes it."""
+
+LINES: tuple[Line, ...] = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (9, 2)))
 
 
 def colour(index: int) -> str:

@@ -1,0 +1,57 @@
+"""The staleness figure: how old the gradients were that the servers applied, and how many came too late."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bigbatch.experiments.figures.style import BLUE, VERMILION, panels
+from bigbatch.experiments.run import Run
+
+DROPPED = "dropped"
+
+
+def has_staleness(run: Run) -> bool:
+    """Whether a run had servers that count it."""
+    return any(server for arm in run.summary["arms"] for server in arm.get("servers", ()))
+
+
+def draw_staleness(runs: Sequence[Run], path: Path) -> None:
+    """Draw a histogram for every run and arm that had servers, to a PNG file.
+
+    Args:
+        runs: finished runs, at least one of which has servers.
+        path: of the file.
+    """
+    counted = [(run, arm) for run in runs if has_staleness(run) for arm in run.summary["arms"]]
+    columns = min(3, len(counted))
+    rows = -(-len(counted) // columns)
+    figure, axes = panels(rows, columns, width=1.5 + 3.2 * columns, height=0.8 + 2.6 * rows)
+    for axis in axes[len(counted) :]:
+        axis.remove()
+    for axis, (run, arm) in zip(axes, counted, strict=False):
+        shares, dropped = staleness_shares(arm["servers"])
+        late = [DROPPED] if dropped else []
+        bars = axis.bar(range(len(shares) + len(late)), [*shares.values(), *([dropped] if dropped else [])], color=BLUE)
+        if dropped:
+            bars[-1].set_color(VERMILION)
+        axis.bar_label(bars, labels=[f"{bar.get_height():.0%}" for bar in bars], fontsize=7)
+        axis.set_xticks(range(len(shares) + len(late)), [*map(str, shares), *late], fontsize=8)
+        axis.set_ylim(0, 1.1)
+        mean = sum(tau * share for tau, share in shares.items()) / (sum(shares.values()) or 1)
+        axis.set_title(f"{run.summary['strategy']}, {arm['name']}: mean {mean:.2f}", loc="left", fontsize=9)
+        axis.set_xlabel("staleness τ (updates)", fontsize=8)
+        axis.set_ylabel("share of gradients", fontsize=8)
+    figure.suptitle("How old gradients were when they were applied", x=0.01, ha="left")
+    figure.savefig(path)
+
+
+def staleness_shares(servers: Sequence[dict[str, Any]]) -> tuple[dict[int, float], float]:
+    """Of all gradients that the servers got: the share that was applied with each τ, and the share that was dropped."""
+    counts: dict[int, int] = {}
+    for server in servers:
+        for tau, count in server["staleness"].items():
+            counts[int(tau)] = counts.get(int(tau), 0) + count
+    dropped = sum(server["gradients_dropped"] for server in servers)
+    total = sum(counts.values()) + dropped or 1
+    steps = range(max(counts, default=0) + 1)
+    return {tau: counts.get(tau, 0) / total for tau in steps}, dropped / total
