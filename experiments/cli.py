@@ -433,7 +433,7 @@ def bench(
 @click.argument("strategies", nargs=-1)
 @click.option("--micro-batch", type=POSITIVE, default=2, show_default=True, help="Examples a rank computes at once.")
 @click.option("--context", type=POSITIVE, default=64, show_default=True, help="Tokens in an example.")
-@click.option("--turns", type=POSITIVE, default=20, show_default=True, help="Of every contestant, five updates each.")
+@click.option("--turns", type=POSITIVE, default=12, show_default=True, help="Of every contestant, ten updates each.")
 @click.option("--json", "as_rows", is_flag=True, help="Print the rows as JSON and no table.")
 @launch_options
 def race(

@@ -166,6 +166,7 @@ def test_an_interrupted_run_leaves_valid_metrics_and_no_process(start: Start, tm
 
 
 NEVER_STARTED = {
+    "does not divide": (["ring", "--batch-size", "63"], "nearest batch sizes that can are 56 and 64"),
     "no such file": (["none.py:X"], "none.py, which should hold a strategy, does not exist"),
     "does not agree": (["ring", "--batch-size", "64", "--micro-batch", "3", "--accumulate", "4"], "makes 24"),
     "unknown arm": (["ring", "--arms", "huge"], "Unknown arm 'huge'. Known: large, accumulated, small"),
@@ -203,7 +204,6 @@ def test_what_cannot_start_is_refused_by_every_rank_and_reported_by_one(monkeypa
 
 BAD = {
     "unknown strategy": (["ringg"], "Unknown strategy 'ringg' (did you mean 'ring'?). Known: ring, recursive-doubling"),
-    "does not divide": (["ring", "--batch-size", "63"], "nearest batch sizes that can are 56 and 64"),
     "no text": (["ring", "--text", "none.txt"], "none.txt cannot be read"),
     "empty text": (["ring", "--text", "empty.txt"], "is empty"),
     "not text": (["ring", "--text", "binary"], "is not text"),

@@ -59,7 +59,7 @@ def test_all_under_mpirun(run: Run, oracle):
 
 
 def test_an_odd_number_of_ranks_under_mpirun(run: Run, oracle):
-    names = ["ring", "recursive-doubling", "hierarchical", "mpi", "allreduce", "ps"]
+    names = ["ring", "recursive-doubling", "hierarchical", "mpi", "allreduce", "ps", "ps:ssp:0", "ps:backup:0"]
     trains_like_the_oracle(run, "mpirun", 3, names, oracle)
 
 
