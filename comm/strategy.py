@@ -148,8 +148,8 @@ class Strategy(ABC):
         if workers < 1:
             raise LaunchError(
                 f"{cls.__name__} needs at least {cls.ranks_for(1)} ranks, {cls.ranks_for(0)} of them for itself, but "
-                f"{ranks} was started: use mpirun -n {cls.ranks_for(1)} or more, or leave mpirun out and say "
-                "-n WORKERS."
+                f"{ranks} {'was' if ranks == 1 else 'were'} started: use mpirun -n {cls.ranks_for(1)} or more, or "
+                "leave mpirun out and say -n WORKERS."
             )
         return workers
 

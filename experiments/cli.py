@@ -210,6 +210,7 @@ def run_strategy(name: str, strategy: type[Strategy], choices: dict[str, Any], o
     started = None if launch.launcher is Launcher.NONE else strategy.workers_among(launch.size)
     plan = plan_of(options, started)
     settings.check(plan)
+    strategy.workers_among(strategy.ranks_for(plan.workers))
     if launch.launcher is Launcher.NONE and strategy.ranks_for(plan.workers) > 1:
         become(launch_command(strategy, plan.workers, sys.argv[1:]))
     device = resolve_device(settings.device, launch)

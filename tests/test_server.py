@@ -243,7 +243,7 @@ def test_names_and_options_say_what_kind_of_server():
         with pytest.raises(ConfigurationError, match=message):
             STRATEGIES.load(name)
     strategy = STRATEGIES.load("ps:backup:3")
-    with pytest.raises(ConfigurationError, match="leave nobody to wait for"):
+    with pytest.raises(ConfigurationError, match="leaves nobody of 3 workers to wait for"):
         Cluster(4).run(lambda t: train(t, strategy, accumulation=1, bucket_bytes=1000))
 
 

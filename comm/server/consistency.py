@@ -50,6 +50,13 @@ class Consistency(ABC):
     def readable(self, clocks: Clocks, worker: int) -> bool:
         """Whether `worker` may read now, to begin its next gradient."""
 
+    def check(self, workers: int) -> None:  # noqa: B027 - most rules do with any number
+        """Refuse what cannot work with that many workers.
+
+        Raises:
+            ConfigurationError: it cannot.
+        """
+
     def position(self, clocks: Clocks, worker: int) -> int:
         """The number of the batch of which `worker` computes its share next."""
         return clocks.pushed[worker]
@@ -129,6 +136,13 @@ class BackupWorkers(Consistency):
         if spares < 0:
             raise ConfigurationError(f"{spares} spare workers were asked for; it must be 0 or more.")
         self._spares = spares
+
+    def check(self, workers: int) -> None:
+        """Somebody must be left to wait for."""
+        if self._spares >= workers:
+            raise ConfigurationError(
+                f"--spares {self._spares} leaves nobody of {workers} workers to wait for. Use {workers - 1} or less."
+            )
 
     def update_of(self, clocks: Clocks, worker: int) -> int | None:
         """The next, if the gradient is of the present version."""

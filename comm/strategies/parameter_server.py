@@ -159,14 +159,16 @@ class ParameterServer(Strategy):
         """The servers are ranks of their own."""
         return workers + cls.setup.servers
 
+    @classmethod
+    def workers_among(cls, ranks: int) -> int:
+        """All but the servers; the rule may ask for more than one."""
+        workers = super().workers_among(ranks)
+        cls.setup.rule().check(workers)
+        return workers
+
     def start(self, parameters: FlatParameters, optimizer: OptimizerFactory) -> None:
         """Agree on the parameters; each server takes its part of them, and makes the optimiser for that."""
         super().start(parameters, optimizer)
-        if self.setup.consistency == "backup" and self.setup.spares >= self.workers:
-            raise ConfigurationError(
-                f"{self.setup.spares} spares of {self.workers} workers leave nobody to wait for. Use --spares "
-                f"{self.workers - 1} or less."
-            )
         self._values = OnHost(parameters.values)
         self.bounds = chunk_bounds(len(self._values.array), self.setup.servers).tolist()
         self._versions = [0] * self.setup.servers
