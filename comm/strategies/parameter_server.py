@@ -299,6 +299,7 @@ class ParameterServer(Strategy):
             return {}
         shard = self._shard
         return {
+            "consistency": self.setup.consistency,
             "versions": shard.version,
             "staleness": {str(tau): count for tau, count in sorted(shard.staleness.items())},
             "gradients_taken": shard.taken,

@@ -11,15 +11,16 @@ DROPPED = "dropped"
 
 
 def has_staleness(run: Run) -> bool:
-    """Whether a run had servers that count it."""
-    return any(server for arm in run.summary["arms"] for server in arm.get("servers", ()))
+    """Whether a run had servers whose gradients can be stale, or come too late."""
+    servers = [server for arm in run.summary["arms"] for server in arm.get("servers", ())]
+    return any(server.get("consistency", "sync") != "sync" for server in servers)
 
 
 def draw_staleness(runs: Sequence[Run], path: Path) -> None:
-    """Draw a histogram for every run and arm that had servers, to a PNG file.
+    """Draw a histogram for every arm of the runs that have staleness, to a PNG file.
 
     Args:
-        runs: finished runs, at least one of which has servers.
+        runs: finished runs, at least one of which has staleness.
         path: of the file.
     """
     counted = [(run, arm) for run in runs if has_staleness(run) for arm in run.summary["arms"]]
