@@ -1,5 +1,6 @@
 """Parameter servers: the shard by itself under any order of events, and trainings against plain loops."""
 
+import copy
 import json
 from functools import partial
 
@@ -22,13 +23,14 @@ from bigbatch.comm.transports.cluster import Cluster
 from bigbatch.experiments.figures.staleness import staleness_shares
 
 SGD = partial(torch.optim.SGD, lr=0.5)
+ADAM = partial(torch.optim.Adam, lr=0.5)
 
 
-def new_shard(consistency, workers, stale=None, elements=3):
+def new_shard(consistency, workers, stale=None, optimizer=SGD, elements=3):
     """A shard whose parameters are all 1, and whose workers have read them."""
     module = nn.Linear(elements, 1, bias=False).double()
     pieces = FlatParameters(module).pieces(0, elements)
-    shard = Shard(torch.ones(elements, dtype=torch.float64), pieces, SGD, consistency, stale or StaleGradients())
+    shard = Shard(torch.ones(elements, dtype=torch.float64), pieces, optimizer, consistency, stale or StaleGradients())
     for worker in range(workers):
         shard.join(worker)
         shard.read(worker)
@@ -107,6 +109,24 @@ def test_what_must_not_be_applied_is_skipped_and_the_clock_goes_on(bad):
     assert (shard.version, shard.skipped, shard.clocks.done) == (0, 1, 1)
     assert shard.values.tolist() == [1.0] * 3
     assert all(shard.readable(worker) for worker in range(2))
+
+
+def test_a_shard_goes_on_from_what_it_had():
+    def push_twice(shard, first):
+        for value in (first, first + 1):
+            push(shard, 0, float(value))
+            shard.read(0)
+        return shard.values.tolist()
+
+    one = new_shard(Asynchronous(), 1, optimizer=ADAM)
+    push_twice(one, 1)
+    saved = copy.deepcopy(one.state_dict())
+    other = new_shard(Asynchronous(), 1, optimizer=ADAM)
+    other.load_state_dict(saved)
+    assert other.version == 2
+    other.read(0)
+    assert push_twice(other, 3) == push_twice(one, 3)
+    assert other.values.tolist() != new_shard(Asynchronous(), 1).values.tolist()
 
 
 class Workers:

@@ -1,8 +1,9 @@
 """A shard: the part of the parameters that one server holds, and everything it decides about them."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -171,6 +172,22 @@ class Shard:
         if self._stale.remembers and had != self.version:
             self._remembered[worker] = self.values.clone()
         return had != self.version
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it takes to go on later: values, version and the optimiser's state. What is being gathered is lost."""
+        return {
+            "values": self.values.clone(),
+            "version": self.version,
+            "optimizer": self._optimizer.state_dict() if self._optimizer is not None else None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave; whoever takes part must read first."""
+        self.values.copy_(state["values"])
+        self.version = state["version"]
+        if self._optimizer is not None:
+            self._optimizer.load_state_dict(state["optimizer"])
+        self._gatherings.clear()
 
     def _advance(self) -> None:
         """Make every update that is complete."""

@@ -293,6 +293,15 @@ class ParameterServer(Strategy):
 
     # Both sides.
 
+    def state_dict(self) -> dict[str, Any]:
+        """A server's part of the parameters with its optimiser's state; a worker has nothing that lasts."""
+        return self._shard.state_dict() if self._shard is not None else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave on this rank; the workers read before they go on."""
+        if self._shard is not None:
+            self._shard.load_state_dict(state)
+
     def statistics(self) -> dict[str, Any]:
         """A server's counts."""
         if self._shard is None:
