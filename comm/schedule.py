@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.errors import BigBatchError, ConfigurationError
 
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
@@ -82,11 +82,19 @@ def rounds_of(schedule: Schedule, size: int) -> list[Round]:
     """All rounds of a schedule for `size` ranks, once they have been seen to make sense.
 
     Raises:
-        ConfigurationError: a round names ranks or chunks that cannot be; names the round.
+        ConfigurationError: a round names ranks or chunks that cannot be, or there are none to be had; names them.
     """
     name = getattr(schedule, "__name__", None) or getattr(getattr(schedule, "func", None), "__name__", str(schedule))
+    try:
+        made = list(schedule(size))
+    except BigBatchError:
+        raise
+    except Exception as error:  # it may be anyone's generator
+        raise ConfigurationError(
+            f"{name} cannot make rounds for {size} ranks: {type(error).__name__}: {error}. Look at that function."
+        ) from error
     rounds = []
-    for number, round_ in enumerate(schedule(size), start=1):
+    for number, round_ in enumerate(made, start=1):
         where = f"Round {number} of {name} for {size} ranks"
         if not isinstance(round_, Round):
             raise ConfigurationError(

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import click
 from click.core import ParameterSource
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from bigbatch.batches import BatchPlan, derive_plan
@@ -85,13 +86,14 @@ def read_config(context: click.Context, _: click.Parameter, path: Path | None) -
         raise ConfigurationError(f"The configuration {path} cannot be read: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"The configuration {path} is not TOML: {error}.") from error
-    known = {parameter.name for parameter in context.command.params if parameter.name != "config"}
-    defaults = {key.replace("-", "_"): value for key, value in entries.items()}
+    flags = {max(parameter.opts, key=len).lstrip("-"): str(parameter.name) for parameter in context.command.params}
+    del flags["config"]
+    defaults = {key.replace("_", "-"): value for key, value in entries.items()}
     for key in defaults:
-        if key not in known:
-            names = ", ".join(sorted(str(name).replace("_", "-") for name in known))
+        if key not in flags:
+            names = ", ".join(sorted(flags))
             raise ConfigurationError(f"The configuration {path} has an unknown option {key!r}. Known: {names}.")
-    context.default_map = {**(context.default_map or {}), **defaults}
+    context.default_map = {**(context.default_map or {}), **{flags[key]: value for key, value in defaults.items()}}
     return path
 
 
@@ -540,7 +542,7 @@ def doctor() -> None:
 
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for what, found, advice in examine():
-        table.add_row(what, found + (f"\n-> {advice}" if advice else ""))
+        table.add_row(what, escape(found + (f"\n-> {advice}" if advice else "")))
     console().print(table)
 
 

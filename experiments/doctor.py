@@ -42,7 +42,7 @@ def _mpi() -> Iterator[tuple[str, str, str]]:
     from bigbatch.comm.transports.mpi import load_mpi
 
     try:
-        library = load_mpi().Get_library_version().split("\n")[0].strip(" \0")
+        library = " ".join(load_mpi().Get_library_version().split("\n")[0].strip(" \0").split())
     except LaunchError:
         yield "MPI library", "none that mpi4py can load", MPI_HINT
         return

@@ -61,7 +61,7 @@ def version(mpirun: str) -> str:
         result = subprocess.run([mpirun, "--version"], capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"does not answer: {error}"
-    lines = [line.strip() for line in result.stdout.splitlines() if "ersion" in line or "Open MPI" in line]
+    lines = [" ".join(line.split()) for line in result.stdout.splitlines() if "ersion" in line or "Open MPI" in line]
     return lines[0] if lines else "unknown"
 
 

@@ -120,6 +120,10 @@ def my_ring(size):
     for step in range(2 * size - 2):
         yield moved(rank, (rank + 1) % size, chunk=(rank - step) % size, reduce=step < size - 1)
 
+def breaks(size):
+    yield from ()
+    raise KeyError("oops")
+
 def half(size):
     yield from list(my_ring(size))[: size - 1]
 """
@@ -159,6 +163,8 @@ def test_show_takes_anyones_generator_and_refutes_what_is_wrong(show):
     assert "my_file.py:half over 3 ranks is no all-reduce: refuted: rank 0 misses the contribution of rank 1" in (
         str(result.exception)
     )
+    raised = show("my_file.py:breaks")
+    assert "breaks cannot make rounds for 4 ranks: KeyError: 'oops'" in str(raised.exception)
     assert "an animation can be followed up to 16 ranks" in str(show("ring", "-n", "17", "--gif").exception)
 
 

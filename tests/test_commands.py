@@ -127,6 +127,14 @@ def test_somebody_elses_strategy_is_a_command(run: Run, tmp_path):
     assert "My own all-reduce." in helped.output
 
 
+def test_rounds_that_are_no_all_reduce_are_not_trained_with(run: Run, tmp_path):
+    half = "from bigbatch.comm.collectives.ring import ring\ndef half(size): yield from list(ring(size))[: size - 1]\n"
+    (tmp_path / "my_file.py").write_text(half)
+    outcome = run("bigbatch-exp", "my_file.py:half", "-n", "2", *SMALL)
+    assert outcome.status != 0
+    assert outcome.err.count("half over 2 ranks is no all-reduce: refuted: rank 0 misses") == 1
+
+
 def test_an_exception_on_one_rank_ends_the_job(run: Run, tmp_path):
     (tmp_path / "my_file.py").write_text(OWN_STRATEGY)
     outcome = run("mpirun", "-n", "3", "bigbatch-exp", "my_file.py:Raises", *SMALL, deadline=30)
@@ -290,7 +298,9 @@ def test_srun_starts_allreduce(start: Start):
 
 
 def test_a_configuration_file_gives_defaults_and_the_command_line_goes_first(run: Run, tmp_path):
-    (tmp_path / "experiment.toml").write_text('tokens = "1k"\nlearning-rate = 0.5\nwidth = 16\nheads = 2\n')
+    (tmp_path / "experiment.toml").write_text(
+        'tokens = "1k"\nlearning-rate = 0.5\nwidth = 16\nheads = 2\njson = false\n'
+    )
     outcome = run("bigbatch-exp", "ring", "-n", "1", *SMALL[2:], "--arms", "small", "--config", "experiment.toml",
                   "--learning-rate", "0.25", "--out", "here", "--quiet")  # fmt: skip
     assert (outcome.status, outcome.out, outcome.err) == (0, "", "")

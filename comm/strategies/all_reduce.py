@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bigbatch.comm.collective import Collective, MPIAllReduce, Reduction, Scheduled, TorchAllReduce, covered
+from bigbatch.comm.collectives import bind
 from bigbatch.comm.collectives.hierarchical import hierarchical
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.launch import Launch
 from bigbatch.comm.parameters import Bucket, FlatParameters, OptimizerFactory
+from bigbatch.comm.prove import prove
 from bigbatch.comm.shared_memory import SharedMemory
 from bigbatch.comm.strategy import StepReport, Strategy
 from bigbatch.comm.transport import Transport
@@ -76,14 +78,13 @@ class AllReduce(Strategy):
         everyone_ready = clock()
         for reduction in self._early:
             reduction.wait()
-        early_done = clock()
         if self._last is not None:
             self._collective.reduce(self._last.gradients)
         done = clock()
         exposed_early = covered([r.moving for r in self._early if r.began is not None], ready, everyone_ready)
         self.waiting_seconds += everyone_ready - ready - exposed_early
         self.communication_seconds += exposed_early + done - everyone_ready
-        self.total_communication_seconds += covered([*(r.moving for r in self._early), (early_done, done)])
+        self.total_communication_seconds += covered([*(r.moving for r in self._early), (everyone_ready, done)])
         self._early, self._last = [], None
         weight, loss = tally.tolist()
         applied = self.parameters.apply(self.optimizer, weight)
@@ -173,6 +174,10 @@ class Hierarchical(AllReduce):
         return SharedMemory(transport) if alike and transport.shares_memory else Scheduled(hierarchical, transport)
 
 
+MOST_RANKS_PROVEN = 64
+"""Beyond that a proof takes longer than a user would wait for it."""
+
+
 def all_reduce_by(algorithm: Callable[..., Any]) -> type[AllReduce]:
     """The strategy that sums by an algorithm of rounds.
 
@@ -187,6 +192,17 @@ def all_reduce_by(algorithm: Callable[..., Any]) -> type[AllReduce]:
         def collective(cls, transport: Transport) -> Collective:
             """The algorithm's rounds, on whatever transport there is."""
             return Scheduled(algorithm, transport)
+
+        def start(self, parameters: FlatParameters, optimizer: OptimizerFactory) -> None:
+            """Refuse rounds that do not end with everybody's sum: a training would not show it."""
+            size = self.transport.size
+            if size <= MOST_RANKS_PROVEN:
+                proof = prove(bind(algorithm, parameters.nbytes, self.transport.nodes), size)
+                if not proof.holds:
+                    error = ConfigurationError(f"{type(self).__name__} over {size} ranks is no all-reduce: {proof}.")
+                    error.everywhere = True
+                    raise error
+            super().start(parameters, optimizer)
 
     ByAlgorithm.__name__ = ByAlgorithm.__qualname__ = algorithm.__name__
     return ByAlgorithm
