@@ -234,10 +234,14 @@ def _on_cluster(size: int, check: Callable[[Transport], Findings]) -> Findings:
         yield from findings
 
 
+def _examine(check: Callable[[Collective], Findings], make: MakeCollective, transport: Transport) -> Findings:
+    yield from check(make(transport))
+
+
 def _on_clusters(makers: Sequence[MakeCollective], ranks: Sequence[int]) -> dict[str, Callable[[], Findings]]:
     def run(check: Callable[[Collective], Findings]) -> Findings:
         for size, make in product(ranks, makers):
-            yield from _on_cluster(size, lambda transport, make=make: check(make(transport)))  # type: ignore[misc]
+            yield from _on_cluster(size, partial(_examine, check, make))
 
     return {name: partial(run, check) for name, check in WIRE_CHECKS.items()}
 

@@ -164,11 +164,18 @@ class FlatParameters:
         if weight == 0:
             return False
         self.gradients.div_(weight)
-        # One pass, ten times quicker than a norm; unlike a sum it cannot overflow, and a NaN anywhere comes out as NaN.
-        if not torch.isfinite(torch.stack(torch.aminmax(self.gradients))).all():
+        if not all_finite(self.gradients):
             return False
         optimizer.step()
         return True
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether a tensor, (elements,) and not empty, holds neither a NaN nor an infinity.
+
+    One pass, ten times quicker than a norm; unlike a sum it cannot overflow, and a NaN anywhere comes out as NaN.
+    """
+    return bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all())
 
 
 class OnHost:

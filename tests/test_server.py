@@ -262,6 +262,8 @@ def test_names_and_options_say_what_kind_of_server():
                           ("ring:3", "comes in no variants")):  # fmt: skip
         with pytest.raises(ConfigurationError, match=message):
             STRATEGIES.load(name)
+    with pytest.raises(ConfigurationError, match="Unknown stale 'old'. Known: plain, scaled, compensated"):
+        STRATEGIES.load("ps").configured({"stale": "old"})
     strategy = STRATEGIES.load("ps:backup:3")
     with pytest.raises(ConfigurationError, match="leaves nobody of 3 workers to wait for"):
         Cluster(4).run(lambda t: train(t, strategy, accumulation=1, bucket_bytes=1000))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bigbatch.comm.parameters import OptimizerFactory, Piece
+from bigbatch.comm.parameters import OptimizerFactory, Piece, all_finite
 from bigbatch.comm.server.consistency import Clocks, Consistency
 from bigbatch.comm.server.staleness import StaleGradients
 
@@ -228,7 +228,7 @@ class Shard:
         applied = weight > 0 and all(gradient.finite for gradient in gradients)
         if applied and self._optimizer is not None:
             torch.div(gathering.total, weight, out=self._mean)
-            applied = bool(torch.isfinite(torch.stack(torch.aminmax(self._mean))).all())
+            applied = all_finite(self._mean)
         self._free.append(gathering.total)
         if applied:
             staleness = [self.version - gradient.version for gradient in gradients]

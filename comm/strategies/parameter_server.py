@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.parameters import Bucket, FlatParameters, OnHost, OptimizerFactory
+from bigbatch.comm.parameters import Bucket, FlatParameters, OnHost, OptimizerFactory, all_finite
 from bigbatch.comm.schedule import chunk_bounds
 from bigbatch.comm.server.consistency import CONSISTENCIES, Consistency
-from bigbatch.comm.server.shard import Shard
+from bigbatch.comm.server.shard import Shard, Update
 from bigbatch.comm.server.staleness import STALE, StaleGradients
 from bigbatch.comm.strategy import Option, StepReport, Strategy
 from bigbatch.comm.transport import ANY, Buffer, Request, Transport
@@ -30,6 +30,9 @@ class Setup:
         stale: "plain", "scaled" or "compensated".
         compensation: λ, with "compensated".
         servers: over how many servers the parameters are split.
+
+    Raises:
+        ConfigurationError: an unknown word.
     """
 
     consistency: str = "sync"
@@ -38,6 +41,11 @@ class Setup:
     stale: str = "plain"
     compensation: float = 0.04
     servers: int = 1
+
+    def __post_init__(self) -> None:
+        for what, name, known in (("consistency", self.consistency, CONSISTENCIES), ("stale", self.stale, STALE)):
+            if name not in known:
+                raise ConfigurationError(f"Unknown {what} {name!r}. Known: {', '.join(known)}.")
 
     def rule(self) -> Consistency:
         """The rule of consistency."""
@@ -112,12 +120,12 @@ class ParameterServer(Strategy):
     setup: ClassVar[Setup] = Setup()
 
     options: ClassVar[tuple[Option, ...]] = (
-        Option("consistency", "sync", "Which gradients make an update.", known=tuple(CONSISTENCIES)),
-        Option("staleness", 1, "With ssp: gradients that a worker may be ahead of the slowest.", least=0),
-        Option("spares", 1, "With backup: gradients of a version that are not waited for.", least=0),
-        Option("stale", "plain", "What becomes of a gradient of an old version.", known=tuple(STALE)),
-        Option("compensation", 0.04, "With compensated: the factor λ.", least=0),
-        Option("servers", 1, "Over how many servers the parameters are split.", least=1),
+        Option("consistency", setup.consistency, "Which gradients make an update.", known=tuple(CONSISTENCIES)),
+        Option("staleness", setup.staleness, "With ssp: gradients that a worker may be ahead of the slowest.", least=0),
+        Option("spares", setup.spares, "With backup: gradients of a version that are not waited for.", least=0),
+        Option("stale", setup.stale, "What becomes of a gradient of an old version.", known=tuple(STALE)),
+        Option("compensation", setup.compensation, "With compensated: the factor λ.", least=0),
+        Option("servers", setup.servers, "Over how many servers the parameters are split.", least=1),
     )
 
     def __init__(self, transport: Transport) -> None:
@@ -135,8 +143,6 @@ class ParameterServer(Strategy):
         if unknown:
             raise ConfigurationError(f"{cls.__name__} has no option {' or '.join(sorted(unknown))}.")
         setup = replace(cls.setup, **choices)
-        if setup.consistency not in CONSISTENCIES:
-            raise ConfigurationError(f"Unknown consistency {setup.consistency!r}. Known: {', '.join(CONSISTENCIES)}.")
         defaults = {field.name: getattr(setup, field.name) for field in fields(Setup)}
         options = tuple(replace(option, default=defaults[option.name]) for option in cls.options)
         return type(cls.__name__, (cls,), {"setup": setup, "options": options, "__doc__": cls.__doc__})
@@ -211,17 +217,16 @@ class ParameterServer(Strategy):
     def push(self, bucket: Bucket) -> None:
         """Begin to send the bucket to the servers that hold its parameters."""
         gradients = OnHost(bucket.gradients).fetch()
-        begin = None
-        for place, first, stop in self.parts(bucket):
-            begin = first if begin is None else begin
+        parts = list(self.parts(bucket))
+        begin = parts[0][1]
+        for place, first, stop in parts:
             part = gradients[first - begin : stop - begin]
             self._sending.append(self.transport.isend(part, self._servers[place], GRADIENT_TAG))
 
     def step(self, weight: float, loss: float) -> StepReport:
         """Send the weight, and wait until every server lets this worker read."""
-        gradients = self.parameters.gradients
         # Every server must skip what one of them would: only the worker sees all of its gradient.
-        finite = bool(torch.isfinite(torch.stack(torch.aminmax(gradients))).all())
+        finite = all_finite(self.parameters.gradients)
         ready = self.transport.now()
         reports = self._ask_and_hear(PUSH, weight, loss, finite)
         self._wait_for_sends()
@@ -374,15 +379,16 @@ class Service:
             request.wait()
 
     def _report(self, worker: int, since: "Waiting", fresh: bool) -> Report:
-        last = self._shard.last
-        shared = self._rule.alike and last is not None
+        about = Update(since.finite, since.weight, since.loss, contributors=1)
+        if self._rule.alike and self._shard.last is not None:
+            about = self._shard.last
         return Report(
             fresh=fresh,
             version=self._shard.version,
-            applied=last.applied if shared and last else since.finite,
-            weight=last.weight if shared and last else since.weight,
-            loss=last.loss if shared and last else since.loss,
-            workers=last.contributors if shared and last else 1,
+            applied=about.applied,
+            weight=about.weight,
+            loss=about.loss,
+            workers=about.contributors,
             total_weight=self._shard.tokens,
             next_update=self._shard.position(worker),
             waited=self._transport.now() - since.arrived,

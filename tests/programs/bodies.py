@@ -114,7 +114,9 @@ def train(
     def work() -> tuple[Tensor, float]:
         trainer = Trainer(model, Sequences(), strategy, parameters, plan, EXAMPLES, seed=7, overlap=overlap)
         updates = list(trainer.updates())
-        assert updates[-1].number == UPDATES
+        numbers = [update.number for update in updates]
+        assert numbers == sorted(set(numbers))  # who came too late for an update leaves it out; nobody makes one twice
+        assert numbers[-1] == UPDATES
         assert all(update.applied for update in updates)
         return copy.deepcopy(flat(model)), trainer.validate()
 
