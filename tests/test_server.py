@@ -262,7 +262,7 @@ def test_names_and_options_say_what_kind_of_server():
                           ("ring:3", "comes in no variants")):  # fmt: skip
         with pytest.raises(ConfigurationError, match=message):
             STRATEGIES.load(name)
-    with pytest.raises(ConfigurationError, match="Unknown stale 'old'. Known: plain, scaled, compensated"):
+    with pytest.raises(ConfigurationError, match="Unknown stale 'old'"):
         STRATEGIES.load("ps").configured({"stale": "old"})
     strategy = STRATEGIES.load("ps:backup:3")
     with pytest.raises(ConfigurationError, match="leaves nobody of 3 workers to wait for"):
