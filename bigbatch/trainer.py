@@ -98,7 +98,7 @@ class Trainer:
     def updates(self) -> Iterator[Update]:
         """Make every update, one at each turn of the iteration; what the caller does in between is not timed."""
         strategy, transport = self.strategy, self.strategy.transport
-        number = 0
+        number = strategy.next_update
         while number < self.plan.updates(self.examples):
             started, sent = transport.now(), transport.bytes_sent
             communicated, waited = strategy.communication_seconds, strategy.waiting_seconds

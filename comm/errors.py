@@ -6,6 +6,7 @@
     ├── MismatchError          the ranks do not agree on what they are about to do
     └── CommunicationError     the wires failed
         ├── DeadlineError      a wait took longer than allowed
+        ├── MalformedError     what arrived is no message of ours
         └── DeadlockError      every rank of an in-process cluster waits for another
 
 Each message says what happened, to whom, and what to do.
@@ -40,6 +41,10 @@ class CommunicationError(BigBatchError):
 
 class DeadlineError(CommunicationError):
     """A wait took longer than the transport's deadline."""
+
+
+class MalformedError(CommunicationError):
+    """What arrived is no message of ours, or not the one that belongs there."""
 
 
 class DeadlockError(CommunicationError):

@@ -86,6 +86,7 @@ class Strategy(ABC):
         worker: this rank's number among them, or None if it does not train.
         buckets: the slices of the gradients that are pushed, in order; planned by `start`.
         version: the number of updates that this rank's parameters have had.
+        next_update: the number, from 0, of the batch of which this worker computes its share first.
         communication_seconds: time this rank's training stood still while data moved: communication that is exposed.
         total_communication_seconds: time in which data moved, hidden behind backward or exposed.
         waiting_seconds: time it stood still for slower workers, its own gradients being ready.
@@ -106,6 +107,7 @@ class Strategy(ABC):
         self.workers = self.workers_among(transport.size)
         self.worker = transport.rank if transport.rank < self.workers else None
         self.version = 0
+        self.next_update = 0
         self.communication_seconds = 0.0
         self.total_communication_seconds = 0.0
         self.waiting_seconds = 0.0

@@ -1,5 +1,6 @@
 """The command line: `bigbatch-exp STRATEGY`, and a few commands beside."""
 
+import importlib
 import json
 import sys
 import tomllib
@@ -193,7 +194,31 @@ def strategy_command(name: str) -> click.Command:
         run_strategy(name, strategy.configured(choices), choices, options)
 
     command.params += [as_click(option) for option in strategy.options]
-    return command
+    beside = importlib.import_module(BESIDE[name]).COMMANDS if name in BESIDE else {}
+    return StrategyGroup(command, beside) if beside else command
+
+
+BESIDE = {"ps": "bigbatch.experiments.network_commands"}
+"""Strategy -> the module with the commands below its name, such as `ps serve`; it takes its options from here."""
+
+
+class StrategyGroup(click.Group):
+    """A strategy's command that has others below it.
+
+    Args:
+        own: what runs if none of those is named.
+        beside: those.
+    """
+
+    def __init__(self, own: click.Command, beside: dict[str, click.Command]) -> None:
+        super().__init__(own.name, beside, invoke_without_command=True, params=own.params, help=own.help)
+        self._own = own
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """The strategy itself, or the command that is named."""
+        if ctx.args or ctx._protected_args:
+            return super().invoke(ctx)
+        return self._own.invoke(ctx)
 
 
 def as_click(option: Option) -> click.Option:

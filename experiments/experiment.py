@@ -127,7 +127,7 @@ class Experiment:
             model, task, strategy, parameters, arm.plan, examples, settings.seed, overlap=settings.overlap
         )
         self.reporter.remark(strategy.remarks)
-        history = strategy.run(lambda: self._train(trainer, arm, record))
+        history = strategy.run(lambda: train(trainer, arm.name, settings, self.reporter, record))
         mine = {
             "peak": peak_bytes(self.device),
             "history": None if history is None else history.totals(),
@@ -136,46 +136,58 @@ class Experiment:
         ranks = share(transport, mine)
         buckets = len(strategy.buckets)
         strategy.close()
-        row = {**_summarise(arm, examples, ranks), "buckets": buckets, "remarks": strategy.remarks}
+        row = {**summarise(arm, examples, ranks), "buckets": buckets, "remarks": strategy.remarks}
         return {"parameters": parameters.values.numel(), **row}
 
-    def _train(self, trainer: Trainer, arm: Arm, record: Callable[[dict[str, Any]], None]) -> "History":
-        history = History()
-        validation_examples = math.ceil(self.settings.validation_tokens / trainer.task.example_tokens)
-        updates = arm.plan.updates(trainer.examples)
-        stops = sorted(set(np.linspace(0, updates, VALIDATIONS + 1).round().astype(int).tolist()) - {0})
 
-        def validate(number: int) -> None:
-            history.validation_loss = trainer.validate(validation_examples)
+def train(
+    trainer: Trainer, arm: str, settings: Settings, reporter: Reporter, record: Callable[[dict[str, Any]], None]
+) -> "History":
+    """Train one arm on a worker, measuring the validation loss now and then.
+
+    Args:
+        trainer: of that worker.
+        arm: its name.
+        settings: what the user asked for.
+        reporter: tells how far it is.
+        record: takes a line about every update and every validation.
+    """
+    history = History()
+    validation_examples = math.ceil(settings.validation_tokens / trainer.task.example_tokens)
+    updates = trainer.plan.updates(trainer.examples)
+    stops = sorted(set(np.linspace(0, updates, VALIDATIONS + 1).round().astype(int).tolist()) - {0})
+
+    def validate(number: int) -> None:
+        history.validation_loss = trainer.validate(validation_examples)
+        record(
+            {
+                "kind": "validation",
+                "arm": arm,
+                "update": number,
+                "tokens": history.tokens,
+                "seconds": history.seconds,
+                "loss": history.validation_loss,
+            }
+        )
+
+    trainer.warm_up()
+    validate(0)
+    with reporter.arm(arm, updates) as bar:
+        for update in trainer.updates():
+            history.add(update)
             record(
                 {
-                    "kind": "validation",
-                    "arm": arm.name,
-                    "update": number,
-                    "tokens": history.tokens,
-                    "seconds": history.seconds,
-                    "loss": history.validation_loss,
+                    "kind": "update",
+                    "arm": arm,
+                    **asdict(update),
+                    "compute_seconds": update.compute_seconds,
+                    "total_seconds": history.seconds,
                 }
             )
-
-        trainer.warm_up()
-        validate(0)
-        with self.reporter.arm(arm.name, updates) as bar:
-            for update in trainer.updates():
-                history.add(update)
-                record(
-                    {
-                        "kind": "update",
-                        "arm": arm.name,
-                        **asdict(update),
-                        "compute_seconds": update.compute_seconds,
-                        "total_seconds": history.seconds,
-                    }
-                )
-                bar.advance(update.number, update.loss)
-                while stops and update.number >= stops[0]:  # all workers stop as often, and wait for each other
-                    validate(stops.pop(0))
-        return history
+            bar.advance(update.number, update.loss)
+            while stops and update.number >= stops[0]:  # all workers stop as often, and wait for each other
+                validate(stops.pop(0))
+    return history
 
 
 class History:
@@ -220,40 +232,58 @@ class History:
             "communication": sum(update.communication_seconds for update in self.updates),
             "total_communication": sum(update.total_communication_seconds for update in self.updates),
             "waiting": sum(update.waiting_seconds for update in self.updates),
+            "updates": len(self.updates),
             "bytes_sent": sum(update.bytes_sent for update in self.updates),
             "training_loss": self.training_loss(),
             "validation_loss": self.validation_loss,
         }
 
 
-def _summarise(arm: Arm, examples: int, ranks: list[dict[str, Any]]) -> dict[str, Any]:
-    """One arm's row: times and bytes are means over the workers, memory is that of the hungriest worker."""
+def summarise(
+    arm: Arm, examples: int, ranks: list[dict[str, Any]], tokens: float | None = None, seconds: float | None = None
+) -> dict[str, Any]:
+    """One arm's row.
+
+    Args:
+        arm: which.
+        examples: that it was to see.
+        ranks: of each rank, its `peak` memory in bytes, its history's totals (`history`) if it trained, and what its
+            strategy has counted (`statistics`).
+        tokens: that it was trained on, if the workers do not know.
+        seconds: that it took, if the workers do not know.
+
+    Returns:
+        Times and bytes are means over the updates of all workers, memory is that of the hungriest worker.
+    """
     workers = [rank for rank in ranks if rank["history"] is not None]
     servers = [rank for rank in ranks if rank["history"] is None]
     histories = [rank["history"] for rank in workers]
-    updates, tokens = arm.plan.updates(examples), max(history["tokens"] for history in histories)
+    tokens = tokens or max((history["tokens"] for history in histories), default=0)
 
-    def mean(key: str) -> float:
-        return float(np.mean([history[key] for history in histories]))
+    def mean(key: str, over: str | None = None) -> float:
+        """Of one thing over the workers, or for each of another thing."""
+        count = sum(history[over] for history in histories) if over else len(histories)
+        return sum(history[key] for history in histories) / count if count else float("nan")
 
     row = {
         "name": arm.name,
         "global_batch": arm.plan.global_batch,
         "micro_batch": arm.plan.micro_batch,
         "accumulation": arm.plan.accumulation,
-        "updates": updates,
-        "skipped_updates": max(history["skipped"] for history in histories),
+        "updates": arm.plan.updates(examples),
+        "worker_updates": sum(history["updates"] for history in histories),
+        "skipped_updates": max((history["skipped"] for history in histories), default=0),
         "tokens": tokens,
-        "tokens_per_second": tokens / mean("seconds"),
-        "update_seconds": mean("seconds") / updates,
-        "compute_seconds": mean("compute") / updates,
-        "communication_seconds": mean("communication") / updates,
-        "total_communication_seconds": mean("total_communication") / updates,
-        "waiting_seconds": mean("waiting") / updates,
-        "bytes_sent_per_update": mean("bytes_sent") / updates,
-        "peak_memory_bytes": max(rank["peak"] for rank in workers),
+        "tokens_per_second": tokens / (seconds or mean("seconds")),
+        "update_seconds": mean("seconds", "updates"),
+        "compute_seconds": mean("compute", "updates"),
+        "communication_seconds": mean("communication", "updates"),
+        "total_communication_seconds": mean("total_communication", "updates"),
+        "waiting_seconds": mean("waiting", "updates"),
+        "bytes_sent_per_update": mean("bytes_sent", "updates"),
+        "peak_memory_bytes": max((rank["peak"] for rank in workers), default=0),
         "training_loss": mean("training_loss"),
-        "validation_loss": histories[0]["validation_loss"],
+        "validation_loss": histories[0]["validation_loss"] if histories else float("nan"),
     }
     if servers:
         row["server_peak_memory_bytes"] = max(rank["peak"] for rank in servers)

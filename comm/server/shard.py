@@ -112,6 +112,11 @@ class Shard:
         self._remembered: dict[int, Tensor] = {}
         self._free: list[Tensor] = []
 
+    @property
+    def alike(self) -> bool:
+        """Whether all workers compute on the same version, so that an update is everybody's."""
+        return self._consistency.alike
+
     def _parameter(self, piece: Piece) -> nn.Parameter:
         parameter = nn.Parameter(self.values[piece.first : piece.stop].view(piece.shape))
         parameter.grad = self._mean[piece.first : piece.stop].view(piece.shape)
@@ -125,6 +130,7 @@ class Shard:
     def leave(self, worker: int) -> None:
         """A worker takes part no more, and nobody waits for it; what it has pushed counts."""
         del self.clocks.pushed[worker], self.clocks.read[worker]
+        self._versions.pop(worker, None)
         self._remembered.pop(worker, None)
         self._advance()
 
@@ -160,6 +166,14 @@ class Shard:
         """Whether a worker may read now, to begin its next gradient."""
         return self._consistency.readable(self.clocks, worker)
 
+    def has(self, worker: int) -> int:
+        """The version that a worker read last."""
+        return self._versions[worker]
+
+    def pending(self, worker: int) -> int:
+        """How many of a worker's gradients wait for others', to make an update together: its last ones."""
+        return sum(worker in gathering.gradients for gathering in self._gatherings.values())
+
     def position(self, worker: int) -> int:
         """The number of the batch of which a worker computes its share next."""
         return self._consistency.position(self.clocks, worker)
@@ -173,11 +187,26 @@ class Shard:
             self._remembered[worker] = self.values.clone()
         return had != self.version
 
+    def statistics(self) -> dict[str, Any]:
+        """What it has counted, in types that JSON can write."""
+        return {
+            "versions": self.version,
+            "staleness": {str(tau): count for tau, count in sorted(self.staleness.items())},
+            "gradients_taken": self.taken,
+            "gradients_dropped": self.dropped,
+        }
+
     def state_dict(self) -> dict[str, Any]:
-        """What it takes to go on later: values, version and the optimiser's state. What is being gathered is lost."""
+        """What it takes to go on later: values, optimiser's state, counts. What is being gathered is lost."""
         return {
             "values": self.values.clone(),
             "version": self.version,
+            "done": self.clocks.done,
+            "tokens": self.tokens,
+            "staleness": dict(self.staleness),
+            "taken": self.taken,
+            "dropped": self.dropped,
+            "skipped": self.skipped,
             "optimizer": self._optimizer.state_dict() if self._optimizer is not None else None,
         }
 
@@ -185,9 +214,15 @@ class Shard:
         """Go on from what `state_dict` gave; whoever takes part must read first."""
         self.values.copy_(state["values"])
         self.version = state["version"]
+        self.clocks.done = state["done"]
+        self.tokens = state["tokens"]
+        self.staleness = Counter(state["staleness"])
+        self.taken, self.dropped, self.skipped = state["taken"], state["dropped"], state["skipped"]
         if self._optimizer is not None:
             self._optimizer.load_state_dict(state["optimizer"])
         self._gatherings.clear()
+        for worker in list(self.clocks.pushed):
+            self.join(worker)
 
     def _advance(self) -> None:
         """Make every update that is complete."""

@@ -11,10 +11,11 @@ from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.parameters import Bucket, FlatParameters, OnHost, OptimizerFactory, all_finite
 from bigbatch.comm.schedule import chunk_bounds
 from bigbatch.comm.server.consistency import CONSISTENCIES, Consistency
-from bigbatch.comm.server.shard import Shard, Update
+from bigbatch.comm.server.report import Report, Waiting
+from bigbatch.comm.server.shard import Shard
 from bigbatch.comm.server.staleness import STALE, StaleGradients
 from bigbatch.comm.strategy import Option, StepReport, Strategy
-from bigbatch.comm.transport import ANY, Buffer, Request, Transport
+from bigbatch.comm.transport import ANY, Request, Transport
 
 Result = TypeVar("Result")
 
@@ -56,42 +57,6 @@ class Setup:
         """What becomes of stale gradients."""
         numbers = {"compensated": (self.compensation,)}
         return STALE[self.stale](*numbers.get(self.stale, ()))
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a server tells a worker when it may read.
-
-    Attributes:
-        fresh: whether new values follow.
-        version: of the parameters.
-        applied: False if the update was skipped, on every server.
-        weight: tokens behind the gradients that this is about.
-        loss: summed over them, in nats.
-        workers: whose gradients those are.
-        total_weight: tokens behind all updates so far.
-        next_update: the number of the batch of which the worker computes its share next.
-        waited: seconds from the gradient's arrival until the worker might read.
-    """
-
-    fresh: float
-    version: float
-    applied: float
-    weight: float
-    loss: float
-    workers: float
-    total_weight: float
-    next_update: float
-    waited: float
-
-    def row(self) -> Buffer:
-        """As one message."""
-        return np.array([getattr(self, field.name) for field in fields(self)], dtype=np.float64)
-
-    @classmethod
-    def of(cls, row: Buffer) -> Self:
-        """From one message."""
-        return cls(*row.tolist())
 
 
 REQUEST_TAG, GRADIENT_TAG, REPORT_TAG, VALUE_TAG = 1, 2, 3, 4
@@ -311,14 +276,7 @@ class ParameterServer(Strategy):
         """A server's counts."""
         if self._shard is None:
             return {}
-        shard = self._shard
-        return {
-            "consistency": self.setup.consistency,
-            "versions": shard.version,
-            "staleness": {str(tau): count for tau, count in sorted(shard.staleness.items())},
-            "gradients_taken": shard.taken,
-            "gradients_dropped": shard.dropped,
-        }
+        return {"consistency": self.setup.consistency, **self._shard.statistics()}
 
 
 class Service:
@@ -332,7 +290,6 @@ class Service:
     def __init__(self, strategy: ParameterServer, shard: Shard) -> None:
         self._transport = strategy.transport
         self._shard = shard
-        self._rule = strategy.setup.rule()
         origin = strategy.bounds[strategy.server]
         self._parts = [
             slice(first - origin, stop - origin)
@@ -356,7 +313,7 @@ class Service:
             elif want == LEAVE:
                 self._shard.leave(worker)
             else:
-                self._answer([(worker, Waiting(self._transport.now(), 0.0, 0.0, finite=True))])
+                self._answer([(worker, Waiting(self._transport.now()))])
             self._answer([(w, self._waiting.pop(w)) for w in list(self._waiting) if self._shard.readable(w)])
 
     def _take(self, worker: int, weight: float, loss: float, finite: bool) -> None:
@@ -367,46 +324,14 @@ class Service:
         self._waiting[worker] = Waiting(self._transport.now(), weight, loss, finite)
         self._shard.push(worker, values, weight, loss, finite=finite)
 
-    def _answer(self, readers: list[tuple[int, "Waiting"]]) -> None:
+    def _answer(self, readers: list[tuple[int, Waiting]]) -> None:
         """Let them read; all of them before anything changes the values."""
         sending = []
         for worker, since in readers:
             fresh = self._shard.read(worker)
-            sending.append(self._transport.isend(self._report(worker, since, fresh).row(), worker, REPORT_TAG))
+            report = Report.on(self._shard, worker, since, self._transport.now(), fresh=fresh)
+            sending.append(self._transport.isend(report.row(), worker, REPORT_TAG))
             if fresh:
                 sending.append(self._transport.isend(self._shard.values.numpy(), worker, VALUE_TAG))
         for request in sending:
             request.wait()
-
-    def _report(self, worker: int, since: "Waiting", fresh: bool) -> Report:
-        about = Update(since.finite, since.weight, since.loss, contributors=1)
-        if self._rule.alike and self._shard.last is not None:
-            about = self._shard.last
-        return Report(
-            fresh=fresh,
-            version=self._shard.version,
-            applied=about.applied,
-            weight=about.weight,
-            loss=about.loss,
-            workers=about.contributors,
-            total_weight=self._shard.tokens,
-            next_update=self._shard.position(worker),
-            waited=self._transport.now() - since.arrived,
-        )
-
-
-@dataclass(frozen=True)
-class Waiting:
-    """A worker that wants to read.
-
-    Attributes:
-        arrived: when its gradient had, in seconds on the server's clock.
-        weight: tokens behind that.
-        loss: summed over them, in nats.
-        finite: whether that is.
-    """
-
-    arrived: float
-    weight: float
-    loss: float
-    finite: bool

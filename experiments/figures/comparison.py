@@ -68,9 +68,7 @@ def _split(axis: Axes, bars: list[tuple[Run, dict[str, Any]]], labels: list[str]
     parts = (("compute", GREY, ""), ("communication", BLUE, "//"), ("waiting", ORANGE, ".."))
     for name, shade, hatch in parts:
         # Per token, so that arms with different numbers of updates can be held against each other.
-        values = [
-            arm[f"{name}_seconds"] * arm["updates"] / arm["tokens"] * 1e6 * run.summary["workers"] for run, arm in bars
-        ]
+        values = [arm[f"{name}_seconds"] * arm["worker_updates"] / arm["tokens"] * 1e6 for _, arm in bars]
         axis.bar(
             range(len(bars)), values, bottom=bottom, color=shade, hatch=hatch, edgecolor="white", width=0.7, label=name
         )

@@ -1,0 +1,89 @@
+"""Keys: who may talk to a server on a network. Curve25519 key pairs, as ZeroMQ's CURVE uses them."""
+
+import json
+import os
+import stat
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+import zmq
+
+from bigbatch.comm.errors import ConfigurationError
+
+KEY_LENGTH = 40
+"""Letters of a key, in ZeroMQ's Z85 encoding of 32 bytes."""
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What one side needs to know: a worker its own pair and whom to trust, a server also its own secret.
+
+    Attributes:
+        server_public: the server's public key.
+        worker_public: the public key of every worker.
+        worker_secret: its secret half.
+        server_secret: the server's; empty in a worker's file.
+    """
+
+    server_public: str
+    worker_public: str
+    worker_secret: str
+    server_secret: str = ""
+
+    @classmethod
+    def new(cls) -> Self:
+        """Two fresh pairs."""
+        server, worker = zmq.curve_keypair(), zmq.curve_keypair()
+        return cls(*(key.decode() for key in (server[0], worker[0], worker[1], server[1])))
+
+    def for_workers(self) -> "Keys":
+        """The same without what only the server may know."""
+        return Keys(self.server_public, self.worker_public, self.worker_secret)
+
+    def write(self, path: Path) -> None:
+        """Write a file that only its owner can read.
+
+        Raises:
+            ConfigurationError: there is such a file already, or it cannot be written.
+        """
+        content = {name: key for name, key in asdict(self).items() if key}
+        try:
+            # It never exists with other rights than these.
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(json.dumps(content, indent=2) + "\n")
+        except FileExistsError as error:
+            raise ConfigurationError(
+                f"There is a file {path} already; keys are never overwritten. Remove it or name another."
+            ) from error
+        except OSError as error:
+            raise ConfigurationError(f"The keys {path} cannot be written: {error.strerror}.") from error
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a file back.
+
+        Raises:
+            ConfigurationError: there is none, others can read it, or it holds no keys.
+        """
+        try:
+            others = stat.S_IMODE(path.stat().st_mode) & 0o077
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(
+                f"The keys {path} cannot be read: {getattr(error, 'strerror', error)}. Make some with: "
+                f"bigbatch-exp ps keys {path}"
+            ) from error
+        if others:
+            raise ConfigurationError(
+                f"The keys {path} can be read by others. Take that right away with: chmod 600 {path}"
+            )
+        try:
+            keys = cls(**json.loads(text))
+            whole = all(len(key) == KEY_LENGTH for key in asdict(keys).values() if key)
+        except (ValueError, TypeError):
+            whole = False
+        if not whole:
+            raise ConfigurationError(f"{path} holds no keys. Make some with: bigbatch-exp ps keys FILE")
+        return keys

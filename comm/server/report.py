@@ -1,0 +1,88 @@
+"""Reports: what a worker hears of its server when it may read."""
+
+from dataclasses import dataclass, fields
+from typing import Self
+
+import numpy as np
+
+from bigbatch.comm.server.shard import Shard, Update
+from bigbatch.comm.transport import Buffer
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A worker that wants to read.
+
+    Attributes:
+        arrived: when its gradient had, in seconds on the server's clock.
+        weight: tokens behind that.
+        loss: summed over them, in nats.
+        finite: whether that is.
+    """
+
+    arrived: float
+    weight: float = 0.0
+    loss: float = 0.0
+    finite: bool = True
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a server tells a worker when it may read.
+
+    Attributes:
+        fresh: whether new values follow.
+        version: of the parameters.
+        applied: False if the update was skipped, on every server.
+        weight: tokens behind the gradients that this is about.
+        loss: summed over them, in nats.
+        workers: whose gradients those are.
+        total_weight: tokens behind all updates so far.
+        next_update: the number of the batch of which the worker computes its share next.
+        waited: seconds from the gradient's arrival until the worker might read.
+    """
+
+    fresh: float
+    version: float
+    applied: float
+    weight: float
+    loss: float
+    workers: float
+    total_weight: float
+    next_update: float
+    waited: float
+
+    @classmethod
+    def on(cls, shard: Shard, worker: int, since: Waiting, now: float, *, fresh: bool) -> Self:
+        """The report to a worker that reads now: about everybody's last update if there is such a thing, else its own.
+
+        Args:
+            shard: what it reads.
+            worker: who reads.
+            since: its gradient.
+            now: in seconds on the server's clock.
+            fresh: whether new values follow.
+        """
+        about = Update(since.finite, since.weight, since.loss, contributors=1)
+        if shard.alike and shard.last is not None:
+            about = shard.last
+        return cls(
+            fresh=fresh,
+            version=shard.version,
+            applied=about.applied,
+            weight=about.weight,
+            loss=about.loss,
+            workers=about.contributors,
+            total_weight=shard.tokens,
+            next_update=shard.position(worker),
+            waited=now - since.arrived,
+        )
+
+    def row(self) -> Buffer:
+        """As one message, (9,) float64."""
+        return np.array([getattr(self, field.name) for field in fields(self)], dtype=np.float64)
+
+    @classmethod
+    def of(cls, row: Buffer) -> Self:
+        """From one message."""
+        return cls(*row.tolist())

@@ -1,0 +1,72 @@
+"""Snapshots: what a server keeps on disk, to go on from when it is started again."""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bigbatch.comm.errors import ConfigurationError
+
+CURRENT, NEXT = "snapshot.pt", "snapshot.pt.next"
+
+
+class Snapshots:
+    """A folder with the newest snapshot in it: whole, whenever the server ends.
+
+    Args:
+        folder: made if it is not there.
+
+    Raises:
+        ConfigurationError: it cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / NEXT).unlink(missing_ok=True)
+            (folder / NEXT).touch()
+        except OSError as error:
+            raise ConfigurationError(f"The folder {folder} cannot be written: {error.strerror}.") from error
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Keep a state, of tensors, numbers, words, lists and dictionaries, in place of the one before.
+
+        Raises:
+            ConfigurationError: it cannot be written; the one before is kept.
+        """
+        try:
+            with (self._folder / NEXT).open("wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            (self._folder / NEXT).replace(self._folder / CURRENT)
+        except OSError as error:
+            raise ConfigurationError(
+                f"The snapshot in {self._folder} cannot be written: {error.strerror}. Make room, or name another "
+                "folder with --snapshot."
+            ) from error
+
+    def newest(self) -> dict[str, Any] | None:
+        """The state that was kept last, if any.
+
+        Raises:
+            ConfigurationError: the file is no snapshot.
+        """
+        path = self._folder / CURRENT
+        if not path.exists():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(path, weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise ConfigurationError(
+                f"{path} is no snapshot of a server ({str(error).splitlines()[0]}). Remove it to begin anew."
+            ) from error
+        return state
+
+    def remove(self) -> None:
+        """Keep nothing any more: the work is done."""
+        for name in (CURRENT, NEXT):
+            (self._folder / name).unlink(missing_ok=True)
