@@ -198,7 +198,10 @@ class ServedExperiment:
                 served = ServedArm(self._offer, task, arm, writer, last=arm is arms[-1])
                 if earlier is not None:
                     served.go_on(earlier["arm"])
-                    self._tell(f"Went on with the arm {arm.name} from version {served.server.shard.version}")
+                    self._tell(
+                        f"Went on with the arm {arm.name} from version {served.server.shard.version}, kept "
+                        f"{time.time() - earlier['when']:.1f} s ago; what was done after that is lost and done again"
+                    )
                     earlier = None
                 if not endpoint:
                     endpoint = self._listener.open(served.server.largest)
@@ -225,7 +228,8 @@ class ServedExperiment:
         def keep() -> None:
             if self._snapshots is not None:
                 asked, before = json.dumps(self._offer.as_json()), json.dumps(results)
-                self._snapshots.save({"asked": asked, "results": before, "arm": served.server.state_dict()})
+                arm = served.server.state_dict()
+                self._snapshots.save({"when": time.time(), "asked": asked, "results": before, "arm": arm})
 
         try:
             serve(self._listener, served.server, served.finished, keep, self._interval)

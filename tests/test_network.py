@@ -1,20 +1,28 @@
 """Servers on a network: first on a network that is made up and does its worst, then real processes and sockets."""
 
+import copy
 import heapq
 import itertools
+import json
+import math
+import re
 from collections import deque
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
+import pytest
 import torch
 from greenlet import greenlet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from bigbatch.comm.errors import MismatchError
 from bigbatch.comm.parameters import FlatParameters
 from bigbatch.comm.server.consistency import Asynchronous, BackupWorkers, BoundedStaleness, Synchronous
+from bigbatch.comm.server.messages import HEADER, MAGIC, NOTHING, Kind, Message, Stage
 from bigbatch.comm.server.network_server import NetworkServer
 from bigbatch.comm.server.remote_shard import RemoteShard, Wire
 from bigbatch.comm.server.shard import Shard
@@ -46,11 +54,11 @@ class Faults:
 class Network:
     """Workers as greenlets and a server, in made-up time; messages between them are late, lost and doubled."""
 
-    def __init__(self, server: NetworkServer, faults: Faults) -> None:
+    def __init__(self, server: NetworkServer, faults: Faults | None = None) -> None:
         self.server = server
-        self.faults = faults
+        self.faults = faults or Faults()
         self.time = 0.0
-        self.random = np.random.default_rng(faults.seed)
+        self.random = np.random.default_rng(self.faults.seed)
         self._events: list = []
         self._order = itertools.count()
         self._hub = greenlet.getcurrent()
@@ -76,6 +84,13 @@ class Network:
         while any(not worker.dead for worker in self._workers):
             self.time, _, what = heapq.heappop(self._events)
             assert self.time < until, "the workers are stuck"
+            what()
+
+    def idle(self, seconds: float) -> None:
+        """Let the server alone for a while."""
+        until = self.time + seconds
+        while self.time < until:
+            self.time, _, what = heapq.heappop(self._events)
             what()
 
     def carry(self, what) -> None:
@@ -137,33 +152,65 @@ class MadeUpWire(Wire):
         return self.network.time
 
 
+PHASES = ("joined", "asked", "computing", "pushed", "leaving")
+"""Where a worker can be when something happens to it."""
+
+
 @dataclass
 class Worker:
-    """Pushes integers and adds up what was acknowledged."""
+    """Pushes integers and adds up what was acknowledged.
+
+    Attributes:
+        phase: in which, at its third gradient, it falls silent for `silence` seconds; for ever if that is infinite.
+    """
 
     network: Network
-    pushes: int
+    pushes: int = 10**6
     size: int = 1
+    phase: str = ""
+    silence: float = math.inf
     acknowledged: float = 0.0
+    computed: int = 0
+    told: list[str] = field(default_factory=list)
     shard: RemoteShard | None = None
 
     def __call__(self, shard: RemoteShard) -> None:
-        self.shard = shard
+        with suppress(KilledError):
+            self.work(shard)
+
+    def work(self, shard: RemoteShard) -> None:
+        self.shard, shard.tell = shard, self.told.append
         values = np.full(ELEMENTS, np.nan)
         shard.join(FACTS)
+        self.at("joined", shard)
         shard.begin_read()
+        self.at("asked", shard)
         report = shard.finish(values)
-        for number in range(self.pushes):
-            if report.next_update >= self.network.server._shares:
-                break
-            shard._wire.compute(self.network.random.random())
-            gradient = np.arange(1.0, ELEMENTS + 1) * self.size + number
+        while self.computed < self.pushes and report.next_update < self.network.server._shares:
+            shard._wire.compute(0.2 + self.network.random.random())
+            self.at("computing", shard)
+            gradient = np.arange(1.0, ELEMENTS + 1) * self.size + self.computed
+            self.computed += 1
             before = shard.acknowledged
             shard.begin(gradient, 1.0, 0.0, finite=True)
+            self.at("pushed", shard)
             report = shard.finish(values)
             if shard.acknowledged > before:
                 self.acknowledged += gradient
+        self.at("leaving", shard)
         shard.leave()
+
+    def at(self, phase: str, shard: RemoteShard) -> None:
+        if phase != self.phase or (phase in ("computing", "pushed") and self.computed < 2):
+            return
+        self.phase = ""
+        if self.silence == math.inf:
+            raise KilledError
+        shard._wire.compute(self.silence)
+
+
+class KilledError(Exception):
+    pass
 
 
 FAULTS = st.builds(
@@ -191,3 +238,171 @@ def test_no_gradient_is_lost_or_counted_twice_whatever_the_network_does(faults, 
         assert shard.values.tolist() == (-sum(worker.acknowledged for worker in workers)).tolist()
     assert network.server.lost == 0
     assert not network.server.present
+
+
+@pytest.mark.parametrize("rule", [Synchronous(), BoundedStaleness(1), Asynchronous(), BackupWorkers(1)])
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_worker_that_is_killed_in_any_phase_holds_nobody_back(phase, rule):
+    """What it was to compute, another computes: every share of the data is trained on."""
+    network = Network(new_server(rule, shares=20, patience=3.0, expected=3))
+    workers = [Worker(network), Worker(network), Worker(network, phase=phase)]
+    for worker in workers:
+        network.add(worker)
+    network.run()
+    server = network.server
+    network.idle(10)
+    assert server.counts["dropped workers"] == 1
+    assert server.undone == 0
+    assert not server.present
+    assert server.stage(network.time + 20) is Stage.FINISHED
+    if not server.shard.dropped:
+        assert server.shard.tokens == 20
+    assert server.shard.taken + server.shard.dropped == 20
+
+
+@pytest.mark.parametrize("rule", [Synchronous(), Asynchronous()])
+@pytest.mark.parametrize("phase", PHASES[1:-1])
+def test_a_worker_that_is_paused_is_dropped_and_told_so_and_joins_again(phase, rule):
+    network = Network(new_server(rule, shares=60, patience=3.0, expected=2))
+    paused = Worker(network, phase=phase, silence=8.0)
+    others = Worker(network)
+    network.add(paused)
+    network.add(others)
+    network.run()
+    server = network.server
+    assert server.counts["dropped workers"] == 1
+    (told,) = paused.told
+    assert "heard nothing of this worker for 3." in told
+    assert "has joined made-up again" in told
+    assert paused.shard.life == 2
+    assert paused.computed > 5  # it has gone on
+    assert server.shard.taken == 60
+    assert server.undone == server.lost == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(FAULTS, st.integers(1, 3), st.floats(0.0, 6.0), st.floats(0.0, 6.0), st.booleans())
+def test_a_server_that_was_killed_goes_on_from_its_snapshot(faults, count, kept_at, between, synchronous):
+    """What was acknowledged is in the snapshot or reported as lost, and what is lost is computed again."""
+    rule = Synchronous() if synchronous else Asynchronous()
+    shares = 60 * count  # so many that every worker is still there, and can say what it has lost
+    network = Network(new_server(rule, shares, expected=count), faults)
+    workers = [Worker(network) for _ in range(count)]
+    kept = []
+
+    def keep() -> None:
+        kept.append(copy.deepcopy(network.server.state_dict()))
+
+    def restart() -> None:
+        network.server = new_server(rule, shares, expected=count)
+        network.server.load_state_dict(kept[-1])
+
+    network.at(kept_at, keep)
+    network.at(kept_at + between, restart)
+    network.at(kept_at + between + 4, keep)
+    network.at(kept_at + between + 6, restart)
+    for worker in workers:
+        network.add(worker)
+    network.run()
+    server, shard = network.server, network.server.shard
+    assert shard.taken == shard.tokens == shares
+    assert server.undone == 0
+    assert sum(worker.shard.acknowledged for worker in workers) == shard.taken + server.lost
+    again = sum("has joined made-up again" in sentence for worker in workers for sentence in worker.told)
+    assert again <= 2 * count
+
+
+def test_of_attempts_to_read_only_the_last_counts():
+    """An older one that comes late must not be answered: its answer would have another version."""
+    server = new_server(Asynchronous())
+    facts = json.dumps(FACTS).encode()
+    for session in (1, 2):
+        server.receive(b"", Message(Kind.JOIN, session, 1, payload=(facts,)).frames(), 0.0)
+        server.receive(b"", Message(Kind.READ, session, 1, attempt=1, version=NOTHING).frames(), 0.0)
+    server.receive(
+        b"", Message(Kind.PUSH, 2, 1, number=1, weight=1, flag=True, payload=(np.ones(3).data,)).frames(), 0.0
+    )
+    assert server.receive(b"", Message(Kind.READ, 1, 1, attempt=0, version=NOTHING).frames(), 0.0) == []
+    assert server.shard.has(0) == 0
+    assert server.shard.version == 1
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ([("parameter", "weight", "[1, 3] float32")], "the worker has 'parameter weight .1, 3. float32' where the"),
+        ([("parameter", "bias", "[1, 3] float64")], "worker has 'parameter bias .*server has the parameter 'weight'"),
+        ([], "the worker lacks the parameter 'weight'"),
+        ([*FACTS, ("parameter", "bias", "[1] float64")], "the worker has .*bias.* besides, which the server lacks"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused_by_name(facts, message):
+    network = Network(new_server(Synchronous()))
+
+    def work(shard: RemoteShard) -> None:
+        with pytest.raises(MismatchError, match=message):
+            shard.join(facts)
+
+    network.add(work)
+    network.run()
+    assert network.server.counts["refused"] == 1
+    assert not network.server.present
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"payload": (np.ones(4).data,)}, "32 bytes where 3 .24 bytes. of float64 belong"),
+        ({"payload": ()}, "without its buffer"),
+        ({"payload": (np.ones(3).data, b"")}, "2 buffers instead of one"),
+        ({"version": 7}, "computed on version 7, but the worker has read 0"),
+        ({"weight": math.nan}, "weight nan does not follow"),
+        ({"weight": -1.0}, "weight -1 does not follow"),
+        ({"number": 3}, "push 3 with weight 1 does not follow 0"),
+    ],
+)
+def test_a_push_that_does_not_fit_is_refused_and_changes_nothing(changes, message):
+    server = new_server(Asynchronous())
+    server.receive(b"", Message(Kind.JOIN, 1, 1, payload=(json.dumps(FACTS).encode(),)).frames(), 0.0)
+    server.receive(b"", Message(Kind.READ, 1, 1, version=NOTHING).frames(), 0.0)
+    push = Message(Kind.PUSH, 1, 1, number=1, weight=1.0, flag=True, payload=(np.ones(3).data,))
+    ((_, frames),) = server.receive(b"", replace(push, **changes).frames(), 0.0)
+    answer = Message.of(frames)
+    assert answer.kind is Kind.REFUSED
+    assert re.search(message, answer.text())
+    assert server.shard.values.tolist() == [0.0] * 3
+    server.receive(b"", push.frames(), 0.0)
+    assert server.shard.values.tolist() == [-1.0] * 3
+
+
+HEADERS = st.builds(
+    HEADER.pack,
+    st.sampled_from([MAGIC, b"bbpt"]),
+    st.sampled_from([1, 1, 1, 2]),
+    st.integers(0, 30),
+    st.integers(0, 2),
+    *[st.integers(0, 3)] * 2,
+    st.integers(0, 2),
+    *[st.integers(0, 3) | st.just(NOTHING)] * 2,
+    *[st.floats()] * 2,
+)
+FRAMES = st.lists(st.binary(max_size=100) | HEADERS | st.just(np.ones(3).tobytes()), max_size=4)
+TALK = st.tuples(
+    HEADERS, st.lists(st.sampled_from([b"[]", b"[[[", json.dumps(FACTS).encode()]) | st.binary(max_size=30))
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(FRAMES | TALK.map(lambda talk: [talk[0], *talk[1]]), max_size=20))
+def test_a_strangers_bytes_change_nothing(messages):
+    """Whoever has not joined and read cannot push, whatever it says; and nothing that is said ends the server."""
+    server = new_server(Asynchronous(), expected=100)
+    for frames in messages:
+        for _, answer in server.receive(b"stranger", frames, 0.0):
+            assert Message.of(answer).kind not in (Kind.TAKEN, Kind.VALUES)
+        server.tick(0.0)
+    assert server.shard.values.tolist() == [0.0] * 3
+    assert server.shard.version == 0
+    assert server.counts["messages"] == len(messages)
+    json.dumps(server.status(0.0))
+    assert server.receive(b"", Message(Kind.HELLO).frames(), 0.0)

@@ -87,8 +87,8 @@ class BoundedStaleness(Consistency):
         return clocks.pushed[worker] if clocks.pushed[worker] >= clocks.done else None
 
     def complete(self, clocks: Clocks, contributors: set[int]) -> bool:
-        """Everybody's gradient is there."""
-        return bool(clocks.pushed) and contributors >= clocks.pushed.keys()
+        """Everybody's gradient is there; of those who have left, what there is."""
+        return bool(contributors) and contributors >= clocks.pushed.keys()
 
     def readable(self, clocks: Clocks, worker: int) -> bool:
         """It is not more than s ahead."""

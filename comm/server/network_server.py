@@ -93,7 +93,8 @@ class NetworkServer:
     Attributes:
         shard: what is served.
         lost: gradients that were acknowledged and are not in the parameters, because an earlier server was ended.
-        counts: of "malformed", "refused", "repeated", "dropped workers", and all "messages".
+        counts: of "messages" in all, "malformed", "refused" and "repeated" ones, "dropped workers", and connections
+            "turned away".
         sessions: everybody who has ever joined, by session.
     """
 

@@ -29,6 +29,7 @@ def serve(
         outgoing = server.receive(*arrived, now) if arrived is not None else []
         if now - ticked >= TICK_SECONDS:
             outgoing += server.tick(now)
+            server.counts["turned away"] = listener.turned_away
             ticked = now
         for target, frames in outgoing:
             listener.send(target, frames)
