@@ -503,6 +503,11 @@ class NetworkWorker:
         strategy = RemoteServers(Alone(), shards, facts_of(task))
         # The servers have the optimiser; the one here is never asked.
         strategy.start(parameters, OPTIMIZERS.load("sgd")(settings.learning_rate))
+
+        def note(record: dict[str, Any]) -> None:
+            for shard in shards:
+                shard.note(row_of(record))
+
         heartbeat = Heartbeat(shards, self.dial)
         heartbeat.start()
         try:
@@ -516,8 +521,8 @@ class NetworkWorker:
                 settings.seed,
                 overlap=False,
             )
-            train(trainer, announcement.arm, settings, self.reporter, lambda record: shards[0].note(row_of(record)))
-            shards[0].note(row_of({"kind": "peak", "bytes": peak_bytes(self.device)}))
+            train(trainer, announcement.arm, settings, self.reporter, note)
+            note({"kind": "peak", "bytes": peak_bytes(self.device)})
         except KeyboardInterrupt:
             for shard in shards:
                 with suppress(CommunicationError):

@@ -72,6 +72,8 @@ def verdict(summary: Summary) -> str:
     """One sentence that says what a run's table shows; it claims only what the numbers say."""
     arms = {arm["name"]: arm for arm in summary["arms"]}
     clauses = []
+    if any(arm["tokens_per_second"] is None for arm in arms.values()):
+        return "No worker could say how long it took, so that there is nothing to compare."
     large, accumulated, small = (arms.get(name) for name in ("large", "accumulated", "small"))
     if large and accumulated:
         clauses.append(

@@ -25,6 +25,10 @@ MOST_WORKERS = 1024
 RATE_SECONDS = 10.0
 """The rates that a status shows are over about that long."""
 
+COUNTED = ("messages", "malformed", "refused", "repeated", "dropped workers", "turned away")
+"""What happens, and how often: messages in all and those of each kind, workers that fell silent, and connections that
+failed for their keys or spoke no ZeroMQ."""
+
 Outgoing = tuple[bytes, list[Frame]]
 """To whom, and the frames."""
 
@@ -93,8 +97,7 @@ class NetworkServer:
     Attributes:
         shard: what is served.
         lost: gradients that were acknowledged and are not in the parameters, because an earlier server was ended.
-        counts: of "messages" in all, "malformed", "refused" and "repeated" ones, "dropped workers", and connections
-            "turned away".
+        counts: how often what is `COUNTED` has happened.
         sessions: everybody who has ever joined, by session.
     """
 
@@ -112,7 +115,7 @@ class NetworkServer:
     ) -> None:
         self.shard = shard
         self.lost = 0
-        self.counts: Counter[str] = Counter()
+        self.counts = Counter(dict.fromkeys(COUNTED, 0))
         self.sessions: dict[int, Session] = {}
         self._shares = shares
         self._announcement = announcement

@@ -1,7 +1,6 @@
 """Snapshots: what a server keeps on disk, to go on from when it is started again."""
 
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +59,9 @@ class Snapshots:
             return None
         try:
             state: dict[str, Any] = torch.load(path, weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        except Exception as error:  # torch has no one error for what it cannot read
             raise ConfigurationError(
-                f"{path} is no snapshot of a server ({str(error).splitlines()[0]}). Remove it to begin anew."
+                f"{path} is no snapshot of a server ({type(error).__name__}). Remove it to begin anew."
             ) from error
         return state
 

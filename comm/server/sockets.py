@@ -175,16 +175,12 @@ class Dialer(Wire):
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self._failed = 0
         self._failed += event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-        if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
-            wants = "wants no keys, or is no server of ours" if self._with_keys else "wants keys: say --keys FILE"
-            raise CommunicationError(f"The server at {self.name} {wants}.")
+        if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL or self._failed >= FAILED_HANDSHAKES:
+            reason = "these keys are another server's" if self._with_keys else "it wants keys: say --keys FILE"
+            raise CommunicationError(f"The server at {self.name} hangs up: {reason}, or it is none of bigbatch's.")
         if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
             raise CommunicationError(
                 f"The server at {self.name} does not know these keys: ask its owner for the right ones."
-            )
-        if self._failed >= FAILED_HANDSHAKES:
-            raise CommunicationError(
-                f"The server at {self.name} hangs up on these keys: they are another server's, or it is none of ours."
             )
 
     def now(self) -> float:
