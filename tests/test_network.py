@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,8 +18,10 @@ import torch
 from greenlet import greenlet
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from programs.bodies import BATCH, EXAMPLES, UPDATES, Sequences, flat, new_model, optimizer
 from torch import nn
 
+from bigbatch.batches import BatchPlan
 from bigbatch.comm.errors import MismatchError
 from bigbatch.comm.parameters import FlatParameters
 from bigbatch.comm.server.consistency import Asynchronous, BackupWorkers, BoundedStaleness, Synchronous
@@ -27,6 +30,9 @@ from bigbatch.comm.server.network_server import NetworkServer
 from bigbatch.comm.server.remote_shard import RemoteShard, Wire
 from bigbatch.comm.server.shard import Shard
 from bigbatch.comm.server.staleness import StaleGradients
+from bigbatch.comm.strategies.remote_servers import RemoteServers, facts_about
+from bigbatch.comm.transports.alone import Alone
+from bigbatch.trainer import Trainer
 
 ELEMENTS = 3
 FACTS = [("parameter", "weight", "[1, 3] float64")]
@@ -52,10 +58,12 @@ class Faults:
 
 
 class Network:
-    """Workers as greenlets and a server, in made-up time; messages between them are late, lost and doubled."""
+    """Workers as greenlets and servers, in made-up time; messages between them are late, lost and doubled."""
 
-    def __init__(self, server: NetworkServer, faults: Faults | None = None) -> None:
-        self.server = server
+    def __init__(
+        self, server: NetworkServer, faults: Faults | None = None, others: Sequence[NetworkServer] = ()
+    ) -> None:
+        self.servers = [server, *others]
         self.faults = faults or Faults()
         self.time = 0.0
         self.random = np.random.default_rng(self.faults.seed)
@@ -69,15 +77,20 @@ class Network:
     def at(self, when: float, what) -> None:
         heapq.heappush(self._events, (when, next(self._order), what))
 
-    def add(self, work) -> "MadeUpWire":
-        """Have `work(shard)` done by one more worker."""
-        wire = MadeUpWire(self, f"{len(self._wires)}".encode())
-        self._wires[wire.address] = wire
-        shard = RemoteShard(wire, session=100 + len(self._wires), deadline=FOREVER)
-        wire.greenlet = greenlet(lambda: work(shard))
-        self._workers.append(wire.greenlet)
-        self.at(self.time, wire.greenlet.switch)
-        return wire
+    @property
+    def server(self) -> NetworkServer:
+        return self.servers[0]
+
+    def add(self, work) -> None:
+        """Have `work(*shards)` done by one more worker, with a shard on each server."""
+        shards = []
+        worker = greenlet(lambda: work(*shards))
+        for place in range(len(self.servers)):
+            wire = MadeUpWire(self, f"{len(self._wires)}".encode(), place, worker)
+            self._wires[wire.address] = wire
+            shards.append(RemoteShard(wire, session=100 + len(self._wires), deadline=FOREVER))
+        self._workers.append(worker)
+        self.at(self.time, worker.switch)
 
     def run(self, until: float = 100_000.0) -> None:
         """Go on until every worker is through."""
@@ -99,9 +112,9 @@ class Network:
             if self.random.random() >= self.faults.drop:
                 self.at(self.time + self.random.random() * self.faults.delay, what)
 
-    def to_server(self, sender: bytes, frames) -> None:
+    def to_server(self, place: int, sender: bytes, frames) -> None:
         whole = [bytes(frame) for frame in frames]
-        self.carry(lambda: self.deliver(self.server.receive(sender, whole, self.time)))
+        self.carry(lambda: self.deliver(self.servers[place].receive(sender, whole, self.time)))
 
     def deliver(self, outgoing) -> None:
         for target, frames in outgoing:
@@ -112,21 +125,23 @@ class Network:
         self._hub.switch()
 
     def _tick(self) -> None:
-        self.deliver(self.server.tick(self.time))
+        for server in self.servers:
+            self.deliver(server.tick(self.time))
         self.at(self.time + 0.5, self._tick)
 
 
 class MadeUpWire(Wire):
-    def __init__(self, network: Network, address: bytes) -> None:
+    def __init__(self, network: Network, address: bytes, place: int, worker: greenlet) -> None:
         self.name = "made-up"
         self.network = network
         self.address = address
-        self.greenlet: greenlet | None = None
+        self.place = place
+        self.greenlet = worker
         self.inbox: deque = deque()
         self.waits = 0
 
     def send(self, frames) -> None:
-        self.network.to_server(self.address, frames)
+        self.network.to_server(self.place, self.address, frames)
 
     def receive(self, seconds: float):
         if not self.inbox:
@@ -213,6 +228,55 @@ class KilledError(Exception):
     pass
 
 
+@pytest.mark.parametrize(
+    ("rule", "count", "parts"),
+    [
+        (Synchronous(), 1, 1),
+        (Synchronous(), 3, 2),
+        (Synchronous(), 5, 3),
+        (BoundedStaleness(0), 3, 1),
+        (BackupWorkers(0), 4, 2),
+        (Asynchronous(), 1, 3),
+        (BoundedStaleness(2), 1, 1),
+    ],
+)
+@pytest.mark.parametrize("faults", [Faults(), Faults(seed=1, delay=3.0, drop=0.2, twice=0.2)])
+def test_what_amounts_to_a_synchronous_server_equals_the_plain_loop(oracle, rule, count, parts, faults):
+    """On a good network and a bad one. A share is an equal part of a batch, so that an update takes the same data."""
+    accumulation = 2
+    plan = BatchPlan(BATCH // count // accumulation, accumulation, workers=1)
+    parameters = FlatParameters(new_model())
+    bounds = np.arange(parts + 1) * len(parameters.values) // parts
+    servers = []
+    for first, stop in itertools.pairwise(bounds.tolist()):
+        shard = Shard(
+            parameters.values[first:stop].clone(), parameters.pieces(first, stop), optimizer, rule, StaleGradients()
+        )
+        facts, shares = facts_about(parameters), plan.updates(EXAMPLES)
+        servers.append(NetworkServer(shard, shares, "{}", facts, FOREVER, expected=count))
+    network = Network(servers[0], faults, servers[1:])
+
+    def work(*shards: RemoteShard) -> None:
+        model = new_model()
+        nn.init.normal_(model.tokens.weight)  # start must replace these by the servers'
+        own = FlatParameters(model)
+        strategy = RemoteServers(Alone(), shards, ())
+        strategy.start(own, optimizer)
+        trainer = Trainer(model, Sequences(), strategy, own, plan, EXAMPLES, seed=7, overlap=False)
+        assert all(update.applied for update in trainer.updates())
+        for shard in shards:
+            shard.leave()
+
+    for _ in range(count):
+        network.add(work)
+    network.run()
+    parameters.values.copy_(torch.cat([server.shard.values for server in servers]))
+    module = new_model()
+    FlatParameters(module).values.copy_(parameters.values)
+    torch.testing.assert_close(flat(module), torch.load(oracle)[0], rtol=1e-12, atol=1e-14)
+    assert {server.shard.version for server in servers} == {UPDATES}
+
+
 FAULTS = st.builds(
     Faults,
     seed=st.integers(0, 2**32),
@@ -294,7 +358,7 @@ def test_a_server_that_was_killed_goes_on_from_its_snapshot(faults, count, kept_
         kept.append(copy.deepcopy(network.server.state_dict()))
 
     def restart() -> None:
-        network.server = new_server(rule, shares, expected=count)
+        network.servers[0] = new_server(rule, shares, expected=count)
         network.server.load_state_dict(kept[-1])
 
     network.at(kept_at, keep)
