@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from bigbatch.comm import errors
 from bigbatch.comm.errors import BigBatchError, DeadlineError, MismatchError
 from bigbatch.comm.transport import Transport
 
@@ -36,7 +37,8 @@ def together(transport: Transport, attempt: Callable[[], Result]) -> Result:
     """Do something on every rank that may fail on some; then it has failed on all.
 
     Raises:
-        BigBatchError: the error of the lowest rank that had one, on every rank, marked `everywhere`.
+        BigBatchError: the error of the lowest rank that had one, on every rank and of the same kind, so that all
+            processes end with the same exit status; marked `everywhere`.
     """
     failure: BigBatchError | None = None
     result: list[Result] = []
@@ -44,12 +46,13 @@ def together(transport: Transport, attempt: Callable[[], Result]) -> Result:
         result.append(attempt())
     except BigBatchError as error:
         failure = error
-    messages = share(transport, None if failure is None else str(failure))
-    failed = [rank for rank, message in enumerate(messages) if message is not None]
+    failures = share(transport, None if failure is None else [type(failure).__name__, str(failure)])
+    failed = [rank for rank, theirs in enumerate(failures) if theirs is not None]
     if not failed:
         return result[0]
     if failure is None or transport.rank != failed[0]:
-        failure = BigBatchError(f"Rank {failed[0]}: {messages[failed[0]]}")
+        kind, message = failures[failed[0]]
+        failure = getattr(errors, kind, BigBatchError)(f"Rank {failed[0]}: {message}")
     failure.everywhere = True
     raise failure
 

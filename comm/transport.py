@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from bigbatch.comm.errors import ConfigurationError, DeadlineError
+from bigbatch.comm.errors import CommunicationError, ConfigurationError, DeadlineError
 
 Buffer = NDArray[Any]
 """A flat, contiguous NumPy array; it is sent from and received into where it lies."""
@@ -191,6 +191,10 @@ class Transport(ABC):
                 )
         self.nodes = pretended
 
+    def among(self, ranks: Sequence[int]) -> "Transport":
+        """Wires between some of the ranks, numbered anew from 0 in the order given; they call it together."""
+        return Group(self, ranks)
+
     def windows(self, nbytes: int) -> Windows:
         """Memory shared with the other ranks of this node, filled with zeros; all of them call it together.
 
@@ -248,6 +252,13 @@ def consecutive_nodes(size: int, node_size: int) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(range(first, min(first + node_size, size))) for first in range(0, size, node_size))
 
 
+def nodes_among(nodes: Sequence[Sequence[int]], ranks: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """The nodes of some of the ranks, which are numbered anew from 0 in the order given."""
+    number = {rank: place for place, rank in enumerate(ranks)}
+    inside = [tuple(sorted(number[rank] for rank in node if rank in number)) for node in nodes]
+    return tuple(node for node in inside if node)
+
+
 BARRIER_TAG, TEXT_TAG = 32_000, 31_000
 """Kept apart from the tags of ordinary messages; below 32,767, the least that MPI promises."""
 
@@ -267,8 +278,7 @@ class Group(Transport):
         super().__init__(list(ranks).index(parent.rank), len(ranks), parent.deadline)
         self._parent = parent
         self._ranks = list(ranks)
-        inside = [[self._ranks.index(rank) for rank in node if rank in self._ranks] for node in parent.nodes]
-        self.nodes = tuple(tuple(sorted(node)) for node in inside if node)
+        self.nodes = nodes_among(parent.nodes, self._ranks)
 
     def count(self, *, messages: int, bytes_: int) -> None:
         """Nothing: the parent counts what passes through it."""
@@ -278,7 +288,7 @@ class Group(Transport):
 
     def _irecv(self, buffer: Buffer, source: int, tag: int) -> Request:
         if source == ANY:
-            raise ConfigurationError("A group of ranks cannot receive from any: name the source.")
+            return FromAnyInGroup(self._parent.irecv(buffer, ANY, tag), self._ranks, tag)
         return self._parent.irecv(buffer, self._ranks[source], tag)
 
     def now(self) -> float:
@@ -292,3 +302,28 @@ class Group(Transport):
     def abort(self, code: int) -> NoReturn:
         """End every process of the parent's job."""
         self._parent.abort(code)
+
+
+class FromAnyInGroup(Request):
+    """A message from whichever rank of a group sends first. Ranks outside the group must not use its tag meanwhile.
+
+    Args:
+        request: the parent's.
+        ranks: the parent's ranks that belong to the group.
+        tag: the message's.
+    """
+
+    def __init__(self, request: Request, ranks: Sequence[int], tag: int) -> None:
+        self._request = request
+        self._ranks = ranks
+        self._tag = tag
+
+    def wait(self) -> int:
+        """Wait for the message; returns the sender's number in the group."""
+        source = self._request.wait()
+        if source not in self._ranks:
+            raise CommunicationError(
+                f"Rank {source} sent a message with the tag {self._tag} to a rank of the group {list(self._ranks)}, to "
+                "which it does not belong. Give the messages of different groups different tags."
+            )
+        return self._ranks.index(source)

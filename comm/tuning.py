@@ -10,7 +10,7 @@ import numpy as np
 from bigbatch.comm.agreement import share
 from bigbatch.comm.cache import cache_folder, keep
 from bigbatch.comm.collective import Collective
-from bigbatch.comm.measure import measure
+from bigbatch.comm.measure import Reducing, measure
 from bigbatch.comm.transport import Transport
 
 SIZES = (1 << 10, 1 << 14, 1 << 18, 1 << 22, 1 << 24)
@@ -53,10 +53,11 @@ def tune(collectives: Mapping[str, Collective], transport: Transport, say: Calla
         transport: whose ranks take part.
         say: is told how far it is.
     """
+    operations = {name: Reducing(collective) for name, collective in collectives.items()}
     seconds = {}
     for size in SIZES:
         say(f"measuring {len(collectives)} all-reduces of {size / 1024:,.0f} KB on {layout_of(transport)} ...")
-        rows, _ = measure(collectives, transport, size, SECONDS_A_SIZE)
+        rows, _ = measure(operations, transport, size, SECONDS_A_SIZE)
         for row in rows:
             if not row.exact:
                 say(f"{row.algorithm} is left out: it gave a wrong sum of {size / 1024:,.0f} KB")

@@ -379,6 +379,18 @@ class Sizes(click.ParamType[tuple[int, ...]]):
         return tuple(BYTES.convert(word, param, ctx) for word in str(value).split(","))
 
 
+class Numbers(click.ParamType[tuple[int, ...]]):
+    """Several whole numbers from 1, separated by commas, in ascending order and each once."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """2,1 -> (1, 2)."""
+        if isinstance(value, tuple):
+            return value
+        return tuple(sorted({int(POSITIVE(word, param, ctx)) for word in str(value).split(",")}))
+
+
 LAUNCH_OPTIONS = (
     click.option("-n", "--workers", type=POSITIVE, help="Start that many ranks (without mpirun)."),
     click.option("--node-size", type=POSITIVE, help="Ranks to treat as one machine. [default: those that are]"),
@@ -397,11 +409,12 @@ def launch_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextmanager
-def ranks_of(options: dict[str, Any]) -> Iterator[tuple[Transport, Launch]]:
-    """The wires between the ranks that a launcher started; without a launcher, become one."""
+def ranks_of(options: dict[str, Any], servers: int = 0) -> Iterator[tuple[Transport, Launch]]:
+    """The wires between the ranks that a launcher started; without a launcher, become one, with that many more."""
     launch = detect()
-    if launch.launcher is Launcher.NONE and (options["workers"] or RANKS_MEASURED) > 1:
-        become(launch_command(STRATEGIES.load("ring"), options["workers"] or RANKS_MEASURED, sys.argv[1:]))
+    ranks = (options["workers"] or RANKS_MEASURED) + servers
+    if launch.launcher is Launcher.NONE and ranks > 1:
+        become(launch_command(STRATEGIES.load("ring"), ranks, sys.argv[1:]))
     with connected(lambda: AllReduce.connect(launch, "cpu", options["deadline"]), options["debug"]) as transport:
         if options["node_size"]:
             together(transport, lambda: transport.arrange(options["node_size"]))
@@ -417,40 +430,54 @@ RANKS_MEASURED = 2
     "--bytes", "sizes", type=Sizes(), default="4KB,256KB,4MB,32MB", show_default=True, help="Sizes of the buffers."
 )
 @click.option("--algorithms", default="", help="Names, separated by commas. [default: all that can run]")
+@click.option("--servers", type=Numbers(), default=(), help="Sync updates through so many servers too, as in 1,2.")
 @click.option("--seconds", type=POSITIVE_NUMBER, default=2.0, show_default=True, help="To spend on each size, about.")
 @click.option("--out", type=FILE, help="The bench's folder. [default: a new one below ./runs]")
 @click.option("--json", "as_rows", is_flag=True, help="Print the rows as JSON and no table.")
 @launch_options
 def bench(
-    sizes: tuple[int, ...], algorithms: str, seconds: float, out: Path | None, as_rows: bool, **options: Any
+    sizes: tuple[int, ...],
+    algorithms: str,
+    servers: tuple[int, ...],
+    seconds: float,
+    out: Path | None,
+    as_rows: bool,
+    **options: Any,
 ) -> None:
-    """Compare all-reduces: time, algbw and busbw by algorithm and size, with exact checks and a figure."""
+    """Compare all-reduces: time, algbw and busbw by algorithm and size, with exact checks and a figure.
+
+    With --servers, the last ranks are parameter servers; -n counts the others.
+    """
     from bigbatch.experiments.bench import Bench, as_json, print_bench
 
     names = [name.strip() for name in algorithms.split(",") if name.strip()]
     for name in names:
         all_reduce_named(name)
-    with ranks_of(options) as (transport, launch):
+    with ranks_of(options, max(servers, default=0)) as (transport, launch):
         speaking = transport.rank == 0
-        compared = together(transport, lambda: Bench(transport, launch, names))
+        compared = Bench(transport, launch, names, servers)
         folder = out or new_folder(f"bench-{transport.size}")
         together(transport, lambda: make_folder(folder) if speaking else None)
-        rows, memory = [], []
+        summary: dict[str, Any] = {"rows": [], "memory": [], "skipped": compared.skipped}
+        if servers:
+            summary |= {"ports": [], "overhead_seconds": compared.overhead(seconds)}
         for size in sizes:
             told(speaking)(f"{size_label(size)} ...")
-            measured, limit = compared.run(size, seconds)
-            rows += [as_json(row) for row in measured]
-            memory.append(as_json(limit))
+            block = compared.run(size, seconds)
+            summary["rows"] += block.as_json()
+            summary["memory"].append(as_json(block.memory))
+            if block.port is not None:
+                summary["ports"].append(as_json(block.port))
         if speaking:
             from bigbatch.experiments.figures.bandwidth import draw_bench
 
-            summary = {"rows": rows, "memory": memory, "skipped": compared.skipped}
             write_json(folder / SUMMARY, {**summary, "environment": environment()})
-            draw_bench(rows, memory, folder / "bench.png")
+            draw_bench(summary["rows"], summary["memory"], folder / "bench.png")
             if as_rows:
-                print(json.dumps(rows, indent=2), flush=True)
+                print(json.dumps(summary["rows"], indent=2), flush=True)
             else:
-                print_bench(console(), rows, memory)
+                limits = summary["memory"], summary.get("ports", ()), summary.get("overhead_seconds")
+                print_bench(console(), summary["rows"], *limits)
                 for name, reason in compared.skipped.items():
                     print(f"left out: {name}: {reason}")
                 print(f"\n{folder}/: {', '.join(sorted(entry.name for entry in folder.iterdir()))}", flush=True)

@@ -66,6 +66,28 @@ def against(other: str) -> Callable[[Measured], dict[str, float]]:
     return ratios
 
 
+def near_bound(algorithm: str) -> Callable[[Measured], dict[str, float]]:
+    """How near servers come to their incast bound: bound over time, for every size."""
+
+    def ratios(measured: Measured) -> dict[str, float]:
+        rows = [row for row in measured["bench-servers"]["rows"] if row["algorithm"] == algorithm]
+        return {size_label(row["bytes"]): row["bound_seconds"] / row["seconds"] for row in rows}
+
+    return ratios
+
+
+def request_overhead(measured: Measured) -> dict[str, float]:
+    """How many times the overhead of a request fits into what it may be."""
+    seconds = measured["bench-servers"]["overhead_seconds"]
+    return {f"{1e3 * seconds:.3f} ms": OVERHEAD_AT_MOST / max(seconds, CLOCK_TICK)}
+
+
+OVERHEAD_AT_MOST = 0.3e-3
+"""Seconds that a request to a server may cost apart from moving and adding its bytes."""
+
+CLOCK_TICK = 1e-9
+"""Seconds; a difference of two times may be less, or nothing."""
+
 TARGETS = (
     Target("shared against mpi, 2 ranks", 4, faster("shared", "mpi", "bench-2", 4 * MB)),
     Target("shared against gloo, 2 ranks", 8, faster("shared", "allreduce", "bench-2", 4 * MB)),
@@ -74,8 +96,13 @@ TARGETS = (
     Target("shared against mpi, 2 ranks", 2, faster("shared", "mpi", "bench-2", MB // 4, MB // 4)),
     Target("training, shared against " + DDP, 1.25, against(DDP)),
     Target("training, shared against " + NOTHING, 0.95, against(NOTHING)),
+    Target("1 server against its incast bound, 4 workers", 0.5, near_bound("1 server")),
+    Target("0.3 ms against a request's overhead", 1, request_overhead),
 )
-"""mpi is MPI_Allreduce in place; training is of 4 million parameters on 2 ranks."""
+"""mpi is MPI_Allreduce in place; training is of 4 million parameters on 2 ranks.
+
+The incast bound is of moving alone. Where memory is the wire, adding takes about as long as moving: hence a half.
+"""
 
 
 def measure_all(folder: Path) -> list[dict[str, Any]]:
@@ -94,6 +121,10 @@ def measure_all(folder: Path) -> list[dict[str, Any]]:
     commands = {
         "bench-2": (2, [*bench, "256KB,4MB,32MB,128MB"]),
         "bench-4": (4, [*bench, "4MB,32MB,128MB"]),
+        "bench-servers": (
+            5,
+            ["bench", "--algorithms", "ring,naive", "--servers", "1", "--seconds", "8", "--bytes", "32MB"],
+        ),
         "race": (2, ["race", "--json"]),
     }
     measured: Measured = {}

@@ -16,7 +16,7 @@ class Wires:
     """Finds every all-reduce a transport: the one that there is, or one of its own kind beside it.
 
     Args:
-        transport: between all ranks.
+        transport: between all ranks, or those that reduce.
         launch: how the processes were started.
     """
 
@@ -40,6 +40,11 @@ class Wires:
 
     def _open(self, strategy: type[AllReduce]) -> Transport:
         """Wires of the strategy's own kind; all ranks together."""
+        if self.transport.size < self._launch.size:
+            raise ConfigurationError(
+                f"{strategy.__name__} takes all {self._launch.size} processes that were started, and cannot run "
+                f"between {self.transport.size} of them: leave --servers out."
+            )
         if strategy not in self._opened:
             self._opened[strategy] = strategy.connect(self._launch, "cpu", self.transport.deadline)
         return self._opened[strategy]

@@ -10,8 +10,12 @@ from conftest import SMALL, Run
 
 from bigbatch.comm.collective import Collective, Scheduled
 from bigbatch.comm.collectives.ring import ring
-from bigbatch.comm.measure import Measurement, measure
+from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.launch import Launch, Launcher
+from bigbatch.comm.measure import Measurement, Reducing, measure
+from bigbatch.comm.served import Assigning, PlainMessages
 from bigbatch.comm.transports.cluster import Cluster
+from bigbatch.experiments.bench import Bench, Block
 from bigbatch.experiments.cli import cli
 from bigbatch.experiments.targets import TARGETS
 
@@ -54,11 +58,117 @@ class Forgetful(Collective):
 
 def test_a_wrong_sum_is_not_exact():
     def work(transport):
-        collectives = {"ring": Scheduled(ring, transport), "forgetful": Forgetful(transport)}
-        rows, memory = measure(collectives, transport, 4000, 0.1)
+        operations = {"ring": Reducing(Scheduled(ring, transport)), "forgetful": Reducing(Forgetful(transport))}
+        rows, memory = measure(operations, transport, 4000, 0.1)
         return [(row.algorithm, row.exact) for row in (*rows, memory)]
 
     assert Cluster(3).run(work) == [[("ring", True), ("forgetful", False), ("memory", True)]] * 3
+
+
+@pytest.mark.parametrize("nbytes", [1, 4, 44, 40_004, 600_004])
+def test_servers_sum_exactly_and_count_only_their_workers(nbytes):
+    """In 3 workers and 2 servers nothing divides, and one element leaves a server nothing."""
+
+    def work(transport):
+        compared = Bench(transport, Launch(Launcher.NONE), ["ring", "naive"], (1, 2))
+        block = compared.run(nbytes, 0.1)
+        measurements = [*block.rows, block.port, block.memory]
+        return [(row.algorithm, row.ranks, row.nbytes, row.exact) for row in measurements], compared.overhead(0.1)
+
+    expected = [("ring", 3), ("naive", 3), ("1 server", 3), ("2 servers", 3), ("one port", 1), ("memory", 3)]
+    rows = [(name, ranks, max(4, nbytes), True) for name, ranks in expected]
+    assert Cluster(5).run(work) == [(rows, 0.0)] * 5
+
+
+@pytest.mark.parametrize("broken", ["servers", "wires"])
+def test_a_server_that_is_wrong_is_found_out(monkeypatch, broken):
+    def all_but_the_last(optimizer):
+        for parameter in optimizer.param_groups[0]["params"]:
+            parameter.data[:-1] = parameter.grad[:-1]
+
+    def nothing_comes_back(messages, number):
+        pass
+
+    if broken == "servers":
+        monkeypatch.setattr(Assigning, "step", all_but_the_last)
+    else:
+        monkeypatch.setattr(PlainMessages, "run", nothing_comes_back)
+    name = "1 server, 2 servers" if broken == "servers" else "one port"
+
+    def work(transport):
+        compared = Bench(transport, Launch(Launcher.NONE), ["ring"], (1, 2))
+        with pytest.raises(ConfigurationError, match=f"{name} gave a wrong sum of 4004 bytes over 2 ranks") as raised:
+            compared.run(4004, 0.1)
+        with pytest.raises(ConfigurationError, match="gave a wrong sum of 4 bytes over 1 rank"):
+            compared.overhead(0.1)
+        return raised.value.everywhere
+
+    assert Cluster(4).run(work) == [True] * 4
+
+
+@pytest.mark.parametrize(("servers", "bound"), [(1, 8e-3), (2, 4e-3), (3, 8e-3 / 3), (4, 2e-3), (8, 2e-3)])
+def test_the_incast_bound_is_of_the_busiest_port(servers, bound):
+    """Of 4 workers, K servers take in 4n/K each, and a worker gives out n: with n bytes both ways in 2 ms."""
+
+    def row(name, ranks, seconds):
+        return Measurement(name, ranks, nbytes=1000, seconds=np.full(3, seconds), exact=True)
+
+    rows = [row("ring", 4, 5e-3), row("servers", 4, 9e-3)]
+    block = Block(rows, {"servers": servers}, memory=row("memory", 4, 1e-3), port=row("one port", 1, 2e-3))
+    ring_row, served = block.as_json()
+    assert list(ring_row) == ROW_KEYS
+    assert list(served) == [*ROW_KEYS, "servers", "bound_seconds"]
+    assert (served["servers"], served["seconds"]) == (servers, 9e-3)
+    assert served["bound_seconds"] == pytest.approx(bound)
+
+
+def test_bench_measures_servers_beside_all_reduces(run: Run, tmp_path):
+    outcome = run("mpirun", "-n", "5", "bigbatch-exp", "bench", "--servers", "2,1", "--algorithms", "ring,shared,mpi",
+                  "--bytes", "4004,300004", "--seconds", "0.1", "--json", "--out", "here")  # fmt: skip
+    assert outcome.status == 0, outcome.err
+    rows = json.loads(outcome.out)
+    names = ["ring", "shared", "mpi", "1 server", "2 servers"]
+    assert [(row["bytes"], row["algorithm"]) for row in rows] == [(n, name) for n in (4004, 300004) for name in names]
+    assert all((row["ranks"], row["exact"]) == (3, True) for row in rows)
+    summary = json.loads((tmp_path / "here" / "summary.json").read_text())
+    assert summary["rows"] == rows
+    ports = {row["bytes"]: row["seconds"] for row in summary["ports"]}
+    assert [(row["servers"], row["bound_seconds"] / ports[row["bytes"]]) for row in rows if "servers" in row] == (
+        [(1, pytest.approx(3)), (2, pytest.approx(1.5))] * 2
+    )
+    assert isinstance(summary["overhead_seconds"], float)
+    assert (tmp_path / "here" / "bench.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_bench_starts_servers_besides_the_workers(run: Run):
+    outcome = run("bigbatch-exp", "bench", "-n", "2", "--servers", "1", "--bytes", "1KB", "--seconds", "0.1")
+    assert outcome.status == 0, outcome.err
+    assert all(f"  {name} " in outcome.out for name in ("ring", "mpi", "one port, both ways", "1 server"))
+    assert "2 ranks, float32" in outcome.out
+    assert "left out: allreduce: TorchDistributed takes all 3 processes that were started" in outcome.out
+    assert outcome.out.count("left out") == 1
+
+
+@pytest.mark.parametrize("servers", ["0", "-1", "two", "1,", "1.5"])
+def test_a_number_of_servers_that_is_none_is_refused(servers):
+    result = CliRunner().invoke(cli, ["bench", "--servers", servers])
+    assert result.exit_code == 2
+    assert "Invalid value for '--servers'" in result.output
+
+
+def test_a_bench_without_workers_is_refused(run: Run):
+    outcome = run("mpirun", "-n", "3", "bigbatch-exp", "bench", "--servers", "1,2")
+    assert outcome.status == 2
+    assert outcome.err.strip() == (
+        "bigbatch-exp: A bench needs at least two ranks besides the 2 that serve: start it with mpirun -n 4 or more, "
+        "or with -n 2."
+    )
+
+
+def test_what_cannot_run_beside_servers_is_refused_if_it_was_asked_for(run: Run):
+    outcome = run("mpirun", "-n", "4", "bigbatch-exp", "bench", "--servers", "1", "--algorithms", "ring,allreduce")
+    assert outcome.status == 2
+    assert "TorchDistributed takes all 4 processes that were started" in outcome.err
 
 
 def test_bandwidths_are_those_of_nccl_tests():
@@ -104,10 +214,12 @@ def test_targets_are_ratios_of_what_was_measured():
                ("allreduce", 10.0)) for size in sizes}  # fmt: skip
     against = {"DistributedDataParallel": 1.5, "no exchange": 0.9}
     race = [{"contestant": "shared", "tokens_per_update": 256, "against": against}]
-    measured = {"bench-2": rows(seconds), "bench-4": rows(seconds), "race": race}
+    served = {"algorithm": "1 server", "bytes": 2**25, "seconds": 10.0, "bound_seconds": 7.0}
+    servers = {"rows": [served], "overhead_seconds": 0.2e-3}
+    measured = {"bench-2": rows(seconds), "bench-4": rows(seconds), "bench-servers": servers, "race": race}
     assert [target.ratios(measured) for target in TARGETS] == [
         {"4 MB": 3.0, "32 MB": 3.0}, {"4 MB": 10.0, "32 MB": 10.0}, {"4 MB": 10.0, "32 MB": 10.0}, {"32 MB": 1.5},
-        {"256 KB": 3.0}, {"256 tokens": 1.5}, {"256 tokens": 0.9},
+        {"256 KB": 3.0}, {"256 tokens": 1.5}, {"256 tokens": 0.9}, {"32 MB": 0.7}, {"0.200 ms": pytest.approx(1.5)},
     ]  # fmt: skip
 
 
@@ -176,6 +288,9 @@ def test_measuring_begins_with_distinct_integers_everywhere():
             seen.setdefault(self.transport.rank, tensor.clone())
             super()._sum(tensor)
 
-    Cluster(3).run(lambda transport: measure({"ring": Watching(ring, transport)}, transport, 400_000, 0.1))
+    def work(transport):
+        measure({"ring": Reducing(Watching(ring, transport))}, transport, 400_000, 0.1)
+
+    Cluster(3).run(work)
     everyone = torch.cat([seen[rank] for rank in range(3)])
     assert len(everyone.unique()) == len(everyone) == 300_000

@@ -39,7 +39,7 @@ def new_shard(consistency, workers, stale=None, optimizer=SGD, elements=3):
 
 def push(shard, worker, value, weight=1.0, *, finite=True):
     gradient = shard.landing()
-    gradient.fill_(value)
+    gradient.copy_(torch.as_tensor(value))
     return shard.push(worker, gradient, weight, loss=0.0, finite=finite)
 
 
@@ -109,6 +109,22 @@ def test_what_must_not_be_applied_is_skipped_and_the_clock_goes_on(bad):
     assert (shard.version, shard.skipped, shard.clocks.done) == (0, 1, 1)
     assert shard.values.tolist() == [1.0] * 3
     assert all(shard.readable(worker) for worker in range(2))
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
+def test_blocks_are_added_divided_and_looked_at_one_by_one(monkeypatch, order):
+    """11 elements in blocks of 4, whether the gradients come in the order of their sum or not."""
+    monkeypatch.setattr("bigbatch.comm.server.shard.BLOCK_ELEMENTS", 4)
+    shard = new_shard(Synchronous(), workers=3, elements=11)
+    values = torch.arange(11, dtype=torch.float64)
+    for worker in order:
+        push(shard, worker, (worker + 1) * values, weight=2.0)
+    assert shard.values.tolist() == (1 - 0.5 * values).tolist()
+    for worker in order:
+        shard.read(worker)
+        push(shard, worker, torch.where(values == 5, torch.nan, values) if worker == 1 else values)
+    assert (shard.version, shard.skipped) == (1, 1)
+    assert shard.values.tolist() == (1 - 0.5 * values).tolist()
 
 
 def test_a_shard_goes_on_from_what_it_had():

@@ -101,6 +101,24 @@ def test_a_group_renumbers_its_ranks():
     assert Cluster(4).run(work) == [3.0, None, 0.0, 2.0]
 
 
+def test_a_group_hears_from_any_of_its_ranks_by_their_new_numbers_and_from_nobody_else():
+    def work(transport):
+        if transport.rank == 1:
+            transport.isend(np.zeros(1), 2, tag=7).wait()
+            return None
+        group = Group(transport, [3, 0, 2])
+        if group.rank < 2:
+            group.isend(np.full(1, 10.0 + group.rank), 2).wait()
+            return None
+        buffer = np.zeros(1)
+        heard = {(group.irecv(buffer, ANY).wait(), buffer[0]) for _ in range(2)}
+        with pytest.raises(CommunicationError, match="Rank 1 sent a message with the tag 7 to a rank of the group"):
+            group.irecv(buffer, ANY, tag=7).wait()
+        return heard
+
+    assert Cluster(4).run(work)[2] == {(0, 10.0), (1, 11.0)}
+
+
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_sharing_gives_everyone_everything(size):
     values = Cluster(size).run(lambda t: share(t, {"rank": t.rank, "text": "ä" * t.rank}))

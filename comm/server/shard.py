@@ -1,7 +1,7 @@
 """A shard: the part of the parameters that one server holds, and everything it decides about them."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from bigbatch.comm.parameters import OptimizerFactory, Piece, all_finite
 from bigbatch.comm.server.consistency import Clocks, Consistency
 from bigbatch.comm.server.staleness import StaleGradients
+
+BLOCK_ELEMENTS = 1 << 17
+"""So many of the sum, of a gradient and of the mean stay in a core's second-level cache, of 2 MB on today's servers."""
 
 
 @dataclass
@@ -233,13 +236,21 @@ class Shard:
                 if self._consistency.everyone:  # who will be in the sum is known, so it can begin
                     self._fold(gathering, sorted({*self.clocks.pushed, *gathering.gradients}))
                 return
-            self._fold(gathering, sorted(gathering.gradients))
             self._gatherings.pop(self.clocks.done)
             self._make(gathering)
             self.clocks.done += 1
 
     def _fold(self, gathering: Gathering, order: Sequence[int]) -> None:
         """Add up what is there in that order, up to the first that is not, so that the bytes are always the same."""
+        for values in self._next(gathering, order):
+            if gathering.total is None:
+                gathering.total = values
+            else:
+                gathering.total.add_(values)
+                self._free.append(values)
+
+    def _next(self, gathering: Gathering, order: Sequence[int]) -> Iterator[Tensor]:
+        """The corrected gradients that come next in that order, up to the first that is not there; each but once."""
         for worker in order:
             if worker in gathering.folded:
                 continue
@@ -248,23 +259,19 @@ class Shard:
             gradient = gathering.gradients[worker]
             self._stale.correct(gradient.values, gradient.weight, self.values, self._remembered.get(worker))
             gathering.folded.append(worker)
-            if gathering.total is None:
-                gathering.total = gradient.values
-            else:
-                gathering.total.add_(gradient.values)
-                self._free.append(gradient.values)
+            yield gradient.values
 
     def _make(self, gathering: Gathering) -> None:
         """Divide the sum by its tokens, once, and let the optimiser make its update, unless something is not finite."""
         gradients = list(gathering.gradients.values())
         weight = sum(gradient.weight for gradient in gradients)
         loss = sum(gradient.loss for gradient in gradients)
-        assert gathering.total is not None, "a complete update has a gradient"
+        rest = list(self._next(gathering, sorted(gathering.gradients)))
+        total = rest.pop(0) if gathering.total is None else gathering.total
         applied = weight > 0 and all(gradient.finite for gradient in gradients)
         if applied and self._optimizer is not None:
-            torch.div(gathering.total, weight, out=self._mean)
-            applied = all_finite(self._mean)
-        self._free.append(gathering.total)
+            applied = self._average(total, rest, weight)
+        self._free += [total, *rest]
         if applied:
             staleness = [self.version - gradient.version for gradient in gradients]
             shares = (g.weight / weight * self._stale.rate(tau) for g, tau in zip(gradients, staleness, strict=True))
@@ -276,6 +283,19 @@ class Shard:
             self.skipped += 1
         self.tokens += weight
         self.last = Update(applied, weight, loss, len(gradients))
+
+    def _average(self, total: Tensor, rest: Sequence[Tensor], weight: float) -> bool:
+        """Make the mean of the sum and what is to be added to it still; returns whether it is finite.
+
+        Nobody can go on before this is done, so that each block is added, divided and looked at while it is in cache.
+        """
+        finite = True
+        for first in range(0, len(total), BLOCK_ELEMENTS):
+            block = slice(first, first + BLOCK_ELEMENTS)
+            for values in rest:
+                total[block].add_(values[block])
+            finite &= all_finite(torch.div(total[block], weight, out=self._mean[block]))
+        return finite
 
     def _step(self, factor: float) -> None:
         """One step of the optimiser at `factor` times its learning rate."""

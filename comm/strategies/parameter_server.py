@@ -160,13 +160,18 @@ class ParameterServer(Strategy):
 
     def run(self, work: Callable[[], Result]) -> Result | None:
         """Work, or serve those who do."""
-        if self._shard is not None:
-            Service(self, self._shard).run()
+        if self.worker is None:
+            self.service().run()
             return None
         result = work()
         self._ask(LEAVE)
         self._wait_for_sends()
         return result
+
+    def service(self) -> "Service":
+        """What a server does, about to begin: every worker has read the parameters and pushed nothing."""
+        assert self._shard is not None, "only a server serves, and only once it has started"
+        return Service(self, self._shard)
 
     def parts(self, bucket: Bucket) -> Iterator[tuple[int, int, int]]:
         """(server's number, first, stop) of a bucket's elements, by the servers that hold them."""
@@ -305,16 +310,20 @@ class Service:
     def run(self) -> None:
         """Serve until every worker has left."""
         while self._shard.clocks.pushed:
-            request = np.empty(4)
-            worker = self._transport.irecv(request, ANY, REQUEST_TAG).wait()
-            want, weight, loss, finite = request.tolist()
-            if want == PUSH:
-                self._take(worker, weight, loss, bool(finite))
-            elif want == LEAVE:
-                self._shard.leave(worker)
-            else:
-                self._answer([(worker, Waiting(self._transport.now()))])
-            self._answer([(w, self._waiting.pop(w)) for w in list(self._waiting) if self._shard.readable(w)])
+            self.serve()
+
+    def serve(self) -> None:
+        """Hear one request, and answer everybody whom the shard lets read by it."""
+        request = np.empty(4)
+        worker = self._transport.irecv(request, ANY, REQUEST_TAG).wait()
+        want, weight, loss, finite = request.tolist()
+        if want == PUSH:
+            self._take(worker, weight, loss, bool(finite))
+        elif want == LEAVE:
+            self._shard.leave(worker)
+        else:
+            self._answer([(worker, Waiting(self._transport.now()))])
+        self._answer([(w, self._waiting.pop(w)) for w in list(self._waiting) if self._shard.readable(w)])
 
     def _take(self, worker: int, weight: float, loss: float, finite: bool) -> None:
         values = self._shard.landing()

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, NoReturn
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bigbatch.comm.errors import CommunicationError, DeadlineError, LaunchError, MismatchError
-from bigbatch.comm.transport import ANY, DEFAULT_DEADLINE, Buffer, Request, Transport, Windows
+from bigbatch.comm.transport import ANY, DEFAULT_DEADLINE, Buffer, Request, Transport, Windows, nodes_among
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -78,19 +78,25 @@ class MPIRequest(Request):
 
 
 class MPITransport(Transport):
-    """All ranks of an MPI job.
+    """All ranks of an MPI job, or some of them.
 
     Args:
         expected: how many ranks the launcher says it started, or None if it says nothing.
         deadline: seconds after which a wait gives up.
+        communicator: the ranks, if not all; it becomes this transport's own.
 
     Raises:
         LaunchError: there is no MPI library, or it does not belong to the launcher.
     """
 
-    def __init__(self, expected: int | None = None, deadline: float = DEFAULT_DEADLINE) -> None:
+    def __init__(
+        self,
+        expected: int | None = None,
+        deadline: float = DEFAULT_DEADLINE,
+        communicator: "MPI.Intracomm | None" = None,
+    ) -> None:
         mpi = load_mpi()
-        self._communicator = mpi.COMM_WORLD.Dup()
+        self._communicator = mpi.COMM_WORLD.Dup() if communicator is None else communicator
         self._any = mpi.ANY_SOURCE
         self._in_place = mpi.IN_PLACE
         self.status = mpi.Status()
@@ -126,6 +132,16 @@ class MPITransport(Transport):
         """
         self.count(messages=0, bytes_=2 * (self.size - 1) * buffer.nbytes // self.size)
         self._communicator.Allreduce(self._in_place, buffer)
+
+    def among(self, ranks: Sequence[int]) -> Transport:
+        """An MPI communicator of those ranks."""
+        everyone = self._communicator.Get_group()
+        group = everyone.Incl(ranks)
+        some = MPITransport(deadline=self.deadline, communicator=self._communicator.Create_group(group))
+        some.nodes = nodes_among(self.nodes, ranks)
+        group.Free()
+        everyone.Free()
+        return some
 
     def windows(self, nbytes: int) -> Windows:
         """An MPI shared-memory window for every rank of the node."""

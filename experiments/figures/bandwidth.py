@@ -12,12 +12,15 @@ from bigbatch.experiments.figures.style import GREY, LINES, colour, panels
 
 MARKERS = "osD^vPX*<>"
 
+SERVERS, LIGHTER = "#222222", "#777777"
+"""Servers are black, and each number of them has a kind of line; their bounds are lighter."""
+
 
 def draw_bench(rows: Sequence[dict[str, Any]], memory: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw the rows of a bench, as `as_json` gives them, to a PNG file.
 
     Args:
-        rows: of one number of ranks.
+        rows: of one number of ranks; those of servers with their incast bound.
         memory: a row for every size, of what memory allows.
         path: of the file.
     """
@@ -27,16 +30,12 @@ def draw_bench(rows: Sequence[dict[str, Any]], memory: Sequence[dict[str, Any]],
     # Fastest for the largest size first, so that the legend reads like the lines.
     largest = max(row["bytes"] for row in rows)
     names.sort(key=lambda name: next(r["seconds"] for r in rows if (r["algorithm"], r["bytes"]) == (name, largest)))
-    for number, name in enumerate(names):
+    servers = {row["algorithm"]: row["servers"] for row in rows if "servers" in row}
+    reducing, serving = [name for name in names if name not in servers], sorted(servers, key=lambda n: servers[n])
+    for name in names:
         own = sorted((row for row in rows if row["algorithm"] == name), key=lambda row: row["bytes"])
         sizes = [row["bytes"] for row in own]
-        look: dict[str, Any] = {
-            "color": colour(number % 6),
-            "linestyle": LINES[number // 6 % len(LINES)],
-            "marker": MARKERS[number % len(MARKERS)],
-            "markersize": 4,
-            "linewidth": 1.3,
-        }
+        look = _served(serving.index(name)) if name in servers else _reduced(reducing.index(name))
         time.plot(sizes, [row["seconds"] for row in own], label=name, **look)
         if len(sizes) > 1:
             time.fill_between(
@@ -48,6 +47,10 @@ def draw_bench(rows: Sequence[dict[str, Any]], memory: Sequence[dict[str, Any]],
                 linewidth=0,
             )
         bus.plot(sizes, [row["busbw"] for row in own], **look)
+        if name in servers:
+            bound = {**look, "color": LIGHTER, "marker": "", "linewidth": 0.9, "zorder": 1}
+            time.plot(sizes, [row["bound_seconds"] for row in own], label=f"{name}: incast bound", **bound)
+            bus.plot(sizes, [row["busbw"] * row["seconds"] / row["bound_seconds"] for row in own], **bound)
     sizes = [row["bytes"] for row in memory]
     limit: dict[str, Any] = {"color": GREY, "linestyle": "--", "linewidth": 1.2, "zorder": 1}
     time.plot(sizes, [row["seconds"] for row in memory], label="what memory allows", **limit)
@@ -57,6 +60,19 @@ def draw_bench(rows: Sequence[dict[str, Any]], memory: Sequence[dict[str, Any]],
     figure.legend(loc="outside right center", frameon=False, fontsize=8)
     figure.suptitle(f"All-reduce of float32 over {ranks} ranks, in place", x=0.01, ha="left")
     figure.savefig(path)
+
+
+def _reduced(number: int) -> dict[str, Any]:
+    """How the all-reduce of that number looks."""
+    marker = MARKERS[number % len(MARKERS)]
+    line = LINES[number // 6 % len(LINES)]
+    return {"color": colour(number % 6), "linestyle": line, "marker": marker, "markersize": 4, "linewidth": 1.3}
+
+
+def _served(number: int) -> dict[str, Any]:
+    """How the servers of that number look, the fewest first."""
+    line = LINES[number % len(LINES)]
+    return {"color": SERVERS, "linestyle": line, "marker": "|", "markersize": 9, "linewidth": 1.3}
 
 
 def _scales(axis: Axes, title: str, label: Any) -> None:
