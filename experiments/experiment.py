@@ -229,7 +229,8 @@ class History:
 def _summarise(arm: Arm, examples: int, ranks: list[dict[str, Any]]) -> dict[str, Any]:
     """One arm's row: times and bytes are means over the workers, memory is that of the hungriest worker."""
     workers = [rank for rank in ranks if rank["history"] is not None]
-    servers = [rank for rank in ranks if rank["history"] is None]
+    only_serving = [rank for rank in ranks if rank["history"] is None]
+    servers = [rank["statistics"] for rank in ranks if rank["statistics"]]
     histories = [rank["history"] for rank in workers]
     updates, tokens = arm.plan.updates(examples), max(history["tokens"] for history in histories)
 
@@ -255,7 +256,8 @@ def _summarise(arm: Arm, examples: int, ranks: list[dict[str, Any]]) -> dict[str
         "training_loss": mean("training_loss"),
         "validation_loss": histories[0]["validation_loss"],
     }
+    if only_serving:
+        row["server_peak_memory_bytes"] = max(rank["peak"] for rank in only_serving)
     if servers:
-        row["server_peak_memory_bytes"] = max(rank["peak"] for rank in servers)
-        row["servers"] = [rank["statistics"] for rank in servers]
+        row["servers"] = servers
     return row

@@ -187,6 +187,7 @@ NEVER_STARTED = {
     "bad configuration": (["ring", "--config", "bad.toml"], "unknown option 'batch'"),
     "nobody but spares": (["ps:backup:1"], "--spares 1 leaves nobody of 1 workers to wait for"),
     "unknown consistency": (["ps", "--consistency", "lax"], "'lax' is not one of 'sync', 'async', 'ssp', 'backup'"),
+    "as many servers as workers": (["ps", "--colocated", "--servers", "2"], "so that --servers 2 cannot be chosen"),
     "somebody else's option": (["ring", "--servers", "2"], "No such option"),
     "bench of a server": (["bench", "--algorithms", "ring,ps"], "ps is not an all-reduce"),
     "bench of no size": (["bench", "--bytes", "4KB,5XB"], "'5XB' is not a number of bytes"),
@@ -243,6 +244,8 @@ def test_bad_input_gets_one_sentence_from_one_rank(run: Run, tmp_path, name):
     ("command", "environment", "sentence"),
     [
         (["mpirun", "-n", "1", "bigbatch-exp", "ps"], {}, "needs at least 2 ranks"),
+        (["mpirun", "-n", "2", "bigbatch-exp", "ps", "--colocated"], {"MPI4PY_RC_THREAD_LEVEL": "serialized"},
+         "one that gives MPI_THREAD_MULTIPLE"),
         (["mpirun", "-n", "2", "bigbatch-exp", "compare", "ring"], {}, "run it without mpirun"),
         (["mpirun", "-n", "2", "bigbatch-exp", "targets"], {}, "run it without mpirun"),
         (["mpirun", "-n", "1", "bigbatch-exp", "bench"], {}, "at least two ranks"),
