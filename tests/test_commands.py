@@ -151,6 +151,8 @@ def test_an_exception_on_one_rank_ends_the_job(run: Run, tmp_path):
     [
         ("mpirun -n 2 bigbatch-exp ring", signal.SIGINT),
         ("bigbatch-exp ps -n 2", signal.SIGTERM),
+        ("bigbatch-exp ps -n 2 --colocated", signal.SIGINT),
+        ("bigbatch-exp ps -n 1 --colocated", signal.SIGINT),
         ("bigbatch-exp ring -n 1", signal.SIGINT),
         ("bigbatch-exp allreduce -n 2", signal.SIGINT),
         ("bigbatch-exp compare ring -n 2", signal.SIGINT),
