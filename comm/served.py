@@ -84,7 +84,7 @@ class Served(Operation):
             self.inputs = parts
             self.results = [strategy.parameters.values for strategy in self._updates]
         else:
-            self._services = [strategy.service() for strategy in self._updates]
+            self._services = [strategy.service(self._transport) for strategy in self._updates]
 
     def run(self, number: int) -> None:
         """Push, step and pull; or serve everyone who does, once."""

@@ -1,10 +1,11 @@
 """Transports: how bytes move between two ranks, and what time it is."""
 
+import copy
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -212,6 +213,44 @@ class Transport(ABC):
     def shares_memory(self) -> bool:
         """Whether `windows` can be had."""
         return type(self).windows is not Transport.windows
+
+    def beside(self, work: Callable[["Transport"], None]) -> Request:
+        """Begin `work` beside this rank's own, on an end of the same wires with counters of its own.
+
+        The two take each other's messages if they receive with the same tag. Each may send to the other, as to its
+        own rank.
+
+        Returns:
+            Its `wait` returns when the work has ended. An error that it ends in is raised there, or in whichever
+            wait of this rank comes before.
+
+        Raises:
+            BigBatchError: as `check_beside`.
+        """
+        self.check_beside()
+        return self._beside(work)
+
+    def check_beside(self) -> None:
+        """Refuse what `beside` would.
+
+        Raises:
+            ConfigurationError: this transport does nothing beside a rank's own work.
+            LaunchError: it would, if the processes had been started in another way.
+        """
+        raise ConfigurationError(
+            f"{type(self).__name__} does nothing beside a rank's own work, so that no rank can train and serve: start "
+            "them with mpirun."
+        )
+
+    def _beside(self, work: Callable[["Transport"], None]) -> Request:
+        raise NotImplementedError
+
+    def _second_end(self) -> Self:
+        """Another end of this rank's wires, with counters and scratch of its own."""
+        end = copy.copy(self)
+        end.messages_sent = end.bytes_sent = 0
+        end._scratch = np.empty(0, dtype=np.uint8)
+        return end
 
     def scratch(self, elements: int, dtype: np.dtype[Any]) -> Buffer:
         """Room for what arrives, (elements,), its contents unknown; good until the next call.

@@ -223,11 +223,14 @@ class StrategyGroup(click.Group):
 
 def as_click(option: Option) -> click.Option:
     """A strategy's option, on the command line."""
+    flag = f"--{option.name.replace('_', '-')}"
+    if isinstance(option.default, bool):
+        flags = f"{flag}/--no-{flag[2:]}" if option.default else flag
+        return click.Option([flags], is_flag=True, default=option.default, show_default=True, help=option.help)
     kind: Any = click.Choice(option.known) if option.known else type(option.default)
     if option.least is not None:
         whole = isinstance(option.default, int)
         kind = click.IntRange(min=int(option.least)) if whole else click.FloatRange(min=option.least)
-    flag = f"--{option.name.replace('_', '-')}"
     return click.Option([flag], type=kind, default=option.default, show_default=True, help=option.help)
 
 

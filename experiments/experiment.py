@@ -256,7 +256,8 @@ def summarise(
         Times and bytes are means over the updates of all workers, memory is that of the hungriest worker.
     """
     workers = [rank for rank in ranks if rank["history"] is not None]
-    servers = [rank for rank in ranks if rank["history"] is None]
+    only_serving = [rank for rank in ranks if rank["history"] is None]
+    servers = [rank["statistics"] for rank in ranks if rank["statistics"]]
     histories = [rank["history"] for rank in workers]
     tokens = tokens or max((history["tokens"] for history in histories), default=0)
 
@@ -285,7 +286,8 @@ def summarise(
         "training_loss": mean("training_loss"),
         "validation_loss": histories[0]["validation_loss"] if histories else float("nan"),
     }
+    if only_serving:
+        row["server_peak_memory_bytes"] = max(rank["peak"] for rank in only_serving)
     if servers:
-        row["server_peak_memory_bytes"] = max(rank["peak"] for rank in servers)
-        row["servers"] = [rank["statistics"] for rank in servers]
+        row["servers"] = servers
     return row

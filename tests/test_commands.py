@@ -151,6 +151,8 @@ def test_an_exception_on_one_rank_ends_the_job(run: Run, tmp_path):
     [
         ("mpirun -n 2 bigbatch-exp ring", signal.SIGINT),
         ("bigbatch-exp ps -n 2", signal.SIGTERM),
+        ("bigbatch-exp ps -n 2 --colocated", signal.SIGINT),
+        ("bigbatch-exp ps -n 1 --colocated", signal.SIGINT),
         ("bigbatch-exp ring -n 1", signal.SIGINT),
         ("bigbatch-exp allreduce -n 2", signal.SIGINT),
         ("bigbatch-exp compare ring -n 2", signal.SIGINT),
@@ -187,6 +189,7 @@ NEVER_STARTED = {
     "bad configuration": (["ring", "--config", "bad.toml"], "unknown option 'batch'"),
     "nobody but spares": (["ps:backup:1"], "--spares 1 leaves nobody of 1 workers to wait for"),
     "unknown consistency": (["ps", "--consistency", "lax"], "'lax' is not one of 'sync', 'async', 'ssp', 'backup'"),
+    "as many servers as workers": (["ps", "--colocated", "--servers", "2"], "so that --servers 2 cannot be chosen"),
     "somebody else's option": (["ring", "--servers", "2"], "No such option"),
     "bench of a server": (["bench", "--algorithms", "ring,ps"], "ps is not an all-reduce"),
     "bench of no size": (["bench", "--bytes", "4KB,5XB"], "'5XB' is not a number of bytes"),
@@ -243,6 +246,8 @@ def test_bad_input_gets_one_sentence_from_one_rank(run: Run, tmp_path, name):
     ("command", "environment", "sentence"),
     [
         (["mpirun", "-n", "1", "bigbatch-exp", "ps"], {}, "needs at least 2 ranks"),
+        (["mpirun", "-n", "2", "bigbatch-exp", "ps", "--colocated"], {"MPI4PY_RC_THREAD_LEVEL": "serialized"},
+         "one that gives MPI_THREAD_MULTIPLE"),
         (["mpirun", "-n", "2", "bigbatch-exp", "compare", "ring"], {}, "run it without mpirun"),
         (["mpirun", "-n", "2", "bigbatch-exp", "targets"], {}, "run it without mpirun"),
         (["mpirun", "-n", "1", "bigbatch-exp", "bench"], {}, "at least two ranks"),

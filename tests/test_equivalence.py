@@ -5,19 +5,21 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import PROGRAMS, Run, launcher
-from programs.bodies import train
+from programs.bodies import strategy_named, train
 
 from bigbatch.comm.strategies import STRATEGIES
+from bigbatch.comm.transports.alone import Alone
 from bigbatch.comm.transports.cluster import Cluster
 
 WITH_WIRES_OF_THEIR_OWN = ("allreduce", "mpi")
 ON_ANY_TRANSPORT = [name for name in STRATEGIES.names() if name not in (*WITH_WIRES_OF_THEIR_OWN, "auto")]
+COLOCATED = ["ps+colocated", "ps:ssp:0+colocated", "ps:backup:0+colocated"]
 
 
 # The trainer and the counting of tokens are the same for all: two strategies go through every combination.
 COMBINATIONS = [
     (name, workers, accumulation)
-    for name in ON_ANY_TRANSPORT
+    for name in (*ON_ANY_TRANSPORT, *COLOCATED)
     for workers in (1, 2, 3, 4, 5)
     for accumulation in (1, 2, 4)
     if name in ("ring", "ps") or accumulation == {1: 1, 2: 2, 3: 4, 4: 1, 5: 2}[workers]
@@ -26,7 +28,7 @@ COMBINATIONS = [
 
 @pytest.mark.parametrize(("name", "workers", "accumulation"), COMBINATIONS)
 def test_on_a_cluster_in_one_process(oracle, name, workers, accumulation):
-    strategy = STRATEGIES.load(name)
+    strategy = strategy_named(name)
     bucket_bytes = {1: 25 * 2**20, 2: 1000, 4: 2000}[accumulation]
     cluster = Cluster(strategy.ranks_for(workers))
     results = cluster.run(lambda transport: train(transport, strategy, accumulation, bucket_bytes))
@@ -37,6 +39,13 @@ def test_on_a_cluster_in_one_process(oracle, name, workers, accumulation):
         torch.testing.assert_close(parameters, expected, rtol=1e-12, atol=1e-14)
         assert loss == pytest.approx(validation, abs=1e-12)
         assert torch.equal(parameters, trained[0][0])  # to the last bit among themselves
+
+
+def test_one_process_that_trains_and_serves(oracle):
+    expected, validation = torch.load(oracle)
+    parameters, loss = train(Alone(), strategy_named("ps+colocated"), accumulation=2, bucket_bytes=1000)
+    torch.testing.assert_close(parameters, expected, rtol=1e-12, atol=1e-14)
+    assert loss == pytest.approx(validation, abs=1e-12)
 
 
 @pytest.mark.parametrize("nodes", [[[0, 1], [2, 3]], [[0, 2, 4], [1, 3]]])
@@ -55,11 +64,21 @@ def trains_like_the_oracle(run: Run, program: str, ranks: int, names: list[str],
 
 
 def test_all_under_mpirun(run: Run, oracle):
-    trains_like_the_oracle(run, "mpirun", 2, STRATEGIES.names(), oracle)
+    trains_like_the_oracle(run, "mpirun", 2, [*STRATEGIES.names(), *COLOCATED], oracle)
 
 
 def test_an_odd_number_of_ranks_under_mpirun(run: Run, oracle):
-    names = ["ring", "recursive-doubling", "hierarchical", "mpi", "allreduce", "ps", "ps:ssp:0", "ps:backup:0"]
+    names = [
+        "ring",
+        "recursive-doubling",
+        "hierarchical",
+        "mpi",
+        "allreduce",
+        "ps",
+        "ps:ssp:0",
+        "ps:backup:0",
+        *COLOCATED,
+    ]
     trains_like_the_oracle(run, "mpirun", 3, names, oracle)
 
 

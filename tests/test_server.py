@@ -250,9 +250,10 @@ def test_what_amounts_to_a_synchronous_server_equals_the_plain_loop(oracle, name
         assert loss == pytest.approx(validation, abs=1e-12)
 
 
+@pytest.mark.parametrize("choices", [{"servers": 2}, {"colocated": True}])
 @pytest.mark.parametrize("name", ["ps:async", "ps:ssp:2", "ps:backup:1"])
-def test_the_others_train_too_and_end_alike_on_every_worker(oracle, name):
-    strategy = STRATEGIES.load(name).configured({"servers": 2})
+def test_the_others_train_too_and_end_alike_on_every_worker(oracle, name, choices):
+    strategy = STRATEGIES.load(name).configured(choices)
     _, synchronous = torch.load(oracle)
     results = Cluster(strategy.ranks_for(3)).run(lambda t: train(t, strategy, accumulation=1, bucket_bytes=1000))
     parameters, losses = zip(*[result for result in results if result is not None], strict=True)
@@ -260,6 +261,22 @@ def test_the_others_train_too_and_end_alike_on_every_worker(oracle, name):
     assert losses[0] == pytest.approx(synchronous, abs=0.3)
     assert np.isfinite(losses[0])
     assert len(parameters) == 3
+
+
+def test_a_server_beside_every_worker_goes_on_from_its_own_part():
+    strategy_class = STRATEGIES.load("ps").configured({"colocated": True})
+
+    def work(transport):
+        parameters = FlatParameters(new_model())
+        strategy = strategy_class(transport)
+        strategy.start(parameters, SGD)
+        state = strategy.state_dict()
+        strategy.load_state_dict({**state, "values": state["values"] + transport.rank})
+        return parameters.values, state["values"], strategy.state_dict()["values"]
+
+    whole, saved, loaded = zip(*Cluster(3).run(work), strict=True)
+    assert torch.equal(torch.cat(saved), whole[0])
+    assert all(torch.equal(loaded[rank], saved[rank] + rank) for rank in range(3))
 
 
 def test_shares_of_staleness_are_of_all_gradients_of_all_servers():
@@ -274,6 +291,8 @@ def test_names_and_options_say_what_kind_of_server():
     assert STRATEGIES.load("ps:ssp:3").setup.staleness == 3
     assert STRATEGIES.load("ps:backup:2").setup.spares == 2
     assert STRATEGIES.load("ps:async").configured({"servers": 4, "stale": "scaled"}).ranks_for(5) == 9
+    colocated = STRATEGIES.load("ps:async").configured({"colocated": True, "servers": 1})
+    assert (colocated.ranks_for(4), colocated.workers_among(4)) == (4, 4)
     for name, message in (("ps:sspp", "Unknown consistency 'sspp'"), ("ps:ssp:x", "Write sync, async, ssp:S"),
                           ("ring:3", "comes in no variants")):  # fmt: skip
         with pytest.raises(ConfigurationError, match=message):
@@ -305,3 +324,34 @@ def test_the_command_counts_staleness_and_what_was_dropped(run: Run, tmp_path):
     (arm,) = json.loads(outcome.out)["arms"]
     (server,) = arm["servers"]
     assert server["gradients_taken"] == 2 * server["versions"]
+
+
+def test_a_server_beside_every_worker_counts_every_gradient(run: Run):
+    # 10 updates of 12 examples of 16 tokens, so that nobody's last gradient is empty.
+    full = ["--batch-size", "48", "--accumulate", "4", "--tokens", "1920"]
+    options = ["--colocated", "--consistency", "async", "--arms", "small", "--json", *SMALL, *full]
+    for command, workers in ((["mpirun", "-n", "3", "bigbatch-exp", "ps"], 3), (["bigbatch-exp", "ps", "-n", "1"], 1)):
+        outcome = run(*command, *options)
+        assert outcome.status == 0, outcome.err
+        summary = json.loads(outcome.out)
+        (arm,) = summary["arms"]
+        assert (summary["workers"], len(arm["servers"])) == (workers, workers)
+        for server in arm["servers"]:
+            assert (server["consistency"], server["versions"]) == ("async", workers * 10)
+            assert (server["gradients_taken"], server["gradients_dropped"]) == (workers * 10, 0)
+        assert "server_peak_memory_bytes" not in arm
+
+
+def test_a_server_that_fails_beside_a_worker_ends_the_job(run: Run, tmp_path):
+    (tmp_path / "broken.py").write_text(
+        "import os, torch\n"
+        "class Broken(torch.optim.SGD):\n"
+        "    def step(self, closure=None):\n"
+        "        if os.environ['PMI_RANK'] == '1': raise ValueError('no such step')\n"
+        "def broken(learning_rate):\n"
+        "    return lambda named: Broken(named, lr=learning_rate)\n"
+    )
+    outcome = run("mpirun", "-n", "3", "bigbatch-exp", "ps", "--colocated", "--optimizer", "broken.py:broken", *SMALL)
+    assert outcome.status != 0
+    assert "on rank 1: ValueError: no such step" in outcome.err
+    assert outcome.seconds < 20

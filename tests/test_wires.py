@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from conftest import Run
+from conftest import PROGRAMS, Run, launcher
+from programs.bodies import ask_what_runs_beside
 from torch import nn
 
 from bigbatch.comm.agreement import agree, share, together
@@ -21,6 +22,7 @@ from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.comm.transport import ANY, Group
 from bigbatch.comm.transports.alone import Alone
 from bigbatch.comm.transports.cluster import Cluster
+from bigbatch.comm.transports.torch_distributed import TorchTransport
 
 
 def test_a_deadlock_says_who_waits_for_whom():
@@ -117,6 +119,67 @@ def test_a_group_hears_from_any_of_its_ranks_by_their_new_numbers_and_from_nobod
         return heard
 
     assert Cluster(4).run(work)[2] == {(0, 10.0), (1, 11.0)}
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_work_beside_a_ranks_own_answers_everyone_on_a_cluster(size):
+    Cluster(size).run(ask_what_runs_beside)
+
+
+def test_work_beside_the_only_rank_answers_it():
+    ask_what_runs_beside(Alone())
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_work_beside_a_ranks_own_answers_everyone_under_mpirun(run: Run, ranks):
+    outcome = run(*launcher("mpirun", ranks), PROGRAMS / "on_wires.py", "beside", "ring")
+    assert (outcome.status, outcome.out.strip()) == (0, "all is well"), outcome.err
+
+
+def test_work_beside_a_ranks_own_has_a_clock_of_its_own_from_then_on():
+    def work(transport):
+        transport.spend(1.0)
+        working = transport.beside(lambda end: end.spend(5.0))
+        transport.spend(2.0)
+        before = transport.now()
+        working.wait()
+        return before, transport.now()
+
+    assert Cluster(2).run(work) == [(3.0, 6.0)] * 2
+
+
+def test_a_deadlock_of_work_beside_a_ranks_own_is_told_too():
+    def work(transport):
+        transport.beside(lambda end: end.irecv(np.zeros(1), 0, tag=7).wait()).wait()
+
+    with pytest.raises(
+        DeadlockError,
+        match="rank 0 waits for the work beside its own; "
+        "rank 0, beside its own work, waits to receive from rank 0 \\(tag 7, 8 bytes\\)",
+    ):
+        Cluster(1).run(work)
+
+
+@pytest.mark.parametrize("run", [Cluster(1).run, lambda work: work(Alone())], ids=["cluster", "alone"])
+def test_an_error_of_work_beside_a_ranks_own_ends_the_ranks_wait(run):
+    def fail(_):
+        raise ValueError("broken")
+
+    def work(transport):
+        transport.beside(fail)
+        transport.irecv(np.zeros(1)).wait()
+
+    with pytest.raises(ValueError, match="broken"):
+        run(work)
+
+
+def test_transports_that_do_one_thing_at_a_time_refuse_another():
+    with pytest.raises(ConfigurationError, match="so that no rank can train and serve: start them with mpirun"):
+        Group(Cluster(2).transports[0], [0, 1]).beside(lambda _: None)
+    transport = TorchTransport(0, 1, "")
+    with pytest.raises(ConfigurationError, match="TorchTransport does nothing beside"):
+        transport.beside(lambda _: None)
+    transport.close()
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])

@@ -31,9 +31,10 @@ class Setup:
         stale: "plain", "scaled" or "compensated".
         compensation: λ, with "compensated".
         servers: over how many servers the parameters are split.
+        colocated: a server beside every worker's own work instead, so that there are as many.
 
     Raises:
-        ConfigurationError: an unknown word.
+        ConfigurationError: an unknown word, or a number of servers where the workers' counts.
     """
 
     consistency: str = "sync"
@@ -42,11 +43,17 @@ class Setup:
     stale: str = "plain"
     compensation: float = 0.04
     servers: int = 1
+    colocated: bool = False
 
     def __post_init__(self) -> None:
         for what, name, known in (("consistency", self.consistency, CONSISTENCIES), ("stale", self.stale, STALE)):
             if name not in known:
                 raise ConfigurationError(f"Unknown {what} {name!r}. Known: {', '.join(known)}.")
+        if self.colocated and self.servers != Setup.servers:
+            raise ConfigurationError(
+                f"--colocated puts a server beside every worker, so that --servers {self.servers} cannot be chosen. "
+                "Leave one of the two out."
+            )
 
     def rule(self) -> Consistency:
         """The rule of consistency."""
@@ -65,11 +72,15 @@ PUSH, READ, LEAVE = 0.0, 1.0, 2.0
 
 
 class ParameterServer(Strategy):
-    """Parameter servers, synchronous to asynchronous: the last ranks; the parameters are split evenly over them.
+    """Parameter servers, synchronous to asynchronous: the last ranks, or one beside every worker.
 
-    A worker sends its gradients (n bytes) and receives the new parameters (n bytes); S servers together receive and
-    send W·n bytes each, through one port each, which is what limits them. Cost of a synchronous update,
-    contention-free, S divides W, γ ≤ β: 2α + 2nβ·max(1, W/S) + (n/S)γ seconds.
+    The parameters are split evenly over the servers. A worker sends its gradients (n bytes) and receives the new
+    parameters (n bytes); S servers together receive and send W·n bytes each, through one port each, which is what
+    limits them. Cost of a synchronous update, contention-free, S divides W, γ ≤ β:
+    2α + 2nβ·max(1, W/S) + (n/S)γ seconds.
+
+    With a server beside every worker (`--colocated`), a rank keeps 1/p of its gradients to itself, and all ports are
+    equally busy: a reduce-scatter and an all-gather from everyone to everyone, 2α + 2((p-1)/p)nβ + (n/p)γ seconds.
 
     Each server makes its own updates of its part of the parameters by the same rule (`--consistency`): all gradients
     of a version (sync), everybody's but at most s behind (ssp), every gradient as it comes (async), or the first ones
@@ -91,12 +102,15 @@ class ParameterServer(Strategy):
         Option("stale", setup.stale, "What becomes of a gradient of an old version.", known=tuple(STALE)),
         Option("compensation", setup.compensation, "With compensated: the factor λ.", least=0),
         Option("servers", setup.servers, "Over how many servers the parameters are split.", least=1),
+        Option("colocated", setup.colocated, "A server beside every worker, instead of ranks that only serve."),
     )
 
     def __init__(self, transport: Transport) -> None:
         super().__init__(transport)
+        if self.setup.colocated:
+            transport.check_beside()
         self._rule = self.setup.rule()
-        self._servers = range(self.workers, self.workers + self.setup.servers)
+        self._servers = range(0 if self.setup.colocated else self.workers, transport.size)
         self._sending: list[Request] = []
         self._arriving: list[Request] = []
         self._shard: Shard | None = None
@@ -127,8 +141,8 @@ class ParameterServer(Strategy):
 
     @classmethod
     def ranks_for(cls, workers: int) -> int:
-        """The servers are ranks of their own."""
-        return workers + cls.setup.servers
+        """The servers are ranks of their own, unless they are beside the workers."""
+        return workers if cls.setup.colocated else workers + cls.setup.servers
 
     @classmethod
     def workers_among(cls, ranks: int) -> int:
@@ -141,9 +155,9 @@ class ParameterServer(Strategy):
         """Agree on the parameters; each server takes its part of them, and makes the optimiser for that."""
         super().start(parameters, optimizer)
         self._values = OnHost(parameters.values)
-        self.bounds = chunk_bounds(len(self._values.array), self.setup.servers).tolist()
-        self._versions = [0] * self.setup.servers
-        if self.worker is None:
+        self.bounds = chunk_bounds(len(self._values.array), len(self._servers)).tolist()
+        self._versions = [0] * len(self._servers)
+        if self.transport.rank in self._servers:
             first, stop = self.bounds[self.server : self.server + 2]
             self._shard = Shard(
                 torch.from_numpy(self._values.fetch()[first:stop].copy()),
@@ -159,25 +173,34 @@ class ParameterServer(Strategy):
         return self._servers.index(self.transport.rank)
 
     def run(self, work: Callable[[], Result]) -> Result | None:
-        """Work, or serve those who do."""
+        """Work, or serve those who do, or both at the same time."""
+        if self._shard is None:
+            return self._take_part(work)
         if self.worker is None:
-            self.service().run()
+            self.service(self.transport).run()
             return None
+        serving = self.transport.beside(lambda end: self.service(end).run())
+        result = self._take_part(work)
+        serving.wait()
+        return result
+
+    def _take_part(self, work: Callable[[], Result]) -> Result:
+        """Work, and tell the servers when that is done."""
         result = work()
         self._ask(LEAVE)
         self._wait_for_sends()
         return result
 
-    def service(self) -> "Service":
-        """What a server does, about to begin: every worker has read the parameters and pushed nothing."""
+    def service(self, transport: Transport) -> "Service":
+        """What a server does on `transport`, about to begin: every worker has read, and nobody has pushed."""
         assert self._shard is not None, "only a server serves, and only once it has started"
-        return Service(self, self._shard)
+        return Service(self, self._shard, transport)
 
     def parts(self, bucket: Bucket) -> Iterator[tuple[int, int, int]]:
         """(server's number, first, stop) of a bucket's elements, by the servers that hold them."""
         begin = sum(len(other.gradients) for other in self.buckets[: bucket.index])
         end = begin + len(bucket.gradients)
-        for place in range(self.setup.servers):
+        for place in range(len(self._servers)):
             first, stop = max(begin, self.bounds[place]), min(end, self.bounds[place + 1])
             if first < stop:
                 yield place, first, stop
@@ -269,7 +292,7 @@ class ParameterServer(Strategy):
     # Both sides.
 
     def state_dict(self) -> dict[str, Any]:
-        """A server's part of the parameters with its optimiser's state; a worker has nothing that lasts."""
+        """A server's part of the parameters with its optimiser's state; who only works has nothing that lasts."""
         return self._shard.state_dict() if self._shard is not None else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -290,10 +313,11 @@ class Service:
     Args:
         strategy: this rank's.
         shard: this rank's.
+        transport: this rank's, or an end of its own for a service beside the rank's work.
     """
 
-    def __init__(self, strategy: ParameterServer, shard: Shard) -> None:
-        self._transport = strategy.transport
+    def __init__(self, strategy: ParameterServer, shard: Shard, transport: Transport) -> None:
+        self._transport = transport
         self._shard = shard
         origin = strategy.bounds[strategy.server]
         self._parts = [

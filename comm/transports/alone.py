@@ -1,12 +1,16 @@
-"""The transport of a job with one rank: a real clock and nobody to talk to."""
+"""The transport of a job with one rank: a real clock, and nobody to talk to but what runs beside its own work."""
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from threading import Lock
 from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bigbatch.comm.errors import CommunicationError
+from bigbatch.comm.errors import CommunicationError, DeadlineError, MismatchError
 from bigbatch.comm.transport import Buffer, Request, Transport, Windows
+from bigbatch.comm.transports.waits import OnThreads, wait_until
 
 
 class OwnWindow(Windows):
@@ -19,24 +23,101 @@ class OwnWindow(Windows):
         """Everyone is here."""
 
 
-class Alone(Transport):
-    """One rank, no wires."""
+@dataclass(eq=False)
+class Message(Request):
+    """One end of a message that the rank sends to itself."""
+
+    transport: "Alone"
+    operation: str
+    buffer: Buffer
+    tag: int
+    moved: bool = field(default=False, init=False)
+
+    def wait(self) -> int:
+        """Wait until the other end has come and the values have moved."""
+        wait_until(lambda: self.moved, self.transport.deadline, self._give_up, self.transport.look_beside)
+        return 0
+
+    def _give_up(self) -> NoReturn:
+        raise DeadlineError(
+            f"Rank 0 waited {self.transport.deadline:g} s to {self.operation} itself ({self.buffer.nbytes} bytes, tag "
+            f"{self.tag}). Either its other work is stuck, or it is slow: then allow more with --deadline."
+        )
+
+
+class Mailbox:
+    """Where the two ends of a message meet: whichever comes second moves the values."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._sends: list[Message] = []
+        self._receives: list[Message] = []
+
+    def send(self, message: Message) -> None:
+        """Move it to the first receive with its tag, or keep it for one."""
+        with self._lock:
+            receive = _take(self._receives, message.tag)
+            if receive is None:
+                self._sends.append(message)
+            else:
+                _move(message, receive)
+
+    def receive(self, message: Message) -> None:
+        """Fill it from the first send with its tag, or keep it for one."""
+        with self._lock:
+            send = _take(self._sends, message.tag)
+            if send is None:
+                self._receives.append(message)
+            else:
+                _move(send, message)
+
+
+def _take(messages: list[Message], tag: int) -> Message | None:
+    found = next((message for message in messages if message.tag == tag), None)
+    if found is not None:
+        messages.remove(found)
+    return found
+
+
+def _move(send: Message, receive: Message) -> None:
+    if send.buffer.nbytes != receive.buffer.nbytes:
+        raise MismatchError(
+            f"Rank 0 sent itself {send.buffer.nbytes} bytes and expected {receive.buffer.nbytes} (tag {send.tag}). "
+            "Both ends must describe the same buffer."
+        )
+    receive.buffer[:] = send.buffer
+    send.moved = receive.moved = True
+
+
+class Alone(OnThreads):
+    """One rank, no wires. It can send to itself once something runs beside its own work, to take that."""
 
     def __init__(self) -> None:
         super().__init__(rank=0, size=1)
+        self._mailbox: Mailbox | None = None
 
     def windows(self, nbytes: int) -> Windows:
         """Ordinary memory: there is nobody to share it with."""
         return OwnWindow(np.zeros(nbytes, dtype=np.uint8))
 
-    def _isend(self, buffer: Buffer, target: int, tag: int) -> Request:  # noqa: ARG002 - there is nobody
-        self._refuse()
+    def _beside(self, work: Callable[[Transport], None]) -> Request:
+        self._mailbox = self._mailbox or Mailbox()
+        return super()._beside(work)
 
-    def _irecv(self, buffer: Buffer, source: int, tag: int) -> Request:  # noqa: ARG002 - there is nobody
-        self._refuse()
+    def _isend(self, buffer: Buffer, target: int, tag: int) -> Request:  # noqa: ARG002 - there is only one
+        message = Message(self, "send to", buffer, tag)
+        self._own_mailbox().send(message)
+        return message
 
-    def _refuse(self) -> NoReturn:
-        raise CommunicationError(
-            "Rank 0 is the only rank, so there is nobody to exchange a message with: start more ranks, or use an "
-            "algorithm that does nothing for one."
-        )
+    def _irecv(self, buffer: Buffer, source: int, tag: int) -> Request:  # noqa: ARG002 - there is only one
+        message = Message(self, "receive from", buffer, tag)
+        self._own_mailbox().receive(message)
+        return message
+
+    def _own_mailbox(self) -> Mailbox:
+        if self._mailbox is None:
+            raise CommunicationError(
+                "Rank 0 is the only rank, so there is nobody to exchange a message with: start more ranks, or use an "
+                "algorithm that does nothing for one."
+            )
+        return self._mailbox

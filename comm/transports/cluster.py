@@ -8,6 +8,7 @@ posted, so that a program which relies on buffering is found out, as a deadlock.
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -41,6 +42,8 @@ class Cluster:
         self.shelf: dict[int, NDArray[np.uint8]] = {}
         self._ready: deque[greenlet] = deque()
         self._hub: greenlet | None = None
+        self._ends: list[ClusterTransport] = []
+        self._greenlets: list[greenlet] = []
 
     def run(self, work: Callable[[Transport], Result]) -> list[Result]:
         """Call `work(transport)` once per rank and return what each returned, by rank.
@@ -50,39 +53,41 @@ class Cluster:
             Exception: the first that any rank raises; the other ranks are ended.
         """
         self._hub = greenlet.getcurrent()
+        self._ends, self._greenlets = [], []
         results: dict[int, Result] = {}
 
-        def body(transport: ClusterTransport) -> None:
+        def body(transport: Transport) -> None:
             results[transport.rank] = work(transport)
 
-        ranks = [greenlet(body) for _ in self.transports]
-        for rank, transport in zip(ranks, self.transports, strict=True):
-            self._ready.append(rank)
-            transport.greenlet = rank
-        started: set[greenlet] = set()
+        for transport in self.transports:
+            self.begin(body, transport)
         try:
             while self._ready:
-                rank = self._ready.popleft()
-                arguments = () if rank in started else (self.transports[ranks.index(rank)],)
-                started.add(rank)
-                rank.switch(*arguments)
-            waiting = [t.waiting for t in self.transports if t.waiting is not None]
+                self._ready.popleft().switch()
+            waiting = [end.waiting for end in self._ends if end.waiting is not None]
             if waiting:
                 raise DeadlockError(
                     "Every rank that is left waits for another: "
-                    + "; ".join(str(request) for request in waiting)
+                    + "; ".join(str(awaited) for awaited in waiting)
                     + ". Some send has no receive, or the other way round."
                 )
         finally:
             self._ready.clear()
-            for rank in ranks:
-                if rank:
-                    rank.throw()
-        return [results[rank] for rank in range(len(ranks))]
+            for begun in self._greenlets:
+                if begun:
+                    begun.throw()
+        return [results[rank] for rank in range(len(self.transports))]
 
-    def wake(self, rank: greenlet) -> None:
-        """Let a rank that waited go on, after those that can go on already."""
-        self._ready.append(rank)
+    def begin(self, work: Callable[[Transport], None], end: "ClusterTransport") -> None:
+        """Have `work` done on an end of the wires, after what can go on already."""
+        begun = greenlet(partial(work, end), self._hub)
+        self._ends.append(end)
+        self._greenlets.append(begun)
+        self._ready.append(begun)
+
+    def wake(self, waiter: greenlet) -> None:
+        """Let what waited go on, after what can go on already."""
+        self._ready.append(waiter)
 
     def sleep(self) -> None:
         """Give way to the others until woken."""
@@ -91,20 +96,16 @@ class Cluster:
 
 
 @dataclass(eq=False)
-class Message(Request):
-    """One end of a message, posted by `transport` and not yet met by the other end."""
+class Awaited(Request):
+    """Something that the work at one end of the wires can wait for."""
 
     transport: "ClusterTransport"
-    operation: str
-    buffer: Buffer
     peer: int
-    tag: int
-    posted: float
-    finished: float | None = field(default=None)
-    waiter: greenlet | None = field(default=None)
+    finished: float | None = field(default=None, init=False)
+    waiter: greenlet | None = field(default=None, init=False)
 
     def wait(self) -> int:
-        """Wait until both ends have met; the clock moves on to that moment."""
+        """Wait until it has come about; the clock moves on to that moment."""
         if self.finished is None:
             self.waiter = greenlet.getcurrent()
             self.transport.waiting = self
@@ -115,16 +116,32 @@ class Message(Request):
         return self.peer
 
     def finish(self, peer: int, when: float) -> None:
-        """Both ends have met; whoever waits for it may go on."""
+        """It has come about; whoever waits for it may go on."""
         self.peer, self.finished = peer, when
         if self.waiter is not None:
             self.transport.cluster.wake(self.waiter)
 
+
+@dataclass(eq=False)
+class Message(Awaited):
+    """One end of a message, posted by `transport` and not yet met by the other end."""
+
+    operation: str
+    buffer: Buffer
+    tag: int
+    posted: float
+
     def __str__(self) -> str:
         peer = "any rank" if self.peer == ANY else f"rank {self.peer}"
-        return (
-            f"rank {self.transport.rank} waits to {self.operation} {peer} (tag {self.tag}, {self.buffer.nbytes} bytes)"
-        )
+        return f"{self.transport} waits to {self.operation} {peer} (tag {self.tag}, {self.buffer.nbytes} bytes)"
+
+
+@dataclass(eq=False)
+class Beside(Awaited):
+    """The end of the work beside that of `transport`."""
+
+    def __str__(self) -> str:
+        return f"{self.transport} waits for the work beside its own"
 
 
 class ClusterWindows(Windows):
@@ -144,7 +161,7 @@ class ClusterTransport(Transport):
 
     Attributes:
         clock: this rank's time, in simulated seconds.
-        waiting: the message this rank waits for, if any.
+        waiting: what this rank waits for, if anything.
     """
 
     threaded = False
@@ -153,10 +170,13 @@ class ClusterTransport(Transport):
         super().__init__(rank, size)
         self.cluster = cluster
         self.clock = 0.0
-        self.waiting: Message | None = None
-        self.greenlet: greenlet | None = None
+        self.waiting: Awaited | None = None
+        self._name = f"rank {rank}"
         self._sends: list[Message] = []  # addressed to this rank, not yet received
         self._receives: list[Message] = []  # posted by this rank, not yet met
+
+    def __str__(self) -> str:
+        return self._name
 
     def now(self) -> float:
         """Simulated seconds since the start."""
@@ -176,8 +196,24 @@ class ClusterTransport(Transport):
         group.barrier()
         return ClusterWindows(buffers, group)
 
+    def check_beside(self) -> None:
+        """There is always room for a greenlet more."""
+
+    def _beside(self, work: Callable[[Transport], None]) -> Request:
+        """On a greenlet, with a clock of its own that begins at this one's time; the mailbox is the rank's."""
+        end = self._second_end()
+        end._name = f"rank {self.rank}, beside its own work,"
+        ended = Beside(self, self.rank)
+
+        def finishing(transport: Transport) -> None:
+            work(transport)
+            ended.finish(self.rank, end.clock)
+
+        self.cluster.begin(finishing, end)
+        return ended
+
     def _isend(self, buffer: Buffer, target: int, tag: int) -> Request:
-        send = Message(self, "send to", buffer, target, tag, self.clock)
+        send = Message(self, target, "send to", buffer, tag, self.clock)
         receiver = self.cluster.transports[target]
         for receive in receiver._receives:
             if receive.tag == tag and receive.peer in (ANY, self.rank):
@@ -188,7 +224,7 @@ class ClusterTransport(Transport):
         return send
 
     def _irecv(self, buffer: Buffer, source: int, tag: int) -> Request:
-        receive = Message(self, "receive from", buffer, source, tag, self.clock)
+        receive = Message(self, source, "receive from", buffer, tag, self.clock)
         for send in self._sends:
             if send.tag == tag and source in (ANY, send.transport.rank):
                 self._sends.remove(send)

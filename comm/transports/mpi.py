@@ -1,29 +1,19 @@
 """MPI, through mpi4py's upper-case calls, which send NumPy buffers where they lie."""
 
-import os
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from types import ModuleType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bigbatch.comm.errors import CommunicationError, DeadlineError, LaunchError, MismatchError
 from bigbatch.comm.transport import ANY, DEFAULT_DEADLINE, Buffer, Request, Transport, Windows, nodes_among
+from bigbatch.comm.transports.waits import OnThreads, wait_until
 
 if TYPE_CHECKING:
     from mpi4py import MPI
-
-YIELDS = 200
-"""How often a wait gives way to other processes before it begins to sleep."""
-
-SHORTEST_SLEEP, LONGEST_SLEEP = 20e-6, 1e-3
-"""Seconds; a waiting rank that sleeps leaves its core to the ranks that compute."""
-
-SLEEP_SHARE = 1 / 16
-"""A sleep lasts this share of the wait so far, so that no wait of a millisecond or more is overslept by much more."""
 
 CACHE_LINE = 64
 """Bytes; counters that share one would be taken from each other's caches."""
@@ -48,7 +38,8 @@ class MPIRequest(Request):
         """Wait for the message."""
         status = self._transport.status
         try:
-            wait_until(partial(self._pending.Test, status), self._transport.deadline, self._give_up)
+            arrived = partial(self._pending.Test, status)
+            wait_until(arrived, self._transport.deadline, self._give_up, self._transport.look_beside)
         except self._transport.error as error:
             raise CommunicationError(
                 f"Rank {self._transport.rank} could not {self._operation} {self._named()} {self._what()}: {error}. "
@@ -77,7 +68,7 @@ class MPIRequest(Request):
         )
 
 
-class MPITransport(Transport):
+class MPITransport(OnThreads):
     """All ranks of an MPI job, or some of them.
 
     Args:
@@ -150,6 +141,20 @@ class MPITransport(Transport):
         on_node.Free()
         return windows
 
+    def check_beside(self) -> None:
+        """Two threads must be allowed to be in MPI at the same time."""
+        mpi = load_mpi()
+        if mpi.Query_thread() < mpi.THREAD_MULTIPLE:
+            raise LaunchError(
+                "The MPI library lets only one thread in at a time, so that no rank can train and serve: use one that "
+                "gives MPI_THREAD_MULTIPLE, which mpi4py asks for unless told otherwise (MPI4PY_RC_THREAD_LEVEL)."
+            )
+
+    def _second_end(self) -> Self:
+        end = super()._second_end()
+        end.status = load_mpi().Status()  # the two wait at the same time
+        return end
+
     def share_address(self, address: str) -> str:
         """Rank 0's `address`, on every rank: how processes that mpirun started find each other by other means."""
         return str(self._communicator.bcast(address, root=0))
@@ -212,20 +217,6 @@ class MPIWindows(Windows):
             f"Rank {self._transport.rank} waited {self._transport.deadline:g} s for rank {self._transport.node[place]} "
             "at a barrier in shared memory. Either that rank is stuck, or it is slow: then allow more with --deadline."
         )
-
-
-def wait_until(arrived: Callable[[], bool], deadline: float, give_up: Callable[[], NoReturn]) -> None:
-    """Wait for something that has to be asked for: first spinning politely, then sleeping, at last giving up."""
-    for _ in range(YIELDS):
-        if arrived():
-            return
-        os.sched_yield()
-    started = time.monotonic()
-    while not arrived():
-        waited = time.monotonic() - started
-        if waited > deadline:
-            give_up()
-        time.sleep(min(max(SHORTEST_SLEEP, SLEEP_SHARE * waited), LONGEST_SLEEP))
 
 
 def load_mpi() -> ModuleType:

@@ -12,8 +12,9 @@ from bigbatch.batches import BatchPlan, DataOrder
 from bigbatch.comm.collective import Collective
 from bigbatch.comm.errors import DeadlineError, MismatchError
 from bigbatch.comm.parameters import FlatParameters
+from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.comm.strategy import Strategy
-from bigbatch.comm.transport import Transport
+from bigbatch.comm.transport import ANY, Transport
 from bigbatch.model import PADDING, Transformer, TransformerShape, summed_cross_entropy
 from bigbatch.tasks import Task, TokenBatch
 from bigbatch.trainer import Trainer
@@ -92,6 +93,12 @@ def flat(model: nn.Module) -> Tensor:
     return torch.cat([parameter.detach().reshape(-1) for parameter in model.parameters()])
 
 
+def strategy_named(name: str) -> type[Strategy]:
+    """A strategy with flags: "ps:async+colocated"."""
+    name, *flags = name.split("+")
+    return STRATEGIES.load(name).configured(dict.fromkeys(flags, True))
+
+
 def train(
     transport: Transport,
     make_strategy: Callable[[Transport], Strategy],
@@ -161,3 +168,27 @@ def name_who_is_missing(make: Callable[[Transport], Collective], transport: Tran
         return
     with pytest.raises(DeadlineError, match="Rank 1 did not come"):
         collective.reduce(memory)
+
+
+def ask_what_runs_beside(transport: Transport) -> None:
+    """Every rank asks what runs beside each rank, itself included, with all questions under way at once."""
+    questions = 5
+
+    def answer(end: Transport) -> None:
+        number = np.empty(2)
+        for _ in range(questions * end.size):
+            asker = end.irecv(number, ANY, tag=1).wait()
+            end.isend(number * (end.rank + 2), asker, tag=2).wait()
+        assert end.messages_sent == questions * end.size
+
+    sent = transport.messages_sent
+    answering = transport.beside(answer)
+    for question in range(questions):
+        asked, answers = np.array([transport.rank + 1.0, question + 10.0]), np.zeros((transport.size, 2))
+        ranks = range(transport.size)
+        hearing = [transport.irecv(answers[rank], rank, tag=2) for rank in ranks]
+        asking = [transport.isend(asked, rank, tag=1) for rank in ranks]
+        assert [request.wait() for request in hearing] == [request.wait() for request in asking] == list(ranks)
+        np.testing.assert_array_equal(answers, np.outer(np.arange(2, transport.size + 2), asked))
+    assert answering.wait() == transport.rank
+    assert transport.messages_sent - sent == questions * transport.size

@@ -3,11 +3,10 @@
 import sys
 
 import torch
-from bodies import name_who_is_missing, refuse_what_differs, train
+from bodies import ask_what_runs_beside, name_who_is_missing, refuse_what_differs, strategy_named, train
 
 from bigbatch.comm.conformance import on_wires
 from bigbatch.comm.launch import detect
-from bigbatch.comm.strategies import STRATEGIES
 
 body, names, *oracle = sys.argv[1:]
 torch.set_num_threads(1)
@@ -29,6 +28,7 @@ def equal_the_oracle(strategy, transport):
 
 
 BODIES = {
+    "beside": lambda _, transport: ask_what_runs_beside(transport),
     "conform": conform,
     "differ": lambda strategy, transport: refuse_what_differs(strategy.collective, transport),
     "missing": lambda strategy, transport: name_who_is_missing(strategy.collective, transport),
@@ -36,7 +36,7 @@ BODIES = {
 }
 
 for name in names.split(","):
-    strategy = STRATEGIES.load(name)
+    strategy = strategy_named(name)
     transport = strategy.connect(detect(), "cpu", deadline=60)
     try:
         BODIES[body](strategy, transport)

@@ -1,0 +1,108 @@
+"""Waiting on real wires: for what has to be asked for, and for work in a thread beside a rank's own."""
+
+import os
+import time
+from collections.abc import Callable
+from threading import Thread
+from typing import NoReturn, Self
+
+from bigbatch.comm.transport import DEFAULT_DEADLINE, Request, Transport
+
+YIELDS = 200
+"""How often a wait gives way to other processes before it begins to sleep."""
+
+SHORTEST_SLEEP, LONGEST_SLEEP = 20e-6, 1e-3
+"""Seconds; a waiting rank that sleeps leaves its core to the ranks that compute."""
+
+SLEEP_SHARE = 1 / 16
+"""A sleep lasts this share of the wait so far, so that no wait of a millisecond or more is overslept by much more."""
+
+
+def nothing() -> None:
+    """What most waits do meanwhile."""
+
+
+def wait_until(
+    arrived: Callable[[], bool],
+    deadline: float,
+    give_up: Callable[[], NoReturn],
+    meanwhile: Callable[[], None] = nothing,
+) -> None:
+    """Wait for something that has to be asked for: first spinning politely, then sleeping, at last giving up.
+
+    Args:
+        arrived: whether it is there.
+        deadline: seconds after which to give up.
+        give_up: raises the error.
+        meanwhile: called before every sleep; may raise what makes the wait pointless.
+    """
+    for _ in range(YIELDS):
+        if arrived():
+            return
+        os.sched_yield()
+    started = time.monotonic()
+    while not arrived():
+        meanwhile()
+        waited = time.monotonic() - started
+        if waited > deadline:
+            give_up()
+        time.sleep(min(max(SHORTEST_SLEEP, SLEEP_SHARE * waited), LONGEST_SLEEP))
+
+
+class Beside(Request):
+    """Work in a thread of its own. Nobody would hear its error there: `wait` and `check` raise it in their callers'.
+
+    Args:
+        work: what to do.
+        end: the end of the wires to do it on.
+    """
+
+    def __init__(self, work: Callable[[Transport], None], end: Transport) -> None:
+        self._work = work
+        self._end = end
+        self._error: BaseException | None = None
+        # A process that ends in an error does not wait for it.
+        self._thread = Thread(target=self._run, name=f"beside rank {end.rank}", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> int:
+        """Wait until the work has ended; it watches the deadline itself, wherever it waits."""
+        self._thread.join()
+        self.check()
+        return self._end.rank
+
+    def check(self) -> None:
+        """Raise the work's error, if it ended in one."""
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        try:
+            self._work(self._end)
+        except BaseException as error:  # raised again in the thread that looks
+            self._error = error
+
+
+class OnThreads(Transport):
+    """A transport whose ranks do what is beside their own work in a thread, on the same wires."""
+
+    def __init__(self, rank: int, size: int, deadline: float = DEFAULT_DEADLINE) -> None:
+        super().__init__(rank, size, deadline)
+        self._besides: list[Beside] = []
+
+    def check_beside(self) -> None:
+        """There is always room for a thread more."""
+
+    def look_beside(self) -> None:
+        """Raise what went wrong beside this rank's own work; every wait that lasts calls it."""
+        for other in self._besides:
+            other.check()
+
+    def _beside(self, work: Callable[[Transport], None]) -> Request:
+        self._besides.append(Beside(work, self._second_end()))
+        return self._besides[-1]
+
+    def _second_end(self) -> Self:
+        end = super()._second_end()
+        end._besides = []
+        return end
