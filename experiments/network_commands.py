@@ -26,10 +26,9 @@ from bigbatch.experiments.cli import (
     present,
     settings_of,
 )
-from bigbatch.experiments.figures.staleness import staleness_shares
 from bigbatch.experiments.network import NetworkWorker, Offer, ServedExperiment
 from bigbatch.experiments.progress import Reporter
-from bigbatch.experiments.report import verdict
+from bigbatch.experiments.report import counted, verdict
 from bigbatch.experiments.run import Run, new_folder
 from bigbatch.experiments.settings import resolve_device
 
@@ -194,16 +193,14 @@ def status(addresses: tuple[str, ...], key_file: Path | None, as_json: bool, dea
 def print_status(address: str, state: dict[str, Any]) -> None:
     """A block of lines for the server, and a line for each worker."""
     shares, counts = state["shares"], state["counts"]
-    _, dropped = staleness_shares([state])
-    taken = state["gradients_taken"]
-    mean = sum(int(tau) * count for tau, count in state["staleness"].items()) / taken if taken else 0.0
+    mean = counted([state]).mean_staleness or 0.0
     lines = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     lines.add_row("server", address)
     lines.add_row("version", str(state["versions"]))
     lines.add_row("shares of the data", f"{shares['handed_out'] - shares['returned']} of {shares['of']} given out")
     lines.add_row("rates", f"{state['updates_per_second']:.2f} updates/s, {state['tokens_per_second']:,.0f} tokens/s")
-    late = f"{state['gradients_dropped']} dropped ({dropped:.0%})"
-    lines.add_row("gradients", f"{taken} taken, {late}, {state['gradients_lost']} lost with an earlier server")
+    fates = f"{state['gradients_taken']} taken, {state['gradients_dropped']} dropped, {state['gradients_lost']} lost"
+    lines.add_row("gradients", f"{fates} with an earlier server")
     lines.add_row("staleness", f"mean {mean:.2f}; " + ", ".join(f"{tau}: {n}" for tau, n in state["staleness"].items()))
     lines.add_row("messages", ", ".join(f"{count} {what}" for what, count in sorted(counts.items())) or "none")
     console().print(lines)

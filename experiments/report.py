@@ -1,6 +1,7 @@
 """What a run says to its reader: a table, and a sentence about it."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich import box
@@ -53,7 +54,37 @@ def _add_rows(table: Table, arms: list[dict[str, Any]], workers: int, name: str 
         table.add_row(label, *(_number(arm[key], factor, decimals) for arm in arms))
     if any(arm["skipped_updates"] for arm in arms):
         table.add_row("updates skipped, not finite", *(str(arm["skipped_updates"]) for arm in arms))
+    if any("servers" in arm for arm in arms):
+        counts = [counted(arm.get("servers", ())) for arm in arms]
+        table.add_row("mean staleness, updates", *(_number(count.mean_staleness, 1, 2) for count in counts))
+        table.add_row("gradients dropped", *(_number(count.dropped, 1, 0) for count in counts))
     table.add_section()
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What the servers of an arm have counted, all together.
+
+    Attributes:
+        staleness: τ -> gradients that were applied with it.
+        dropped: gradients that came too late; None if there were no servers.
+        mean_staleness: of the gradients that were applied; None if there were none.
+    """
+
+    staleness: dict[int, int]
+    dropped: int | None
+    mean_staleness: float | None
+
+
+def counted(servers: Sequence[dict[str, Any]]) -> Counted:
+    """Add up what each server has counted."""
+    staleness: dict[int, int] = {}
+    for server in servers:
+        for tau, count in server["staleness"].items():
+            staleness[int(tau)] = staleness.get(int(tau), 0) + count
+    applied = sum(staleness.values())
+    mean = sum(tau * count for tau, count in staleness.items()) / applied if applied else None
+    return Counted(staleness, sum(server["gradients_dropped"] for server in servers) if servers else None, mean)
 
 
 def _names(summary: Summary) -> list[str]:

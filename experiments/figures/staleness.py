@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from bigbatch.experiments.figures.style import BLUE, VERMILION, panels
+from bigbatch.experiments.report import counted
 from bigbatch.experiments.run import Run
 
 DROPPED = "dropped"
@@ -23,13 +24,13 @@ def draw_staleness(runs: Sequence[Run], path: Path) -> None:
         runs: finished runs, at least one of which has staleness.
         path: of the file.
     """
-    counted = [(run, arm) for run in runs if has_staleness(run) for arm in run.summary["arms"]]
-    columns = min(3, len(counted))
-    rows = -(-len(counted) // columns)
+    histograms = [(run, arm) for run in runs if has_staleness(run) for arm in run.summary["arms"]]
+    columns = min(3, len(histograms))
+    rows = -(-len(histograms) // columns)
     figure, axes = panels(rows, columns, width=1.5 + 3.2 * columns, height=0.8 + 2.6 * rows)
-    for axis in axes[len(counted) :]:
+    for axis in axes[len(histograms) :]:
         axis.remove()
-    for axis, (run, arm) in zip(axes, counted, strict=False):
+    for axis, (run, arm) in zip(axes, histograms, strict=False):
         shares, dropped = staleness_shares(arm["servers"])
         late = [DROPPED] if dropped else []
         bars = axis.bar(range(len(shares) + len(late)), [*shares.values(), *([dropped] if dropped else [])], color=BLUE)
@@ -38,7 +39,7 @@ def draw_staleness(runs: Sequence[Run], path: Path) -> None:
         axis.bar_label(bars, labels=[f"{bar.get_height():.0%}" for bar in bars], fontsize=7)
         axis.set_xticks(range(len(shares) + len(late)), [*map(str, shares), *late], fontsize=8)
         axis.set_ylim(0, 1.1)
-        mean = sum(tau * share for tau, share in shares.items()) / (sum(shares.values()) or 1)
+        mean = counted(arm["servers"]).mean_staleness or 0.0
         axis.set_title(f"{run.summary['strategy']}, {arm['name']}: mean {mean:.2f}", loc="left", fontsize=9)
         axis.set_xlabel("staleness τ (updates)", fontsize=8)
         axis.set_ylabel("share of gradients", fontsize=8)
@@ -48,11 +49,8 @@ def draw_staleness(runs: Sequence[Run], path: Path) -> None:
 
 def staleness_shares(servers: Sequence[dict[str, Any]]) -> tuple[dict[int, float], float]:
     """Of all gradients that the servers got: the share that was applied with each τ, and the share that was dropped."""
-    counts: dict[int, int] = {}
-    for server in servers:
-        for tau, count in server["staleness"].items():
-            counts[int(tau)] = counts.get(int(tau), 0) + count
-    dropped = sum(server["gradients_dropped"] for server in servers)
-    total = sum(counts.values()) + dropped or 1
-    steps = range(max(counts, default=0) + 1)
-    return {tau: counts.get(tau, 0) / total for tau in steps}, dropped / total
+    counts = counted(servers)
+    dropped = counts.dropped or 0
+    total = sum(counts.staleness.values()) + dropped or 1
+    steps = range(max(counts.staleness, default=0) + 1)
+    return {tau: counts.staleness.get(tau, 0) / total for tau in steps}, dropped / total
