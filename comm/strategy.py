@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.optim import Optimizer
 
 from bigbatch.comm.agreement import agree
 from bigbatch.comm.collectives.broadcast import broadcast
@@ -160,8 +159,14 @@ class Strategy(ABC):
         """The wires it wants, for processes started as `launch` says that compute on `device`."""
         return launch.connect(deadline)
 
-    def start(self, parameters: FlatParameters, optimizer: OptimizerFactory) -> None:
+    def start(self, parameters: FlatParameters, optimizer: OptimizerFactory) -> None:  # noqa: ARG002 - for others
         """Agree on the parameters and give everyone rank 0's values. Every rank of the job calls it.
+
+        Whoever makes the updates makes the optimiser, too.
+
+        Args:
+            parameters: the model's.
+            optimizer: makes the optimiser.
 
         Raises:
             MismatchError: on every rank, if the parameters differ in name, shape or dtype; names the rank and the
@@ -174,7 +179,6 @@ class Strategy(ABC):
         values.deliver()
         parameters.place_gradients(self.place(parameters.gradients))
         self.buckets = parameters.buckets(self.bucket_bytes)
-        self.optimizer: Optimizer = optimizer(parameters.named_parameters())
 
     def place(self, gradients: Tensor) -> Tensor:
         """Memory for gradients like these, (elements,), filled with zeros: what they have, unless overridden."""
@@ -219,8 +223,8 @@ class Strategy(ABC):
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What it takes to go on later: the version and the optimiser's state."""
-        return {"version": self.version, "optimizer": self.optimizer.state_dict()}
+        """What it takes to go on later."""
+        return {"version": self.version}
 
     def close(self) -> None:
         """Give back what the strategy holds; all ranks together. The gradients are gone afterwards."""
@@ -230,4 +234,3 @@ class Strategy(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
         self.version = state["version"]
-        self.optimizer.load_state_dict(state["optimizer"])

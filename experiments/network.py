@@ -466,7 +466,7 @@ class NetworkWorker:
 
     def _shard(self, wire: Wire) -> RemoteShard:
         session = random.SystemRandom().getrandbits(64)
-        return RemoteShard(wire, session, self.deadline, tell=lambda sentence: self.reporter.remark([sentence]))
+        return RemoteShard(wire, session, self.deadline, tell=self.reporter.tell)
 
     def _ask(self, shards: list[RemoteShard]) -> tuple[Stage, Announcement, list[RemoteShard]]:
         """How far the servers are, what they train, and the servers in the order of the parameters."""
@@ -501,7 +501,6 @@ class NetworkWorker:
         model = model_of(settings, task).to(self.device)
         parameters = FlatParameters(model)
         strategy = RemoteServers(Alone(), shards, facts_of(task))
-        # The servers have the optimiser; the one here is never asked.
         strategy.start(parameters, OPTIMIZERS.load("sgd")(settings.learning_rate))
 
         def note(record: dict[str, Any]) -> None:

@@ -101,16 +101,14 @@ def serve(
     name = f"ps:{setup.consistency}"
     folder = options["out"] or new_folder(f"ps-serve-{plan.workers}")
     reporter = Reporter(quiet=options["quiet"])
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     listener = Listener(bind, keys)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         offer = Offer(name, setup, settings, plan, part[0], patience)
-        ServedExperiment(
-            offer, listener, folder, snapshots, snapshot_seconds, lambda sentence: reporter.remark([sentence])
-        ).run()
+        ServedExperiment(offer, listener, folder, snapshots, snapshot_seconds, reporter.tell).run()
     except KeyboardInterrupt:
         if snapshots is not None:
-            reporter.remark([f"Interrupted; the same command goes on from {snapshot_folder}"])
+            reporter.tell(f"Interrupted; the same command goes on from {snapshot_folder}")
         raise
     finally:
         listener.close()

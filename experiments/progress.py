@@ -34,6 +34,11 @@ class Reporter:
                 print(f"{sentence}.", file=sys.stderr, flush=True)
             self._remarked.add(sentence)
 
+    def tell(self, sentence: str) -> None:
+        """Say what has happened, every time that it happens."""
+        if not self._quiet:
+            print(f"{sentence}.", file=sys.stderr, flush=True)
+
     @contextmanager
     def arm(self, name: str, updates: int) -> Iterator["Bar"]:
         """A bar for one arm of an experiment."""

@@ -44,6 +44,7 @@ class NoExchange(Strategy):
     def start(self, parameters: FlatParameters, optimizer: OptimizerFactory) -> None:
         """Begin to count."""
         super().start(parameters, optimizer)
+        self.optimizer = optimizer(parameters.named_parameters())
         self._steps, self._weight = 0, 0.0
 
     def push(self, bucket: Bucket) -> None:

@@ -344,7 +344,7 @@ def test_a_worker_that_is_paused_is_dropped_and_told_so_and_joins_again(phase, r
     assert server.undone == server.lost == 0
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(FAULTS, st.integers(1, 3), st.floats(0.0, 6.0), st.floats(0.0, 6.0), st.booleans())
 def test_a_server_that_was_killed_goes_on_from_its_snapshot(faults, count, kept_at, between, synchronous):
     """What was acknowledged is in the snapshot or reported as lost, and what is lost is computed again."""
@@ -456,7 +456,7 @@ TALK = st.tuples(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(st.lists(FRAMES | TALK.map(lambda talk: [talk[0], *talk[1]]), max_size=20))
 def test_a_strangers_bytes_change_nothing(messages):
     """Whoever has not joined and read cannot push, whatever it says; and nothing that is said ends the server."""

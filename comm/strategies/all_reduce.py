@@ -50,10 +50,20 @@ class AllReduce(Strategy):
         return self._collective.allocate(gradients.numel(), gradients.dtype, gradients.device)
 
     def start(self, parameters: FlatParameters, optimizer: OptimizerFactory) -> None:
-        """Agree on the parameters and on the buckets."""
+        """Agree on the parameters and on the buckets; everyone makes the same updates."""
         super().start(parameters, optimizer)
+        self.optimizer = optimizer(parameters.named_parameters())
         for bucket in self.buckets:
             self._collective.introduce(bucket.gradients)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The version and the optimiser's state."""
+        return {**super().state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        super().load_state_dict(state)
+        self.optimizer.load_state_dict(state["optimizer"])
 
     def push(self, bucket: Bucket) -> None:
         """Begin to sum the bucket, unless it is the last: that is left to `step`."""
