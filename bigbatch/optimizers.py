@@ -1,10 +1,13 @@
 """Optimisers by name. A strategy calls the factory, for the update is the strategy's."""
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 
+from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.parameters import OptimizerFactory
 from bigbatch.comm.registry import Registry
 
@@ -52,3 +55,24 @@ OPTIMIZERS = Registry(
     },
 )
 """All optimisers; other packages add theirs as entry points of the group "bigbatch.optimizers"."""
+
+
+def optimizer_named(name: str, learning_rate: float) -> OptimizerFactory:
+    """The factory of a registered optimiser, of one in a file, or of any class: "torch.optim:RMSprop".
+
+    Servers that split a parameter give each part to an optimiser of its own, which is the same for those that treat
+    every element by itself, as all of torch's do but Adafactor, Muon and LBFGS.
+
+    Raises:
+        ConfigurationError: there is no such optimiser, or it must compute the loss several times in a step.
+    """
+    found: Any = OPTIMIZERS.load(name)
+    if found is torch.optim.LBFGS:
+        raise ConfigurationError(
+            f"The optimiser {name!r} computes the loss several times in a step, which no worker does. Take another."
+        )
+    if isinstance(found, type) and issubclass(found, torch.optim.Optimizer):
+        build: Callable[..., torch.optim.Optimizer] = found
+        return partial(build, lr=learning_rate)
+    made: OptimizerFactory = found(learning_rate)
+    return made

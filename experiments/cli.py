@@ -113,7 +113,9 @@ OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
     click.option("--tokens", type=TOKENS, default="500k", show_default=True, help="To train each arm on."),
     click.option("--validation-tokens", type=TOKENS, default="8k", show_default=True, help="To measure the loss on."),
     click.option("--learning-rate", type=POSITIVE_NUMBER, default=1e-3, show_default=True, help="Of every arm."),
-    click.option("--optimizer", default="adamw", show_default=True, help="sgd, adam, adamw, or FILE.py:name."),
+    click.option(
+        "--optimizer", default="adamw", show_default=True, help="sgd, adam, adamw, torch.optim:RMSprop, FILE.py:name."
+    ),
     click.option("--layers", type=POSITIVE, default=2, show_default=True, help="Blocks of the Transformer."),
     click.option("--width", type=POSITIVE, default=96, show_default=True, help="Length of a token's vector."),
     click.option("--heads", type=POSITIVE, default=4, show_default=True, help="Attention heads."),

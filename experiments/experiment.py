@@ -20,7 +20,7 @@ from bigbatch.experiments.run import RunWriter, environment
 from bigbatch.experiments.settings import Settings
 from bigbatch.memory import peak_bytes, reset_peak
 from bigbatch.model import Transformer, TransformerShape
-from bigbatch.optimizers import OPTIMIZERS
+from bigbatch.optimizers import optimizer_named
 from bigbatch.tasks import TASKS, Task
 from bigbatch.trainer import Trainer, Update
 
@@ -121,7 +121,7 @@ class Experiment:
         parameters = FlatParameters(model)
         strategy = together(transport, lambda: self.make_strategy(transport))
         strategy.bucket_bytes = settings.bucket_size
-        strategy.start(parameters, OPTIMIZERS.load(settings.optimizer)(settings.learning_rate))
+        strategy.start(parameters, optimizer_named(settings.optimizer, settings.learning_rate))
         examples = math.ceil(settings.tokens / task.example_tokens)
         trainer = Trainer(
             model, task, strategy, parameters, arm.plan, examples, settings.seed, overlap=settings.overlap

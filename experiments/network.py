@@ -37,7 +37,7 @@ from bigbatch.experiments.run import RunWriter, environment
 from bigbatch.experiments.settings import Settings
 from bigbatch.memory import peak_bytes, reset_peak
 from bigbatch.model import Transformer, TransformerShape
-from bigbatch.optimizers import OPTIMIZERS
+from bigbatch.optimizers import optimizer_named
 from bigbatch.tasks import TASKS, Task
 from bigbatch.trainer import Trainer, Update
 
@@ -304,7 +304,7 @@ class ServedArm:
         return Shard(
             parameters.values[first:stop].clone(),
             parameters.pieces(first, stop),
-            OPTIMIZERS.load(settings.optimizer)(settings.learning_rate),
+            optimizer_named(settings.optimizer, settings.learning_rate),
             setup.rule(),
             setup.treatment(),
         )
@@ -501,7 +501,7 @@ class NetworkWorker:
         model = model_of(settings, task).to(self.device)
         parameters = FlatParameters(model)
         strategy = RemoteServers(Alone(), shards, facts_of(task))
-        strategy.start(parameters, OPTIMIZERS.load("sgd")(settings.learning_rate))
+        strategy.start(parameters, optimizer_named("sgd", settings.learning_rate))
 
         def note(record: dict[str, Any]) -> None:
             for shard in shards:

@@ -9,7 +9,7 @@ import torch
 from bigbatch.batches import ARMS, Arm, BatchPlan, arms_of
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.launch import Launch
-from bigbatch.optimizers import OPTIMIZERS
+from bigbatch.optimizers import optimizer_named
 from bigbatch.tasks import TASKS
 
 
@@ -71,7 +71,7 @@ class Settings:
         """
         self.chosen_arms(plan)
         TASKS.load(self.task)
-        OPTIMIZERS.load(self.optimizer)
+        optimizer_named(self.optimizer, self.learning_rate)
 
     def as_json(self) -> dict[str, Any]:
         """The settings in types that JSON can write."""

@@ -181,6 +181,10 @@ NEVER_STARTED = {
     "does not agree": (["ring", "--batch-size", "64", "--micro-batch", "3", "--accumulate", "4"], "makes 24"),
     "unknown arm": (["ring", "--arms", "huge"], "Unknown arm 'huge'. Known: large, accumulated, small"),
     "unknown task": (["ring", "--task", "chess"], "Unknown task 'chess'"),
+    "optimizer that steps by itself": (
+        ["ring", "--optimizer", "torch.optim:LBFGS"],
+        "computes the loss several times in a step",
+    ),
     "unknown optimizer": (["ring", "--optimizer", "adamv"], "Unknown optimizer 'adamv' (did you mean 'adam"),
     "unknown device": (["ring", "--device", "abacus"], "Unknown device 'abacus'"),
     "width and heads": (["ring", "--width", "30"], "nearest widths that can are 28 and 32"),

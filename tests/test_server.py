@@ -1,6 +1,7 @@
 """Parameter servers: the shard by itself under any order of events, and trainings against plain loops."""
 
 import copy
+import itertools
 import json
 from functools import partial
 
@@ -21,6 +22,7 @@ from bigbatch.comm.server.staleness import Compensated, Scaled, StaleGradients
 from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.comm.transports.cluster import Cluster
 from bigbatch.experiments.figures.staleness import staleness_shares
+from bigbatch.optimizers import optimizer_named
 
 SGD = partial(torch.optim.SGD, lr=0.5)
 ADAM = partial(torch.optim.Adam, lr=0.5)
@@ -143,6 +145,39 @@ def test_a_shard_goes_on_from_what_it_had():
     other.read(0)
     assert push_twice(other, 3) == push_twice(one, 3)
     assert other.values.tolist() != new_shard(Asynchronous(), 1).values.tolist()
+
+
+@pytest.mark.parametrize("name", ["SGD", "RMSprop", "Adagrad", "Adadelta", "Adamax", "NAdam", "RAdam", "Rprop", "ASGD"])
+def test_any_optimiser_of_torch_runs_on_servers_with_its_state_split(name):
+    """Two servers, the border inside a parameter, against the optimiser by itself."""
+    make = optimizer_named(f"torch.optim:{name}", 0.1)
+    torch.manual_seed(0)
+    alone, split = nn.Linear(3, 5).double(), nn.Linear(3, 5).double()
+    split.load_state_dict(alone.state_dict())
+    parameters = FlatParameters(split)
+    bounds = [0, 9, 20]
+    shards = [
+        Shard(parameters.values[a:b].clone(), parameters.pieces(a, b), make, Synchronous(), StaleGradients())
+        for a, b in itertools.pairwise(bounds)
+    ]
+    optimizer = make(list(alone.named_parameters()))
+    for shard in shards:
+        shard.join(0)
+        shard.read(0)
+    for _ in range(4):
+        for parameter in alone.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        for parameter, own in zip(split.parameters(), alone.parameters(), strict=True):
+            parameter.grad.copy_(own.grad)
+        optimizer.step()
+        for shard, (a, b) in zip(shards, itertools.pairwise(bounds), strict=True):
+            landing = shard.landing()
+            landing.copy_(2 * parameters.gradients[a:b])
+            shard.push(0, landing, weight=2.0, loss=0.0, finite=True)
+            shard.read(0)
+    parameters.values.copy_(torch.cat([shard.values for shard in shards]))
+    for mine, expected in zip(split.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-12, atol=1e-14)
 
 
 class Workers:
