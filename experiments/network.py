@@ -481,7 +481,9 @@ class NetworkWorker:
                 f"{', '.join(str(part + 1) for part in parts)} of {first.parts}. Name every server of one "
                 "experiment, with a --server each."
             )
-        stages = [stage for *_, stage in answers]
+        stages = {shard: stage for shard, _, stage in answers}
+        if stages[ordered[0]] is Stage.FINISHED:  # it hands out the work
+            return Stage.FINISHED, first, ordered
         for shard in ordered:
             if dataclasses.replace(announced[shard], part=first.part) != first:
                 if announced[shard].arm != first.arm:
@@ -490,7 +492,7 @@ class NetworkWorker:
                     f"The servers {ordered[0].name} and {shard.name} do not train the same: start them with the same "
                     "options."
                 )
-        stage = Stage.CLOSING if len(set(stages)) > 1 else stages[0]
+        stage = Stage.CLOSING if len(set(stages.values())) > 1 else stages[ordered[0]]
         return stage, first, ordered
 
     def _train(self, announcement: Announcement, shards: list[RemoteShard]) -> None:

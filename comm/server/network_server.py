@@ -155,7 +155,8 @@ class NetworkServer:
 
     def stage(self, now: float) -> Stage:
         """How far the work is. Shares that nobody comes back for in time stay undone."""
-        if self._next_share < self._shares or (self._returned and now < self._left + self._patience):
+        waits = self._returned and self.undone and now < self._left + self._patience
+        if self._next_share < self._shares or waits:
             return Stage.OPEN
         if self.present:
             return Stage.CLOSING
@@ -168,8 +169,8 @@ class NetworkServer:
 
     @property
     def undone(self) -> int:
-        """Shares that were not trained on."""
-        return self._shares - self._done
+        """Shares whose gradient has not come."""
+        return max(0, self._shares - self._done)
 
     def receive(self, sender: bytes, frames: Sequence[Frame], now: float) -> list[Outgoing]:
         """Take what has arrived.
@@ -370,9 +371,10 @@ class NetworkServer:
         shard.push(session.worker, landing, message.weight, message.loss, finite=message.flag)
         session.pushed = message.number
         session.waiting = Waiting(now, message.weight, message.loss, message.flag)
-        if session.share is not None:
+        self._done += 1
+        if session.share is not None:  # of several servers, the first's shares are computed, and the last may differ
             session.shares.append(session.share)
-            session.share, self._done = None, self._done + 1
+            session.share = None
         while len(session.shares) > shard.pending(session.worker):
             session.shares.popleft()
         return [(sender, answer_to(message, Kind.TAKEN)), *self._let_read(now)]
