@@ -95,16 +95,18 @@ class Network:
     def run(self, until: float = 100_000.0) -> None:
         """Go on until every worker is through."""
         while any(not worker.dead for worker in self._workers):
-            self.time, _, what = heapq.heappop(self._events)
+            self.step()
             assert self.time < until, "the workers are stuck"
-            what()
+
+    def step(self) -> None:
+        self.time, _, what = heapq.heappop(self._events)
+        what()
 
     def idle(self, seconds: float) -> None:
         """Let the server alone for a while."""
         until = self.time + seconds
         while self.time < until:
-            self.time, _, what = heapq.heappop(self._events)
-            what()
+            self.step()
 
     def carry(self, what) -> None:
         """Have a message arrive: some time, perhaps never, perhaps twice."""
@@ -374,6 +376,26 @@ def test_a_server_that_was_killed_goes_on_from_its_snapshot(faults, count, kept_
     assert sum(worker.shard.acknowledged for worker in workers) == shard.taken + server.lost
     again = sum("has joined made-up again" in sentence for worker in workers for sentence in worker.told)
     assert again <= 2 * count
+
+
+def test_a_gradient_of_a_worker_that_has_gone_is_not_forgotten_by_a_snapshot():
+    """It waits for the others' when the snapshot is made: its share must be computed again, and the loss reported."""
+    network = Network(new_server(Synchronous(), shares=4, patience=3.0, expected=2))
+    for worker in (Worker(network), Worker(network)):
+        network.add(worker)
+    server = network.server
+    while not (server.sessions and any(session.pushes for session in server.sessions.values())):
+        network.step()
+    (session,) = [session for session in server.sessions.values() if session.pushes]
+    server._remove(session, "it has gone", network.time)
+    state = server.state_dict()
+    assert len(state["unsettled"]) == 2  # its own, and what the other computes on
+    again = new_server(Synchronous(), shares=4)
+    again.load_state_dict(state)
+    facts = json.dumps(FACTS).encode()
+    again.receive(b"", Message(Kind.JOIN, session.number, 9, version=1, payload=(facts,)).frames(), 0.0)
+    assert again.lost == 1
+    assert again.undone == 4
 
 
 def test_of_attempts_to_read_only_the_last_counts():

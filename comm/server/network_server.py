@@ -45,7 +45,7 @@ class Session:
         pushed: the number of its last push.
         why: if it takes no part, why not.
         share: the number of the share of the data that it computes on, if any.
-        shares: those behind its pushes, the last one last.
+        pushes: its number in the shard, now and in former lives -> the shares behind its last pushes, in order.
         asked: (number, attempt) of the read that it asks for.
         answered: the same of the last one that was answered.
         address: where the answer goes.
@@ -61,7 +61,7 @@ class Session:
     pushed: int = 0
     why: str = ""
     share: int | None = None
-    shares: deque[int] = field(default_factory=deque)
+    pushes: dict[int, list[int]] = field(default_factory=dict)
     asked: tuple[int, int] = (-1, -1)
     answered: tuple[int, int] = (-1, -1)
     address: bytes = b""
@@ -222,11 +222,10 @@ class NetworkServer:
         unsettled = [*self._returned]
         sessions = {}
         for number, session in self.sessions.items():
-            pending = 0 if session.worker is None else self.shard.pending(session.worker)
-            unsettled += list(session.shares)[len(session.shares) - pending :]
-            unsettled += [] if session.share is None else [session.share]
+            waiting = [share for worker, shares in session.pushes.items() for share in self._unsettled(worker, shares)]
+            unsettled += waiting if session.share is None else [*waiting, session.share]
             notes = [[key, when, *row] for key, (when, row) in session.notes.items()]
-            sessions[str(number)] = {"life": session.life, "pushed": session.pushed - pending, "notes": notes}
+            sessions[str(number)] = {"life": session.life, "pushed": session.pushed - len(waiting), "notes": notes}
         return {
             "shard": self.shard.state_dict(),
             "next_share": self._next_share,
@@ -234,6 +233,10 @@ class NetworkServer:
             "sessions": sessions,
             "lost": self.lost,
         }
+
+    def _unsettled(self, worker: int, shares: Sequence[int]) -> Sequence[int]:
+        """The shares behind those gradients of a worker, present or gone, that still wait for others'."""
+        return shares[max(0, len(shares) - self.shard.pending(worker)) :]
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave; every worker must join again."""
@@ -305,7 +308,6 @@ class NetworkServer:
             self.lost += max(0, message.version - known)
             session.life, session.heard, session.pushed = message.life, now, max(known, message.version)
             session.asked = session.answered = (-1, -1)
-            session.shares.clear()
             session.worker, self._next_worker = self._next_worker, self._next_worker + 1
             session.waiting = Waiting(now, finite=False)
             self.shard.join(session.worker)
@@ -373,10 +375,10 @@ class NetworkServer:
         session.waiting = Waiting(now, message.weight, message.loss, message.flag)
         self._done += 1
         if session.share is not None:  # of several servers, the first's shares are computed, and the last may differ
-            session.shares.append(session.share)
+            session.pushes.setdefault(session.worker, []).append(session.share)
             session.share = None
-        while len(session.shares) > shard.pending(session.worker):
-            session.shares.popleft()
+        left = {worker: [*self._unsettled(worker, shares)] for worker, shares in session.pushes.items()}
+        session.pushes = {worker: shares for worker, shares in left.items() if shares}
         return [(sender, answer_to(message, Kind.TAKEN)), *self._let_read(now)]
 
     def _read(self, sender: bytes, session: Session, message: Message, now: float) -> list[Outgoing]:
