@@ -53,7 +53,7 @@ def _add_rows(table: Table, arms: list[dict[str, Any]], workers: int, name: str 
     for label, key, factor, decimals in ROWS:
         table.add_row(label, *(_number(arm[key], factor, decimals) for arm in arms))
     if any(arm["skipped_updates"] for arm in arms):
-        table.add_row("updates skipped, not finite", *(str(arm["skipped_updates"]) for arm in arms))
+        table.add_row("updates that were not applied", *(str(arm["skipped_updates"]) for arm in arms))
     if any("servers" in arm for arm in arms):
         counts = [counted(arm.get("servers", ())) for arm in arms]
         table.add_row("mean staleness, updates", *(_number(count.mean_staleness, 1, 2) for count in counts))

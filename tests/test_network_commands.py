@@ -157,7 +157,7 @@ def test_a_worker_that_is_paused_is_dropped_and_told_so_and_joins_again(start: S
     server.goes_on()
 
 
-@pytest.mark.parametrize("consistency", ["sync", "async"])
+@pytest.mark.parametrize("consistency", ["sync"])
 def test_a_server_that_is_killed_again_and_again_goes_on_from_its_snapshots(start: Start, consistency):
     options = ["--consistency", consistency, "--arms", "small", "--tokens", "100k", "--snapshot", "state", "--json"]
     options += ["--snapshot-seconds", "0.05", "--patience", "2", "--batch-size", "16", "--accumulate", "1", "-n", "2"]
