@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -195,12 +195,12 @@ class ServedExperiment:
         with RunWriter(self._folder) as writer:
             writer.config({"strategy": self._offer.name, **self._offer.as_json(), "environment": environment()})
             for arm in arms[len(results) :]:
-                served = ServedArm(self._offer, task, arm, writer, last=arm is arms[-1])
+                served = ServedArm(self._offer, task, arm, writer, self._tell, last=arm is arms[-1])
                 if earlier is not None:
                     served.go_on(earlier["arm"])
                     self._tell(
                         f"Went on with the arm {arm.name} from version {served.server.shard.version}, kept "
-                        f"{time.time() - earlier['when']:.1f} s ago; what was done after that is lost and done again"
+                        f"{time.time() - earlier['when']:.1f} s ago; what may have come after that is done again"
                     )
                     earlier = None
                 if not endpoint:
@@ -211,7 +211,7 @@ class ServedExperiment:
             writer.summary(
                 {
                     "strategy": self._offer.name,
-                    "workers": self._offer.plan.workers,
+                    "workers": max(result["workers"] for result in results),
                     "task": settings.task,
                     "corpus_sha256": task.corpus_sha256,
                     "parameters": served.parameters,
@@ -260,6 +260,7 @@ class ServedArm:
         task: what is learnt.
         arm: which arm.
         writer: of the run.
+        tell: called with who comes and goes.
         last: whether it is the last.
 
     Attributes:
@@ -267,12 +268,15 @@ class ServedArm:
         parameters: elements of the whole model.
     """
 
-    def __init__(self, offer: Offer, task: Task, arm: Arm, writer: RunWriter, *, last: bool) -> None:
+    def __init__(
+        self, offer: Offer, task: Task, arm: Arm, writer: RunWriter, tell: Callable[[str], None], *, last: bool
+    ) -> None:
         self._offer = offer
         self._arm = arm
         self._writer = writer
         self._workers: dict[int, int] = {}
         self._validated: set[float] = set()
+        self._busy = Busy()
         self._examples = math.ceil(offer.settings.tokens / task.example_tokens)
         parameters = FlatParameters(model_of(offer.settings, task))
         self.parameters = len(parameters.values)
@@ -294,6 +298,7 @@ class ServedArm:
             offer.patience,
             offer.plan.workers,
             self._noted,
+            tell,
             last=last,
         )
 
@@ -321,14 +326,22 @@ class ServedArm:
             for number, session in self.server.sessions.items()
             for when, row in session.notes.values()
         ]
-        for _, number, row in sorted(notes):
-            self._noted(number, np.array(row))
+        for when, number, row in sorted(notes):
+            self._record(number, np.array(row), when)
 
     def _noted(self, session: int, row: NDArray[np.float64]) -> None:
         """A worker has noted something."""
+        self._record(session, row, time.time())
+
+    def _record(self, session: int, row: NDArray[np.float64], when: float) -> None:
+        """Make a note a line of the metrics; their time is that in which any worker trained."""
         record = record_of(row)
         worker = self._workers.setdefault(session, len(self._workers))
+        if record["kind"] == "update":
+            self._busy.add(when - record["seconds"], when)
+            record["total_seconds"] = self._busy.seconds
         if record["kind"] == "validation":
+            record["seconds"] = self._busy.seconds
             if record["update"] in self._validated:  # one worker's is enough
                 return
             self._validated.add(record["update"])
@@ -349,9 +362,10 @@ class ServedArm:
             "counts": dict(self.server.counts),
         }
         server = {"peak": peak_bytes(torch.device("cpu")), "history": None, "statistics": statistics}
-        busy = busy_seconds(note for session in sessions for note in session.notes.values())
-        row = summarise(self._arm, self._examples, [*ranks, server], shard.tokens, busy)
-        return {**row, "buckets": 1, "remarks": []}
+        there = replace(self._arm, plan=replace(self._arm.plan, workers=max(1, self.server.most_workers)))
+        row = summarise(there, self._examples, [*ranks, server], shard.tokens, self._busy.seconds)
+        made = shard.version + shard.skipped
+        return {**row, "workers": there.plan.workers, "updates": made, "buckets": 1, "remarks": []}
 
 
 UPDATE, VALIDATION, PEAK = 0.0, 1.0, 2.0
@@ -406,15 +420,21 @@ def rank_of(notes: Iterable[tuple[float, Sequence[float]]]) -> dict[str, Any] | 
     return {"peak": peak, "history": history.totals(), "statistics": {}} if history.updates else None
 
 
-def busy_seconds(notes: Iterable[tuple[float, Sequence[float]]]) -> float:
-    """Seconds in which at least one worker was at an update: each began so long before its note came as it took."""
-    place = 1 + UPDATE_FIELDS.index("seconds")
-    spans = sorted((when - row[place], when) for when, row in notes if row[0] == UPDATE)
-    total, reached = 0.0, -math.inf
-    for begin, end in spans:
-        total += max(0.0, end - max(begin, reached))
-        reached = max(reached, end)
-    return total
+class Busy:
+    """How long at least one worker was at an update, of which one hears when it ends.
+
+    Attributes:
+        seconds: so far.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._reached = -math.inf
+
+    def add(self, begin: float, end: float) -> None:
+        """An update from `begin` to `end`, in seconds on any clock; no earlier one ended later."""
+        self.seconds += max(0.0, end - max(begin, self._reached))
+        self._reached = max(self._reached, end)
 
 
 @dataclass(frozen=True)
@@ -485,7 +505,7 @@ class NetworkWorker:
         if stages[ordered[0]] is Stage.FINISHED:  # it hands out the work
             return Stage.FINISHED, first, ordered
         for shard in ordered:
-            if dataclasses.replace(announced[shard], part=first.part) != first:
+            if replace(announced[shard], part=first.part) != first:
                 if announced[shard].arm != first.arm:
                     return Stage.CLOSING, first, ordered  # one of them is an arm ahead
                 raise MismatchError(
@@ -541,7 +561,7 @@ class NetworkWorker:
         except TypeError as error:
             raise MismatchError(f"The server's settings are not those of this bigbatch ({error}).") from error
         if self.task is not None:
-            return dataclasses.replace(settings, task=self.task)
+            return replace(settings, task=self.task)
         if settings.task not in TASKS.names():
             raise MismatchError(
                 f"The server trains the task {settings.task!r}, which is not one of bigbatch's own: name your copy of "

@@ -1,5 +1,6 @@
 """Progress on standard error: a bar on a terminal, plain lines elsewhere, nothing when quiet."""
 
+import math
 import os
 import sys
 import time
@@ -78,7 +79,8 @@ class Lines(Bar):
         """Print a line if it is time, and at the end."""
         if update == self._updates or time.monotonic() - self._last > SECONDS_BETWEEN_LINES:
             self._last = time.monotonic()
-            print(f"{self._name}: update {update}/{self._updates}, loss {loss:.3f}", file=sys.stderr, flush=True)
+            known = f", loss {loss:.3f}" if math.isfinite(loss) else ""
+            print(f"{self._name}: update {update}/{self._updates}{known}", file=sys.stderr, flush=True)
 
 
 class RichBar(Bar):

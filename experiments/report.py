@@ -48,7 +48,7 @@ def _add_rows(table: Table, arms: list[dict[str, Any]], workers: int, name: str 
     table.add_row("global batch, examples", *(str(arm["global_batch"]) for arm in arms))
     table.add_row(
         "  = workers × micro × accumulation",
-        *(f"{workers} × {arm['micro_batch']} × {arm['accumulation']}" for arm in arms),
+        *(f"{arm.get('workers', workers)} × {arm['micro_batch']} × {arm['accumulation']}" for arm in arms),
     )
     for label, key, factor, decimals in ROWS:
         table.add_row(label, *(_number(arm[key], factor, decimals) for arm in arms))

@@ -99,11 +99,19 @@ def test_workers_train_what_a_server_offers_and_the_run_is_like_the_others(start
         assert counted["gradients_taken"] == sum(counted["staleness"].values()) == arm["worker_updates"]
         assert arm["tokens"] == summary["arms"][0]["tokens"] == 2000
         assert arm["tokens_per_second"] > 0
+        assert arm["workers"] == summary["workers"] == 2
+        assert arm["updates"] == counted["versions"]
         assert arm["validation_loss"] > 0
     assert (tmp_path / "out" / "comparison.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "out" / "staleness.png").read_bytes().startswith(b"\x89PNG")
     metrics = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert {record["worker"] for record in metrics} == {0, 1}
+    for arm in summary["arms"]:
+        seconds = [r["total_seconds"] for r in metrics if r["kind"] == "update" and r["arm"] == arm["name"]]
+        assert seconds == sorted(seconds)  # the axis of the figure
+        assert arm["tokens"] / seconds[-1] == pytest.approx(arm["tokens_per_second"])
+    assert "Worker 1 joins, of 2 now." in outcome.err
+    assert "Worker 0 goes: it has left." in outcome.err
 
 
 def test_a_status_shows_versions_workers_clocks_staleness_and_rates(start: Start, run: Run):

@@ -92,11 +92,13 @@ class NetworkServer:
         patience: seconds of silence after which a worker takes part no more.
         expected: nobody reads before so many have joined.
         noted: called with (session, row) for every note that arrives.
+        tell: called with who comes and goes, in sentences without their full stops.
         last: whether no other work follows this.
 
     Attributes:
         shard: what is served.
         lost: gradients that were acknowledged and are not in the parameters, because an earlier server was ended.
+        most_workers: how many took part at the same time, at most.
         counts: how often what is `COUNTED` has happened.
         sessions: everybody who has ever joined, by session.
     """
@@ -110,11 +112,13 @@ class NetworkServer:
         patience: float = 5.0,
         expected: int = 1,
         noted: Callable[[int, NDArray[np.float64]], None] = lambda *_: None,
+        tell: Callable[[str], None] = lambda _: None,
         *,
         last: bool = True,
     ) -> None:
         self.shard = shard
         self.lost = 0
+        self.most_workers = 0
         self.counts = Counter(dict.fromkeys(COUNTED, 0))
         self.sessions: dict[int, Session] = {}
         self._shares = shares
@@ -123,6 +127,7 @@ class NetworkServer:
         self._patience = patience
         self._expected = expected
         self._noted = noted
+        self._tell = tell
         self._last = last
         self._next_share = 0
         self._returned: deque[int] = deque()
@@ -311,6 +316,9 @@ class NetworkServer:
             session.worker, self._next_worker = self._next_worker, self._next_worker + 1
             session.waiting = Waiting(now, finite=False)
             self.shard.join(session.worker)
+            self.most_workers = max(self.most_workers, len(self.present))
+            lost = f"; {message.version - known} of its gradients are lost" if message.version > known else ""
+            self._tell(f"Worker {session.worker} joins, of {len(self.present)} now{lost}")
         answer = Message(
             Kind.JOINED,
             message.session,
@@ -457,6 +465,7 @@ class NetworkServer:
         self.shard.leave(session.worker)
         if session.share is not None:
             self._returned.append(session.share)
+        self._tell(f"Worker {session.worker} goes: {why[0].lower()}{why[1:]}")
         session.worker, session.share, session.why = None, None, why
         self._left = now
 

@@ -302,7 +302,7 @@ class RemoteShard:
                 # Of several attempts to read only the last counts, so each has a number of its own.
                 pending.message = replace(pending.message, attempt=pending.message.attempt + 1)
                 self._wire.send(pending.message.frames())
-                if pending.message.kind in (Kind.HELLO, Kind.JOIN) and pending.message.attempt == 1:
+                if pending.message.kind in (Kind.HELLO, Kind.JOIN) and pending.message.attempt == 1 and not hurry:
                     self.tell(f"Waiting for the server at {self.name}")
                 pending.interval = min(2 * pending.interval, LONGEST_RETRY)
                 pending.retry = now + pending.interval
