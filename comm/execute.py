@@ -153,7 +153,7 @@ def _run(step: Step, transport: Transport, buffer: Buffer, tag: int) -> None:
         request.wait()
         own = buffer[move.first : move.stop]
         if move.reduce:
-            np.add(own, landing, out=own)
+            transport.add(own, landing)
         elif not move.in_place:
             own[:] = landing
         if number + step.under_way < len(step.receives):

@@ -269,6 +269,10 @@ class Transport(ABC):
     def spend(self, seconds: float) -> None:  # noqa: B027 - on real wires computing takes its own time
         """Charge `seconds` of computation to a simulated clock; a real clock ignores it."""
 
+    def add(self, values: Buffer, arrived: Buffer) -> None:
+        """Add what arrived to `values`, (elements,), in place; a simulated clock charges for it."""
+        np.add(values, arrived, out=values)
+
     def close(self) -> None:  # noqa: B027 - most wires hold nothing
         """Give back what the transport holds; all ranks close together."""
 
@@ -337,6 +341,10 @@ class Group(Transport):
     def spend(self, seconds: float) -> None:
         """Charge `seconds` to the parent's clock."""
         self._parent.spend(seconds)
+
+    def add(self, values: Buffer, arrived: Buffer) -> None:
+        """Add as the parent does."""
+        self._parent.add(values, arrived)
 
     def abort(self, code: int) -> NoReturn:
         """End every process of the parent's job."""

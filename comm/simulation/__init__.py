@@ -1,0 +1,1 @@
+"""Simulated time: networks, what computing takes, and schedules timed on all ranks at once."""

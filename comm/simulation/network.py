@@ -1,0 +1,330 @@
+"""Networks in simulated time: what a message costs, and which ports it passes.
+
+The model is alpha-beta-gamma with ports. A message of m bytes holds every port on its way for mβ seconds; its head
+arrives α seconds after it has begun to leave the sender's NIC; adding it to what the receiver has takes mγ. A NIC has
+a port for sending and one for receiving, and works on both at once. Ports serve who comes first; what waits for a port
+waits where there is room for it, so that a send is done as soon as it has left.
+
+Sources: Hockney, "The communication challenge for MPP: Intel Paragon and Meiko CS-2" (1994), for α and β; Thakur,
+Rabenseifner and Gropp, "Optimization of collective communication operations in MPICH" (2005), section 4, for γ;
+`bigbatch.comm.simulation.presets` for the numbers.
+"""
+
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.schedule import IntArray
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What messages of at least a size cost.
+
+    Attributes:
+        least: that size, in bytes.
+        alpha: seconds from its first byte's leaving to its arrival.
+        bandwidth: bytes a second through one port; infinite if moving takes no time.
+    """
+
+    least: int
+    alpha: float
+    bandwidth: float
+
+    def __post_init__(self) -> None:
+        _check("alpha", self.alpha, least=0.0)
+        _check("bandwidth", self.bandwidth, least=0.0, open_=True, finite=False)
+        _check("least", self.least, least=0.0)
+
+
+class Wire:
+    """A kind of wire: latency and time in a port, by the size of the message.
+
+    Args:
+        pieces: in ascending order of their sizes; the first is for messages of any size.
+
+    Attributes:
+        pieces: those.
+    """
+
+    def __init__(self, *pieces: Piece) -> None:
+        sizes = [piece.least for piece in pieces]
+        if not pieces or sizes[0] != 0 or sizes != sorted(set(sizes)):
+            raise ConfigurationError(
+                f"A wire's pieces begin at {sizes} bytes; the first must begin at 0, and each other one further on."
+            )
+        self.pieces = pieces
+        self._least = np.array(sizes[1:])
+        self._alpha = np.array([piece.alpha for piece in pieces])
+        self._beta = np.array([1 / piece.bandwidth for piece in pieces])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Wire) and self.pieces == other.pieces
+
+    def __hash__(self) -> int:
+        return hash(self.pieces)
+
+    def __repr__(self) -> str:
+        return f"Wire{self.pieces}"
+
+    @property
+    def free(self) -> bool:
+        """Whether messages cost nothing."""
+        return not self._alpha.any() and not self._beta.any()
+
+    def latency(self, nbytes: ArrayLike) -> FloatArray:
+        """α of messages of so many bytes each, in seconds."""
+        return np.asarray(self._alpha[self._piece(nbytes)])
+
+    def occupancy(self, nbytes: ArrayLike) -> FloatArray:
+        """Seconds for which messages of so many bytes each hold a port."""
+        return np.multiply(nbytes, self._beta[self._piece(nbytes)])
+
+    def _piece(self, nbytes: ArrayLike) -> IntArray:
+        return np.searchsorted(self._least, nbytes, side="right") if len(self._least) else np.zeros((), np.int64)
+
+
+def wire(alpha: float, bandwidth: float) -> Wire:
+    """A wire on which α and bandwidth are the same for all sizes."""
+    return Wire(Piece(0, alpha, bandwidth))
+
+
+@dataclass(frozen=True)
+class Network:
+    """What messages between ranks cost, and which of them share ports.
+
+    Every `node_size` consecutive ranks are a node, with `nics` NICs that they share evenly, and with wires of their own
+    inside. Every `leaf_size` consecutive nodes hang on a leaf switch; what leaves it passes an uplink to the spine and
+    the downlink of another leaf, each of the bandwidth of all NICs below it, divided by `oversubscription`.
+
+    Attributes:
+        name: for tables and figures.
+        wires: between nodes; their bandwidth is that of one NIC.
+        gamma: seconds to add one byte.
+        node_size: ranks a node.
+        nics: NICs a node.
+        inside: the wires between two ranks of a node, each of which has its own two ports there; none given, their
+            messages pass the NICs like all others.
+        leaf_size: nodes a leaf switch; 0 if all nodes share one switch.
+        oversubscription: of the leaf switches: bandwidth below over bandwidth above.
+        source: where the numbers come from.
+
+    Raises:
+        ConfigurationError: a number that no network can have.
+    """
+
+    name: str
+    wires: Wire
+    gamma: float = 0.0
+    node_size: int = 1
+    nics: int = 1
+    inside: Wire | None = None
+    leaf_size: int = 0
+    oversubscription: float = 1.0
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        _check("gamma", self.gamma, least=0.0)
+        _check("node_size", self.node_size, least=1, whole=True)
+        _check("nics", self.nics, least=1, whole=True)
+        _check("leaf_size", self.leaf_size, least=0, whole=True)
+        _check("oversubscription", self.oversubscription, least=1.0)
+        if self.nics > self.node_size:
+            raise ConfigurationError(
+                f"The network {self.name} has nodes of {self.node_size} rank(s) with {self.nics} NICs; a rank uses one "
+                "NIC, so that there cannot be more of them. Give nics at most node_size."
+            )
+
+    @property
+    def free(self) -> bool:
+        """Whether nothing takes any time."""
+        return self.wires.free and not self.gamma and (self.inside is None or self.inside.free)
+
+    def with_nodes(self, node_size: int) -> "Network":
+        """The same with so many ranks a node; a node with a NIC for each rank keeps one for each."""
+        nics = node_size if self.nics == self.node_size and self.nics > 1 else min(self.nics, node_size)
+        return replace(self, node_size=node_size, nics=nics)
+
+    def for_ranks(self, size: int) -> "Ports":
+        """Its ports, when that many ranks use it."""
+        return Ports(self, size)
+
+
+class Hop(NamedTuple):
+    """One port on the way of some messages.
+
+    Attributes:
+        rows: which messages pass it, or None if all do.
+        port: (rows,) its number.
+        share: (rows,) for how much of the messages' occupancy they hold it.
+    """
+
+    rows: IntArray | None
+    port: IntArray
+    share: FloatArray
+
+
+class Ports:
+    """The ports of a network that a number of ranks use, and the way between any two of them.
+
+    Ports are numbered: every NIC's for sending, every NIC's for receiving, every rank's for sending inside of its node,
+    and for receiving there, every leaf's uplink, every leaf's downlink.
+
+    Args:
+        network: whose ports.
+        size: the number of ranks.
+
+    Attributes:
+        network: whose ports.
+        size: the number of ranks.
+        count: the number of ports.
+    """
+
+    def __init__(self, network: Network, size: int) -> None:
+        if size < 1:
+            raise ConfigurationError(f"{size} ranks were asked for; a network needs at least one.")
+        self.network = network
+        self.size = size
+        rank = np.arange(size)
+        self._node = rank // network.node_size
+        nodes = int(self._node[-1]) + 1
+        self._nic = self._node * network.nics + rank % network.node_size * network.nics // network.node_size
+        self._leaf = self._node // network.leaf_size if network.leaf_size else np.zeros(size, np.int64)
+        leaves = int(self._leaf[-1]) + 1
+        starts = np.cumsum([0, *[nodes * network.nics] * 2, size, size, leaves, leaves]).tolist()
+        self._tx, self._rx, self._inside_tx, self._inside_rx, self._up, self._down, self.count = starts
+        self._thin = network.oversubscription / (max(1, network.leaf_size) * network.nics)
+
+    @cached_property
+    def tx_is_own(self) -> bool:
+        """Whether no two ranks send through the same port."""
+        return self.network.node_size == self.network.nics
+
+    def inside(self, source: IntArray, target: IntArray) -> NDArray[np.bool_]:
+        """Which messages use the wires inside of a node."""
+        if self.network.inside is None:
+            return np.zeros(len(source), np.bool_)
+        return np.equal(self._node[source], self._node[target])
+
+    def way(self, source: IntArray, target: IntArray) -> list[Hop]:
+        """The ports that messages from each source to each target pass, in the order in which they do."""
+        inside = self.inside(source, target)
+        ones = np.ones(len(source))
+        tx = np.where(inside, self._inside_tx + source, self._tx + self._nic[source])
+        rx = np.where(inside, self._inside_rx + target, self._rx + self._nic[target])
+        hops = [Hop(None, tx, ones)]
+        over = np.flatnonzero(self._leaf[source] != self._leaf[target])
+        if len(over):
+            thin = np.full(len(over), self._thin)
+            hops.append(Hop(over, self._up + self._leaf[source[over]], thin))
+            hops.append(Hop(over, self._down + self._leaf[target[over]], thin))
+        hops.append(Hop(None, rx, ones))
+        return hops
+
+    def costs(self, source: IntArray, target: IntArray, nbytes: IntArray) -> tuple[FloatArray, FloatArray]:
+        """(latency, occupancy) of messages, (messages,) each, in seconds."""
+        network = self.network
+        latency, occupancy = network.wires.latency(nbytes), network.wires.occupancy(nbytes)
+        if network.inside is None:
+            return latency, occupancy
+        inside = self.inside(source, target)
+        return (
+            np.where(inside, network.inside.latency(nbytes), latency),
+            np.where(inside, network.inside.occupancy(nbytes), occupancy),
+        )
+
+
+FREE = Network("free", wire(0.0, math.inf))
+"""Nothing takes any time."""
+
+
+def read_network(path: Path) -> Network:
+    """A network from a TOML file.
+
+    The keys are `alpha` (seconds), `bandwidth` (bytes a second) and, if wanted, `gamma` (seconds a byte), the other
+    attributes of `Network`, `[inside]` with an `alpha` and a `bandwidth`, and a `[[larger]]` for every size from which
+    on messages cost something else, with `bytes`, `alpha` and `bandwidth`; `[[inside.larger]]` likewise.
+
+    Raises:
+        ConfigurationError: it cannot be read, or says what no network can have; names the key.
+    """
+    try:
+        entries = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"The network {path} cannot be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"The network {path} is not TOML: {error}.") from error
+    try:
+        return network_from(entries, path.stem)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"The network {path}: {error}") from error
+
+
+def network_from(entries: Mapping[str, Any], name: str) -> Network:
+    """A network from what a TOML file says; see `read_network`."""
+    own = {field.name for field in fields(Network)} - {"wires", "inside"}
+    _known(entries, {"alpha", "bandwidth", "larger", "inside", *own})
+    settings = {key: entries[key] for key in own if key in entries}
+    inside = entries.get("inside")
+    if inside is not None:
+        if not isinstance(inside, Mapping):
+            raise ConfigurationError("inside must be a table, with alpha and bandwidth.")
+        _known(inside, {"alpha", "bandwidth", "larger"})
+        settings["inside"] = _wire(inside)
+    return Network(**{"name": name, "wires": _wire(entries), **settings})
+
+
+def as_entries(network: Network) -> dict[str, Any]:
+    """What a TOML file would say; `network_from` makes the same network of it."""
+
+    def of(wires: Wire) -> dict[str, Any]:
+        first, *others = ({"alpha": p.alpha, "bandwidth": p.bandwidth, "bytes": p.least} for p in wires.pieces)
+        del first["bytes"]
+        return {**first, **({"larger": others} if others else {})}
+
+    entries = {field.name: getattr(network, field.name) for field in fields(network)}
+    wires, inside = entries.pop("wires"), entries.pop("inside")
+    return {**entries, **of(wires), **({"inside": of(inside)} if inside is not None else {})}
+
+
+def _wire(entries: Mapping[str, Any]) -> Wire:
+    larger = entries.get("larger", [])
+    if not isinstance(larger, Sequence) or not all(isinstance(entry, Mapping) for entry in larger):
+        raise ConfigurationError("larger must be tables, [[larger]], with bytes, alpha and bandwidth.")
+    for entry in larger:
+        _known(entry, {"bytes", "alpha", "bandwidth"})
+    first = {"bytes": 0, **{key: entries[key] for key in ("alpha", "bandwidth") if key in entries}}
+    pieces = []
+    for entry in (first, *larger):
+        for key in ("bytes", "alpha", "bandwidth"):
+            if key not in entry:
+                raise ConfigurationError(f"{key} is missing.")
+        pieces.append(Piece(entry["bytes"], entry["alpha"], entry["bandwidth"]))
+    return Wire(*pieces)
+
+
+def _known(entries: Mapping[str, Any], known: set[str]) -> None:
+    for key in entries:
+        if key not in known:
+            raise ConfigurationError(f"unknown key {key!r}. Known: {', '.join(sorted(known))}.")
+
+
+def _check(
+    name: str, value: Any, *, least: float, open_: bool = False, whole: bool = False, finite: bool = True
+) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+    fits = number and (value > least if open_ else value >= least) and (not finite or math.isfinite(value))
+    if not fits or (whole and not isinstance(value, int)):
+        kind = "a whole number" if whole else "a number"
+        bound = f"above {least:g}" if open_ else f"of {least:g} or more"
+        raise ConfigurationError(f"{name} is {value!r}; it must be {kind} {bound}.")
