@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bigbatch.batches import BatchPlan, DataOrder
 from bigbatch.comm.parameters import FlatParameters
 from bigbatch.comm.strategy import Strategy
+from bigbatch.comm.trace import COMPUTE, update_of
 from bigbatch.tasks import Split, Task
 
 
@@ -103,10 +104,11 @@ class Trainer:
             started, sent = transport.now(), transport.bytes_sent
             communicated, waited = strategy.communication_seconds, strategy.waiting_seconds
             communicated_in_all = strategy.total_communication_seconds
-            tokens, loss = self._accumulate(number)
-            self._pushes.finish()
-            report = strategy.step(tokens, loss)
-            strategy.pull()
+            with update_of(transport, number + 1):
+                tokens, loss = self._accumulate(number)
+                self._pushes.finish()
+                report = strategy.step(tokens, loss)
+                strategy.pull()
             number = report.next_update
             yield Update(
                 number=number,
@@ -134,11 +136,14 @@ class Trainer:
         self.parameters.gradients.zero_()
         tokens, losses = 0, [torch.zeros((), device=self._device)]
         micro_batches = list(self.plan.micro_batches(update, self.worker, self.examples))
+        span = self.strategy.transport.span
         for places in micro_batches:
-            loss, counted = self._loss("training", self._order.at(places))
+            with span(COMPUTE, "forward"):
+                loss, counted = self._loss("training", self._order.at(places))
             if places is micro_batches[-1]:
                 self._pushes.begin()
-            loss.backward()  # type: ignore[no-untyped-call]
+            with span(COMPUTE, "backward"):
+                loss.backward()  # type: ignore[no-untyped-call]
             tokens += counted
             losses.append(loss.detach())
         return tokens, float(torch.stack(losses).double().sum())

@@ -14,6 +14,7 @@ from bigbatch.comm.collectives import bind
 from bigbatch.comm.execute import execute
 from bigbatch.comm.line import Line
 from bigbatch.comm.parameters import OnHost
+from bigbatch.comm.trace import ALL_REDUCE, LIBRARY, WAIT, Span
 from bigbatch.comm.transport import Transport
 from bigbatch.comm.transports.mpi import MPITransport
 from bigbatch.comm.transports.torch_distributed import TorchTransport
@@ -52,7 +53,7 @@ class Collective(ABC):
 
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
-        self._line = Line(threaded=transport.threaded and transport.size > 1)
+        self._line = Line(threaded=transport.threaded and transport.size > 1, idle=lambda: transport.span(WAIT))
         self._calls = 0
         self._introduced: set[tuple[int, torch.dtype]] = set()
 
@@ -82,7 +83,8 @@ class Collective(ABC):
             MismatchError, DeadlineError: see `introduce`; later, a rank that left the others in the lurch.
         """
         self.introduce(tensor)
-        self._sum(tensor)
+        with self.transport.span(ALL_REDUCE, nbytes=tensor.nbytes):
+            self._sum(tensor)
 
     def start(self, tensor: Tensor) -> Reduction:
         """Begin to sum `tensor`; it must be left alone until `wait` on the result returns.
@@ -165,9 +167,12 @@ class TorchAllReduce(Collective):
             request.when_done(ended)
 
         def wait() -> None:
-            request.wait()
+            with self.transport.span(WAIT):
+                request.wait()
             if math.isnan(reduction.ended):  # the library calls back a moment after it lets go
                 ended()
+            if (trace := self.transport.trace) is not None:
+                trace.record(Span(ALL_REDUCE, *reduction.moving, track=LIBRARY, nbytes=tensor.nbytes))
 
         reduction.wait = wait
         return reduction

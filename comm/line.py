@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 
 
 class Line:
@@ -10,10 +11,12 @@ class Line:
 
     Args:
         threaded: on a thread of its own, which is started by the first work; else when somebody waits for it.
+        idle: entered by whoever waits for that thread.
     """
 
-    def __init__(self, *, threaded: bool) -> None:
+    def __init__(self, *, threaded: bool, idle: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
         self._threaded = threaded
+        self._idle = idle
         self._thread: ThreadPoolExecutor | None = None
         self._left: deque[Callable[[], None]] = deque()
         self._failure: BaseException | None = None
@@ -26,7 +29,13 @@ class Line:
         if self._threaded:
             if self._thread is None:
                 self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="communication")
-            return self._thread.submit(self._carry_out, work).result
+            result = self._thread.submit(self._carry_out, work).result
+
+            def wait_for_thread() -> None:
+                with self._idle():
+                    result()
+
+            return wait_for_thread
         done: list[bool] = []
 
         def finally_done() -> None:

@@ -13,6 +13,7 @@ from bigbatch.comm.collectives.ring import ring
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.execute import execute
 from bigbatch.comm.schedule import chunk_bounds
+from bigbatch.comm.trace import REDUCE, WAIT
 from bigbatch.comm.transport import Buffer, Group, Transport, Windows
 
 BLOCK_BYTES = 256 * 1024
@@ -81,18 +82,24 @@ class SharedMemory(Collective):
     def _sum(self, tensor: Tensor) -> None:
         own, others, blocks = self._part(tensor.data_ptr() - self._memory.data_ptr(), len(tensor), tensor.dtype)
         assert self._windows is not None, "`_part` has seen to it"
-        self._windows.barrier()
+        span = self.transport.span
+        with span(WAIT):
+            self._windows.barrier()
         if self._between.size == 1:
-            for block in blocks:
-                _add_up(own[block], others, block)
-                _hand_out(own[block], others, block)
+            with span(REDUCE, "add up and hand out", own.nbytes):
+                for block in blocks:
+                    _add_up(own[block], others, block)
+                    _hand_out(own[block], others, block)
         else:
-            for block in blocks:
-                _add_up(own[block], others, block)
+            with span(REDUCE, "add up", own.nbytes):
+                for block in blocks:
+                    _add_up(own[block], others, block)
             execute(bind(ring, own.nbytes), self._between, own)
-            for block in blocks:
-                _hand_out(own[block], others, block)
-        self._windows.barrier()
+            with span(REDUCE, "hand out", own.nbytes):
+                for block in blocks:
+                    _hand_out(own[block], others, block)
+        with span(WAIT):
+            self._windows.barrier()
 
     def _find_part(self, offset: int, elements: int, dtype: torch.dtype) -> tuple[Buffer, list[Buffer], list[slice]]:
         """This rank's part of a tensor: in its own window, in the others', and cut into blocks.

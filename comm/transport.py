@@ -5,12 +5,17 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, Self
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bigbatch.comm.errors import CommunicationError, ConfigurationError, DeadlineError
+
+if TYPE_CHECKING:
+    from bigbatch.comm.trace import Trace
 
 Buffer = NDArray[Any]
 """A flat, contiguous NumPy array; it is sent from and received into where it lies."""
@@ -23,7 +28,13 @@ DEFAULT_DEADLINE = 300.0
 
 
 class Request(ABC):
-    """A message under way. Its buffer belongs to the transport until `wait` returns."""
+    """A message under way. Its buffer belongs to the transport until `wait` returns.
+
+    Attributes:
+        finished: when it was through, on the transport's clock; None if not yet, or if the wires do not tell.
+    """
+
+    finished: float | None = None
 
     @abstractmethod
     def wait(self) -> int:
@@ -72,11 +83,13 @@ class Transport(ABC):
         bytes_sent: bytes sent by this rank so far, headers of the wire's own protocol not included.
         nodes: the ranks of each machine, in ascending order.
         threaded: whether a thread other than the main one may drive it, one thread at a time.
+        trace: records what this rank does, if anybody wants to know.
     """
 
     rank: int
     size: int
     threaded: bool = True
+    trace: "Trace | None" = None
 
     def __init__(self, rank: int, size: int, deadline: float = DEFAULT_DEADLINE) -> None:
         self.rank = rank
@@ -102,7 +115,9 @@ class Transport(ABC):
         """
         self._check(buffer, target)
         self.count(messages=1, bytes_=buffer.nbytes)
-        return self._isend(buffer, target, tag)
+        if self.trace is None:
+            return self._isend(buffer, target, tag)
+        return self.trace.message("send", partial(self._isend, buffer, target, tag), target, tag, buffer.nbytes)
 
     def irecv(self, buffer: Buffer, source: int = ANY, tag: int = 0) -> Request:
         """Begin to receive into `buffer`, from rank `source` or from any; `wait` on the result says from whom.
@@ -111,7 +126,9 @@ class Transport(ABC):
             ConfigurationError: the buffer is not flat and contiguous, or there is no such rank.
         """
         self._check(buffer, source if source != ANY else self.rank)
-        return self._irecv(buffer, source, tag)
+        if self.trace is None:
+            return self._irecv(buffer, source, tag)
+        return self.trace.message("receive", partial(self._irecv, buffer, source, tag), source, tag, buffer.nbytes)
 
     def count(self, *, messages: int, bytes_: int) -> None:
         """Add to the record of what this rank has sent."""
@@ -250,6 +267,7 @@ class Transport(ABC):
         end = copy.copy(self)
         end.messages_sent = end.bytes_sent = 0
         end._scratch = np.empty(0, dtype=np.uint8)
+        end.trace = None if self.trace is None else self.trace.beside(end.now)
         return end
 
     def scratch(self, elements: int, dtype: np.dtype[Any]) -> Buffer:
@@ -266,11 +284,30 @@ class Transport(ABC):
         """Seconds on this rank's clock; only differences mean anything."""
         return time.perf_counter()
 
-    def spend(self, seconds: float) -> None:  # noqa: B027 - on real wires computing takes its own time
+    def span(self, kind: str, name: str = "", nbytes: int = 0) -> AbstractContextManager[None]:
+        """Have what is done inside recorded, if there is a trace; see `bigbatch.comm.trace` for the kinds."""
+        return nullcontext() if self.trace is None else self.trace.span(kind, name, nbytes)
+
+    def spend(self, seconds: float) -> None:
         """Charge `seconds` of computation to a simulated clock; a real clock ignores it."""
+        if self.trace is None:
+            self._spend(seconds)
+        else:
+            with self.trace.span("compute"):
+                self._spend(seconds)
+
+    def _spend(self, seconds: float) -> None:
+        """On real wires computing takes its own time."""
 
     def add(self, values: Buffer, arrived: Buffer) -> None:
         """Add what arrived to `values`, (elements,), in place; a simulated clock charges for it."""
+        if self.trace is None:
+            self._add(values, arrived)
+        else:
+            with self.trace.span("reduce", nbytes=arrived.nbytes):
+                self._add(values, arrived)
+
+    def _add(self, values: Buffer, arrived: Buffer) -> None:
         np.add(values, arrived, out=values)
 
     def close(self) -> None:  # noqa: B027 - most wires hold nothing
@@ -338,12 +375,14 @@ class Group(Transport):
         """Seconds on the parent's clock."""
         return self._parent.now()
 
-    def spend(self, seconds: float) -> None:
-        """Charge `seconds` to the parent's clock."""
+    def span(self, kind: str, name: str = "", nbytes: int = 0) -> AbstractContextManager[None]:
+        """In the parent's trace, which has the messages too."""
+        return self._parent.span(kind, name, nbytes)
+
+    def _spend(self, seconds: float) -> None:
         self._parent.spend(seconds)
 
-    def add(self, values: Buffer, arrived: Buffer) -> None:
-        """Add as the parent does."""
+    def _add(self, values: Buffer, arrived: Buffer) -> None:
         self._parent.add(values, arrived)
 
     def abort(self, code: int) -> NoReturn:

@@ -130,6 +130,10 @@ OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
     click.option(
         "--deadline", type=POSITIVE_NUMBER, default=DEFAULT_DEADLINE, show_default=True, help="Seconds to wait at most."
     ),
+    click.option("--trace", is_flag=True, help="Write trace.json: what every rank does when; see `timeline`."),
+    click.option(
+        "--trace-updates", type=POSITIVE, default=20, show_default=True, help="Traced of each arm, from its first."
+    ),
     click.option("--out", type=FILE, help="The run's folder. [default: a new one below ./runs]"),
     click.option("--config", type=FILE, is_eager=True, callback=read_config, help="Options from a TOML file."),
     click.option("--quiet", is_flag=True, help="Neither progress nor table."),

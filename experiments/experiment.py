@@ -1,7 +1,8 @@
 """An experiment: the same Transformer over one strategy, in several arms that see the same tokens."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from bigbatch.batches import Arm, BatchPlan
 from bigbatch.comm.agreement import agree, share, together
 from bigbatch.comm.parameters import FlatParameters
 from bigbatch.comm.strategy import Strategy
+from bigbatch.comm.trace import Span, Trace, clock_offset, gather, joined
 from bigbatch.comm.transport import Transport
 from bigbatch.experiments.progress import Reporter
 from bigbatch.experiments.run import RunWriter, environment
@@ -76,11 +78,12 @@ class Experiment:
         task = self._prepare(transport)
         writer = together(transport, lambda: RunWriter(self.folder) if transport.rank == 0 else None)
         if writer is None:
-            self._run_arms(transport, task, arms, lambda _: None)
+            self._run_arms(transport, task, arms, lambda _: None, Tracing(transport, self.settings, lambda _: None))
             return
         with writer:
             writer.config({"strategy": self.name, **options, "environment": environment()})
-            writer.summary(self._run_arms(transport, task, arms, writer.metric))
+            tracing = Tracing(transport, self.settings, writer.trace)
+            writer.summary(self._run_arms(transport, task, arms, writer.metric, tracing))
 
     def _prepare(self, transport: Transport) -> Task:
         """Rank 0 reads the corpus first; the others then find it in the cache."""
@@ -95,9 +98,14 @@ class Experiment:
         return task
 
     def _run_arms(
-        self, transport: Transport, task: Task, arms: list[Arm], record: Callable[[dict[str, Any]], None]
+        self,
+        transport: Transport,
+        task: Task,
+        arms: list[Arm],
+        record: Callable[[dict[str, Any]], None],
+        tracing: "Tracing",
     ) -> dict[str, Any]:
-        results = [self._run_arm(transport, task, arm, record) for arm in arms]
+        results = [self._run_arm(transport, task, arm, record, tracing) for arm in arms]
         return {
             "strategy": self.name,
             "workers": self.plan.workers,
@@ -109,7 +117,12 @@ class Experiment:
         }
 
     def _run_arm(
-        self, transport: Transport, task: Task, arm: Arm, record: Callable[[dict[str, Any]], None]
+        self,
+        transport: Transport,
+        task: Task,
+        arm: Arm,
+        record: Callable[[dict[str, Any]], None],
+        tracing: "Tracing",
     ) -> dict[str, Any]:
         """Train one arm from the start; every rank returns the same result."""
         settings = self.settings
@@ -127,7 +140,8 @@ class Experiment:
             model, task, strategy, parameters, arm.plan, examples, settings.seed, overlap=settings.overlap
         )
         self.reporter.remark(strategy.remarks)
-        history = strategy.run(lambda: train(trainer, arm.name, settings, self.reporter, record))
+        with tracing.arm(arm.name, works=strategy.worker is not None):
+            history = strategy.run(lambda: train(trainer, arm.name, settings, self.reporter, record))
         mine = {
             "peak": peak_bytes(self.device),
             "history": None if history is None else history.totals(),
@@ -138,6 +152,47 @@ class Experiment:
         strategy.close()
         row = {**summarise(arm, examples, ranks), "buckets": buckets, "remarks": strategy.remarks}
         return {"parameters": parameters.values.numel(), **row}
+
+
+class Tracing:
+    """Records what every rank does in the first updates of every arm, if that was asked for.
+
+    Start-up, and validation between updates, are not recorded.
+
+    Args:
+        transport: all ranks.
+        settings: what the user asked for.
+        write: takes every rank's spans of all arms so far; called on rank 0 after each.
+    """
+
+    def __init__(
+        self, transport: Transport, settings: Settings, write: Callable[[Sequence[Sequence[Span]]], None]
+    ) -> None:
+        self._transport = transport
+        self._settings = settings
+        self._write = write
+        self._ranks: list[list[Span]] = []
+
+    @contextmanager
+    def arm(self, name: str, *, works: bool) -> Iterator[None]:
+        """Record the arm of that name; all ranks come to it and leave it together.
+
+        Args:
+            name: the arm's.
+            works: whether this rank makes updates; one that only serves records all it does.
+        """
+        if not self._settings.trace:
+            yield
+            return
+        transport = self._transport
+        offset = clock_offset(transport)
+        trace = transport.trace = Trace(transport.now, self._settings.trace_updates if works else None)
+        yield
+        transport.trace = None
+        gathered = gather(transport, trace, offset, name)
+        if transport.rank == 0:
+            self._ranks = joined(self._ranks, gathered)
+            self._write(self._ranks)
 
 
 def train(

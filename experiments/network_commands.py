@@ -65,7 +65,15 @@ def serving_options(command: Any) -> Any:
     return command
 
 
-UNUSED = {"bucket_size": 2**20, "overlap": False, "node_size": None, "device": "cpu", "deadline": DEFAULT_DEADLINE}
+UNUSED = {
+    "bucket_size": 2**20,
+    "overlap": False,
+    "node_size": None,
+    "device": "cpu",
+    "deadline": DEFAULT_DEADLINE,
+    "trace": False,
+    "trace_updates": 1,
+}
 """Settings of an experiment that a server on a network does nothing with."""
 
 

@@ -6,6 +6,7 @@ import platform
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,8 +17,9 @@ import torch
 
 import bigbatch
 from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.trace import Span, write_trace
 
-CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
+CONFIG, METRICS, SUMMARY, TRACE = "config.json", "metrics.jsonl", "summary.json", "trace.json"
 
 
 class RunWriter:
@@ -34,7 +36,8 @@ class RunWriter:
         self.folder = folder
         make_folder(folder)
         try:
-            (folder / SUMMARY).unlink(missing_ok=True)
+            for stale in (SUMMARY, TRACE):
+                (folder / stale).unlink(missing_ok=True)
             # Line by line, so that an interrupted run leaves whole lines.
             self._metrics = (folder / METRICS).open("w", buffering=1, encoding="utf-8")
         except OSError as error:
@@ -47,6 +50,10 @@ class RunWriter:
     def metric(self, record: dict[str, Any]) -> None:
         """Add a line to what happened."""
         self._metrics.write(json.dumps(_finite(record)) + "\n")
+
+    def trace(self, ranks: Sequence[Sequence[Span]]) -> None:
+        """Write down what every rank did when, so far."""
+        write_trace(self.folder / TRACE, ranks)
 
     def summary(self, summary: dict[str, Any]) -> None:
         """Write down what came out."""

@@ -33,6 +33,8 @@ class Settings:
         threads: of torch, in every process.
         device: "auto", "cpu", "cuda" or "cuda:N".
         deadline: seconds after which a wait gives up.
+        trace: write down what every rank does when ...
+        trace_updates: ... in the first so many updates of every arm.
     """
 
     task: str
@@ -54,6 +56,8 @@ class Settings:
     threads: int
     device: str
     deadline: float
+    trace: bool
+    trace_updates: int
 
     def __post_init__(self) -> None:
         if self.width % self.heads:

@@ -18,6 +18,7 @@ from bigbatch.comm.parameters import Bucket, FlatParameters, OptimizerFactory
 from bigbatch.comm.prove import prove
 from bigbatch.comm.shared_memory import SharedMemory
 from bigbatch.comm.strategy import StepReport, Strategy
+from bigbatch.comm.trace import COMPUTE
 from bigbatch.comm.transport import Transport
 from bigbatch.comm.transports.mpi import MPITransport
 from bigbatch.comm.transports.torch_distributed import TorchTransport
@@ -97,7 +98,8 @@ class AllReduce(Strategy):
         self.total_communication_seconds += covered([*(r.moving for r in self._early), (everyone_ready, done)])
         self._early, self._last = [], None
         weight, loss = tally.tolist()
-        applied = self.parameters.apply(self.optimizer, weight)
+        with self.transport.span(COMPUTE, "apply"):
+            applied = self.parameters.apply(self.optimizer, weight)
         self.version += applied
         self._steps += 1
         self._total_weight += weight

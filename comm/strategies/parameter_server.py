@@ -15,6 +15,7 @@ from bigbatch.comm.server.report import Report, Waiting
 from bigbatch.comm.server.shard import Shard
 from bigbatch.comm.server.staleness import STALE, StaleGradients
 from bigbatch.comm.strategy import Option, StepReport, Strategy
+from bigbatch.comm.trace import REDUCE
 from bigbatch.comm.transport import ANY, Request, Transport
 
 Result = TypeVar("Result")
@@ -355,7 +356,8 @@ class Service:
         for request in [self._transport.irecv(landing[part], worker, GRADIENT_TAG) for part in self._parts]:
             request.wait()
         self._waiting[worker] = Waiting(self._transport.now(), weight, loss, finite)
-        self._shard.push(worker, values, weight, loss, finite=finite)
+        with self._transport.span(REDUCE, "take in", landing.nbytes):
+            self._shard.push(worker, values, weight, loss, finite=finite)
 
     def _answer(self, readers: list[tuple[int, Waiting]]) -> None:
         """Let them read; all of them before anything changes the values."""
