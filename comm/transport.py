@@ -296,7 +296,7 @@ class Transport(ABC):
             with self.trace.span("compute"):
                 self._spend(seconds)
 
-    def _spend(self, seconds: float) -> None:
+    def _spend(self, seconds: float) -> None:  # noqa: B027
         """On real wires computing takes its own time."""
 
     def add(self, values: Buffer, arrived: Buffer) -> None:

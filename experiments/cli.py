@@ -26,6 +26,7 @@ from bigbatch.comm.launch import Launch, Launcher, detect
 from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.comm.strategies.all_reduce import AllReduce
 from bigbatch.comm.strategy import Option, Strategy
+from bigbatch.comm.trace import read_trace
 from bigbatch.comm.transport import DEFAULT_DEADLINE, Transport, consecutive_nodes
 from bigbatch.experiments.bench import size_label
 from bigbatch.experiments.compare import run_strategies
@@ -33,7 +34,7 @@ from bigbatch.experiments.experiment import Experiment
 from bigbatch.experiments.launcher import become, launch_command
 from bigbatch.experiments.progress import Reporter, terminal_columns
 from bigbatch.experiments.report import compared_verdict, print_table, verdict
-from bigbatch.experiments.run import SUMMARY, Run, environment, make_folder, new_folder, write_json
+from bigbatch.experiments.run import SUMMARY, Run, environment, make_folder, new_folder, trace_of, write_json
 from bigbatch.experiments.settings import Settings, resolve_device
 from bigbatch.experiments.wires import all_reduce_named
 
@@ -568,6 +569,56 @@ def show(
     print(f"\n{folder}/: {', '.join(sorted(entry.name for entry in folder.iterdir()))}", flush=True)
     if not shown.proof.holds:
         raise BigBatchError(f"{name} over {ranks} ranks is no all-reduce: {shown.proof}.")
+
+
+class Range(click.ParamType[tuple[int, int]]):
+    """A range of whole numbers from 1."""
+
+    name = "range"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """2..4 -> (2, 4); 3 -> (3, 3)."""
+        if isinstance(value, tuple):
+            return value
+        first, _, last = str(value).partition("..")
+        last = last or first
+        if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+            self.fail(f"{value!r} is no range; write 3 for the third, or 2..4 for the second to the fourth", param, ctx)
+        return int(first), int(last)
+
+
+@cli.command()
+@click.argument("run", type=FILE)
+@click.option("--arm", help="Which arm's updates. [default: the first arm]")
+@click.option("--updates", type=Range(), help="Which updates, as in 2..4. [default: the second]")
+@click.option("--from", "first", type=float, help="Instead: from that time on, in seconds of the trace ...")
+@click.option("--to", "stop", type=float, help="... to that time.")
+@click.option("--out", type=FILE, help="The figure. [default: timeline.png in the run's folder]")
+def timeline(
+    run: Path,
+    arm: str | None,
+    updates: tuple[int, int] | None,
+    first: float | None,
+    stop: float | None,
+    out: Path | None,
+) -> None:
+    """Draw what every rank did when, from the trace of a run that had --trace: a folder, or a trace.json."""
+    from bigbatch.experiments.figures.timeline import draw_timeline, range_of_updates
+
+    timed = first is not None or stop is not None
+    if timed and (arm or updates):
+        raise ConfigurationError("--from and --to choose a range of time, --arm and --updates one of updates: use one.")
+    path = trace_of(run)
+    ranks = read_trace(path)
+    if not timed:
+        first, stop = range_of_updates(ranks, arm, updates)
+    target = out or path.with_name("timeline.png")
+    make_folder(target.parent)
+    try:
+        draw_timeline(ranks, target, path.parent.resolve().name, first, stop)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"The figure {target} cannot be written: {error}. Name a .png with --out.") from error
+    print(target, flush=True)
 
 
 @cli.command()

@@ -101,6 +101,23 @@ class Run:
         return [record for record in self.metrics if record["arm"] == arm and record["kind"] == kind]
 
 
+def trace_of(run: Path) -> Path:
+    """The trace of a run's folder; a file is taken to be one itself.
+
+    Raises:
+        ConfigurationError: there is no such run, or it wrote no trace.
+    """
+    if run.is_file():
+        return run
+    if not run.is_dir():
+        raise ConfigurationError(f"There is no run {run}. Name the folder that a run with --trace has written.")
+    if not (run / TRACE).is_file():
+        inner = sorted(path.parent for path in run.glob(f"*/{TRACE}"))
+        advice = f"name one of {', '.join(map(str, inner))}" if inner else "run again with --trace"
+        raise ConfigurationError(f"There is no {TRACE} in {run}: {advice}.")
+    return run / TRACE
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder, and those above it, unless they are there.
 

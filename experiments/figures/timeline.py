@@ -1,0 +1,210 @@
+"""A trace as a figure: a row a rank, what it did when, and who sent what to whom."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.patches import Patch, Rectangle
+
+from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.trace import (
+    ALL_REDUCE,
+    ARM,
+    COMPUTE,
+    RECEIVE,
+    REDUCE,
+    SEND,
+    UPDATE,
+    UPDATES,
+    WAIT,
+    WORK,
+    Span,
+    cut,
+)
+from bigbatch.comm.trace import title as title_of
+from bigbatch.experiments.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, panels
+
+LOOKS: dict[str, tuple[str, str, str]] = {
+    COMPUTE: (BLUE, "", "computes"),
+    REDUCE: (GREEN, "xxxx", "adds"),
+    WAIT: ("#eeeeee", "////", "waits"),
+    ALL_REDUCE: (PURPLE, "", "in an all-reduce"),
+    SEND: (ORANGE, "", "sends"),
+    RECEIVE: (SKY, "....", "receives"),
+}
+"""Kind -> its colour, its hatch, and its word in the legend; drawn in this order of the legend."""
+
+MOST_ARROWS = 200
+"""More messages than that are drawn without arrows."""
+
+MOST_RANKS = 64
+"""More rows than that cannot be told apart."""
+
+FIRST_SHOWN = 2
+"""The update drawn if none is asked for: the first one is slower than the others."""
+
+UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
+
+# Where in a rank's row, which is 1 high, its strips lie: (top, height).
+MESSAGES_ROOM = 0.14
+MAIN = (-0.20, 0.30)
+BESIDES = (0.12, 0.12)
+SENT, RECEIVED = (-0.40, MESSAGES_ROOM), (0.26, MESSAGES_ROOM)
+
+
+def draw_timeline(
+    ranks: Sequence[Sequence[Span]], path: Path, title: str, first: float | None = None, stop: float | None = None
+) -> None:
+    """Draw what every rank did, to a PNG file.
+
+    In a rank's row, from top to bottom: what it sends; what its main thread does; what is done beside that, where
+    anything is; what it receives. An arrow leads from the begin of a send to the end of its receive. A message lasts
+    from its begin until somebody has waited for it.
+
+    Args:
+        ranks: every rank's spans, times in seconds.
+        path: of the file.
+        title: of the figure.
+        first: draw from that time on, in seconds on the spans' clock; None begins with the first span ...
+        stop: ... to that time; None ends with the last.
+
+    Raises:
+        ConfigurationError: nothing was recorded in that range, or there are too many ranks to tell apart.
+    """
+    if len(ranks) > MOST_RANKS:
+        raise ConfigurationError(
+            f"A timeline of {len(ranks)} ranks cannot be read; up to {MOST_RANKS} can be drawn. Open trace.json in "
+            "https://ui.perfetto.dev instead."
+        )
+    everything = [span for spans in ranks for span in spans]
+    first = min((span.begin for span in everything), default=0.0) if first is None else first
+    stop = max((span.end for span in everything), default=0.0) if stop is None else stop
+    shown = [[span for span in cut(spans, first, stop) if span.end > span.begin] for spans in ranks]
+    if first >= stop or not any(shown):
+        raise ConfigurationError(
+            f"Nothing was recorded from {first:g} s to {stop:g} s: the trace reaches from "
+            f"{min((span.begin for span in everything), default=0.0):g} s to "
+            f"{max((span.end for span in everything), default=0.0):g} s. Choose another range."
+        )
+    scale, unit = next(((size, name) for size, name in UNITS if stop - first >= size), UNITS[-1])
+    figure, (axis,) = panels(1, 1, width=12.0, height=float(np.clip(1.9 + 0.85 * len(ranks), 3.2, 24)))
+    axis.grid(visible=False)
+    for rank, spans in enumerate(shown):
+        _row(axis, rank, spans, first, scale)
+        for begin, label in ((span.begin, title_of(span)) for span in ranks[rank] if span.kind == UPDATE):
+            if first <= begin < stop:
+                x = (begin - first) / scale
+                axis.plot([x, x], [rank - 0.46, rank + 0.46], color="black", linewidth=0.8, linestyle=":", zorder=7)
+                axis.text(x, rank - 0.45, f" {label}", fontsize=7, va="bottom", zorder=7)
+    arrows = _arrows(ranks, first, stop)
+    if len(arrows) <= MOST_ARROWS:
+        axis.add_collection(
+            LineCollection(
+                [[((x - first) / scale, y) for x, y in ends] for ends in arrows],
+                colors="#333333",
+                linewidths=float(np.clip(24 / (len(arrows) + 1), 0.35, 0.9)),
+                zorder=6,
+            )
+        )
+        tips = np.array([ends[1] for ends in arrows]).reshape(-1, 2)
+        dot = float(np.clip(400 / (len(arrows) + 1), 3, 9))
+        axis.scatter((tips[:, 0] - first) / scale, tips[:, 1], s=dot, color="#333333", zorder=6)
+    axis.set_xlim(0, (stop - first) / scale)
+    axis.set_ylim(len(ranks) - 0.5, -0.62)
+    axis.set_yticks(range(len(ranks)), [f"rank {rank}" for rank in range(len(ranks))])
+    axis.tick_params(axis="y", length=0)
+    axis.spines["left"].set_visible(False)
+    axis.set_xlabel(f"time since {first:.4g} s in the trace, {unit}" if first else f"time, {unit}")
+    axis.set_title(title, loc="left", fontsize=11)
+    present = {span.kind for spans in shown for span in spans}
+    handles = [
+        Patch(facecolor=colour, hatch=hatch, edgecolor=_ink(kind), label=word, linewidth=0.4)
+        for kind, (colour, hatch, word) in LOOKS.items()
+        if kind in present
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles) or 1, frameon=False, fontsize=9)
+    figure.savefig(path)
+
+
+def _row(axis: Axes, rank: int, spans: Sequence[Span], first: float, scale: float) -> None:
+    """One rank's strips; what lies inside something else is drawn over it."""
+    for span in sorted(spans, key=lambda span: (span.begin, -span.end)):
+        if span.track == UPDATES:
+            continue
+        top, height = _strip(span)
+        colour, hatch, _ = LOOKS.get(span.kind, (GREY, "", span.kind))
+        axis.add_patch(
+            Rectangle(
+                ((span.begin - first) / scale, rank + top),
+                (span.end - span.begin) / scale,
+                height,
+                facecolor=colour,
+                hatch=hatch,
+                edgecolor=_ink(span.kind),
+                linewidth=0.3,
+                zorder=3,
+            )
+        )
+
+
+def _ink(kind: str) -> str:
+    return {COMPUTE: "white", WAIT: "#777777", ALL_REDUCE: "white"}.get(kind, "#333333")
+
+
+def _strip(span: Span) -> tuple[float, float]:
+    """(top, height) within the row."""
+    if span.kind in (SEND, RECEIVE):
+        return SENT if span.kind == SEND else RECEIVED
+    return MAIN if span.track == WORK else BESIDES
+
+
+Ends = tuple[tuple[float, float], tuple[float, float]]
+
+
+def _arrows(ranks: Sequence[Sequence[Span]], first: float, stop: float) -> list[Ends]:
+    """((time, row) of the send's begin, (time, row) of the receive's end) of the messages wholly in the range."""
+    sent = {span.message(rank): span.begin for rank, spans in enumerate(ranks) for span in spans if span.kind == SEND}
+    found: list[Ends] = []
+    for rank, spans in enumerate(ranks):
+        for span in spans:
+            begin = sent.get(span.message(rank)) if span.kind == RECEIVE else None
+            if begin is not None and first <= begin and span.end <= stop and span.peer is not None:
+                start = span.peer + SENT[0] + SENT[1] / 2
+                found.append(((begin, start), (span.end, rank + RECEIVED[0] + RECEIVED[1] / 2)))
+    return found
+
+
+def range_of_updates(
+    ranks: Sequence[Sequence[Span]], arm: str | None = None, numbers: tuple[int, int] | None = None
+) -> tuple[float, float]:
+    """(begin, end) in seconds of some updates of one arm, from the first rank's begin to the last rank's end.
+
+    Args:
+        ranks: every rank's spans.
+        arm: its name, or None for the first arm.
+        numbers: the first and the last update, from 1; None takes the second, or the only one.
+
+    Raises:
+        ConfigurationError: they were not recorded.
+    """
+    everything = [span for spans in ranks for span in spans]
+    arms = sorted((span for span in everything if span.kind == ARM), key=lambda span: span.begin)
+    known = list(dict.fromkeys(span.name for span in arms))
+    if not known:
+        raise ConfigurationError("The trace has no updates: choose a range of time with --from and --to.")
+    if arm is not None and arm not in known:
+        raise ConfigurationError(f"The trace has no arm {arm!r}. It has: {', '.join(known)}.")
+    times = [(span.begin, span.end) for span in arms if span.name == (arm or known[0])]
+    first, stop = min(begin for begin, _ in times), max(end for _, end in times)
+    updates = [s for s in everything if s.kind == UPDATE and s.begin >= first and s.end <= stop]
+    last = max(span.number for span in updates)
+    low, high = numbers or (min(FIRST_SHOWN, last), min(FIRST_SHOWN, last))
+    chosen = [span for span in updates if low <= span.number <= high]
+    if not chosen:
+        raise ConfigurationError(
+            f"The trace has the updates {min(span.number for span in updates)} to {last} of the arm "
+            f"{arm or known[0]}, but {low} to {high} were asked for. Record more with --trace-updates."
+        )
+    return min(span.begin for span in chosen), max(span.end for span in chosen)
