@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bigbatch.comm.errors import CommunicationError, ConfigurationError, DeadlineError
+from bigbatch.comm.line import Line
 
 if TYPE_CHECKING:
     from bigbatch.comm.trace import Trace
@@ -261,6 +262,14 @@ class Transport(ABC):
 
     def _beside(self, work: Callable[["Transport"], None]) -> Request:
         raise NotImplementedError
+
+    def line(self, idle: Callable[[], AbstractContextManager[None]] = nullcontext) -> Line:
+        """A line on which communication goes on beside this rank's own work, if this transport can do that.
+
+        Args:
+            idle: entered by whoever waits for what goes on there.
+        """
+        return Line(threaded=self.threaded and self.size > 1, idle=idle)
 
     def _second_end(self) -> Self:
         """Another end of this rank's wires, with counters and scratch of its own."""

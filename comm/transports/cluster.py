@@ -11,6 +11,7 @@ has left the sender's port.
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from heapq import heappop, heappush
@@ -22,6 +23,7 @@ from greenlet import GreenletExit, getcurrent, greenlet
 from numpy.typing import NDArray
 
 from bigbatch.comm.errors import CommunicationError, ConfigurationError, DeadlineError, DeadlockError
+from bigbatch.comm.line import Line
 from bigbatch.comm.simulation.network import FREE, Network, Route
 from bigbatch.comm.simulation.phantom import Phantom
 from bigbatch.comm.transport import ANY, Buffer, Group, Request, Transport, Windows, consecutive_nodes
@@ -353,6 +355,55 @@ class Mailbox:
         self._posted.setdefault((receive.peer, receive.tag), deque()).append(receive)
 
 
+class Turn(Awaited):
+    """The end of some work on a line, for what comes after it."""
+
+    def __str__(self) -> str:
+        return f"{self.transport} waits to {self.what()}"
+
+    def what(self) -> str:
+        """The turn."""
+        return "communicate in its turn"
+
+
+class GreenletLine(Line):
+    """Carries out work on greenlets beside a rank's own, each after the one before it.
+
+    Args:
+        transport: of the rank.
+        idle: entered by whoever waits for them.
+    """
+
+    def __init__(self, transport: "ClusterTransport", idle: Callable[[], AbstractContextManager[None]]) -> None:
+        super().__init__(threaded=False, idle=idle)
+        self._transport = transport
+        self._last: Turn | None = None
+
+    def submit(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Begin `work` when what was submitted before it is done."""
+        before, turn = self._last, Turn(self._transport, self._transport.rank)
+        failures: list[Exception] = []
+
+        def in_turn(_: Transport) -> None:
+            if before is not None:
+                before.wait()
+            try:
+                self.carry_out(work)
+            except Exception as failure:  # for whoever waits
+                failures.append(failure)
+            turn.finish(turn.peer, self._transport.cluster.now)
+
+        done, self._last = self._transport.beside(in_turn), turn
+
+        def wait() -> None:
+            with self.idle():
+                done.wait()
+            if failures:
+                raise failures[0]
+
+        return wait
+
+
 class ClusterWindows(Windows):
     """The windows of ranks in one process, with a barrier of messages."""
 
@@ -422,6 +473,10 @@ class ClusterTransport(Transport):
         buffers = [self.cluster.shelf[rank] for rank in self.node]
         group.barrier()
         return ClusterWindows(buffers, group)
+
+    def line(self, idle: Callable[[], AbstractContextManager[None]] = nullcontext) -> Line:
+        """A line of greenlets."""
+        return GreenletLine(self, idle) if self.size > 1 else super().line(idle)
 
     def check_beside(self) -> None:
         """There is always room for a greenlet more."""
