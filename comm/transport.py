@@ -83,6 +83,7 @@ class Transport(ABC):
         messages_sent: messages sent by this rank so far.
         bytes_sent: bytes sent by this rank so far, headers of the wire's own protocol not included.
         nodes: the ranks of each machine, in ascending order.
+        gamma: seconds that adding a byte takes on a simulated clock.
         threaded: whether a thread other than the main one may drive it, one thread at a time.
         trace: records what this rank does, if anybody wants to know.
     """
@@ -90,6 +91,7 @@ class Transport(ABC):
     rank: int
     size: int
     threaded: bool = True
+    gamma: float = 0.0
     trace: "Trace | None" = None
 
     def __init__(self, rank: int, size: int, deadline: float = DEFAULT_DEADLINE) -> None:
@@ -100,6 +102,11 @@ class Transport(ABC):
         self.bytes_sent = 0
         self.nodes: tuple[tuple[int, ...], ...] = (tuple(range(size)),)
         self._scratch = np.empty(0, dtype=np.uint8)
+
+    @property
+    def wires(self) -> str:
+        """What moves the bytes, for a table of what was measured: its kind, and whatever else makes it slow or fast."""
+        return type(self).__name__
 
     @property
     def node(self) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ so that a program which relies on buffering is found out, as a deadlock. On any 
 has left the sender's port.
 """
 
+import zlib
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -432,11 +433,17 @@ class ClusterTransport(Transport):
         self.cluster = cluster
         self.mailbox = Mailbox()
         self.last: Awaited | None = None
+        self.gamma = cluster.network.gamma
         self._name = f"rank {rank}"
         self._routes: dict[int, Route] = {}
 
     def __str__(self) -> str:
         return self._name
+
+    @property
+    def wires(self) -> str:
+        """The network, by its name and a fingerprint of its numbers."""
+        return f"simulated-{self.cluster.network.name}-{zlib.crc32(repr(self.cluster.network).encode()):08x}"
 
     def before(self) -> str:
         """What this end did last, for an error."""
@@ -457,7 +464,7 @@ class ClusterTransport(Transport):
     def add(self, values: Buffer, arrived: Buffer) -> None:
         """Add, in γ seconds a byte."""
         np.add(values, arrived, out=values)
-        self.spend(values.nbytes * self.cluster.network.gamma)
+        self.spend(values.nbytes * self.gamma)
 
     def windows(self, nbytes: int) -> Windows:
         """Ordinary arrays: in one process all memory is shared."""
@@ -477,6 +484,11 @@ class ClusterTransport(Transport):
     def line(self, idle: Callable[[], AbstractContextManager[None]] = nullcontext) -> Line:
         """A line of greenlets."""
         return GreenletLine(self, idle) if self.size > 1 else super().line(idle)
+
+    @property
+    def shares_memory(self) -> bool:
+        """On a free network: on any other it would be a way round it."""
+        return self.cluster.network.free
 
     def check_beside(self) -> None:
         """There is always room for a greenlet more."""
