@@ -2,9 +2,7 @@
 
 from collections.abc import Iterator
 
-FORWARD = 1 / 3
-"""The share of an update's computing that is forward: backward multiplies with the weights and with the activations,
-twice as many operations (Kaplan et al., "Scaling laws for neural language models", 2020, section 2.1)."""
+from bigbatch.comm.simulation.computing import Computing
 
 
 class Pace:
@@ -23,26 +21,26 @@ class Pace:
 
 
 class SimulatedPace(Pace):
-    """So many seconds a token, times a factor that is drawn for every update.
+    """So long as its computing takes, times a factor that is drawn for every update.
 
     Args:
-        seconds_per_token: forward and backward together.
+        computing: what it takes without the factor.
         factors: one for every update, of which the first is for the first.
     """
 
-    def __init__(self, seconds_per_token: float, factors: Iterator[float]) -> None:
-        self._seconds_per_token = seconds_per_token
+    def __init__(self, computing: Computing, factors: Iterator[float]) -> None:
+        self._computing = computing
         self._factors = factors
-        self._now = seconds_per_token
+        self._factor = 1.0
 
     def begin(self) -> None:
         """Draw the factor."""
-        self._now = self._seconds_per_token * next(self._factors)
+        self._factor = next(self._factors)
 
     def forward(self, tokens: int) -> float:
-        """A third of it."""
-        return FORWARD * self._now * tokens
+        """Its share."""
+        return self._factor * self._computing.forward(tokens)
 
     def backward(self, tokens: int) -> float:
-        """Two thirds of it."""
-        return (1 - FORWARD) * self._now * tokens
+        """Its share."""
+        return self._factor * self._computing.backward(tokens)

@@ -173,12 +173,21 @@ def simulation_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+ELSEWHERE = {"simulate": "bigbatch.experiments.simulation_commands"}
+"""Command -> the module that has it in its COMMANDS, which takes its kinds of options from here."""
+
+
 class Commands(click.Group):
     """Strategies by name, then the other commands; an unknown word is answered with the known ones."""
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """A command, or the strategy of that name."""
-        return super().get_command(ctx, cmd_name) or strategy_command(cmd_name)
+        return super().get_command(ctx, cmd_name) or self.load(cmd_name) or strategy_command(cmd_name)
+
+    @staticmethod
+    def load(name: str) -> Any:
+        """A command that lives in a module of its own; None if there is none of that name."""
+        return importlib.import_module(ELSEWHERE[name]).COMMANDS[name] if name in ELSEWHERE else None
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -194,7 +203,8 @@ class Commands(click.Group):
         with formatter.section("Strategies (or FILE.py:Name)"):
             formatter.write_dl([(name, strategy_command(name).get_short_help_str(90)) for name in STRATEGIES.names()])
         with formatter.section("Commands"):
-            formatter.write_dl([(name, c.get_short_help_str(90)) for name, c in sorted(self.commands.items())])
+            everything = {**self.commands, **{name: self.load(name) for name in ELSEWHERE}}
+            formatter.write_dl([(name, c.get_short_help_str(90)) for name, c in sorted(everything.items())])
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -427,7 +437,11 @@ def compare(context: click.Context, /, strategies: tuple[str, ...], **options: A
         raise LaunchError("compare starts the processes of every strategy itself: run it without mpirun or torchrun.")
     settings = settings_of(options)
     simulated = simulation_in(options, settings, Launch(Launcher.NONE)) is not None
-    asked = options["simulate"] or options["workers"] or (None if options["micro_batch"] and options["accumulate"] else WORKERS_COMPARED)
+    asked = (
+        options["simulate"]
+        or options["workers"]
+        or (None if options["micro_batch"] and options["accumulate"] else WORKERS_COMPARED)
+    )
     plan = plan_of({**options, "workers": asked}, None)
     settings.check(plan)
     folder = options["out"] or new_folder("compare")

@@ -25,7 +25,7 @@ from bigbatch.memory import peak_bytes, reset_peak
 from bigbatch.model import Transformer, TransformerShape
 from bigbatch.optimizers import optimizer_named
 from bigbatch.pace import Pace
-from bigbatch.sizes import size_of
+from bigbatch.sizes import own_size
 from bigbatch.tasks import TASKS, Task
 from bigbatch.trainer import Trainer, Update
 
@@ -168,7 +168,6 @@ class Experiment:
         row = {**summarise(arm, examples, ranks), "buckets": buckets, "remarks": strategy.remarks}
         return {"parameters": parameters.values.numel(), **row}
 
-
     def _pace(
         self, strategy: Strategy, model: Transformer, task: Task, shape: TransformerShape, micro_batch: int
     ) -> Pace | None:
@@ -184,7 +183,8 @@ class Experiment:
 
             return fastest(compute) / batch.tokens.numel()
 
-        return self.simulation.pace(strategy.worker, size_of(shape), seconds_per_token, micro_batch)
+        size = own_size(shape.vocabulary, shape.context, shape.layers, shape.width)
+        return self.simulation.pace(strategy.worker, size, seconds_per_token, micro_batch)
 
 
 class Tracing:

@@ -17,8 +17,8 @@ from bigbatch.comm.collectives import ALGORITHMS, bind
 from bigbatch.comm.collectives.recursive_doubling import recursive_doubling
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.parameters import FlatParameters
-from bigbatch.comm.schedule import Round, Schedule, joined, moved
-from bigbatch.comm.simulation.computing import Stragglers
+from bigbatch.comm.schedule import Round, moved
+from bigbatch.comm.simulation.computing import FORWARD_SHARE, Computing, Stragglers
 from bigbatch.comm.simulation.network import FloatArray, Network, wire
 from bigbatch.comm.simulation.replay import Phase, port_bytes, replay, replay_phases
 from bigbatch.comm.simulation.served import synchronous_server
@@ -29,7 +29,6 @@ from bigbatch.comm.strategy import Strategy
 from bigbatch.comm.trace import Span, Trace
 from bigbatch.comm.transport import Transport, consecutive_nodes
 from bigbatch.comm.transports.cluster import Cluster
-from bigbatch.pace import FORWARD
 from bigbatch.sizes import ModelSize
 
 ELEMENT_BYTES = 4
@@ -48,21 +47,21 @@ class Workload:
     Attributes:
         size: of the model.
         tokens: that a worker computes in an update.
-        seconds_per_token: forward and backward.
+        computing: how long that takes.
         bucket_bytes: gradients are sent in buckets of about this size.
         overlap: whether buckets are sent while backward still runs.
     """
 
     size: ModelSize
     tokens: int
-    seconds_per_token: float
+    computing: Computing
     bucket_bytes: int
     overlap: bool
 
     @property
     def compute(self) -> float:
         """Seconds that an update's computing takes a worker that nothing slows."""
-        return self.tokens * self.seconds_per_token
+        return self.computing.forward(self.tokens) + self.computing.backward(self.tokens)
 
     def buckets(self) -> list[int]:
         """Elements of each bucket, in the order in which backward finishes them."""
@@ -77,7 +76,7 @@ class Workload:
     def ready(self) -> FloatArray:
         """(buckets,) the share of an update's computing after which each bucket is ready."""
         shares = np.cumsum(self.buckets()) / self.size.parameters
-        return FORWARD + (1 - FORWARD) * shares if self.overlap else np.ones(len(shares))
+        return FORWARD_SHARE + (1 - FORWARD_SHARE) * shares if self.overlap else np.ones(len(shares))
 
 
 @dataclass(frozen=True)

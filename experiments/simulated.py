@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.simulation.computing import GPUS, UTILISATION, Stragglers, gpu_named, stragglers_named
+from bigbatch.comm.simulation.computing import UTILISATION, Computing, Stragglers, gpu_named, stragglers_named
 from bigbatch.comm.simulation.network import Network
 from bigbatch.comm.simulation.presets import network_named
 from bigbatch.comm.transport import Transport
@@ -26,6 +25,22 @@ default model trains at about 28,000 tokens/s a core, at 2 million operations a 
 
 REPETITIONS = 3
 """How often computing is measured; the fastest counts."""
+
+
+def computing_on(gpu: str, flops_per_token: float, utilisation: float = UTILISATION) -> Computing:
+    """How long a worker computes on a GPU, or on the core of a laptop.
+
+    Args:
+        gpu: its name, or `core`.
+        flops_per_token: operations, forward and backward.
+        utilisation: the share of its operations a second that a GPU reaches; that of the core is in its number.
+
+    Raises:
+        ConfigurationError: there is no such GPU.
+    """
+    if gpu == CORE:
+        return Computing(flops_per_token / CORE_FLOPS)
+    return Computing.from_flops(flops_per_token, gpu_named(gpu).flops, utilisation)
 
 
 @dataclass(frozen=True)
@@ -54,28 +69,24 @@ class Simulation:
     measured: dict[int, float] = field(default_factory=dict, init=False, compare=False)
 
     def __post_init__(self) -> None:
-        assert self.stragglers is not None
-        self.seconds_per_token(1.0, lambda: 1.0)
-        for rank in self.stragglers.failures:
-            if rank >= self.workers:
-                raise ConfigurationError(f"Rank {rank} is to fail, but there are {self.workers} workers, from 0.")
+        self.stragglers.check_ranks(self.workers)
+        self.computing(1.0, lambda: 1.0)
 
     @cached_property
     def stragglers(self) -> Stragglers:
         """What slows workers."""
         return stragglers_named(self.straggler)
 
-    def seconds_per_token(self, flops_per_token: float, measure: Callable[[], float]) -> float:
-        """What a worker takes for a token, forward and backward.
+    def computing(self, flops_per_token: float, measure: Callable[[], float]) -> Computing:
+        """How long a worker computes when nothing slows it.
 
         Args:
             flops_per_token: operations.
-            measure: seconds it takes here; asked only if that is what counts.
+            measure: seconds a token takes here; asked only if that is what counts.
         """
-        if self.gpu == MEASURED:
-            return measure()
-        rate = CORE_FLOPS if self.gpu == CORE else gpu_named(self.gpu).flops * self.utilisation
-        return flops_per_token / rate
+        return (
+            Computing(measure()) if self.gpu == MEASURED else computing_on(self.gpu, flops_per_token, self.utilisation)
+        )
 
     def pace(self, worker: int, size: ModelSize, measure: Callable[[], float], micro_batch: int) -> Pace:
         """How long a worker computes; what is measured is measured once for all who compute as many examples at once.
@@ -92,8 +103,8 @@ class Simulation:
                 self.measured[micro_batch] = measure()
             return self.measured[micro_batch]
 
-        seconds = self.seconds_per_token(size.flops_per_token, once)
-        return SimulatedPace(seconds, self.stragglers.factors(worker, self.seed))
+        computing = self.computing(size.flops_per_token, once)
+        return SimulatedPace(computing, self.stragglers.factors(worker, self.seed))
 
     def run(self, ranks: int, work: Callable[[Transport], Any]) -> Cluster:
         """Do `work` on so many simulated ranks, the first of which are the workers.
@@ -116,9 +127,7 @@ class Simulation:
         }
 
 
-def simulation_of(
-    workers: int, network: str, straggler: str, gpu: str, node_size: int | None, seed: int
-) -> Simulation:
+def simulation_of(workers: int, network: str, straggler: str, gpu: str, node_size: int | None, seed: int) -> Simulation:
     """The simulation that a command line asks for.
 
     Raises:
@@ -128,11 +137,6 @@ def simulation_of(
     if node_size is not None:
         described = described.with_nodes(node_size)
     return Simulation(workers, described, straggler, gpu, seed=seed)
-
-
-def known_processors() -> str:
-    """What `gpu` may be."""
-    return ", ".join([CORE, MEASURED, *GPUS])
 
 
 def fastest(attempt: Callable[[], None]) -> float:

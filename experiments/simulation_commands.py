@@ -12,14 +12,14 @@ from rich.console import Console
 from rich.table import Table
 
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.simulation.computing import UTILISATION, Computing, gpu_named, stragglers_named
+from bigbatch.comm.simulation.computing import UTILISATION, Stragglers, stragglers_named
 from bigbatch.comm.simulation.network import Network
 from bigbatch.comm.simulation.presets import network_named
 from bigbatch.experiments.bench import size_label
-from bigbatch.experiments.cli import BYTES, FILE, POSITIVE, POSITIVE_NUMBER, TOKENS, Count, console, told
+from bigbatch.experiments.cli import BYTES, FILE, POSITIVE, TOKENS, Count, console, told
 from bigbatch.experiments.run import SUMMARY, TRACE, environment, make_folder, new_folder, write_json
 from bigbatch.experiments.simulate import Row, Workload, bare_row, crossover, simulate_row, traced_update
-from bigbatch.experiments.simulated import CORE, CORE_FLOPS, NETWORK
+from bigbatch.experiments.simulated import NETWORK, computing_on
 from bigbatch.sizes import ModelSize, model_named, model_of
 
 SEQUENCES = 8
@@ -49,8 +49,12 @@ class Counts(click.ParamType[tuple[int, ...]]):
         for word in str(value).split(","):
             first, dots, last = word.strip().partition("..")
             ends = [first, last] if dots else [first, first]
-            if not all(end.isdecimal() and 1 <= int(end) <= MOST_WORKERS for end in ends) or int(ends[0]) > int(ends[1]):
-                self.fail(f"{word!r} is no number of workers; write 64, or 8..4096, which doubles from 8 on", param, ctx)
+            if not all(end.isdecimal() and 1 <= int(end) <= MOST_WORKERS for end in ends) or int(ends[0]) > int(
+                ends[1]
+            ):
+                self.fail(
+                    f"{word!r} is no number of workers; write 64, or 8..4096, which doubles from 8 on", param, ctx
+                )
             count = int(ends[0])
             while count <= int(ends[1]):
                 found.add(count)
@@ -60,18 +64,24 @@ class Counts(click.ParamType[tuple[int, ...]]):
 
 @click.command()
 @click.argument("strategies", nargs=-1, required=True)
-@click.option("--workers", type=Counts(), default="8..256", show_default=True, help="64, or 8..4096, or a list of them.")
+@click.option(
+    "--workers", type=Counts(), default="8..256", show_default=True, help="64, or 8..4096, or a list of them."
+)
 @click.option("--network", default=NETWORK, show_default=True, help="A preset's name or FILE.toml.")
 @click.option("--node-size", type=POSITIVE, help="Ranks that share a node. [default: as the network says]")
 @click.option("--model", help="gpt2-small, llama2-7b ... [default: gpt2-small]")
 @click.option("--parameters", type=NUMBER, help="Instead of --model: how many parameters.")
-@click.option("--flops-per-token", type=NUMBER, help="With --parameters: forward and backward. [default: 6 a parameter]")
+@click.option(
+    "--flops-per-token", type=NUMBER, help="With --parameters: forward and backward. [default: 6 a parameter]"
+)
 @click.option("--gpu", default="a100", show_default=True, help="What a worker computes on, or core: a laptop's.")
 @click.option("--utilisation", type=click.FloatRange(0, 1, min_open=True), default=UTILISATION, show_default=True)
 @click.option("--tokens", type=TOKENS, help="That a worker computes in an update. [default: 8 sequences]")
 @click.option("--bucket-size", type=BYTES, default="25MB", show_default=True, help="Gradients sent as one, about.")
 @click.option("--overlap/--no-overlap", default=True, show_default=True, help="Send while backward still runs.")
-@click.option("--straggler", default="none", show_default=True, help="exponential:0.3, lognormal:0.3, slow:RANK:FACTOR.")
+@click.option(
+    "--straggler", default="none", show_default=True, help="exponential:0.3, lognormal:0.3, slow:RANK:FACTOR."
+)
 @click.option("--servers", type=POSITIVE, default=1, show_default=True, help="Of parameter servers.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the stragglers' luck.")
 @click.option("--bytes", "nbytes", type=BYTES, help="One sum of so many bytes instead of updates.")
@@ -107,9 +117,7 @@ def simulate(
     for name in strategies:
         for count in workers:
             say(f"{name}, {count:,} workers ...")
-            rows.append(
-                simulate_row(name, described, count, load, stragglers, servers=servers, seed=options["seed"])
-            )
+            rows.append(simulate_row(name, described, count, load, stragglers, servers=servers, seed=options["seed"]))
     title = f"{size.name}: {size.parameters:,} parameters, {load.tokens:,} tokens a worker and update, {options['gpu']}"
     write_json(
         folder / SUMMARY,
@@ -148,10 +156,7 @@ def workload_of(options: dict[str, Any]) -> tuple[ModelSize, Workload]:
         raise ConfigurationError("--model and --parameters both say how large the model is: leave one of them out.")
     else:
         size = model_of(options["parameters"], options["flops_per_token"])
-    if options["gpu"] == CORE:
-        computing = Computing(size.flops_per_token / CORE_FLOPS)
-    else:
-        computing = Computing.from_flops(size.flops_per_token, gpu_named(options["gpu"]).flops, options["utilisation"])
+    computing = computing_on(options["gpu"], size.flops_per_token, options["utilisation"])
     tokens = options["tokens"] or SEQUENCES * (size.context or 1024)
     return size, Workload(size, tokens, computing, options["bucket_size"], options["overlap"])
 
@@ -182,7 +187,7 @@ def draw_all(
     network: Network,
     load: Workload,
     first: str,
-    stragglers: Any,
+    stragglers: Stragglers,
     servers: int,
 ) -> None:
     """Draw how strategies scale, where a server beats a ring, and one update of the first strategy."""
@@ -193,9 +198,7 @@ def draw_all(
     draw_scaling(rows, title, folder / "scaling.png")
     kinds = {"one server": lambda _: 1, "a server for 4 workers": lambda n: n // 4, "as many as workers": lambda n: n}
     nbytes = 4 * load.size.parameters
-    maps = {
-        name: crossover(network, nbytes, MAP_WORKERS, MAP_BANDWIDTHS, count) for name, count in kinds.items()
-    }
+    maps = {name: crossover(network, nbytes, MAP_WORKERS, MAP_BANDWIDTHS, count) for name, count in kinds.items()}
     what = f"A synchronous parameter server's time over a ring's, to sum {size_label(nbytes)}; bold where it is less"
     draw_crossover(maps, MAP_WORKERS, MAP_BANDWIDTHS, what, folder / "crossover.png")
     count = min(MOST_TRACED, rows[0].workers)
@@ -207,7 +210,15 @@ def draw_all(
 def print_rows(printer: Console, rows: Sequence[Row]) -> None:
     """Print a line for each strategy and number of workers."""
     table = new_table(
-        "strategy", "workers", "update, ms", "compute", "communication", "waiting", "tokens/s", "efficiency", "busiest port"
+        "strategy",
+        "workers",
+        "update, ms",
+        "compute",
+        "communication",
+        "waiting",
+        "tokens/s",
+        "efficiency",
+        "busiest port",
     )
     for row in rows:
         times = (row.step_seconds, row.compute_seconds, row.communication_seconds, row.waiting_seconds)
