@@ -34,7 +34,7 @@ from bigbatch.experiments.compare import run_strategies
 from bigbatch.experiments.experiment import Experiment
 from bigbatch.experiments.launcher import become, launch_command
 from bigbatch.experiments.progress import Reporter, terminal_columns
-from bigbatch.experiments.report import compared_verdict, print_table, verdict
+from bigbatch.experiments.report import compared_verdict, print_table, setting, verdict
 from bigbatch.experiments.run import SUMMARY, Run, environment, make_folder, new_folder, trace_of, write_json
 from bigbatch.experiments.settings import Settings, resolve_device
 from bigbatch.experiments.simulated import CORE, NETWORK, Simulation, simulation_of
@@ -414,6 +414,8 @@ def present(runs: Sequence[Run], folder: Path, summary: dict[str, Any], sentence
         print()
         print_table(console(), [run.summary for run in runs])
         console().print(f"\n{sentence}")
+        if setting(runs[0].summary):
+            console().print(f"\n{setting(runs[0].summary)}")
         print(f"\n{folder}/: {', '.join(sorted(entry.name for entry in folder.iterdir()))}", flush=True)
 
 

@@ -177,11 +177,12 @@ class Experiment:
 
         def seconds_per_token() -> float:
             batch = task.batch("training", np.arange(min(micro_batch, task.sizes["training"])))
+            _, tokens = task.loss(model, batch)
 
             def compute() -> None:
                 task.loss(model, batch)[0].backward()  # type: ignore[no-untyped-call]
 
-            return fastest(compute) / batch.tokens.numel()
+            return fastest(compute) / tokens
 
         size = own_size(shape.vocabulary, shape.context, shape.layers, shape.width)
         return self.simulation.pace(strategy.worker, size, seconds_per_token, micro_batch)

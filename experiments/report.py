@@ -26,6 +26,18 @@ ROWS = (
 )
 
 
+def setting(summary: Summary) -> str:
+    """A sentence about what was simulated; empty if nothing was."""
+    simulated = summary.get("simulated")
+    if not simulated:
+        return ""
+    slowed = "" if simulated["straggler"] == "none" else f", slowed by {simulated['straggler']}"
+    return (
+        f"Simulated: {simulated['workers']} workers, each computing on {simulated['gpu']}{slowed}, over "
+        f"{simulated['network']}; the gradients and losses are real, the times are the simulator's."
+    )
+
+
 def print_table(console: Console, summaries: Sequence[Summary]) -> None:
     """Print a column for every arm of a run; or for several runs a column for each, arm after arm."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))

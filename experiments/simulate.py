@@ -205,7 +205,8 @@ def all_reduced(
         computing.append(compute)
         waiting.append(ready.max() - ready)
         begin = end
-    return Updates(*map(np.array, (begins, ends, computing, waiting)), tokens=updates * workers * workload.tokens)
+    tokens = updates * workers * workload.tokens
+    return Updates(np.array(begins), np.array(ends), np.array(computing), np.array(waiting), tokens)
 
 
 # Any strategy, on a cluster.

@@ -25,12 +25,12 @@ from bigbatch.sizes import ModelSize, model_named, model_of
 SEQUENCES = 8
 """Of the model's context length, that a worker computes in an update if nothing else is said."""
 
-MAP_WORKERS = (4, 8, 16, 32, 64, 128, 256)
+MAP_WORKERS = (4, 8, 16, 32, 64, 128, 256, 512)
 MAP_BANDWIDTHS = (1e9 / 8, 10e9 / 8, 25e9 / 8, 100e9 / 8, 400e9 / 8)
 """What the map of crossovers is drawn over; bandwidths in bytes a second."""
 
 MOST_WORKERS = 1 << 20
-MOST_TRACED = 8
+MOST_TRACED = 4
 """Ranks in the timeline; more cannot be read."""
 
 NUMBER = Count("units", {"": 1, "k": 1_000, "M": 10**6, "G": 10**9, "B": 10**9}, "1300000000, 1.3e9 or 1.3G")
@@ -237,7 +237,7 @@ def new_table(*heads: str) -> Table:
     """A table whose columns but the first are numbers."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
     for number, head in enumerate(heads):
-        table.add_column(head, justify="right" if number else "left")
+        table.add_column(head, justify="right" if number else "left", no_wrap=True)
     return table
 
 

@@ -48,9 +48,16 @@ def draw_comparison(runs: Sequence[Run], path: Path) -> None:
     first = runs[0].summary
     names = ", ".join(run.summary["strategy"] for run in runs)
     figure.suptitle(
-        f"{names}: {first['workers']} workers, {first['parameters']:,} parameters, {first['task']}", x=0.01, ha="left"
+        f"{names}: {first['workers']} workers, {first['parameters']:,} parameters, {first['task']}{_simulated(first)}",
+        x=0.01,
+        ha="left",
     )
     figure.savefig(path)
+
+
+def _simulated(summary: dict[str, Any]) -> str:
+    simulated = summary.get("simulated")
+    return f", in simulated time over {simulated['network']}" if simulated else ""
 
 
 def _throughput(axis: Axes, bars: list[tuple[Run, dict[str, Any]]], labels: list[str], colours: list[str]) -> None:

@@ -12,7 +12,7 @@ from bigbatch.comm.simulation.network import FloatArray
 from bigbatch.experiments.figures.style import BLUE, GREY, LINES, ORANGE, colour, panels
 from bigbatch.experiments.simulate import Row
 
-MOST_BARS = 16
+MOST_BARS = 8
 """Of as many the time's parts are drawn; of more rows, only those with the most workers."""
 
 
@@ -30,9 +30,12 @@ def draw_scaling(rows: Sequence[Row], title: str, path: Path) -> None:
     for number, name in enumerate(names):
         mine = sorted((row for row in rows if row.strategy == name), key=lambda row: row.workers)
         workers = [row.workers for row in mine]
-        look = {"color": colour(number), "linestyle": LINES[number % len(LINES)], "marker": "o", "markersize": 4}
-        efficiency.plot(workers, [row.efficiency for row in mine], label=name, **look)
-        throughput.plot(workers, [row.tokens_per_second for row in mine], label=name, **look)
+        for axis, values in (
+            (efficiency, [row.efficiency for row in mine]),
+            (throughput, [row.tokens_per_second for row in mine]),
+        ):
+            line = LINES[number % len(LINES)]
+            axis.plot(workers, values, label=name, color=colour(number), linestyle=line, marker="o", markersize=4)
     ideal = [rows[0].tokens_per_second / rows[0].efficiency / rows[0].workers * count for count in counts]
     throughput.plot(counts, ideal, color=GREY, linewidth=0.8, label="no exchange")
     throughput.set_yscale("log")
@@ -76,6 +79,11 @@ def _split(axis: Axes, rows: Sequence[Row]) -> None:
     axis.legend(frameon=False, fontsize=8, ncols=3, loc="upper left")
 
 
+def _short(ratio: float) -> str:
+    """In as few digits as tell it: 0.96, 4.6, 17, 255."""
+    return f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.2g}"
+
+
 def draw_crossover(
     maps: Mapping[str, FloatArray], workers: Sequence[int], bandwidths: Sequence[float], title: str, path: Path
 ) -> None:
@@ -98,7 +106,7 @@ def draw_crossover(
             axis.text(
                 column,
                 row,
-                f"{ratios[row, column]:.2g}",
+                _short(float(ratios[row, column])),
                 ha="center",
                 va="center",
                 fontsize=7,
@@ -113,6 +121,6 @@ def draw_crossover(
     axes[0].set_ylabel("bandwidth of a port (Gbit/s)")
     bar = figure.colorbar(shown, ax=axes, pad=0.01)
     bar.set_label("server's time over the ring's")
-    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{2**value:.2g}"))
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(2**value)))
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     figure.savefig(path)
