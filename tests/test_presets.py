@@ -57,18 +57,15 @@ def test_bandwidths_are_line_rates_over_eight():
     dgx = network_named("dgx-h100")
     assert (dgx.node_size, dgx.nics, dgx.inside.pieces[0].bandwidth) == (8, 8, 450e9)
     assert network_named("free").free
+    assert all(network.source for network in NETWORKS.values())
 
 
 @pytest.mark.parametrize(
     ("named", "wrong", "said"),
     [
-        (
-            network_named,
-            "ethernet-10",
-            r"Unknown network 'ethernet-10' \(did you mean 'ethernet-10g'\?\).*this-machine",
-        ),
+        (network_named, "ethernet10g", r"Unknown network .* \(did you mean 'ethernet-10g'\?\)\. Known: .*this-machine"),
         (network_named, "nowhere.toml", "nowhere.toml cannot be read"),
-        (gpu_named, "a10", r"Unknown GPU 'a10' \(did you mean 'a100'\?\). Known: t4, "),
+        (gpu_named, "a10", r"Unknown GPU 'a10' \(did you mean 'a10g'\?\)\. Known: t4, "),
         (model_named, "gpt2-smal", r"Unknown model 'gpt2-smal' \(did you mean 'gpt2-small'\?\)"),
     ],
 )

@@ -354,5 +354,5 @@ def _check(
         raise ConfigurationError(f"{name} is {value!r}; it must be {kind} {bound}.")
 
 
-FREE = Network("free", wire(0.0, math.inf))
+FREE = Network("free", wire(0.0, math.inf), source="None: nothing takes any time.")
 """Nothing takes any time."""

@@ -36,7 +36,9 @@ _INTO = {
 }
 
 _SLOW_TCP = (
-    "50 µs, an estimate for TCP through one switch by NICs that hold interrupts back; measure yours if it matters"
+    "50 µs, an estimate: half of request and response took 23 µs with a NIC that interrupts at once and 92 µs with one "
+    "that holds interrupts back (Li, “An investigation into transport protocols and data transport applications over "
+    "high performance networks”, 2006, figure A.8, UDP at 1 Gb/s)"
 )
 _TCP = (
     "20 µs between applications over TCP (Hurwitz and Feng, “Initial end-to-end performance evaluation of 10-Gigabit "
@@ -46,7 +48,10 @@ _ROCE = (
     "2.8 µs for a send of 2 KB over RoCEv2 (Zhu et al., “Congestion control for large-scale RDMA deployments”, 2015, "
     "section 2, measured at 40 Gb/s)"
 )
-_VERBS = "1 µs, half of a ping-pong of small MPI messages through one switch, as OSU's osu_latency reports it"
+_MPI = (
+    "1 µs for 4 KB with MPI over a 100 Gb/s HPC fabric (Zhang et al., “Dive into deep learning”, 2023, section "
+    "“Hardware”, table of latencies; measured on Omni-Path, an estimate for InfiniBand)"
+)
 
 
 def _flat(name: str, gigabits: int, standard: str, alpha: float, why: str, memory: float) -> Network:
@@ -64,22 +69,23 @@ _FLAT = (
     _flat("ethernet-25g", 25, "IEEE 802.3by", 20e-6, _TCP, _SERVER),
     _flat("ethernet-100g", 100, "IEEE 802.3bj", 2.8e-6, _ROCE, _A100),
     _flat("ethernet-400g", 400, "IEEE 802.3bs", 2.8e-6, _ROCE, _H100),
-    _flat("infiniband-hdr", 200, "InfiniBand HDR, four lanes", 1e-6, _VERBS, _A100),
-    _flat("infiniband-ndr", 400, "InfiniBand NDR, four lanes", 1e-6, _VERBS, _H100),
+    _flat("infiniband-hdr", 200, "InfiniBand HDR, four lanes", 1e-6, _MPI, _A100),
+    _flat("infiniband-ndr", 400, "InfiniBand NDR, four lanes", 1e-6, _MPI, _H100),
 )
 
 _DGX_H100 = Network(
     "dgx-h100",
-    _FLAT[-1].wires,
-    gamma=_FLAT[-1].gamma,
+    wire(14e-6, 400e9 / 8),
+    gamma=_MOVED / _H100,
     node_size=8,
     nics=8,
     inside=wire(3.4e-6, 450e9),
     source=(
-        f"Between nodes, eight NICs like infiniband-ndr (NVIDIA DGX H100 user guide). {_FLAT[-1].source} "
-        "Inside, bandwidth: half of NVLink's 900 GB/s, which are for both directions (NVIDIA H100 datasheet), through "
-        "NVSwitches. Inside, α: 3.4 µs a step of a ring over NVLink with the protocol for bandwidth, as NCCL assumes "
-        "to choose its algorithms (src/graph/tuning.cc)."
+        "Bandwidth: 400 Gb/s (InfiniBand NDR, eight ports, NVIDIA DGX H100 user guide) / 8 between nodes; inside, half "
+        "of NVLink's 900 GB/s, which are for both directions (NVIDIA H100 datasheet), through NVSwitches. α: 14 µs "
+        "between nodes, 3.4 µs inside, what NCCL assumes of a step of its ring with the protocol Simple "
+        "(NVIDIA/nccl, src/graph/tuning.cc); more than infiniband-ndr's, since kernels on two GPUs must meet. γ: three "
+        f"bytes moved for each one added, over {_INTO[_H100]}."
     ),
 )
 
