@@ -616,8 +616,8 @@ def timeline(
     make_folder(target.parent)
     try:
         draw_timeline(ranks, target, path.parent.resolve().name, first, stop)
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"The figure {target} cannot be written: {error}. Name a .png with --out.") from error
+    except OSError as error:
+        raise ConfigurationError(f"The figure {target} cannot be written: {error.strerror}.") from error
     print(target, flush=True)
 
 

@@ -254,7 +254,7 @@ BAD = {
     "two ranges": (["run", "--from", "3", "--updates", "2"], "use one"),
     "no such update": (["trained", "--updates", "7..8"], "has the updates 1 to 1 of the arm large, but 7 to 8"),
     "no such arm": (["trained", "--arm", "huge"], "has no arm 'huge'. It has: large"),
-    "unknown kind of figure": (["run", "--to", "3", "--out", "figure.nope"], "Name a .png with --out"),
+    "a folder for a figure": (["run", "--to", "3", "--out", "empty"], "The figure empty cannot be written"),
 }
 
 

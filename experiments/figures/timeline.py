@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Patch
 
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.trace import (
@@ -45,6 +45,9 @@ MOST_RANKS = 64
 FIRST_SHOWN = 2
 """The update drawn if none is asked for: the first one is slower than the others."""
 
+LARGER = 0.4
+"""An exchange that takes less than that share of the range is drawn a second time."""
+
 UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 
 # Where in a rank's row, which is 1 high, its strips lie: (top, height).
@@ -62,6 +65,8 @@ def draw_timeline(
     In a rank's row, from top to bottom: what it sends; what its main thread does; what is done beside that, where
     anything is; what it receives. An arrow leads from the begin of a send to the end of its receive. A message lasts
     from its begin until somebody has waited for it.
+
+    Where the ranks exchange messages only at the end of the range, that is drawn once more below, larger.
 
     Args:
         ranks: every rank's spans, times in seconds.
@@ -81,43 +86,21 @@ def draw_timeline(
     everything = [span for spans in ranks for span in spans]
     first = min((span.begin for span in everything), default=0.0) if first is None else first
     stop = max((span.end for span in everything), default=0.0) if stop is None else stop
-    shown = [[span for span in cut(spans, first, stop) if span.end > span.begin] for spans in ranks]
+    shown = _within(ranks, first, stop)
     if first >= stop or not any(shown):
         raise ConfigurationError(
             f"Nothing was recorded from {first:g} s to {stop:g} s: the trace reaches from "
             f"{min((span.begin for span in everything), default=0.0):g} s to "
             f"{max((span.end for span in everything), default=0.0):g} s. Choose another range."
         )
-    scale, unit = next(((size, name) for size, name in UNITS if stop - first >= size), UNITS[-1])
-    figure, (axis,) = panels(1, 1, width=12.0, height=float(np.clip(1.9 + 0.85 * len(ranks), 3.2, 24)))
-    axis.grid(visible=False)
-    for rank, spans in enumerate(shown):
-        _row(axis, rank, spans, first, scale)
-        for begin, label in ((span.begin, title_of(span)) for span in ranks[rank] if span.kind == UPDATE):
-            if first <= begin < stop:
-                x = (begin - first) / scale
-                axis.plot([x, x], [rank - 0.46, rank + 0.46], color="black", linewidth=0.8, linestyle=":", zorder=7)
-                axis.text(x, rank - 0.45, f" {label}", fontsize=7, va="bottom", zorder=7)
-    arrows = _arrows(ranks, first, stop)
-    if len(arrows) <= MOST_ARROWS:
-        axis.add_collection(
-            LineCollection(
-                [[((x - first) / scale, y) for x, y in ends] for ends in arrows],
-                colors="#333333",
-                linewidths=float(np.clip(24 / (len(arrows) + 1), 0.35, 0.9)),
-                zorder=6,
-            )
-        )
-        tips = np.array([ends[1] for ends in arrows]).reshape(-1, 2)
-        dot = float(np.clip(400 / (len(arrows) + 1), 3, 9))
-        axis.scatter((tips[:, 0] - first) / scale, tips[:, 1], s=dot, color="#333333", zorder=6)
-    axis.set_xlim(0, (stop - first) / scale)
-    axis.set_ylim(len(ranks) - 0.5, -0.62)
-    axis.set_yticks(range(len(ranks)), [f"rank {rank}" for rank in range(len(ranks))])
-    axis.tick_params(axis="y", length=0)
-    axis.spines["left"].set_visible(False)
-    axis.set_xlabel(f"time since {first:.4g} s in the trace, {unit}" if first else f"time, {unit}")
-    axis.set_title(title, loc="left", fontsize=11)
+    windows = [(first, stop), *_exchange(shown, first, stop)]
+    height = float(np.clip(0.8 + len(windows) * (1.1 + 0.8 * len(ranks)), 3.2, 40))
+    figure, axes = panels(len(windows), 1, width=12.0, height=height)
+    for axis, window in zip(axes, windows, strict=True):
+        _panel(axis, ranks, *window)
+    axes[0].set_title(title, loc="left", fontsize=11)
+    for axis in axes[1:]:
+        axis.set_title("from when the last rank has computed", loc="left", fontsize=9)
     present = {span.kind for spans in shown for span in spans}
     handles = [
         Patch(facecolor=colour, hatch=hatch, edgecolor=_ink(kind), label=word, linewidth=0.4)
@@ -125,27 +108,62 @@ def draw_timeline(
         if kind in present
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles) or 1, frameon=False, fontsize=9)
-    figure.savefig(path)
+    figure.savefig(path, format="png")
+
+
+def _within(ranks: Sequence[Sequence[Span]], first: float, stop: float) -> list[list[Span]]:
+    return [[span for span in cut(spans, first, stop) if span.end > span.begin] for spans in ranks]
+
+
+def _exchange(shown: Sequence[Sequence[Span]], first: float, stop: float) -> list[tuple[float, float]]:
+    """(begin, end) of what is worth a second look, if anything is, with a little room on both sides."""
+    workers = [[span for span in spans if span.kind == COMPUTE] for spans in shown]
+    computed = [max(spans, key=lambda span: span.end - span.begin).end for spans in workers if spans]
+    exchanged = [span.end for spans in shown for span in spans if span.kind == RECEIVE]
+    begin, end = max(computed, default=first), max(exchanged, default=first)
+    room = 0.1 * (end - begin)
+    if not 0 < end - begin < LARGER * (stop - first):
+        return []
+    return [(max(first, begin - room), min(stop, end + room))]
+
+
+def _panel(axis: Axes, ranks: Sequence[Sequence[Span]], first: float, stop: float) -> None:
+    """Everybody's rows in a range of time, in seconds, and the arrows between them."""
+    scale, unit = next(((size, name) for size, name in UNITS if stop - first >= size), UNITS[-1])
+    axis.grid(visible=False)
+    for rank, spans in enumerate(_within(ranks, first, stop)):
+        _row(axis, rank, spans, first, scale)
+        for begin, label in ((span.begin, title_of(span)) for span in ranks[rank] if span.kind == UPDATE):
+            if first <= begin < stop:
+                x = (begin - first) / scale
+                axis.plot([x, x], [rank - 0.46, rank + 0.46], color="black", linewidth=0.8, linestyle=":", zorder=7)
+                axis.text(x, rank - 0.45, f" {label}", fontsize=7, va="bottom", zorder=7)
+    arrows = np.array(_arrows(ranks, first, stop)).reshape(-1, 2, 2)
+    if len(arrows) <= MOST_ARROWS:
+        arrows[:, :, 0] = (arrows[:, :, 0] - first) / scale
+        width = float(np.clip(24 / (len(arrows) + 1), 0.35, 0.9))
+        axis.add_collection(LineCollection(list(arrows), colors="#333333", linewidths=width, zorder=6))
+        dot = float(np.clip(400 / (len(arrows) + 1), 3, 9))
+        axis.scatter(arrows[:, 1, 0], arrows[:, 1, 1], s=dot, color="#333333", zorder=6)
+    axis.set_xlim(0, (stop - first) / scale)
+    axis.set_ylim(len(ranks) - 0.5, -0.62)
+    axis.set_yticks(range(len(ranks)), [f"rank {rank}" for rank in range(len(ranks))])
+    axis.tick_params(axis="y", length=0)
+    axis.spines["left"].set_visible(False)
+    axis.set_xlabel(f"time since {first:.4g} s in the trace, {unit}" if first else f"time, {unit}")
 
 
 def _row(axis: Axes, rank: int, spans: Sequence[Span], first: float, scale: float) -> None:
-    """One rank's strips; what lies inside something else is drawn over it."""
-    for span in sorted(spans, key=lambda span: (span.begin, -span.end)):
-        if span.track == UPDATES:
-            continue
-        top, height = _strip(span)
-        colour, hatch, _ = LOOKS.get(span.kind, (GREY, "", span.kind))
-        axis.add_patch(
-            Rectangle(
-                ((span.begin - first) / scale, rank + top),
-                (span.end - span.begin) / scale,
-                height,
-                facecolor=colour,
-                hatch=hatch,
-                edgecolor=_ink(span.kind),
-                linewidth=0.3,
-                zorder=3,
-            )
+    """One rank's strips; what is done within an all-reduce is drawn over it."""
+    bars: dict[tuple[str, tuple[float, float]], list[tuple[float, float]]] = {}
+    for span in spans:
+        if span.track != UPDATES:
+            times = ((span.begin - first) / scale, (span.end - span.begin) / scale)
+            bars.setdefault((span.kind, _strip(span)), []).append(times)
+    for (kind, (top, height)), bar in sorted(bars.items(), key=lambda entry: entry[0][0] != ALL_REDUCE):
+        colour, hatch, _ = LOOKS.get(kind, (GREY, "", kind))
+        axis.broken_barh(
+            bar, (rank + top, height), facecolor=colour, hatch=hatch, edgecolor=_ink(kind), linewidth=0.3, zorder=3
         )
 
 
