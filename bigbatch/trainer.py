@@ -13,6 +13,7 @@ from bigbatch.batches import BatchPlan, DataOrder
 from bigbatch.comm.parameters import FlatParameters
 from bigbatch.comm.strategy import Strategy
 from bigbatch.comm.trace import COMPUTE, update_of
+from bigbatch.pace import Pace
 from bigbatch.tasks import Split, Task
 
 
@@ -64,6 +65,7 @@ class Trainer:
         examples: how many to see in all; the last batch may be short.
         seed: of the order of the examples.
         overlap: push buckets while backward still runs.
+        pace: how long computing takes, if the clock is a simulated one.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Trainer:
         seed: int = 0,
         *,
         overlap: bool = True,
+        pace: Pace | None = None,
     ) -> None:
         self.model = model
         self.task = task
@@ -86,8 +89,9 @@ class Trainer:
         self.examples = examples
         self._order = DataOrder(task.sizes["training"], seed)
         self._device = parameters.values.device
-        self._pushes = Pushes(strategy)
-        if overlap and len(strategy.buckets) > 1:
+        self._pace = pace or Pace()
+        self._pushes = Pushes(strategy, overlap=overlap)
+        if overlap and pace is None and len(strategy.buckets) > 1:
             self._pushes.watch()
 
     @property
@@ -106,7 +110,6 @@ class Trainer:
             communicated_in_all = strategy.total_communication_seconds
             with update_of(transport, number + 1):
                 tokens, loss = self._accumulate(number)
-                self._pushes.finish()
                 report = strategy.step(tokens, loss)
                 strategy.pull()
             number = report.next_update
@@ -132,20 +135,25 @@ class Trainer:
             break
 
     def _accumulate(self, update: int) -> tuple[int, float]:
-        """Add up the gradients of this worker's micro-batches: the tokens behind them, and the summed loss."""
+        """Add up and push the gradients of this worker's micro-batches: the tokens behind them, and the summed loss."""
         self.parameters.gradients.zero_()
         tokens, losses = 0, [torch.zeros((), device=self._device)]
         micro_batches = list(self.plan.micro_batches(update, self.worker, self.examples))
-        span = self.strategy.transport.span
+        span, spend, backward = self.strategy.transport.span, self.strategy.transport.spend, 0.0
+        self._pace.begin()
         for places in micro_batches:
+            spend(backward)
             with span(COMPUTE, "forward"):
                 loss, counted = self._loss("training", self._order.at(places))
             if places is micro_batches[-1]:
                 self._pushes.begin()
             with span(COMPUTE, "backward"):
                 loss.backward()  # type: ignore[no-untyped-call]
+            spend(self._pace.forward(counted))
+            backward = self._pace.backward(counted)
             tokens += counted
             losses.append(loss.detach())
+        self._pushes.finish(backward)
         return tokens, float(torch.stack(losses).double().sum())
 
     def _loss(self, split: Split, examples: NDArray[np.int64]) -> tuple[Tensor, int]:
@@ -176,10 +184,12 @@ class Pushes:
 
     Args:
         strategy: started.
+        overlap: whether a simulated backward goes on while buckets move.
     """
 
-    def __init__(self, strategy: Strategy) -> None:
+    def __init__(self, strategy: Strategy, *, overlap: bool = True) -> None:
         self._strategy = strategy
+        self._overlap = overlap
         self._left = [0] * len(strategy.buckets)
         self._next = 0
         self._watching = False
@@ -196,10 +206,20 @@ class Pushes:
         self._left = [len(bucket.parameters) for bucket in self._strategy.buckets]
         self._watching = True
 
-    def finish(self) -> None:
-        """Backward is through: push what it did not."""
+    def finish(self, backward: float = 0.0) -> None:
+        """Backward is through: push what it did not.
+
+        Args:
+            backward: seconds that a simulated clock has still to be charged for it; a bucket is ready after its share.
+        """
         self._watching = False
+        spend = self._strategy.transport.spend
+        if not self._overlap:
+            spend(backward)
+            backward = 0.0
+        elements = sum(len(bucket.gradients) for bucket in self._strategy.buckets)
         for bucket in self._strategy.buckets[self._next :]:
+            spend(backward * len(bucket.gradients) / elements)
             self._strategy.push(bucket)
         self._next = 0
 

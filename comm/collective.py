@@ -12,7 +12,6 @@ from torch import Tensor
 from bigbatch.comm.agreement import agree
 from bigbatch.comm.collectives import bind
 from bigbatch.comm.execute import execute
-from bigbatch.comm.line import Line
 from bigbatch.comm.parameters import OnHost
 from bigbatch.comm.trace import ALL_REDUCE, LIBRARY, WAIT, Span
 from bigbatch.comm.transport import Transport
@@ -53,7 +52,7 @@ class Collective(ABC):
 
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
-        self._line = Line(threaded=transport.threaded and transport.size > 1, idle=lambda: transport.span(WAIT))
+        self._line = transport.line(idle=lambda: transport.span(WAIT))
         self._calls = 0
         self._introduced: set[tuple[int, torch.dtype]] = set()
 

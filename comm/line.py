@@ -12,11 +12,14 @@ class Line:
     Args:
         threaded: on a thread of its own, which is started by the first work; else when somebody waits for it.
         idle: entered by whoever waits for that thread.
+
+    Attributes:
+        idle: that.
     """
 
     def __init__(self, *, threaded: bool, idle: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
         self._threaded = threaded
-        self._idle = idle
+        self.idle = idle
         self._thread: ThreadPoolExecutor | None = None
         self._left: deque[Callable[[], None]] = deque()
         self._failure: BaseException | None = None
@@ -29,17 +32,17 @@ class Line:
         if self._threaded:
             if self._thread is None:
                 self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="communication")
-            result = self._thread.submit(self._carry_out, work).result
+            result = self._thread.submit(self.carry_out, work).result
 
             def wait_for_thread() -> None:
-                with self._idle():
+                with self.idle():
                     result()
 
             return wait_for_thread
         done: list[bool] = []
 
         def finally_done() -> None:
-            self._carry_out(work)
+            self.carry_out(work)
             done.append(True)
 
         self._left.append(finally_done)
@@ -56,7 +59,8 @@ class Line:
             self._thread.shutdown()
             self._thread = None
 
-    def _carry_out(self, work: Callable[[], None]) -> None:
+    def carry_out(self, work: Callable[[], None]) -> None:
+        """Do some work of the line, unless something before it has failed: then raise that again."""
         if self._failure is not None:
             raise self._failure
         try:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.simulation.phantom import phantom
 from bigbatch.comm.transport import Buffer
 
 OptimizerFactory = Callable[[list[tuple[str, nn.Parameter]]], Optimizer]
@@ -172,18 +173,24 @@ class FlatParameters:
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """Whether a tensor, (elements,) and not empty, holds neither a NaN nor an infinity.
+    """Whether a tensor, (elements,) and not empty, holds neither a NaN nor an infinity; one without contents does.
 
     One pass, ten times quicker than a norm; unlike a sum it cannot overflow, and a NaN anywhere comes out as NaN.
     """
-    return all(map(math.isfinite, map(float, torch.aminmax(tensor))))
+    return tensor.is_meta or all(map(math.isfinite, map(float, torch.aminmax(tensor))))
+
+
+def phantom_like(tensor: Tensor) -> Buffer:
+    """A phantom of a tensor's length and kind of elements."""
+    return phantom(tensor.numel(), torch.empty(0, dtype=tensor.dtype).numpy().dtype)
 
 
 class OnHost:
     """A tensor as the wires see it: a NumPy array on the host.
 
     For a tensor on the host this is a view and nothing moves. One on a GPU is staged through a twin on the host:
-    `fetch` fills the twin before it is sent, `deliver` empties it after it was received.
+    `fetch` fills the twin before it is sent, `deliver` empties it after it was received. One on torch's device "meta",
+    which has a size and no contents, is a phantom.
 
     Args:
         tensor: (elements,) flat and contiguous.
@@ -191,14 +198,20 @@ class OnHost:
 
     def __init__(self, tensor: Tensor) -> None:
         self._tensor = tensor.detach()
-        self._twin = self._tensor if tensor.device.type == "cpu" else torch.empty_like(tensor, device="cpu")
-        self.array: Buffer = self._twin.numpy()
+        here = tensor.device.type in ("cpu", "meta")
+        self._twin = self._tensor if here else torch.empty_like(tensor, device="cpu")
+        self.array: Buffer = phantom_like(tensor) if tensor.is_meta else self._twin.numpy()
 
     def fetch(self) -> Buffer:
         """The tensor's present values."""
         if self._twin is not self._tensor:
             self._twin.copy_(self._tensor)
         return self.array
+
+    def part(self, first: int, stop: int) -> Tensor:
+        """A copy of the present values from `first` up to `stop`, on the host."""
+        self.fetch()
+        return self._twin[first:stop].clone()
 
     def deliver(self) -> None:
         """Make the array's values the tensor's."""

@@ -4,7 +4,7 @@ import difflib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -44,11 +44,24 @@ class Registry:
             return point.load()
         if ":" in name:
             return _attribute(name, self.kind)
-        close = difflib.get_close_matches(name, self.names(), n=1)
-        raise ConfigurationError(
-            f"Unknown {self.kind} {name!r}{f' (did you mean {close[0]!r}?)' if close else ''}. Known: "
-            f"{', '.join(self.names())}; or name your own as FILE.py:Name."
-        )
+        raise unknown_name(self.kind, name, self.names(), "; or name your own as FILE.py:Name")
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str], otherwise: str = "") -> ConfigurationError:
+    """The error for a name that is not known: which are, and which of them was perhaps meant.
+
+    Args:
+        kind: what it should name, for the message: "strategy".
+        name: what was asked for.
+        known: the names there are.
+        otherwise: what else can be given, from its punctuation on: "; or a file".
+    """
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    return ConfigurationError(
+        f"Unknown {kind} {name!r}{f' (did you mean {close[0]!r}?)' if close else ''}. Known: "
+        f"{', '.join(names)}{otherwise}."
+    )
 
 
 def _attribute(path: str, kind: str) -> Any:

@@ -141,15 +141,36 @@ def packets(round_: Round, nbytes: IntArray) -> IntArray:
         nbytes: (transfers,) their sizes.
     """
     counts = np.ones(len(round_), dtype=np.int64)
-    for row in np.flatnonzero(round_.reduce & (nbytes > PACKET_BYTES)).tolist():
-        target, first, stop = round_.target[row], round_.first[row], round_.stop[row]
-        there = (round_.first < stop) & (first < round_.stop)
-        sent = there & (round_.source == target)
-        arriving = there & (round_.target == target)
-        alike = round_.reduce & (round_.first == first) & (round_.stop == stop)
-        if not sent.any() and alike[arriving].all():
-            counts[row] = -(-nbytes[row] // PACKET_BYTES)
+    long = round_.reduce & (nbytes > PACKET_BYTES)
+    if long.any():
+        cut = long & ~sent_by_target(round_) & (_alike(round_) == _overlapping(round_, round_.target))
+        counts[cut] = -(-nbytes[cut] // PACKET_BYTES)
     return counts
+
+
+def sent_by_target(round_: Round) -> BoolArray:
+    """(transfers,) whether the target itself sends, in the same round, something of what it receives."""
+    return _overlapping(round_, round_.source) > 0
+
+
+def _overlapping(round_: Round, end: IntArray) -> IntArray:
+    """(transfers,) how many have the target at that end of theirs, `source` or `target`, and some of the same chunks.
+
+    Of those at the same rank, all but the ones that begin after it ends, and the ones that end before it begins.
+    """
+    width = int(round_.stop.max(initial=0)) + 1
+    begins = np.sort(end * width + round_.first, kind="stable")
+    stops = np.sort(end * width + round_.stop, kind="stable")
+    here = round_.target * width
+    return np.searchsorted(begins, here + round_.stop, "left") - np.searchsorted(stops, here + round_.first, "right")
+
+
+def _alike(round_: Round) -> IntArray:
+    """(transfers,) how many add to just the same chunks of the same target."""
+    width = int(round_.stop.max(initial=0)) + 1
+    keys = np.where(round_.reduce, (round_.target * width + round_.first) * width + round_.stop, -1)
+    _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
+    return np.asarray(counts)[inverse]
 
 
 def transfers(round_: Round) -> Iterator[tuple[int, int, int, int, bool]]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bigbatch.comm.agreement import agree
 from bigbatch.comm.collectives.broadcast import broadcast
-from bigbatch.comm.collectives.ring import ring
+from bigbatch.comm.collectives.recursive_doubling import recursive_doubling
 from bigbatch.comm.errors import ConfigurationError, LaunchError
 from bigbatch.comm.execute import execute
 from bigbatch.comm.launch import Launch
@@ -215,7 +215,7 @@ class Strategy(ABC):
         """The sum of every worker's `values`, (elements,), on every worker: the same bytes everywhere."""
         assert self._among_workers is not None, "only workers have something to add"
         result = values.astype(np.float64)
-        execute(ring, self._among_workers, result)
+        execute(recursive_doubling, self._among_workers, result)
         return result
 
     def statistics(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bigbatch.comm.errors import CommunicationError, ConfigurationError, DeadlineError
+from bigbatch.comm.line import Line
 
 if TYPE_CHECKING:
     from bigbatch.comm.trace import Trace
@@ -82,6 +83,7 @@ class Transport(ABC):
         messages_sent: messages sent by this rank so far.
         bytes_sent: bytes sent by this rank so far, headers of the wire's own protocol not included.
         nodes: the ranks of each machine, in ascending order.
+        gamma: seconds that adding a byte takes on a simulated clock.
         threaded: whether a thread other than the main one may drive it, one thread at a time.
         trace: records what this rank does, if anybody wants to know.
     """
@@ -89,6 +91,7 @@ class Transport(ABC):
     rank: int
     size: int
     threaded: bool = True
+    gamma: float = 0.0
     trace: "Trace | None" = None
 
     def __init__(self, rank: int, size: int, deadline: float = DEFAULT_DEADLINE) -> None:
@@ -99,6 +102,11 @@ class Transport(ABC):
         self.bytes_sent = 0
         self.nodes: tuple[tuple[int, ...], ...] = (tuple(range(size)),)
         self._scratch = np.empty(0, dtype=np.uint8)
+
+    @property
+    def wires(self) -> str:
+        """What moves the bytes, for a table of what was measured: its kind, and whatever else makes it slow or fast."""
+        return type(self).__name__
 
     @property
     def node(self) -> tuple[int, ...]:
@@ -261,6 +269,14 @@ class Transport(ABC):
 
     def _beside(self, work: Callable[["Transport"], None]) -> Request:
         raise NotImplementedError
+
+    def line(self, idle: Callable[[], AbstractContextManager[None]] = nullcontext) -> Line:
+        """A line on which communication goes on beside this rank's own work, if this transport can do that.
+
+        Args:
+            idle: entered by whoever waits for what goes on there.
+        """
+        return Line(threaded=self.threaded and self.size > 1, idle=idle)
 
     def _second_end(self) -> Self:
         """Another end of this rank's wires, with counters and scratch of its own."""

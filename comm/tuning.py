@@ -42,7 +42,7 @@ class Tuning:
 def layout_of(transport: Transport) -> str:
     """A name for where the ranks are and what they talk over: a table measured for one does not serve another."""
     nodes = "-".join(str(len(node)) for node in transport.nodes)
-    return f"{type(transport).__name__}-{nodes}"
+    return f"{transport.wires}-{nodes}"
 
 
 def tune(collectives: Mapping[str, Collective], transport: Transport, say: Callable[[str], None]) -> Tuning:

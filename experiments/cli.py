@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import click
+import torch
 from click.core import ParameterSource
 from rich.console import Console
 from rich.markup import escape
@@ -36,6 +37,7 @@ from bigbatch.experiments.progress import Reporter, terminal_columns
 from bigbatch.experiments.report import compared_verdict, print_table, verdict
 from bigbatch.experiments.run import SUMMARY, Run, environment, make_folder, new_folder, trace_of, write_json
 from bigbatch.experiments.settings import Settings, resolve_device
+from bigbatch.experiments.simulated import CORE, NETWORK, Simulation, simulation_of
 from bigbatch.experiments.wires import all_reduce_named
 
 INTERRUPTED = 130
@@ -143,6 +145,20 @@ OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
 )
 
 
+SIMULATION_OPTIONS = (
+    click.option("--simulate", type=POSITIVE, help="Simulate that many workers, in this process, in simulated time."),
+    click.option("--network", default=NETWORK, show_default=True, help="Simulated: a preset's name or FILE.toml."),
+    click.option(
+        "--straggler",
+        default="none",
+        show_default=True,
+        help="Simulated: exponential:0.3, lognormal:0.3, slow:RANK:FACTOR, fail:RANK:SECONDS; or several, with commas.",
+    ),
+    click.option("--gpu", default=CORE, show_default=True, help="Simulated: core, measured, a100, h100 ..."),
+)
+"""Beside `OPTIONS`; all but the first need it."""
+
+
 def experiment_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options every experiment has."""
     for option in reversed(OPTIONS):
@@ -150,12 +166,28 @@ def experiment_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def simulation_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of experiments that can be simulated."""
+    for option in reversed(SIMULATION_OPTIONS):
+        command = option(command)
+    return command
+
+
+ELSEWHERE = {"simulate": "bigbatch.experiments.simulation_commands"}
+"""Command -> the module that has it in its COMMANDS, which takes its kinds of options from here."""
+
+
 class Commands(click.Group):
     """Strategies by name, then the other commands; an unknown word is answered with the known ones."""
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """A command, or the strategy of that name."""
-        return super().get_command(ctx, cmd_name) or strategy_command(cmd_name)
+        return super().get_command(ctx, cmd_name) or self.load(cmd_name) or strategy_command(cmd_name)
+
+    @staticmethod
+    def load(name: str) -> Any:
+        """A command that lives in a module of its own; None if there is none of that name."""
+        return importlib.import_module(ELSEWHERE[name]).COMMANDS[name] if name in ELSEWHERE else None
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -171,7 +203,8 @@ class Commands(click.Group):
         with formatter.section("Strategies (or FILE.py:Name)"):
             formatter.write_dl([(name, strategy_command(name).get_short_help_str(90)) for name in STRATEGIES.names()])
         with formatter.section("Commands"):
-            formatter.write_dl([(name, c.get_short_help_str(90)) for name, c in sorted(self.commands.items())])
+            everything = {**self.commands, **{name: self.load(name) for name in ELSEWHERE}}
+            formatter.write_dl([(name, c.get_short_help_str(90)) for name, c in sorted(everything.items())])
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -196,6 +229,7 @@ def strategy_command(name: str) -> click.Command:
 
     @click.command(name, help=summary.partition("\n\n")[0])
     @experiment_options
+    @simulation_options
     def command(**options: Any) -> None:
         choices = {option.name: options.pop(option.name) for option in strategy.options}
         run_strategy(name, strategy.configured(choices), choices, options)
@@ -244,6 +278,10 @@ def as_click(option: Option) -> click.Option:
 def run_strategy(name: str, strategy: type[Strategy], choices: dict[str, Any], options: dict[str, Any]) -> None:
     """Run an experiment in the processes there are, or start them first."""
     settings, launch = settings_of(options), detect()
+    simulation = simulation_in(options, settings, launch)
+    if simulation is not None:
+        simulate_strategy(name, strategy, choices, options, settings, simulation)
+        return
     started = None if launch.launcher is Launcher.NONE else strategy.workers_among(launch.size)
     plan = plan_of(options, started)
     settings.check(plan)
@@ -259,6 +297,56 @@ def run_strategy(name: str, strategy: type[Strategy], choices: dict[str, Any], o
         if transport.rank == 0:
             finished = Run.read(folder)
             present([finished], folder, finished.summary, verdict(finished.summary), options)
+
+
+def simulation_in(options: dict[str, Any], settings: Settings, launch: Launch) -> Simulation | None:
+    """The simulation that a command's options ask for, if they do.
+
+    Raises:
+        ConfigurationError: only half of one, or one for another number of workers.
+        LaunchError: in processes that a launcher started.
+    """
+    context = click.get_current_context()
+    workers = options["simulate"]
+    if workers is None:
+        for name in ("network", "straggler", "gpu"):
+            if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+                raise ConfigurationError(f"--{name} says what is simulated: add --simulate WORKERS, or leave it out.")
+        return None
+    if launch.launcher is not Launcher.NONE:
+        raise LaunchError("--simulate runs all ranks in one process: run it without mpirun or torchrun.")
+    if options["workers"] not in (None, workers):
+        raise ConfigurationError(
+            f"-n asks for {options['workers']} workers, --simulate for {workers}. Leave -n out: there are no processes "
+            "to start."
+        )
+    return simulation_of(
+        workers, options["network"], options["straggler"], options["gpu"], settings.node_size, settings.seed
+    )
+
+
+def simulate_strategy(
+    name: str,
+    strategy: type[Strategy],
+    choices: dict[str, Any],
+    options: dict[str, Any],
+    settings: Settings,
+    simulation: Simulation,
+) -> None:
+    """Run an experiment on simulated ranks, in this process."""
+    plan = plan_of({**options, "workers": simulation.workers}, None)
+    settings.check(plan)
+    strategy.workers_among(strategy.ranks_for(plan.workers))
+    folder = options["out"] or new_folder(f"{Path(name).name.replace(':', '-')}-simulated-{plan.workers}")
+
+    def work(transport: Transport) -> None:
+        reporter = Reporter(quiet=options["quiet"] or transport.rank != 0)
+        device = torch.device("cpu")
+        Experiment(name, strategy, choices, settings, plan, device, folder, reporter, simulation).run(transport)
+
+    simulation.run(strategy.ranks_for(plan.workers), work)
+    finished = Run.read(folder)
+    present([finished], folder, finished.summary, verdict(finished.summary), options)
 
 
 def settings_of(options: dict[str, Any]) -> Settings:
@@ -341,17 +429,23 @@ def console() -> Console:
 @cli.command()
 @click.argument("strategies", nargs=-1, required=True)
 @experiment_options
+@simulation_options
 @click.pass_context
 def compare(context: click.Context, /, strategies: tuple[str, ...], **options: Any) -> None:
     """Run several strategies with as many workers each; one table and one figure over all."""
     if detect().launcher is not Launcher.NONE:
         raise LaunchError("compare starts the processes of every strategy itself: run it without mpirun or torchrun.")
     settings = settings_of(options)
-    asked = options["workers"] or (None if options["micro_batch"] and options["accumulate"] else WORKERS_COMPARED)
+    simulated = simulation_in(options, settings, Launch(Launcher.NONE)) is not None
+    asked = (
+        options["simulate"]
+        or options["workers"]
+        or (None if options["micro_batch"] and options["accumulate"] else WORKERS_COMPARED)
+    )
     plan = plan_of({**options, "workers": asked}, None)
     settings.check(plan)
     folder = options["out"] or new_folder("compare")
-    runs = run_strategies(strategies, plan.workers, shared_arguments(context), folder)
+    runs = run_strategies(strategies, plan.workers, shared_arguments(context), folder, simulated=simulated)
     summaries = [run.summary for run in runs]
     write_json(folder / SUMMARY, {"runs": summaries})
     present(runs, folder, {"runs": summaries}, compared_verdict(summaries), options)

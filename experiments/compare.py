@@ -14,7 +14,9 @@ from bigbatch.experiments.run import Run
 SECONDS_TO_END = 10
 
 
-def run_strategies(names: Sequence[str], workers: int, options: Sequence[str], folder: Path) -> list[Run]:
+def run_strategies(
+    names: Sequence[str], workers: int, options: Sequence[str], folder: Path, *, simulated: bool
+) -> list[Run]:
     """Run each strategy with that many workers in processes of its own; returns the runs, in folders below `folder`.
 
     Args:
@@ -22,6 +24,7 @@ def run_strategies(names: Sequence[str], workers: int, options: Sequence[str], f
         workers: of each.
         options: the command line they share.
         folder: of all.
+        simulated: whether a single process simulates all ranks.
 
     Raises:
         BigBatchError: a run failed; it has said why itself.
@@ -31,7 +34,7 @@ def run_strategies(names: Sequence[str], workers: int, options: Sequence[str], f
         place = folder / _folder_name(name)
         arguments = [name, "-n", str(workers), "--out", str(place), *options]
         strategy = STRATEGIES.load(name)
-        single = strategy.ranks_for(workers) == 1
+        single = simulated or strategy.ranks_for(workers) == 1
         commands[name] = (
             [sys.executable, "-m", "bigbatch.experiments", *arguments]
             if single

@@ -20,9 +20,12 @@ from bigbatch.comm.transport import Transport
 from bigbatch.experiments.progress import Reporter
 from bigbatch.experiments.run import RunWriter, environment
 from bigbatch.experiments.settings import Settings
+from bigbatch.experiments.simulated import Simulation, fastest
 from bigbatch.memory import peak_bytes, reset_peak
 from bigbatch.model import Transformer, TransformerShape
 from bigbatch.optimizers import optimizer_named
+from bigbatch.pace import Pace
+from bigbatch.sizes import own_size
 from bigbatch.tasks import TASKS, Task
 from bigbatch.trainer import Trainer, Update
 
@@ -46,6 +49,7 @@ class Experiment:
         device: what this rank computes on.
         folder: of the run.
         reporter: tells how far the run is.
+        simulation: of which the ranks are part, if their clock is a simulated one.
     """
 
     name: str
@@ -56,6 +60,7 @@ class Experiment:
     device: torch.device
     folder: Path
     reporter: Reporter
+    simulation: Simulation | None = None
 
     def run(self, transport: Transport) -> None:
         """Run every arm on every rank of `transport`; rank 0 writes the run's folder.
@@ -70,6 +75,7 @@ class Experiment:
         options = {
             **self.settings.as_json(),
             **self.choices,
+            "simulated": self.simulation.as_json() if self.simulation is not None else None,
             "plan": asdict(self.plan),
             "bigbatch version": bigbatch.__version__,
         }
@@ -113,6 +119,7 @@ class Experiment:
             "corpus_sha256": task.corpus_sha256,
             "parameters": results[0].pop("parameters"),
             "arms": [{key: value for key, value in result.items() if key != "parameters"} for result in results],
+            "simulated": self.simulation.as_json() if self.simulation is not None else None,
             "environment": environment(),
         }
 
@@ -137,13 +144,21 @@ class Experiment:
         strategy.start(parameters, optimizer_named(settings.optimizer, settings.learning_rate))
         examples = math.ceil(settings.tokens / task.example_tokens)
         trainer = Trainer(
-            model, task, strategy, parameters, arm.plan, examples, settings.seed, overlap=settings.overlap
+            model,
+            task,
+            strategy,
+            parameters,
+            arm.plan,
+            examples,
+            settings.seed,
+            overlap=settings.overlap,
+            pace=self._pace(strategy, model, task, shape, arm.plan.micro_batch),
         )
         self.reporter.remark(strategy.remarks)
         with tracing.arm(arm.name, works=strategy.worker is not None):
             history = strategy.run(lambda: train(trainer, arm.name, settings, self.reporter, record))
         mine = {
-            "peak": peak_bytes(self.device),
+            "peak": peak_bytes(self.device) if self.simulation is None else math.nan,  # of all ranks together
             "history": None if history is None else history.totals(),
             "statistics": strategy.statistics(),
         }
@@ -152,6 +167,24 @@ class Experiment:
         strategy.close()
         row = {**summarise(arm, examples, ranks), "buckets": buckets, "remarks": strategy.remarks}
         return {"parameters": parameters.values.numel(), **row}
+
+    def _pace(
+        self, strategy: Strategy, model: Transformer, task: Task, shape: TransformerShape, micro_batch: int
+    ) -> Pace | None:
+        """How long this worker computes on a simulated clock; None on a real one, or for who does not work."""
+        if self.simulation is None or strategy.worker is None:
+            return None
+
+        def seconds_per_token() -> float:
+            batch = task.batch("training", np.arange(min(micro_batch, task.sizes["training"])))
+
+            def compute() -> None:
+                task.loss(model, batch)[0].backward()  # type: ignore[no-untyped-call]
+
+            return fastest(compute) / batch.tokens.numel()
+
+        size = own_size(shape.vocabulary, shape.context, shape.layers, shape.width)
+        return self.simulation.pace(strategy.worker, size, seconds_per_token, micro_batch)
 
 
 class Tracing:

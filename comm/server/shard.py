@@ -290,8 +290,9 @@ class Shard:
         Nobody can go on before this is done, so that each block is added, divided and looked at while it is in cache.
         """
         finite = True
-        for first in range(0, len(total), BLOCK_ELEMENTS):
-            block = slice(first, first + BLOCK_ELEMENTS)
+        length = BLOCK_ELEMENTS if total.device.type == "cpu" else max(1, len(total))
+        for first in range(0, len(total), length):
+            block = slice(first, first + length)
             for values in rest:
                 total[block].add_(values[block])
             finite &= all_finite(torch.div(total[block], weight, out=self._mean[block]))

@@ -12,6 +12,7 @@ Rabenseifner and Gropp, "Optimization of collective communication operations in 
 
 import math
 import tomllib
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -67,6 +68,8 @@ class Wire:
         self._least = np.array(sizes[1:])
         self._alpha = np.array([piece.alpha for piece in pieces])
         self._beta = np.array([1 / piece.bandwidth for piece in pieces])
+        self._sizes = sizes[1:]
+        self._each = list(zip(self._alpha.tolist(), self._beta.tolist(), strict=True))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Wire) and self.pieces == other.pieces
@@ -84,11 +87,17 @@ class Wire:
 
     def latency(self, nbytes: ArrayLike) -> FloatArray:
         """α of messages of so many bytes each, in seconds."""
-        return np.asarray(self._alpha[self._piece(nbytes)])
+        return self._alpha[self._piece(nbytes)]
 
-    def occupancy(self, nbytes: ArrayLike) -> FloatArray:
+    def occupancy(self, nbytes: IntArray) -> FloatArray:
         """Seconds for which messages of so many bytes each hold a port."""
-        return np.multiply(nbytes, self._beta[self._piece(nbytes)])
+        beta: FloatArray = self._beta[self._piece(nbytes)]
+        return np.asarray(nbytes * beta)
+
+    def cost(self, nbytes: int) -> tuple[float, float]:
+        """(latency, occupancy) of one message, in seconds."""
+        alpha, beta = self._each[bisect_right(self._sizes, nbytes)]
+        return alpha, nbytes * beta
 
     def _piece(self, nbytes: ArrayLike) -> IntArray:
         return np.searchsorted(self._least, nbytes, side="right") if len(self._least) else np.zeros((), np.int64)
@@ -174,6 +183,18 @@ class Hop(NamedTuple):
     share: FloatArray
 
 
+class Route(NamedTuple):
+    """The way of messages from one rank to another.
+
+    Attributes:
+        wires: what they pay.
+        ports: the ports they pass, as (number, for how much of their occupancy they hold it).
+    """
+
+    wires: Wire
+    ports: tuple[tuple[int, float], ...]
+
+
 class Ports:
     """The ports of a network that a number of ranks use, and the way between any two of them.
 
@@ -231,6 +252,13 @@ class Ports:
         hops.append(Hop(None, rx, ones))
         return hops
 
+    def route(self, source: int, target: int) -> Route:
+        """The way from one rank to another."""
+        ends = np.array([source]), np.array([target])
+        wires = self.network.inside if self.inside(*ends)[0] else self.network.wires
+        assert wires is not None, "nothing is inside where there are no wires"
+        return Route(wires, tuple((int(hop.port[0]), float(hop.share[0])) for hop in self.way(*ends)))
+
     def costs(self, source: IntArray, target: IntArray, nbytes: IntArray) -> tuple[FloatArray, FloatArray]:
         """(latency, occupancy) of messages, (messages,) each, in seconds."""
         network = self.network
@@ -242,10 +270,6 @@ class Ports:
             np.where(inside, network.inside.latency(nbytes), latency),
             np.where(inside, network.inside.occupancy(nbytes), occupancy),
         )
-
-
-FREE = Network("free", wire(0.0, math.inf))
-"""Nothing takes any time."""
 
 
 def read_network(path: Path) -> Network:
@@ -328,3 +352,7 @@ def _check(
         kind = "a whole number" if whole else "a number"
         bound = f"above {least:g}" if open_ else f"of {least:g} or more"
         raise ConfigurationError(f"{name} is {value!r}; it must be {kind} {bound}.")
+
+
+FREE = Network("free", wire(0.0, math.inf))
+"""Nothing takes any time."""

@@ -31,7 +31,12 @@ class AllReduce(Strategy):
     hide behind.
 
     A strategy of this family names its collective and nothing else.
+
+    Attributes:
+        rounds: the algorithm, if the collective is made of rounds.
     """
+
+    rounds: ClassVar[Callable[..., Any] | None] = None
 
     def __init__(self, transport: Transport) -> None:
         super().__init__(transport)
@@ -199,6 +204,7 @@ def all_reduce_by(algorithm: Callable[..., Any]) -> type[AllReduce]:
 
     class ByAlgorithm(AllReduce):
         __doc__ = algorithm.__doc__
+        rounds = staticmethod(algorithm)
 
         @classmethod
         def collective(cls, transport: Transport) -> Collective:

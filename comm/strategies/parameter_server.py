@@ -5,7 +5,6 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
-import torch
 
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.parameters import Bucket, FlatParameters, OnHost, OptimizerFactory, all_finite
@@ -161,7 +160,7 @@ class ParameterServer(Strategy):
         if self.transport.rank in self._servers:
             first, stop = self.bounds[self.server : self.server + 2]
             self._shard = Shard(
-                torch.from_numpy(self._values.fetch()[first:stop].copy()),
+                self._values.part(first, stop),
                 parameters.pieces(first, stop),
                 optimizer,
                 self.setup.rule(),
@@ -212,8 +211,8 @@ class ParameterServer(Strategy):
         """Begin to send the bucket to the servers that hold its parameters."""
         gradients = OnHost(bucket.gradients).fetch()
         parts = list(self.parts(bucket))
-        begin = parts[0][1]
-        for place, first, stop in parts:
+        begin, turn = parts[0][1], self.transport.rank % len(parts)
+        for place, first, stop in parts[turn:] + parts[:turn]:  # not everyone to the same server first
             part = gradients[first - begin : stop - begin]
             self._sending.append(self.transport.isend(part, self._servers[place], GRADIENT_TAG))
 
@@ -352,21 +351,22 @@ class Service:
 
     def _take(self, worker: int, weight: float, loss: float, finite: bool) -> None:
         values = self._shard.landing()
-        landing = values.numpy()
+        landing = OnHost(values).array
         for request in [self._transport.irecv(landing[part], worker, GRADIENT_TAG) for part in self._parts]:
             request.wait()
+        self._transport.spend(landing.nbytes * self._transport.gamma)
         self._waiting[worker] = Waiting(self._transport.now(), weight, loss, finite)
         with self._transport.span(REDUCE, "take in", landing.nbytes):
             self._shard.push(worker, values, weight, loss, finite=finite)
 
     def _answer(self, readers: list[tuple[int, Waiting]]) -> None:
         """Let them read; all of them before anything changes the values."""
-        sending = []
+        sending, values = [], OnHost(self._shard.values).fetch()
         for worker, since in readers:
             fresh = self._shard.read(worker)
             report = Report.on(self._shard, worker, since, self._transport.now(), fresh=fresh)
             sending.append(self._transport.isend(report.row(), worker, REPORT_TAG))
             if fresh:
-                sending.append(self._transport.isend(self._shard.values.numpy(), worker, VALUE_TAG))
+                sending.append(self._transport.isend(values, worker, VALUE_TAG))
         for request in sending:
             request.wait()

@@ -1,22 +1,33 @@
-"""A cluster in one process: every rank is a greenlet, the network is free, and only `spend` takes time.
+"""A cluster in one process: every rank is a greenlet, and all of them live in simulated time.
 
-The same `work(transport)` that mpirun would start runs here once per rank, in milliseconds, and always in the
-same order. Messages meet like those of the strictest MPI: a send is done only when its receive has been
-posted, so that a program which relies on buffering is found out, as a deadlock.
+The same `work(transport)` that mpirun would start runs here once per rank, unchanged, with real values. There is one
+clock, and what happens next is whatever happens first: a heap of moments. Computing takes the time that is spent on it
+(`spend`), messages take what the network says, and everything repeats itself exactly.
+
+On a free network messages meet like those of the strictest MPI: a send is done only when its receive has been posted,
+so that a program which relies on buffering is found out, as a deadlock. On any other a send is done when the message
+has left the sender's port.
 """
 
+import zlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from heapq import heappop, heappush
+from itertools import count
 from typing import TypeVar
 
 import numpy as np
-from greenlet import greenlet
+from greenlet import GreenletExit, getcurrent, greenlet
 from numpy.typing import NDArray
 
-from bigbatch.comm.errors import CommunicationError, ConfigurationError, DeadlockError
-from bigbatch.comm.transport import ANY, Buffer, Group, Request, Transport, Windows
+from bigbatch.comm.errors import CommunicationError, ConfigurationError, DeadlineError, DeadlockError
+from bigbatch.comm.line import Line
+from bigbatch.comm.simulation.network import FREE, Network, Route
+from bigbatch.comm.simulation.phantom import Phantom
+from bigbatch.comm.transport import ANY, Buffer, Group, Request, Transport, Windows, consecutive_nodes
 
 Result = TypeVar("Result")
 
@@ -26,34 +37,64 @@ class Cluster:
 
     Args:
         size: the number of ranks.
-        nodes: the ranks of each node; none given, all share one.
+        nodes: the ranks of each node; none given, the network's, or on a free network one for all.
+        network: what messages cost.
+        failures: rank -> the simulated second at which it stops for ever.
 
     Attributes:
+        now: simulated seconds since the start.
+        network: what messages cost.
+        strict: whether a send is done only when its receive has been posted.
         transports: every rank's end of the wires.
+        waiting: what is waited for -> since when.
         shelf: where ranks put the windows that others of their node take.
+
+    Raises:
+        ConfigurationError: fewer than one rank, or a failure of a rank that does not exist.
     """
 
-    def __init__(self, size: int, nodes: Sequence[Sequence[int]] = ()) -> None:
+    def __init__(
+        self,
+        size: int,
+        nodes: Sequence[Sequence[int]] = (),
+        network: Network = FREE,
+        failures: Mapping[int, float] | None = None,
+    ) -> None:
         if size < 1:
             raise ConfigurationError(f"A cluster of {size} ranks was asked for; it needs at least one.")
+        self.now = 0.0
+        self.network = network
+        self.strict = network.free
+        self.waiting: dict[Awaited, float] = {}
+        self.shelf: dict[int, NDArray[np.uint8]] = {}
+        self._failures = dict(failures or {})
+        for rank in self._failures:
+            if not 0 <= rank < size:
+                raise ConfigurationError(f"Rank {rank} is to fail, but the ranks are 0 to {size - 1}.")
+        self._failed: dict[int, float] = {}
+        self._ports = network.for_ranks(size)
+        self._free = [0.0] * self._ports.count
+        self._moments: list[tuple[float, int, int, Callable[[], object]]] = []
+        self._order = count()
+        self._hub: greenlet | None = None
+        self._greenlets: list[tuple[int, greenlet]] = []
         self.transports = [ClusterTransport(self, rank, size) for rank in range(size)]
+        if not nodes and not network.free:
+            nodes = consecutive_nodes(size, network.node_size)
         for transport in self.transports:
             transport.nodes = tuple(tuple(node) for node in nodes) or transport.nodes
-        self.shelf: dict[int, NDArray[np.uint8]] = {}
-        self._ready: deque[greenlet] = deque()
-        self._hub: greenlet | None = None
-        self._ends: list[ClusterTransport] = []
-        self._greenlets: list[greenlet] = []
 
     def run(self, work: Callable[[Transport], Result]) -> list[Result]:
         """Call `work(transport)` once per rank and return what each returned, by rank.
 
         Raises:
-            DeadlockError: no rank can go on; says who waits for whom.
+            DeadlockError: no rank can go on; says who waits for whom, and what each did last.
+            DeadlineError: a rank has waited in vain for one that had failed.
+            CommunicationError: a rank has failed, and the others did without it.
             Exception: the first that any rank raises; the other ranks are ended.
         """
-        self._hub = greenlet.getcurrent()
-        self._ends, self._greenlets = [], []
+        self._hub = getcurrent()
+        self._greenlets = []
         results: dict[int, Result] = {}
 
         def body(transport: Transport) -> None:
@@ -61,43 +102,107 @@ class Cluster:
 
         for transport in self.transports:
             self.begin(body, transport)
+        for rank, second in self._failures.items():
+            self.at(second, rank, partial(self._fail, rank))
         try:
-            while self._ready:
-                self._ready.popleft().switch()
-            waiting = [end.waiting for end in self._ends if end.waiting is not None]
-            if waiting:
-                raise DeadlockError(
-                    "Every rank that is left waits for another: "
-                    + "; ".join(str(awaited) for awaited in waiting)
-                    + ". Some send has no receive, or the other way round."
-                )
+            self._go_on()
         finally:
-            self._ready.clear()
-            for begun in self._greenlets:
+            self._moments.clear()
+            self.waiting.clear()
+            for _, begun in self._greenlets:
                 if begun:
                     begun.throw()
+        for rank, second in self._failed.items():
+            if rank not in results:
+                raise CommunicationError(f"Rank {rank} failed after {second:g} s of simulated time, at work.")
         return [results[rank] for rank in range(len(self.transports))]
 
-    def begin(self, work: Callable[[Transport], None], end: "ClusterTransport") -> None:
-        """Have `work` done on an end of the wires, after what can go on already."""
-        begun = greenlet(partial(work, end), self._hub)
-        self._ends.append(end)
-        self._greenlets.append(begun)
-        self._ready.append(begun)
+    def _go_on(self) -> None:
+        """Let happen what happens next, until nothing can any more."""
+        moments = self._moments
+        while True:
+            while moments:
+                self.now, _, _, happen = heappop(moments)
+                happen()
+            if not self.waiting:
+                return
+            if not self._failed:
+                raise DeadlockError(
+                    "Every rank that is left waits for another: "
+                    + "; ".join(f"{awaited}{awaited.transport.before()}" for awaited in self.waiting)
+                    + ". Some send has no receive, or the other way round."
+                )
+            awaited = min(self.waiting, key=lambda waiting: self.waiting[waiting] + waiting.transport.deadline)
+            self.now = max(self.now, self.waiting.pop(awaited) + awaited.transport.deadline)
+            awaited.give_up(self._failed)
 
-    def wake(self, waiter: greenlet) -> None:
-        """Let what waited go on, after what can go on already."""
-        self._ready.append(waiter)
+    def at(self, when: float, rank: int, happen: Callable[[], object]) -> None:
+        """Have something happen at a simulated second, to a rank or to a message from it.
+
+        What is to happen at the same one does so in the order of ranks; if nothing takes any time, in this order, or
+        the lowest ranks would go on for ever.
+        """
+        heappush(self._moments, (when, 0 if self.strict else rank, next(self._order), happen))
 
     def sleep(self) -> None:
-        """Give way to the others until woken."""
+        """Give way to what happens next, until switched to again."""
         assert self._hub is not None, "ranks exist only while `run` does"
         self._hub.switch()
+
+    def begin(self, work: Callable[[Transport], None], end: "ClusterTransport") -> None:
+        """Have `work` done on an end of the wires, after what is to happen now already."""
+        begun = greenlet(partial(work, end), self._hub)
+        self._greenlets.append((end.rank, begun))
+        self.at(self.now, end.rank, begun.switch)
+
+    def _fail(self, rank: int) -> None:
+        """End everything that a rank does; what it has sent is under way still."""
+        mine = [begun for owner, begun in self._greenlets if owner == rank and begun]
+        if mine:
+            self._failed[rank] = self.now
+        for begun in mine:
+            for awaited in [waiting for waiting in self.waiting if waiting.waiter is begun]:
+                del self.waiting[awaited]
+            self._moments[:] = [moment for moment in self._moments if moment[-1] != begun.switch]
+            self._moments.sort()
+            begun.throw(GreenletExit)
+
+    def route(self, source: int, target: int) -> Route:
+        """The way from a rank to another."""
+        return self._ports.route(source, target)
+
+    def carry(self, message: "Send", route: Route) -> None:
+        """Put a message on its way: through the sender's port now, and through the others when it comes to them."""
+        latency, occupancy = route.wires.cost(message.nbytes)
+        port, share = route.ports[0]
+        begin = max(self.now, self._free[port])
+        self._free[port] = end = begin + occupancy * share
+        message.finish(message.peer, end)
+        message.tail = end + latency
+        self.at(begin + latency, message.transport.rank, partial(self._pass, message, route, occupancy, 1))
+
+    def _pass(self, message: "Send", route: Route, occupancy: float, number: int) -> None:
+        """A message comes to the port of that number on its way; from the last one, it is the target's."""
+        port, share = route.ports[number]
+        begin = max(self.now, self._free[port])
+        self._free[port] = end = begin + occupancy * share
+        message.tail = max(message.tail, end)
+        if number + 1 < len(route.ports):
+            self.at(begin, message.transport.rank, partial(self._pass, message, route, occupancy, number + 1))
+        else:
+            self.transports[message.peer].mailbox.arrive(message)
 
 
 @dataclass(eq=False)
 class Awaited(Request):
-    """Something that the work at one end of the wires can wait for."""
+    """Something that the work at one end of the wires can wait for.
+
+    Attributes:
+        transport: that end.
+        peer: the rank at the other.
+        finished: the simulated second at which it comes about, once that is known.
+        waiter: who waits for it.
+    """
 
     transport: "ClusterTransport"
     peer: int
@@ -105,35 +210,102 @@ class Awaited(Request):
     waiter: greenlet | None = field(default=None, init=False)
 
     def wait(self) -> int:
-        """Wait until it has come about; the clock moves on to that moment."""
-        if self.finished is None:
-            self.waiter = greenlet.getcurrent()
-            self.transport.waiting = self
-            self.transport.cluster.sleep()
-            self.transport.waiting = None
-        assert self.finished is not None, "woken only when finished"
-        self.transport.clock = max(self.transport.clock, self.finished)
+        """Wait until it has come about."""
+        cluster = self.transport.cluster
+        if self.finished is None or self.finished > cluster.now:
+            self.waiter = getcurrent()
+            cluster.waiting[self] = cluster.now
+            if self.finished is not None:
+                cluster.at(self.finished, self.transport.rank, self.waiter.switch)
+            cluster.sleep()
+            cluster.waiting.pop(self, None)
+            self.waiter = None
+        self.transport.last = self
         return self.peer
 
     def finish(self, peer: int, when: float) -> None:
-        """It has come about; whoever waits for it may go on."""
+        """It comes about then; whoever waits for it may go on."""
         self.peer, self.finished = peer, when
         if self.waiter is not None:
-            self.transport.cluster.wake(self.waiter)
+            self.transport.cluster.at(when, self.transport.rank, self.waiter.switch)
+
+    def give_up(self, failed: Mapping[int, float]) -> None:
+        """End the wait with an error, because of the ranks that have failed."""
+        assert self.waiter is not None, "somebody waits"
+        transport = self.transport
+        who = " and ".join(f"rank {rank} failed after {second:g} s" for rank, second in failed.items())
+        waiter, self.waiter = self.waiter, None
+        waiter.throw(
+            DeadlineError(
+                f"{str(transport)[0].upper()}{str(transport)[1:]} waited {transport.deadline:g} s to {self.what()}; "
+                f"{who} of simulated time."
+            )
+        )
+
+    def what(self) -> str:
+        """What is waited for, after "to"."""
+        raise NotImplementedError
 
 
-@dataclass(eq=False)
 class Message(Awaited):
-    """One end of a message, posted by `transport` and not yet met by the other end."""
+    """One end of a message, posted by `transport`.
 
-    operation: str
-    buffer: Buffer
-    tag: int
-    posted: float
+    Args:
+        transport: the end that posted it.
+        peer: the rank at the other.
+        buffer: what is sent, or where it is received.
+        tag: the message's.
+        number: the order among all.
+
+    Attributes:
+        tail: the simulated second at which the last byte is there.
+    """
+
+    operation = ""
+
+    def __init__(self, transport: "ClusterTransport", peer: int, buffer: Buffer, tag: int) -> None:
+        self.transport = transport
+        self.peer = peer
+        self.buffer = buffer
+        self.tag = tag
+        self.finished = self.waiter = None
+        self.nbytes = buffer.nbytes
+        self.tail = 0.0
+        self.number = 0
 
     def __str__(self) -> str:
+        return f"{self.transport} waits to {self.what()}"
+
+    def what(self) -> str:
+        """The operation, the peer and the size."""
         peer = "any rank" if self.peer == ANY else f"rank {self.peer}"
-        return f"{self.transport} waits to {self.operation} {peer} (tag {self.tag}, {self.buffer.nbytes} bytes)"
+        return f"{self.operation} {peer} (tag {self.tag}, {self.nbytes} bytes)"
+
+
+class Send(Message):
+    """The sender's end."""
+
+    operation = "send to"
+
+
+class Receive(Message):
+    """The receiver's end."""
+
+    operation = "receive from"
+
+    def take(self, send: Send) -> None:
+        """The message is this receive's: the values move, and both ends know when they will be there."""
+        source, target = send.transport.rank, self.transport.rank
+        if send.nbytes != self.nbytes or send.buffer.dtype != self.buffer.dtype:
+            raise CommunicationError(
+                f"Rank {source} sent {send.buffer.size} × {send.buffer.dtype} to rank {target}, which expected "
+                f"{self.buffer.size} × {self.buffer.dtype} (tag {send.tag}). Both must describe the same buffer."
+            )
+        if not isinstance(send.buffer, Phantom):
+            self.buffer[:] = send.buffer
+        if send.finished is None:
+            send.finish(target, self.transport.cluster.now)
+        self.finish(source, max(send.tail, self.transport.cluster.now))
 
 
 @dataclass(eq=False)
@@ -142,6 +314,95 @@ class Beside(Awaited):
 
     def __str__(self) -> str:
         return f"{self.transport} waits for the work beside its own"
+
+    def what(self) -> str:
+        """The work."""
+        return "see the end of the work beside its own"
+
+
+class Mailbox:
+    """Where a rank's messages and its receives meet: those that came first, first."""
+
+    def __init__(self) -> None:
+        self._number = count()
+        self._arrived: dict[int, dict[int, deque[Send]]] = {}
+        self._posted: dict[tuple[int, int], deque[Receive]] = {}
+
+    def arrive(self, send: Send) -> None:
+        """A message is here: the receive for it that was posted first takes it, or it is kept."""
+        source = send.transport.rank
+        named, any_ = self._posted.get((source, send.tag)), self._posted.get((ANY, send.tag))
+        if named and (not any_ or named[0].number < any_[0].number):
+            named.popleft().take(send)
+        elif any_:
+            any_.popleft().take(send)
+        else:
+            send.number = next(self._number)
+            self._arrived.setdefault(send.tag, {}).setdefault(source, deque()).append(send)
+
+    def post(self, receive: Receive) -> None:
+        """A receive is here: it takes the message for it that came first, or is kept."""
+        arrived = self._arrived.get(receive.tag)
+        if arrived:
+            source = receive.peer
+            if source == ANY:
+                source = min(arrived, key=lambda rank: arrived[rank][0].number)
+            if source in arrived:
+                receive.take(arrived[source].popleft())
+                if not arrived[source]:
+                    del arrived[source]
+                return
+        receive.number = next(self._number)
+        self._posted.setdefault((receive.peer, receive.tag), deque()).append(receive)
+
+
+class Turn(Awaited):
+    """The end of some work on a line, for what comes after it."""
+
+    def __str__(self) -> str:
+        return f"{self.transport} waits to {self.what()}"
+
+    def what(self) -> str:
+        """The turn."""
+        return "communicate in its turn"
+
+
+class GreenletLine(Line):
+    """Carries out work on greenlets beside a rank's own, each after the one before it.
+
+    Args:
+        transport: of the rank.
+        idle: entered by whoever waits for them.
+    """
+
+    def __init__(self, transport: "ClusterTransport", idle: Callable[[], AbstractContextManager[None]]) -> None:
+        super().__init__(threaded=False, idle=idle)
+        self._transport = transport
+        self._last: Turn | None = None
+
+    def submit(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Begin `work` when what was submitted before it is done."""
+        before, turn = self._last, Turn(self._transport, self._transport.rank)
+        failures: list[Exception] = []
+
+        def in_turn(_: Transport) -> None:
+            if before is not None:
+                before.wait()
+            try:
+                self.carry_out(work)
+            except Exception as failure:  # for whoever waits
+                failures.append(failure)
+            turn.finish(turn.peer, self._transport.cluster.now)
+
+        done, self._last = self._transport.beside(in_turn), turn
+
+        def wait() -> None:
+            with self.idle():
+                done.wait()
+            if failures:
+                raise failures[0]
+
+        return wait
 
 
 class ClusterWindows(Windows):
@@ -160,8 +421,9 @@ class ClusterTransport(Transport):
     """One rank's end of the wires of a `Cluster`.
 
     Attributes:
-        clock: this rank's time, in simulated seconds.
-        waiting: what this rank waits for, if anything.
+        cluster: which.
+        mailbox: of this rank.
+        last: what this end has waited for last.
     """
 
     threaded = False
@@ -169,25 +431,48 @@ class ClusterTransport(Transport):
     def __init__(self, cluster: Cluster, rank: int, size: int) -> None:
         super().__init__(rank, size)
         self.cluster = cluster
-        self.clock = 0.0
-        self.waiting: Awaited | None = None
+        self.mailbox = Mailbox()
+        self.last: Awaited | None = None
+        self.gamma = cluster.network.gamma
         self._name = f"rank {rank}"
-        self._sends: list[Message] = []  # addressed to this rank, not yet received
-        self._receives: list[Message] = []  # posted by this rank, not yet met
+        self._routes: dict[int, Route] = {}
 
     def __str__(self) -> str:
         return self._name
 
+    @property
+    def wires(self) -> str:
+        """The network, by its name and a fingerprint of its numbers."""
+        return f"simulated-{self.cluster.network.name}-{zlib.crc32(repr(self.cluster.network).encode()):08x}"
+
+    def before(self) -> str:
+        """What this end did last, for an error."""
+        if self.last is None:
+            return ""
+        return f" (the last thing that it had waited for was to {self.last.what()})"
+
     def now(self) -> float:
         """Simulated seconds since the start."""
-        return self.clock
+        return self.cluster.now
 
     def spend(self, seconds: float) -> None:
         """Compute for `seconds` of simulated time."""
-        self.clock += seconds
+        if seconds > 0:
+            self.cluster.at(self.cluster.now + seconds, self.rank, getcurrent().switch)
+            self.cluster.sleep()
+
+    def add(self, values: Buffer, arrived: Buffer) -> None:
+        """Add, in γ seconds a byte."""
+        np.add(values, arrived, out=values)
+        self.spend(values.nbytes * self.gamma)
 
     def windows(self, nbytes: int) -> Windows:
         """Ordinary arrays: in one process all memory is shared."""
+        if not self.cluster.network.free:
+            raise ConfigurationError(
+                f"Memory that ranks share has no messages, so that the network {self.cluster.network.name} cannot say "
+                "how long it takes. Simulate an algorithm that sends some."
+            )
         own = np.zeros(nbytes, dtype=np.uint8)
         self.cluster.shelf[self.rank] = own
         group = Group(self, self.node)
@@ -196,52 +481,49 @@ class ClusterTransport(Transport):
         group.barrier()
         return ClusterWindows(buffers, group)
 
+    def line(self, idle: Callable[[], AbstractContextManager[None]] = nullcontext) -> Line:
+        """A line of greenlets."""
+        return GreenletLine(self, idle) if self.size > 1 else super().line(idle)
+
+    @property
+    def shares_memory(self) -> bool:
+        """On a free network: on any other it would be a way round it."""
+        return self.cluster.network.free
+
     def check_beside(self) -> None:
         """There is always room for a greenlet more."""
 
     def _beside(self, work: Callable[[Transport], None]) -> Request:
-        """On a greenlet, with a clock of its own that begins at this one's time; the mailbox is the rank's."""
+        """On a greenlet; the mailbox is the rank's."""
         end = self._second_end()
         end._name = f"rank {self.rank}, beside its own work,"
+        end.last = None
         ended = Beside(self, self.rank)
 
         def finishing(transport: Transport) -> None:
             work(transport)
-            ended.finish(self.rank, end.clock)
+            ended.finish(self.rank, self.cluster.now)
 
         self.cluster.begin(finishing, end)
         return ended
 
     def _isend(self, buffer: Buffer, target: int, tag: int) -> Request:
-        send = Message(self, target, "send to", buffer, tag, self.clock)
-        receiver = self.cluster.transports[target]
-        for receive in receiver._receives:
-            if receive.tag == tag and receive.peer in (ANY, self.rank):
-                receiver._receives.remove(receive)
-                _deliver(send, receive)
-                return send
-        receiver._sends.append(send)
+        cluster = self.cluster
+        if cluster.strict:
+            send = Send(self, target, buffer, tag)
+            cluster.transports[target].mailbox.arrive(send)
+            return send
+        send = Send(self, target, buffer.copy(), tag)  # it may change once it has left, and arrive later
+        if target == self.rank:
+            send.finish(target, cluster.now)
+            self.mailbox.arrive(send)
+            return send
+        if target not in self._routes:
+            self._routes[target] = cluster.route(self.rank, target)
+        cluster.carry(send, self._routes[target])
         return send
 
     def _irecv(self, buffer: Buffer, source: int, tag: int) -> Request:
-        receive = Message(self, source, "receive from", buffer, tag, self.clock)
-        for send in self._sends:
-            if send.tag == tag and source in (ANY, send.transport.rank):
-                self._sends.remove(send)
-                _deliver(send, receive)
-                return receive
-        self._receives.append(receive)
+        receive = Receive(self, source, buffer, tag)
+        self.mailbox.post(receive)
         return receive
-
-
-def _deliver(send: Message, receive: Message) -> None:
-    source, target = send.transport.rank, receive.transport.rank
-    if send.buffer.nbytes != receive.buffer.nbytes or send.buffer.dtype != receive.buffer.dtype:
-        raise CommunicationError(
-            f"Rank {source} sent {send.buffer.size} × {send.buffer.dtype} to rank {target}, which expected "
-            f"{receive.buffer.size} × {receive.buffer.dtype} (tag {send.tag}). Both must describe the same buffer."
-        )
-    receive.buffer[:] = send.buffer
-    when = max(send.posted, receive.posted)
-    send.finish(target, when)
-    receive.finish(source, when)

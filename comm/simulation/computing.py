@@ -1,0 +1,275 @@
+"""Computing in simulated time: how long a worker takes for its tokens, and what makes some workers slower."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import numpy as np
+
+from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.registry import unknown_name
+
+UTILISATION = 0.4
+"""The part of a GPU's peak that training a large Transformer reaches.
+
+Model FLOPs utilisations that were published: GPT-3 21 %, Megatron-Turing NLG 30 %, Gopher 33 %, PaLM 46 % (Chowdhery et
+al., "PaLM: scaling language modeling with pathways", 2022, table 3); Llama 3 405B 38 % to 43 % on H100s (Grattafiori et
+al., "The Llama 3 herd of models", 2024, table 4).
+"""
+
+FORWARD_SHARE = 1 / 3
+"""The part of an update's computing that is its forward pass.
+
+Backward multiplies by each weight matrix twice, for the gradient of its input and for its own, and so costs twice
+forward: Kaplan et al., "Scaling laws for neural language models" (2020), section 2.1.
+"""
+
+
+@dataclass(frozen=True)
+class GPU:
+    """What a GPU does at best.
+
+    Attributes:
+        name: for tables and figures.
+        flops: floating-point operations a second of its tensor cores, on dense 16-bit matrices, added up in 32 bits.
+        memory_bytes: its memory, in bytes.
+        memory_bandwidth: bytes a second between that and its cores.
+        source: where the numbers come from.
+    """
+
+    name: str
+    flops: float
+    memory_bytes: int
+    memory_bandwidth: float
+    source: str
+
+
+GPUS: Mapping[str, GPU] = MappingProxyType(
+    {
+        gpu.name: gpu
+        for gpu in (
+            GPU("t4", 65e12, 16 * 10**9, 320e9, "NVIDIA T4 datasheet: FP16."),
+            GPU("v100", 125e12, 32 * 10**9, 900e9, "NVIDIA V100 datasheet: SXM2 32 GB, FP16 (it has no BF16)."),
+            GPU("a10g", 70e12, 24 * 10**9, 600e9, "NVIDIA A10G datasheet (Amazon EC2 G5): BF16, without sparsity."),
+            GPU("l4", 121e12, 24 * 10**9, 300e9, "NVIDIA L4 datasheet: BF16; half of the 242e12 with sparsity."),
+            GPU("a100", 312e12, 80 * 10**9, 2.039e12, "NVIDIA A100 datasheet: SXM 80 GB, BF16, without sparsity."),
+            GPU("h100", 989.4e12, 80 * 10**9, 3.35e12, "NVIDIA H100 datasheet: SXM, BF16, without sparsity."),
+            GPU("h200", 989.4e12, 141 * 10**9, 4.8e12, "NVIDIA H200 datasheet: SXM, BF16, without sparsity."),
+            GPU(
+                "rtx-4090",
+                165.2e12,
+                24 * 10**9,
+                1.008e12,
+                "NVIDIA Ada GPU architecture whitepaper, appendix A: BF16 with FP32 accumulate, without sparsity.",
+            ),
+        )
+    }
+)
+"""GPUs by name."""
+
+
+def gpu_named(name: str) -> GPU:
+    """The GPU of that name.
+
+    Raises:
+        ConfigurationError: there is none; says which there are.
+    """
+    if name not in GPUS:
+        raise unknown_name("GPU", name, GPUS)
+    return GPUS[name]
+
+
+@dataclass(frozen=True)
+class Computing:
+    """How long a worker computes when nothing slows it.
+
+    Attributes:
+        seconds_per_token: for forward and backward of one token, in seconds.
+
+    Raises:
+        ConfigurationError: that is no number of 0 or more.
+    """
+
+    seconds_per_token: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.seconds_per_token) and self.seconds_per_token >= 0):
+            raise ConfigurationError(
+                f"seconds_per_token is {self.seconds_per_token!r}; it must be a number of 0 or more."
+            )
+
+    @classmethod
+    def from_flops(cls, flops_per_token: float, flops: float, utilisation: float = UTILISATION) -> "Computing":
+        """From what a token costs and what a worker can do.
+
+        Args:
+            flops_per_token: floating-point operations for forward and backward of one token.
+            flops: operations a second that the worker does at best; see `GPU`.
+            utilisation: the part of them that training reaches, above 0 and at most 1.
+
+        Raises:
+            ConfigurationError: a number out of these ranges.
+        """
+        if not (math.isfinite(flops_per_token) and flops_per_token >= 0):
+            raise ConfigurationError(f"flops_per_token is {flops_per_token!r}; it must be a number of 0 or more.")
+        if not (math.isfinite(flops) and flops > 0):
+            raise ConfigurationError(f"flops is {flops!r}; it must be a number above 0.")
+        if not 0 < utilisation <= 1:
+            raise ConfigurationError(f"utilisation is {utilisation!r}; it must be above 0 and at most 1.")
+        return cls(flops_per_token / (flops * utilisation))
+
+    def forward(self, tokens: float) -> float:
+        """Seconds for the forward pass of so many tokens."""
+        return tokens * self.seconds_per_token * FORWARD_SHARE
+
+    def backward(self, tokens: float) -> float:
+        """Seconds for the backward pass of so many tokens."""
+        return tokens * self.seconds_per_token * (1 - FORWARD_SHARE)
+
+
+@dataclass(frozen=True)
+class Stragglers:
+    """What slows workers, and which of them fail.
+
+    A worker's update takes its time without stragglers, times a factor: the product of what is given here. The factors
+    are drawn anew for every update and every worker.
+
+    Attributes:
+        exponential: R: a factor of 1 + Exp(mean R), so that Δ becomes Δ + Exp(mean RΔ); 0 for none.
+        lognormal: σ: a factor of exp(σZ), Z a standard normal, whose median is 1; 0 for none.
+        slow: rank to its constant factor.
+        failures: rank to the simulated time at which it fails, in seconds.
+    """
+
+    exponential: float = 0.0
+    lognormal: float = 0.0
+    slow: Mapping[int, float] = field(default_factory=dict, hash=False)
+    failures: Mapping[int, float] = field(default_factory=dict, hash=False)
+
+    @property
+    def random(self) -> bool:
+        """Whether updates differ by luck."""
+        return bool(self.exponential or self.lognormal)
+
+    def factors(self, worker: int, seed: int) -> Iterator[float]:
+        """One factor of 0 or more for every update of a worker, without end.
+
+        They depend on the seed, the worker and its number of the update alone: not on who else draws, nor when.
+
+        Args:
+            worker: its rank, 0 or more.
+            seed: of the run, 0 or more.
+        """
+        generator = np.random.default_rng(np.random.SeedSequence([seed, worker]))
+        constant = self.slow.get(worker, 1.0)
+        while True:
+            factor = constant
+            if self.exponential:
+                factor *= 1 + self.exponential * generator.standard_exponential()
+            if self.lognormal:
+                factor *= math.exp(self.lognormal * generator.standard_normal())
+            yield factor
+
+    def check_ranks(self, workers: int) -> None:
+        """See that every rank named is one of so many workers.
+
+        Raises:
+            ConfigurationError: one is not.
+        """
+        for rank in (*self.slow, *self.failures):
+            if rank >= workers:
+                raise ConfigurationError(
+                    f"The stragglers name rank {rank}, but there are {workers} workers; ranks begin at 0."
+                )
+
+
+_FORMS = "none, exponential:R, lognormal:SIGMA, slow:RANK:FACTOR, fail:RANK:SECONDS"
+
+
+def stragglers_named(words: str) -> Stragglers:
+    """Stragglers from words joined by commas.
+
+    Args:
+        words: `none`; `exponential:R`, an update that would take Δ takes Δ + Exp(mean RΔ); `lognormal:SIGMA`, it takes
+            Δ exp(σZ); `slow:RANK:FACTOR`, a rank takes FACTOR times as long; `fail:RANK:SECONDS`, a rank fails then.
+
+    Raises:
+        ConfigurationError: a word has none of these forms, a number in it is none of 0 or more, or two words say the
+            same thing.
+    """
+    spreads: dict[str, float] = {}
+    ranks: dict[str, dict[int, float]] = {"slow": {}, "fail": {}}
+    for word in (part.strip() for part in words.split(",")):
+        try:
+            match word.split(":"):
+                case ["none"]:
+                    fresh = True
+                case ["exponential" | "lognormal" as kind, number]:
+                    fresh = kind not in spreads
+                    spreads[kind] = _number(number)
+                case ["slow" | "fail" as kind, rank, number]:
+                    fresh = _rank(rank) not in ranks[kind]
+                    ranks[kind][_rank(rank)] = _number(number)
+                case _:
+                    raise ValueError(word)
+        except ValueError:
+            raise ConfigurationError(
+                f"{word!r} is no kind of straggler. Known: {_FORMS}, joined by commas; numbers are 0 or more."
+            ) from None
+        if not fresh:
+            raise ConfigurationError(f"The stragglers {words!r} say twice what {word!r} says; once is enough.")
+    return Stragglers(**spreads, slow=MappingProxyType(ranks["slow"]), failures=MappingProxyType(ranks["fail"]))
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(text)
+    return value
+
+
+def _rank(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise ValueError(text)
+    return value
+
+
+def harmonic(n: int) -> float:
+    """H_n = 1 + 1/2 + … + 1/n; H_0 is 0."""
+    return math.fsum(1 / k for k in range(1, n + 1))
+
+
+def expected_synchronous(delta: float, mu: float, workers: int) -> float:
+    """Seconds that an update takes on average when the slowest worker is waited for: Δ + μH_W.
+
+    It is the mean of the largest of W independent times Δ + Exp(mean μ): while k of them are still awaited, the next
+    one comes after μ/k (Rényi, "On the theory of order statistics", 1953).
+
+    Args:
+        delta: Δ, seconds that every worker needs.
+        mu: μ, seconds that a worker needs beyond that, on average.
+        workers: W.
+    """
+    return expected_backup(delta, mu, workers, 0)
+
+
+def expected_backup(delta: float, mu: float, workers: int, spares: int) -> float:
+    """Seconds that an update takes on average when the slowest are not waited for: Δ + μ(H_P − H_{P−K}).
+
+    P workers run, and the gradients of the first K = P − spares are taken: Chen et al., "Revisiting distributed
+    synchronous SGD" (2016). The mean is that of the Kth smallest of P independent times Δ + Exp(mean μ).
+
+    Args:
+        delta: Δ, seconds that every worker needs.
+        mu: μ, seconds that a worker needs beyond that, on average.
+        workers: P, all that run, the spares among them.
+        spares: how many are not waited for.
+
+    Raises:
+        ConfigurationError: nobody would be waited for, or more than all.
+    """
+    if not 0 <= spares < workers:
+        raise ConfigurationError(f"{spares} of {workers} workers are spares; at least one must be waited for.")
+    return delta + mu * math.fsum(1 / k for k in range(spares + 1, workers + 1))

@@ -1,0 +1,38 @@
+"""Phantoms: buffers that have a size and no contents, so that models which fit nowhere can be moved about."""
+
+import mmap
+import sys
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+NO_RESERVE = 0x4000 if sys.platform == "linux" else 0
+"""mmap's flag for memory that is not counted before it is touched, as linux/mman.h has it."""
+
+
+class Phantom(np.ndarray[Any, Any]):
+    """A flat array that can be cut, sent, received and added to, all of which leaves its memory untouched.
+
+    Make one with `phantom`.
+    """
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **settings: Any) -> Any:
+        """Nothing is computed; the result is the array to write to, or an operand that has no contents either."""
+        written = settings.get("out", ())
+        return written[0] if written else next(value for value in inputs if isinstance(value, Phantom))
+
+    def __setitem__(self, place: Any, values: Any) -> None:
+        """Nothing is kept."""
+
+    def copy(self, order: Any = "C") -> Self:  # noqa: ARG002 - numpy's signature
+        """Itself: there is nothing to keep apart."""
+        return self
+
+
+def phantom(elements: int, dtype: DTypeLike = np.float32) -> Phantom:
+    """A buffer of so many elements, (elements,), that takes room in no memory."""
+    kind = np.dtype(dtype)
+    nbytes = max(1, elements * kind.itemsize)
+    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE)
+    return np.frombuffer(memory, dtype=kind, count=elements).view(Phantom)
