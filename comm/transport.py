@@ -306,7 +306,7 @@ class Transport(ABC):
 
     def spend(self, seconds: float) -> None:
         """Charge `seconds` of computation to a simulated clock; a real clock ignores it."""
-        if self.trace is None:
+        if self.trace is None or not seconds:
             self._spend(seconds)
         else:
             with self.trace.span("compute"):
