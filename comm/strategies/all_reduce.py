@@ -160,8 +160,8 @@ class MPI(AllReduce):
             return Scheduled(hierarchical, transport)
         if not isinstance(transport, MPITransport):
             raise ConfigurationError(
-                f"MPI_Allreduce needs processes that mpirun has started, not {type(transport).__name__}: leave torchrun "
-                "out; or, to simulate, take one of the other algorithms."
+                f"MPI_Allreduce needs processes that mpirun has started, not {type(transport).__name__}: leave "
+                "torchrun out; or, to simulate, take one of the other algorithms."
             )
         return MPIAllReduce(transport)
 

@@ -458,16 +458,16 @@ class ClusterTransport(Transport):
         """Simulated seconds since the start."""
         return self.cluster.now
 
-    def spend(self, seconds: float) -> None:
+    def _spend(self, seconds: float) -> None:
         """Compute for `seconds` of simulated time."""
         if seconds > 0:
             self.cluster.at(self.cluster.now + seconds, self.rank, getcurrent().switch)
             self.cluster.sleep()
 
-    def add(self, values: Buffer, arrived: Buffer) -> None:
+    def _add(self, values: Buffer, arrived: Buffer) -> None:
         """Add, in γ seconds a byte."""
         np.add(values, arrived, out=values)
-        self.spend(values.nbytes * self.gamma)
+        self._spend(values.nbytes * self.gamma)
 
     def windows(self, nbytes: int) -> Windows:
         """Ordinary arrays: in one process all memory is shared."""
