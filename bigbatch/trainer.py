@@ -142,14 +142,14 @@ class Trainer:
         span, spend, backward = self.strategy.transport.span, self.strategy.transport.spend, 0.0
         self._pace.begin()
         for places in micro_batches:
-            spend(backward)
+            spend(backward, "backward")
             with span(COMPUTE, "forward"):
                 loss, counted = self._loss("training", self._order.at(places))
             if places is micro_batches[-1]:
                 self._pushes.begin()
             with span(COMPUTE, "backward"):
                 loss.backward()  # type: ignore[no-untyped-call]
-            spend(self._pace.forward(counted))
+            spend(self._pace.forward(counted), "forward")
             backward = self._pace.backward(counted)
             tokens += counted
             losses.append(loss.detach())
@@ -215,11 +215,11 @@ class Pushes:
         self._watching = False
         spend = self._strategy.transport.spend
         if not self._overlap:
-            spend(backward)
+            spend(backward, "backward")
             backward = 0.0
         elements = sum(len(bucket.gradients) for bucket in self._strategy.buckets)
         for bucket in self._strategy.buckets[self._next :]:
-            spend(backward * len(bucket.gradients) / elements)
+            spend(backward * len(bucket.gradients) / elements, "backward")
             self._strategy.push(bucket)
         self._next = 0
 

@@ -4,6 +4,10 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
+
+on_line: ContextVar[bool] = ContextVar("on_line", default=False)
+"""Whether what runs now, on its thread or greenlet, is carried out by a line beside the rank's own work."""
 
 
 class Line:
@@ -31,7 +35,7 @@ class Line:
         """
         if self._threaded:
             if self._thread is None:
-                self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="communication")
+                self._thread = ThreadPoolExecutor(1, "communication", initializer=on_line.set, initargs=(True,))
             result = self._thread.submit(self.carry_out, work).result
 
             def wait_for_thread() -> None:

@@ -11,9 +11,9 @@ and no slice may be empty if an arrow is to find it, so that the shortest lasts 
 
 import itertools
 import json
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import numpy as np
 
 from bigbatch.comm.agreement import share
 from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.line import on_line
 from bigbatch.comm.transport import ANY, Request, Transport
 
 COMPUTE, SEND, RECEIVE, REDUCE, WAIT, ALL_REDUCE = "compute", "send", "receive", "reduce", "wait", "all-reduce"
@@ -41,6 +42,9 @@ MOST_SPANS = 100_000
 
 PINGS = 8
 """Round trips to another rank's clock; the shortest counts."""
+
+_busy: ContextVar[bool] = ContextVar("_busy", default=False)
+"""Whether what runs now, on its thread or greenlet, is within a span of computing or adding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +117,23 @@ class Trace:
 
     @contextmanager
     def span(self, kind: str, name: str = "", nbytes: int = 0) -> Iterator[None]:
-        """Record what is done inside."""
+        """Record what is done inside.
+
+        Computing inside of computing or adding is part of that. Neither computing nor a wait that takes no time is
+        recorded: in simulated time, what torch computes takes none, and what is charged for it is a span of its own.
+        """
+        if kind == COMPUTE and _busy.get():
+            yield
+            return
         begin, recording = self._now(), self._recording
-        yield
-        if recording:
-            self._keep(Span(kind, begin, self._now(), name, self._place(), nbytes=nbytes))
+        busy = _busy.set(kind in (COMPUTE, REDUCE))
+        try:
+            yield
+        finally:
+            _busy.reset(busy)
+        end = self._now()
+        if recording and (end > begin or kind not in (COMPUTE, WAIT)):
+            self._keep(Span(kind, begin, end, name, self._place(), nbytes=nbytes))
 
     @contextmanager
     def update(self, number: int) -> Iterator[None]:
@@ -159,10 +175,7 @@ class Trace:
         return next(self._numbers.setdefault((kind, peer, tag), itertools.count()))  # one step each, for threads
 
     def _place(self) -> str:
-        if self._track:
-            return self._track
-        thread = threading.current_thread()
-        return WORK if thread is threading.main_thread() else thread.name.partition("_")[0]
+        return self._track or (COMMUNICATION if on_line.get() else WORK)
 
 
 class TracedRequest(Request):

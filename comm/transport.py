@@ -304,16 +304,13 @@ class Transport(ABC):
         """Have what is done inside recorded, if there is a trace; see `bigbatch.comm.trace` for the kinds."""
         return nullcontext() if self.trace is None else self.trace.span(kind, name, nbytes)
 
-    def spend(self, seconds: float) -> None:
-        """Charge `seconds` of computation to a simulated clock; a real clock ignores it."""
-        if self.trace is None or not seconds:
-            self._spend(seconds)
-        else:
-            with self.trace.span("compute"):
-                self._spend(seconds)
+    def spend(self, seconds: float, name: str = "") -> None:  # noqa: B027
+        """Charge `seconds` of computation to a simulated clock; on a real one computing takes its own time.
 
-    def _spend(self, seconds: float) -> None:  # noqa: B027
-        """On real wires computing takes its own time."""
+        Args:
+            seconds: how long it takes.
+            name: what is computed, for a trace; within a span of computing or adding, that says it.
+        """
 
     def add(self, values: Buffer, arrived: Buffer) -> None:
         """Add what arrived to `values`, (elements,), in place; a simulated clock charges for it."""
@@ -395,8 +392,9 @@ class Group(Transport):
         """In the parent's trace, which has the messages too."""
         return self._parent.span(kind, name, nbytes)
 
-    def _spend(self, seconds: float) -> None:
-        self._parent.spend(seconds)
+    def spend(self, seconds: float, name: str = "") -> None:
+        """On the parent's clock."""
+        self._parent.spend(seconds, name)
 
     def _add(self, values: Buffer, arrived: Buffer) -> None:
         self._parent.add(values, arrived)

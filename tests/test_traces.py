@@ -6,13 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from conftest import SMALL, Run
+from programs.bodies import UPDATES, strategy_named, train
 
 from bigbatch.comm.account import account
+from bigbatch.comm.collective import Scheduled
 from bigbatch.comm.collectives.ring import ring
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.execute import execute
+from bigbatch.comm.simulation.network import Network, wire
 from bigbatch.comm.trace import (
     COMPUTE,
     RECEIVE,
@@ -117,6 +121,99 @@ def test_a_ring_is_recorded_message_by_message(size):
         assert computed == {(0.0, 1.0 + (rank * 7) % 5)}
     events = check_events(ranks)
     assert sum(event["ph"] == "s" for event in events) == expected.messages.sum()
+
+
+ALPHA, BETA, GAMMA = 5e-6, 1e-9, 1e-10
+NETWORK = Network("n", wire(ALPHA, 1 / BETA), gamma=GAMMA)
+
+
+def simulated(size: int, work) -> list[list[Span]]:
+    """What every rank of a cluster with a network records, from the start."""
+    cluster = Cluster(size, network=NETWORK)
+    for transport in cluster.transports:
+        transport.trace = Trace(transport.now)
+    cluster.run(work)
+    return [transport.trace.spans for transport in cluster.transports]
+
+
+def check_times(ranks: list[list[Span]]) -> None:
+    """Every message and every addition takes as long as the formulas say, where ports serve who comes first."""
+    received = {span.message(rank): span for rank, spans in enumerate(ranks) for span in spans if span.kind == RECEIVE}
+    heads = []
+    for rank, spans in enumerate(ranks):
+        left = 0.0
+        for send in sorted((span for span in spans if span.kind == SEND), key=lambda span: span.begin):
+            begin = max(send.begin, left)
+            left = begin + BETA * send.nbytes
+            assert send.end == pytest.approx(left, abs=1e-15)
+            heads.append((begin + ALPHA, rank, send))
+    free = [0.0] * len(ranks)
+    assert len(heads) == len(received)
+    for head, rank, send in sorted(heads, key=lambda entry: entry[:2]):
+        receive = received[send.message(rank)]
+        free[send.peer] = max(head, free[send.peer]) + BETA * send.nbytes
+        assert receive.end == pytest.approx(max(free[send.peer], receive.begin), abs=1e-15)
+    for span in itertools.chain(*ranks):
+        if span.kind == REDUCE:
+            assert span.end - span.begin == pytest.approx(GAMMA * span.nbytes, abs=1e-15)
+
+
+def test_in_simulated_time_a_ring_takes_what_the_formulas_say():
+    nbytes = 4 * 1000
+    ranks = simulated(4, lambda transport: execute(ring, transport, np.ones(4000, dtype=np.float32)))
+    check_events(ranks)
+    check_times(ranks)
+    sent = {span.message(r): span.begin for r, spans in enumerate(ranks) for span in spans if span.kind == SEND}
+    for rank, spans in enumerate(ranks):
+        for span in spans:
+            if span.kind == RECEIVE:  # nothing else is on its way
+                assert span.end - sent[span.message(rank)] == pytest.approx(ALPHA + nbytes * BETA)
+        assert [span.nbytes for span in spans if span.kind == REDUCE] == [nbytes] * 3
+        assert max(span.end for span in spans) == pytest.approx(6 * (ALPHA + nbytes * BETA) + 3 * nbytes * GAMMA)
+
+
+@pytest.mark.parametrize("name", ["ps", "ps:async"])
+def test_in_simulated_time_a_parameter_server_takes_what_the_formulas_say(name):
+    ranks = simulated(4, lambda transport: train(transport, strategy_named(name), 1, 4096))
+    check_events(ranks)
+    check_times(ranks)
+    adding = [span for span in ranks[3] if span.kind == REDUCE]
+    assert len(adding) >= UPDATES
+    assert {span.track for span in adding} == {"work"}
+    assert not [span for span in itertools.chain(*ranks) if span.kind == COMPUTE]  # nobody has charged for it
+    busy = sorted((s.begin, s.end) for s in ranks[3] if s.kind in (REDUCE, WAIT))
+    assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(busy))
+
+
+def test_computing_in_simulated_time_is_recorded_once_and_beside_communication():
+    def work(transport: Transport) -> None:
+        collective = Scheduled(ring, transport)
+        with transport.span(COMPUTE, "forward"):  # what torch computes takes no simulated time
+            pass
+        transport.spend(1e-5, "forward")
+        moving = collective.start(torch.ones(10_000))
+        with transport.span(COMPUTE, "backward"):
+            Group(transport, [0, 1]).spend(3e-5)
+        with transport.span(REDUCE, "take in", 100):
+            transport.spend(100 * GAMMA)
+        moving.wait()
+
+    ranks = simulated(2, work)
+    check_events(ranks)
+    for spans in ranks:
+        assert [(span.name, span.end - span.begin) for span in spans if span.kind == COMPUTE] == [
+            ("forward", pytest.approx(1e-5)),
+            ("backward", pytest.approx(3e-5)),
+        ]
+        assert {(span.kind, span.name, span.track) for span in spans if span.kind not in (SEND, RECEIVE)} == {
+            (COMPUTE, "forward", "work"),
+            (COMPUTE, "backward", "work"),
+            (REDUCE, "take in", "work"),
+            (REDUCE, "", "communication"),
+            (WAIT, "", "work"),
+            (WAIT, "", "communication"),
+            ("all-reduce", "", "communication"),
+        }
 
 
 def test_waits_are_as_long_as_the_slowest_is_late():

@@ -354,9 +354,9 @@ class Service:
         landing = OnHost(values).array
         for request in [self._transport.irecv(landing[part], worker, GRADIENT_TAG) for part in self._parts]:
             request.wait()
-        self._transport.spend(landing.nbytes * self._transport.gamma)
-        self._waiting[worker] = Waiting(self._transport.now(), weight, loss, finite)
         with self._transport.span(REDUCE, "take in", landing.nbytes):
+            self._transport.spend(landing.nbytes * self._transport.gamma)
+            self._waiting[worker] = Waiting(self._transport.now(), weight, loss, finite)
             self._shard.push(worker, values, weight, loss, finite=finite)
 
     def _answer(self, readers: list[tuple[int, Waiting]]) -> None:

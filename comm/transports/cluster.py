@@ -24,9 +24,10 @@ from greenlet import GreenletExit, getcurrent, greenlet
 from numpy.typing import NDArray
 
 from bigbatch.comm.errors import CommunicationError, ConfigurationError, DeadlineError, DeadlockError
-from bigbatch.comm.line import Line
+from bigbatch.comm.line import Line, on_line
 from bigbatch.comm.simulation.network import FREE, Network, Route
 from bigbatch.comm.simulation.phantom import Phantom
+from bigbatch.comm.trace import COMPUTE
 from bigbatch.comm.transport import ANY, DEFAULT_DEADLINE, Buffer, Group, Request, Transport, Windows, consecutive_nodes
 
 Result = TypeVar("Result")
@@ -389,6 +390,7 @@ class GreenletLine(Line):
         failures: list[Exception] = []
 
         def in_turn(_: Transport) -> None:
+            on_line.set(True)
             if before is not None:
                 before.wait()
             try:
@@ -458,14 +460,21 @@ class ClusterTransport(Transport):
         """Simulated seconds since the start."""
         return self.cluster.now
 
-    def _spend(self, seconds: float) -> None:
+    def spend(self, seconds: float, name: str = "") -> None:
         """Compute for `seconds` of simulated time."""
+        if self.trace is None or not seconds:
+            self._spend(seconds)
+        else:
+            with self.trace.span(COMPUTE, name):
+                self._spend(seconds)
+
+    def _spend(self, seconds: float) -> None:
         if seconds > 0:
             self.cluster.at(self.cluster.now + seconds, self.rank, getcurrent().switch)
             self.cluster.sleep()
 
     def _add(self, values: Buffer, arrived: Buffer) -> None:
-        """Add, in γ seconds a byte."""
+        """In γ seconds a byte."""
         np.add(values, arrived, out=values)
         self._spend(values.nbytes * self.gamma)
 

@@ -160,10 +160,10 @@ def _row(axis: Axes, rank: int, spans: Sequence[Span], first: float, scale: floa
         if span.track != UPDATES:
             times = ((span.begin - first) / scale, (span.end - span.begin) / scale)
             bars.setdefault((span.kind, _strip(span)), []).append(times)
-    for (kind, (top, height)), bar in sorted(bars.items(), key=lambda entry: entry[0][0] != ALL_REDUCE):
+    for (kind, (top, height)), ranges in sorted(bars.items(), key=lambda bar: bar[0][0] != ALL_REDUCE):
         colour, hatch, _ = LOOKS.get(kind, (GREY, "", kind))
         axis.broken_barh(
-            bar, (rank + top, height), facecolor=colour, hatch=hatch, edgecolor=_ink(kind), linewidth=0.3, zorder=3
+            ranges, (rank + top, height), facecolor=colour, hatch=hatch, edgecolor=_ink(kind), linewidth=0.3, zorder=3
         )
 
 
