@@ -145,6 +145,16 @@ class Updates:
         self._computing, self._waiting = computing, waiting
         self._tokens_per_second = tokens / float(ends.max() - begins.min())
 
+    @property
+    def shortest(self) -> float:
+        """Seconds of the quickest worker's quickest update."""
+        return float(self._steps.min())
+
+    @property
+    def longest(self) -> float:
+        """Seconds of the slowest worker's slowest update."""
+        return float(self._steps.max())
+
     def row(self, strategy: str, workers: int, network: Network, workload: Workload, busiest: int) -> Row:
         """Their means."""
         step, compute, waiting = (float(part.mean()) for part in (self._steps, self._computing, self._waiting))
