@@ -53,7 +53,7 @@ def test_bandwidths_are_line_rates_over_eight():
     assert rates.pop("free") == math.inf
     assert rates == {
         "ethernet-1g": 1, "ethernet-10g": 10, "ethernet-25g": 25, "ethernet-100g": 100, "ethernet-400g": 400,
-        "infiniband-hdr": 200, "infiniband-ndr": 400, "dgx-h100": 400,
+        "infiniband-edr": 100, "infiniband-hdr": 200, "infiniband-ndr": 400, "dgx-h100": 400,
     }  # fmt: skip
     dgx = network_named("dgx-h100")
     assert (dgx.node_size, dgx.nics, dgx.inside.pieces[0].bandwidth) == (8, 8, 450e9)
