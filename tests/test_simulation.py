@@ -192,9 +192,32 @@ def test_what_is_worse_takes_longer(name, ranks, alpha, bandwidth, elements, wor
     assert seconds(Network("slower", wire(alpha, bandwidth), 1e-11 * worse)) >= usual
     assert seconds(base, worse) >= usual
     assert seconds(Network("shared", wire(alpha, bandwidth), 1e-11, node_size=2)) >= usual
-    leaves = Network("leaves", wire(alpha, bandwidth), 1e-11, leaf_size=2, oversubscription=1)
-    thin = Network("thin", wire(alpha, bandwidth), 1e-11, leaf_size=2, oversubscription=worse)
-    assert seconds(thin) >= seconds(leaves) * (1 - 1e-9)
+    assert seconds(Network("thin", wire(alpha, bandwidth), 1e-11, leaf_size=2, oversubscription=worse)) >= usual
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    ranks=st.integers(3, 20),
+    node_size=st.integers(1, 4),
+    thinner=st.floats(1.01, 50),
+    elements=st.integers(20, 10**6),
+)
+def test_a_thinner_spine_slows_a_ring(ranks, node_size, thinner, elements):
+    """Of a ring one message at a time leaves a leaf; where several do, first come first served has its anomalies."""
+
+    def seconds(oversubscription):
+        network = Network(
+            "n",
+            wire(1e-6, 1e9),
+            1e-11,
+            node_size,
+            inside=wire(1e-7, 1e10),
+            leaf_size=2,
+            oversubscription=oversubscription,
+        )
+        return replay(ring, network, ranks, elements // ranks * ranks).max()
+
+    assert seconds(thinner) >= seconds(1.0) * (1 - 1e-9)
 
 
 def test_the_busiest_port_of_a_ring_passes_what_the_bound_says_and_a_shared_one_no_more():
@@ -328,13 +351,13 @@ def test_a_rank_that_fails_is_waited_for_in_vain_as_on_real_wires():
 
 def test_phantoms_are_moved_and_take_no_memory():
     def work(transport):
-        execute(ring, transport, phantom(10**12, np.float32))
+        execute(ring, transport, phantom(10**10, np.float32))
         return transport.now()
 
     network = Network("n", wire(1e-6, 1e12), 1e-13)
     times = Cluster(2, network=network).run(work)
-    assert times[0] == replay(ring, network, 2, 10**12).max()
-    assert times[0] > 4.0
+    assert times[0] == replay(ring, network, 2, 10**10).max()
+    assert times[0] > 0.04
 
 
 def test_memory_cannot_be_shared_round_a_network():
@@ -418,7 +441,8 @@ def test_identical_asynchronous_workers_are_as_stale_as_there_are_others():
     *_, (_, counted) = trained(workers, STRATEGIES.load("ps:async"), "none", Network("n", wire(1e-7, 1e12)))
     staleness = {int(tau): count for tau, count in counted["staleness"].items()}
     later = sum(staleness.values()) - workers  # the first of each were computed on what all began with
-    assert sum(tau * count for tau, count in staleness.items()) - sum(range(workers)) == (workers - 1) * later
+    mean = (sum(tau * count for tau, count in staleness.items()) - sum(range(workers))) / later
+    assert mean == pytest.approx(workers - 1, abs=1 / workers)  # near the end there are fewer others
 
 
 def test_replayed_updates_are_those_of_the_strategy_on_a_cluster():
@@ -438,7 +462,7 @@ def test_a_server_takes_what_its_formula_says_and_a_few_small_messages():
         strategy = STRATEGIES.load("ps").configured({"servers": servers})
         made = on_cluster(strategy, ONE_SWITCH, workers, load, Stragglers(), 1, 0)
         bare = bare_row("ps", ONE_SWITCH, workers, n, servers=servers)["communication_seconds"]
-        assert bare <= made.longest <= bare + n / servers * GAMMA * workers + 4 * ALPHA + 1e-6
+        assert bare <= made.longest <= bare + n / servers * (GAMMA * workers + 2 * BETA) + 4 * ALPHA
 
 
 # The commands.
@@ -450,7 +474,7 @@ def test_an_experiment_in_simulated_time(run: Run, tmp_path):
     first = run(*command, *slowed, "--out", "one")
     assert first.status == 0, first.err
     assert "Simulated: 5 workers, each computing on core, slowed by exponential:0.3, over ethernet-10g" in first.out
-    again = run(*command, *slowed, "--out", "two")
+    run(*command, *slowed, "--out", "two")
     for name in ("metrics.jsonl", "trace.json"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     summary = json.loads((tmp_path / "one" / "summary.json").read_text())

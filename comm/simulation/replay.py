@@ -98,9 +98,9 @@ def replay_phases(
         (phases, ranks) seconds.
     """
     ports = network.for_ranks(size)
-    adding = np.broadcast_to(network.gamma / np.asarray(speeds, np.float64), size)
-    if not np.isfinite(adding).all() or (adding < 0).any():
+    if not (np.isfinite(speeds) & (np.asarray(speeds) > 0)).all():
         raise ConfigurationError("A rank's speed must be a number above 0.")
+    adding = np.broadcast_to(network.gamma / np.asarray(speeds, np.float64), size)
     ready = np.maximum.accumulate([np.broadcast_to(np.asarray(phase.ready, np.float64), size) for phase in phases])
     try:
         return _round_by_round(phases, ready, ports, adding)
