@@ -150,6 +150,8 @@ class Commands(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """A command, or the strategy of that name."""
+        if cmd_name in ELSEWHERE and cmd_name not in self.commands:
+            self.add_command(importlib.import_module(ELSEWHERE[cmd_name]).COMMANDS[cmd_name])
         return super().get_command(ctx, cmd_name) or strategy_command(cmd_name)
 
     def resolve_command(
@@ -161,12 +163,18 @@ class Commands(click.Group):
             return super().resolve_command(ctx, args)
         return name, self.get_command(ctx, name), args[1:]
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's own signature
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Two lists: strategies, commands."""
         with formatter.section("Strategies (or FILE.py:Name)"):
             formatter.write_dl([(name, strategy_command(name).get_short_help_str(90)) for name in STRATEGIES.names()])
+        for name in ELSEWHERE:
+            self.get_command(ctx, name)
         with formatter.section("Commands"):
             formatter.write_dl([(name, c.get_short_help_str(90)) for name, c in sorted(self.commands.items())])
+
+
+ELSEWHERE = dict.fromkeys(("calibrate", "validate"), "bigbatch.experiments.calibration_commands")
+"""Command -> the module that has it; it takes its options from here."""
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
