@@ -58,7 +58,8 @@ def calibrate(seconds: float, memory: int, file: Path | None, out: Path | None, 
     with ranks_of({**options, "workers": 2, "node_size": None}) as (transport, _):
         speaking = transport.rank == 0
         folder, path = out or new_folder("calibrate"), file or cache_folder() / NETWORK_FILE
-        together(transport, lambda: (make_folder(folder), check_file(path)) if speaking else None)
+        together(transport, lambda: make_folder(folder) if speaking else None)
+        together(transport, lambda: check_file(path) if speaking else None)
         points = measure_points(transport, seconds, memory, say=told(speaking))
         network = together(transport, lambda: fit_network(points, source=source_of(memory)))
         together(transport, lambda: keep_network(network, path) if speaking else None)

@@ -22,7 +22,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -282,7 +282,8 @@ def fit_network(points: Points, name: str = "this-machine", source: str = "") ->
         ConfigurationError: the points allow no fit; says why.
     """
     for size, seconds in points.adding.items():
-        _refuse_impossible("adding", size, seconds)
+        if not (math.isfinite(seconds) and seconds >= 0):
+            raise ConfigurationError(f"To add {size} bytes took {seconds:g} s, which allows no fit: measure again.")
     gamma = float(np.median([seconds / size for size, seconds in points.adding.items()])) if points.adding else 0.0
     return Network(name, fit_wire(points.duplex), gamma=gamma, source=source)
 
@@ -309,7 +310,11 @@ def fit_wire(seconds: Mapping[int, float]) -> Wire:
             f"least {FEWEST_SIZES}."
         )
     for size, taken in seconds.items():
-        _refuse_impossible("a message", size, taken)
+        if size < 1 or not (math.isfinite(taken) and taken > 0):
+            raise ConfigurationError(
+                f"A message of {size} bytes took {taken:g} s, which allows no fit: a time is a number above 0. Measure "
+                "on wires that take time."
+            )
     sizes = np.array(sorted(seconds), np.float64)
     times = np.array([seconds[int(size)] for size in sizes])
     count = len(sizes)
@@ -322,11 +327,11 @@ def fit_wire(seconds: Mapping[int, float]) -> Wire:
     for pieces in range(1, MOST_PIECES + 1):
         for cuts in combinations(range(1, count), pieces - 1):
             ends = (0, *cuts, count)
-            spans = list(zip(ends[:-1], ends[1:], strict=True))
+            spans = list(pairwise(ends))
             if not all(span in lines for span in spans):
                 continue
             chosen = [lines[span] for span in spans]
-            if any(_falls(*pair, sizes[cut]) for *pair, cut in zip(chosen, chosen[1:], cuts, strict=False)):
+            if any(_falls(*pair, sizes[cut]) for pair, cut in zip(pairwise(chosen), cuts, strict=True)):
                 continue
             error = sum(line.error for line in chosen) / count
             score = 2 * count * math.log(error + NEGLIGIBLE) + 3 * pieces * math.log(count)
@@ -368,14 +373,6 @@ def _falls(line: Line, following: Line, size: float) -> bool:
     return following.alpha + following.beta * size < (line.alpha + line.beta * size) * (1 - 1e-9)
 
 
-def _refuse_impossible(what: str, size: int, seconds: float) -> None:
-    if size < 1 or not (math.isfinite(seconds) and seconds > 0):
-        raise ConfigurationError(
-            f"{what[0].upper()}{what[1:]} of {size} bytes took {seconds:g} s, which allows no fit: a time is a number "
-            "above 0. Measure on wires that take time."
-        )
-
-
 # More ranks than cores.
 
 
@@ -409,7 +406,7 @@ def on_cores(network: Network, ranks: int, cores: int, adding: int | None = None
 
 def adding_at_once(schedule: Schedule, size: int) -> int:
     """The most ranks that add in the same round of a schedule, for `on_cores`; 1 if none does."""
-    return max(1, *(len(np.unique(round_.target[round_.reduce])) for round_ in rounds_of(schedule, size)))
+    return max([1, *(len(np.unique(round_.target[round_.reduce])) for round_ in rounds_of(schedule, size))])
 
 
 def predict_reduction(schedule: Schedule, network: Network, ranks: int, cores: int, nbytes: int) -> float:
@@ -428,7 +425,9 @@ def predict_server(network: Network, workers: int, cores: int, nbytes: int) -> f
     What a `bigbatch.comm.served.Served` sends, on a cluster in simulated time. That itself would not do there: its
     server computes with torch, which takes no simulated time. So its work on arrays is charged here: it adds what the
     second and further workers bring, and divides the sum and assigns it, which reads and writes an array each; every
-    worker reads its gradient through once, to see whether it is finite.
+    worker reads its gradient through once, to see whether it is finite. With γ ≤ β and a core for each rank,
+    2α + 2Wnβ + (W - 1 + 4/3)nγ for W workers: all gradients are sent before the first request is heard, so that adding
+    hides behind none of them, as it does behind none where the server has to take a large message from MPI itself.
     """
     here = on_cores(network, workers + 1, cores, adding=1)
     stream = here.gamma * nbytes / STREAMS

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
+from numpy.typing import NDArray
 
 from bigbatch.comm.simulation.network import network_from
 from bigbatch.experiments.bench import size_label
@@ -33,7 +34,7 @@ def draw_calibration(summary: dict[str, Any], path: Path) -> None:
     network = network_from(summary["network"], "fit")
     sizes = np.unique(np.geomspace(rows[0]["bytes"], rows[-1]["bytes"], 600).astype(np.int64))
     fitted = network.wires.latency(sizes) + network.wires.occupancy(sizes)
-    for axis, measure in ((time, lambda size, t: t), (bandwidth, lambda size, t: size / t)):
+    for axis, measure in ((time, _time), (bandwidth, _bandwidth)):
         axis.plot(sizes, measure(sizes, fitted), color=BLUE, linewidth=1.3, label="its fit: α + m/B")
         for kind, label, tint, marker in MEASURED:
             own = [row for row in rows if row[kind] is not None]
@@ -56,7 +57,7 @@ def draw_calibration(summary: dict[str, Any], path: Path) -> None:
         for piece in network.wires.pieces[1:]:
             axis.axvline(piece.least, color=GREY, linestyle=":", linewidth=0.8, zorder=0)
     _scales(time, "time of a message", seconds_label)
-    _scales(bandwidth, "bandwidth = size / time, each way", lambda value: f"{value / 1e9:g} GB/s")
+    _scales(bandwidth, "bandwidth = size / time, each way", _bandwidth_label)
     for piece, following in zip(network.wires.pieces, (*network.wires.pieces[1:], None), strict=True):
         last = rows[-1]["bytes"] if following is None else following.least
         middle = np.sqrt(max(piece.least, rows[0]["bytes"]) * last)
@@ -81,9 +82,23 @@ def draw_calibration(summary: dict[str, Any], path: Path) -> None:
     figure.savefig(path)
 
 
+def _time(_: NDArray[Any], seconds: NDArray[Any]) -> NDArray[Any]:
+    return seconds
+
+
+def _bandwidth(size: NDArray[Any], seconds: NDArray[Any]) -> NDArray[Any]:
+    return np.asarray(size / seconds)
+
+
+def _bandwidth_label(value: float) -> str:
+    unit, factor = next((pair for pair in (("GB", 1e9), ("MB", 1e6)) if value >= pair[1]), ("KB", 1e3))
+    return f"{value / factor:g} {unit}/s"
+
+
 def _scales(axis: Axes, title: str, label: Any) -> None:
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
+    axis.set_xticks([4 * 16**power for power in range(7)])
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size_label(round(value))))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: label(value)))
     axis.grid(visible=True, which="both", axis="y", color="#eeeeee", linewidth=0.5)
