@@ -6,7 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import numpy as np
@@ -100,7 +100,7 @@ class Transport(ABC):
         self.deadline = deadline
         self.messages_sent = 0
         self.bytes_sent = 0
-        self.nodes: tuple[tuple[int, ...], ...] = (tuple(range(size)),)
+        self.nodes = one_node(size)
         self._scratch = np.empty(0, dtype=np.uint8)
 
     @property
@@ -338,6 +338,12 @@ class Transport(ABC):
                 f"Rank {self.rank} passed a buffer of shape {buffer.shape} and strides {buffer.strides}; only flat, "
                 "contiguous buffers can be sent without a copy: pass buffer.reshape(-1) of a contiguous array."
             )
+
+
+@lru_cache(maxsize=4)
+def one_node(size: int) -> tuple[tuple[int, ...], ...]:
+    """The ranks of each node when all share one; the same tuple for all ranks of a process."""
+    return (tuple(range(size)),)
 
 
 def consecutive_nodes(size: int, node_size: int) -> tuple[tuple[int, ...], ...]:

@@ -17,6 +17,7 @@ from bigbatch.experiments.bench import size_label
 from bigbatch.experiments.launcher import launch_command, launch_environment
 from bigbatch.experiments.race import DDP, NOTHING
 from bigbatch.experiments.run import SUMMARY
+from bigbatch.experiments.simulator_speed import ALLOWED, simulator_seconds
 from bigbatch.experiments.wires import all_reduce_named
 
 MB = 2**20
@@ -82,6 +83,11 @@ def request_overhead(measured: Measured) -> dict[str, float]:
     return {f"{1e3 * seconds:.3f} ms": OVERHEAD_AT_MOST / max(seconds, CLOCK_TICK)}
 
 
+def simulator_allowance(measured: Measured) -> dict[str, float]:
+    """How many times what the simulator does fits into the time that it may take."""
+    return {name: ALLOWED[name] / seconds for name, seconds in measured["simulator"].items()}
+
+
 OVERHEAD_AT_MOST = 0.3e-3
 """Seconds that a request to a server may cost apart from moving and adding its bytes."""
 
@@ -98,6 +104,7 @@ TARGETS = (
     Target("training, shared against " + NOTHING, 0.95, against(NOTHING)),
     Target("1 server against its incast bound, 4 workers", 0.5, near_bound("1 server")),
     Target("0.3 ms against a request's overhead", 1, request_overhead),
+    Target("the simulator's allowance against its time", 1, simulator_allowance),
 )
 """mpi is MPI_Allreduce in place; training is of 4 million parameters on 2 ranks.
 
@@ -144,6 +151,8 @@ def measure_all(folder: Path) -> list[dict[str, Any]]:
         if result.returncode:
             raise BigBatchError(f"The measurement {name} ended with exit status {result.returncode}; see above.")
         measured[name] = json.loads((place / SUMMARY).read_text(encoding="utf-8") if out else result.stdout)
+    print("── simulator", file=sys.stderr, flush=True)
+    measured["simulator"] = simulator_seconds()
     return [
         {"what": target.what, "at_least": target.at_least, "reached": min(cases.values()), "cases": cases}
         for target in TARGETS

@@ -17,6 +17,7 @@ from bigbatch.comm.served import Assigning, PlainMessages
 from bigbatch.comm.transports.cluster import Cluster
 from bigbatch.experiments.bench import Bench, Block
 from bigbatch.experiments.cli import cli
+from bigbatch.experiments.simulator_speed import ALLOWED
 from bigbatch.experiments.targets import TARGETS
 
 ROW_KEYS = ["algorithm", "ranks", "bytes", "seconds", "seconds_low", "seconds_high", "algbw", "busbw", "exact"]
@@ -216,10 +217,12 @@ def test_targets_are_ratios_of_what_was_measured():
     race = [{"contestant": "shared", "tokens_per_update": 256, "against": against}]
     served = {"algorithm": "1 server", "bytes": 2**25, "seconds": 10.0, "bound_seconds": 7.0}
     servers = {"rows": [served], "overhead_seconds": 0.2e-3}
-    measured = {"bench-2": rows(seconds), "bench-4": rows(seconds), "bench-servers": servers, "race": race}
+    measured = {"bench-2": rows(seconds), "bench-4": rows(seconds), "bench-servers": servers, "race": race,
+                "simulator": {"a message on a cluster": ALLOWED["a message on a cluster"] / 2}}  # fmt: skip
     assert [target.ratios(measured) for target in TARGETS] == [
         {"4 MB": 3.0, "32 MB": 3.0}, {"4 MB": 10.0, "32 MB": 10.0}, {"4 MB": 10.0, "32 MB": 10.0}, {"32 MB": 1.5},
         {"256 KB": 3.0}, {"256 tokens": 1.5}, {"256 tokens": 0.9}, {"32 MB": 0.7}, {"0.200 ms": pytest.approx(1.5)},
+        {"a message on a cluster": pytest.approx(2.0)},
     ]  # fmt: skip
 
 

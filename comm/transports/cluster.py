@@ -49,6 +49,7 @@ class Cluster:
         strict: whether a send is done only when its receive has been posted.
         transports: every rank's end of the wires.
         waiting: what is waited for -> since when.
+        give_way: lets happen what happens next, and returns when somebody switches back.
         shelf: where ranks put the windows that others of their node take.
 
     Raises:
@@ -79,13 +80,15 @@ class Cluster:
         self._free = [0.0] * self._ports.count
         self._moments: list[tuple[float, int, int, Callable[[], object]]] = []
         self._order = count()
-        self._hub: greenlet | None = None
+        self._hub = getcurrent()
+        self.give_way = self._hub.switch
         self._greenlets: list[tuple[int, greenlet]] = []
         self.transports = [ClusterTransport(self, rank, size) for rank in range(size)]
         if not nodes and not network.free:
             nodes = consecutive_nodes(size, network.node_size)
+        layout = tuple(tuple(node) for node in nodes)
         for transport in self.transports:
-            transport.nodes = tuple(tuple(node) for node in nodes) or transport.nodes
+            transport.nodes = layout or transport.nodes
             transport.deadline = deadline
 
     def run(self, work: Callable[[Transport], Result]) -> list[Result]:
@@ -98,6 +101,7 @@ class Cluster:
             Exception: the first that any rank raises; the other ranks are ended.
         """
         self._hub = getcurrent()
+        self.give_way = self._hub.switch
         self._greenlets = []
         results: dict[int, Result] = {}
 
@@ -148,11 +152,6 @@ class Cluster:
         """
         heappush(self._moments, (when, 0 if self.strict else rank, next(self._order), happen))
 
-    def sleep(self) -> None:
-        """Give way to what happens next, until switched to again."""
-        assert self._hub is not None, "ranks exist only while `run` does"
-        self._hub.switch()
-
     def begin(self, work: Callable[[Transport], None], end: "ClusterTransport") -> None:
         """Have `work` done on an end of the wires, after what is to happen now already."""
         begun = greenlet(partial(work, end), self._hub)
@@ -179,7 +178,8 @@ class Cluster:
         """Put a message on its way: through the sender's port now, and through the others when it comes to them."""
         latency, occupancy = route.wires.cost(message.nbytes)
         port, share = route.ports[0]
-        begin = max(self.now, self._free[port])
+        free, now = self._free[port], self.now
+        begin = free if free > now else now  # `max` would take a good part of the time that a message takes
         self._free[port] = end = begin + occupancy * share
         message.finish(message.peer, end)
         message.tail = end + latency
@@ -188,7 +188,8 @@ class Cluster:
     def _pass(self, message: "Send", route: Route, occupancy: float, number: int) -> None:
         """A message comes to the port of that number on its way; from the last one, it is the target's."""
         port, share = route.ports[number]
-        begin = max(self.now, self._free[port])
+        free, now = self._free[port], self.now
+        begin = free if free > now else now
         self._free[port] = end = begin + occupancy * share
         message.tail = max(message.tail, end)
         if number + 1 < len(route.ports):
@@ -221,7 +222,7 @@ class Awaited(Request):
             cluster.waiting[self] = cluster.now
             if self.finished is not None:
                 cluster.at(self.finished, self.transport.rank, self.waiter.switch)
-            cluster.sleep()
+            cluster.give_way()
             cluster.waiting.pop(self, None)
             self.waiter = None
         self.transport.last = self
@@ -259,23 +260,23 @@ class Message(Awaited):
         peer: the rank at the other.
         buffer: what is sent, or where it is received.
         tag: the message's.
-        number: the order among all.
 
     Attributes:
+        nbytes: its size.
         tail: the simulated second at which the last byte is there.
+        number: its place among those that lie in the same mailbox.
     """
 
     operation = ""
+    tail = 0.0
+    number = 0
 
     def __init__(self, transport: "ClusterTransport", peer: int, buffer: Buffer, tag: int) -> None:
         self.transport = transport
         self.peer = peer
         self.buffer = buffer
         self.tag = tag
-        self.finished = self.waiter = None
         self.nbytes = buffer.nbytes
-        self.tail = 0.0
-        self.number = 0
 
     def __str__(self) -> str:
         return f"{self.transport} waits to {self.what()}"
@@ -309,7 +310,8 @@ class Receive(Message):
             self.buffer[:] = send.buffer
         if send.finished is None:
             send.finish(target, self.transport.cluster.now)
-        self.finish(source, max(send.tail, self.transport.cluster.now))
+        now = self.transport.cluster.now
+        self.finish(source, send.tail if send.tail > now else now)
 
 
 @dataclass(eq=False)
@@ -471,7 +473,7 @@ class ClusterTransport(Transport):
     def _spend(self, seconds: float) -> None:
         if seconds > 0:
             self.cluster.at(self.cluster.now + seconds, self.rank, getcurrent().switch)
-            self.cluster.sleep()
+            self.cluster.give_way()
 
     def _add(self, values: Buffer, arrived: Buffer) -> None:
         """In γ seconds a byte."""
