@@ -38,7 +38,7 @@ from bigbatch.comm.trace import (
 from bigbatch.comm.transport import ANY, Group, Request, Transport
 from bigbatch.comm.transports.cluster import Cluster
 from bigbatch.experiments.cli import cli
-from bigbatch.experiments.figures.timeline import draw_timeline
+from bigbatch.experiments.figures.timeline import draw_timeline, range_of_updates
 
 ELEMENTS = 1003
 SIZES = [1, 2, 4, 5]
@@ -329,8 +329,17 @@ def test_a_trace_is_read_back_as_it_was(written):
     back = read_trace(written / "trace.json")
     for spans, theirs in zip(ranks, back, strict=True):
         for span, again in zip(sorted(spans, key=repr), sorted(theirs, key=repr), strict=True):
-            assert (span.begin, span.end) == pytest.approx((again.begin, again.end), abs=2e-9)
+            assert (round(span.begin, 9), round(span.end, 9)) == (again.begin, again.end)
             assert repr(span).split("end=")[1].split(",", 1)[1] == repr(again).split("end=")[1].split(",", 1)[1]
+
+
+def test_the_updates_that_were_asked_for_are_found(tmp_path):
+    ends = [0.0, 0.0186219, 0.0297600017]
+    updates = [Span(UPDATE, *ends[n - 1 : n + 1], track="updates", number=n) for n in (1, 2)]
+    write_trace(tmp_path / "trace.json", [[Span("arm", ends[0], ends[-1], "large", "updates"), *updates]])
+    ranks = read_trace(tmp_path / "trace.json")
+    assert range_of_updates(ranks) == pytest.approx(tuple(ends[1:]), abs=1e-9)
+    assert range_of_updates(ranks, "large", (1, 1)) == pytest.approx(tuple(ends[:2]), abs=1e-9)
 
 
 def test_every_part_of_a_trace_is_drawn(written, tmp_path):
@@ -377,8 +386,8 @@ def test_what_cannot_be_drawn_is_told_why(monkeypatch, written, name):
 
 
 def test_a_real_run_writes_a_trace_that_timeline_draws(run: Run, tmp_path):
-    outcome = run("bigbatch-exp", "ring", "-n", "2", *SMALL, "--trace", "--trace-updates", "3", "--bucket-size", "4KB",
-                  "--quiet", "--out", "here")  # fmt: skip
+    outcome = run("mpirun", "-n", "2", "bigbatch-exp", "ring", *SMALL, "--trace", "--trace-updates", "3",
+                  "--bucket-size", "4KB", "--quiet", "--out", "here")  # fmt: skip
     assert outcome.status == 0, outcome.err
     path = tmp_path / "here" / "trace.json"
     assert json.loads(path.read_text())["displayTimeUnit"] == "ms"

@@ -71,7 +71,7 @@ def draw_timeline(
     Args:
         ranks: every rank's spans, times in seconds.
         path: of the file.
-        title: of the figure.
+        title: of the figure; the names of the arms shown follow it.
         first: draw from that time on, in seconds on the spans' clock; None begins with the first span ...
         stop: ... to that time; None ends with the last.
 
@@ -98,7 +98,8 @@ def draw_timeline(
     figure, axes = panels(len(windows), 1, width=12.0, height=height)
     for axis, window in zip(axes, windows, strict=True):
         _panel(axis, ranks, *window)
-    axes[0].set_title(title, loc="left", fontsize=11)
+    arms = dict.fromkeys(span.name for spans in shown for span in spans if span.kind == ARM)
+    axes[0].set_title(", ".join([title, *arms]), loc="left", fontsize=11)
     for axis in axes[1:]:
         axis.set_title("from when the last rank has computed", loc="left", fontsize=9)
     present = {span.kind for spans in shown for span in spans}
@@ -142,9 +143,9 @@ def _panel(axis: Axes, ranks: Sequence[Sequence[Span]], first: float, stop: floa
     if len(arrows) <= MOST_ARROWS:
         arrows[:, :, 0] = (arrows[:, :, 0] - first) / scale
         width = float(np.clip(24 / (len(arrows) + 1), 0.35, 0.9))
-        axis.add_collection(LineCollection(list(arrows), colors="#333333", linewidths=width, zorder=6))
+        axis.add_collection(LineCollection(list(arrows), colors="#333333", linewidths=width, zorder=6, clip_on=False))
         dot = float(np.clip(400 / (len(arrows) + 1), 3, 9))
-        axis.scatter(arrows[:, 1, 0], arrows[:, 1, 1], s=dot, color="#333333", zorder=6)
+        axis.scatter(arrows[:, 1, 0], arrows[:, 1, 1], s=dot, color="#333333", zorder=6, clip_on=False)
     axis.set_xlim(0, (stop - first) / scale)
     axis.set_ylim(len(ranks) - 0.5, -0.62)
     axis.set_yticks(range(len(ranks)), [f"rank {rank}" for rank in range(len(ranks))])
