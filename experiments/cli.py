@@ -344,7 +344,7 @@ def simulate_strategy(
         device = torch.device("cpu")
         Experiment(name, strategy, choices, settings, plan, device, folder, reporter, simulation).run(transport)
 
-    simulation.run(strategy.ranks_for(plan.workers), work)
+    simulation.run(strategy.ranks_for(plan.workers), work, settings.deadline)
     finished = Run.read(folder)
     present([finished], folder, finished.summary, verdict(finished.summary), options)
 

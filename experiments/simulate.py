@@ -34,8 +34,8 @@ from bigbatch.sizes import ModelSize
 ELEMENT_BYTES = 4
 """Gradients travel as float32."""
 
-UPDATES = 4
-"""Simulated one after the other; with stragglers `UPDATES_WITH_LUCK`, of which the mean is reported."""
+UPDATES = 1
+"""Simulated, where one is like the other; with luck in it `UPDATES_WITH_LUCK`, of which the mean is reported."""
 
 UPDATES_WITH_LUCK = 20
 

@@ -106,15 +106,18 @@ class Simulation:
         computing = self.computing(size.flops_per_token, once)
         return SimulatedPace(computing, self.stragglers.factors(worker, self.seed))
 
-    def run(self, ranks: int, work: Callable[[Transport], Any]) -> Cluster:
+    def run(self, ranks: int, work: Callable[[Transport], Any], deadline: float) -> None:
         """Do `work` on so many simulated ranks, the first of which are the workers.
+
+        Args:
+            ranks: how many.
+            work: called once for each.
+            deadline: simulated seconds to wait for a rank that has failed.
 
         Raises:
             BigBatchError: whatever the work raises; a rank that failed; a deadlock.
         """
-        cluster = Cluster(ranks, network=self.network, failures=self.stragglers.failures)
-        cluster.run(work)
-        return cluster
+        Cluster(ranks, network=self.network, failures=self.stragglers.failures, deadline=deadline).run(work)
 
     def as_json(self) -> dict[str, Any]:
         """What is simulated, in types that JSON can write."""

@@ -197,9 +197,9 @@ def draw_all(
 
     draw_scaling(rows, title, folder / "scaling.png")
     kinds = {"one server": lambda _: 1, "a server for 4 workers": lambda n: n // 4, "as many as workers": lambda n: n}
-    nbytes = 4 * load.size.parameters
+    nbytes = min(load.bucket_bytes, 4 * load.size.parameters)
     maps = {name: crossover(network, nbytes, MAP_WORKERS, MAP_BANDWIDTHS, count) for name, count in kinds.items()}
-    what = f"A synchronous parameter server's time over a ring's, to sum {size_label(nbytes)}; bold where it is less"
+    what = f"A synchronous parameter server's time over a ring's, for {size_label(nbytes)}; bold where it is less"
     draw_crossover(maps, MAP_WORKERS, MAP_BANDWIDTHS, what, folder / "crossover.png")
     count = min(MOST_TRACED, rows[0].workers)
     spans = traced_update(first, network, count, load, stragglers, servers)

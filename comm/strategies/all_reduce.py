@@ -143,7 +143,10 @@ class TorchDistributed(AllReduce):
     def collective(cls, transport: Transport) -> Collective:
         """Torch's own."""
         if not isinstance(transport, TorchTransport):
-            raise ConfigurationError(f"torch.distributed cannot reduce over {type(transport).__name__}: start it anew.")
+            raise ConfigurationError(
+                f"torch.distributed's all-reduce runs on its own wires alone, not on {type(transport).__name__}. Start "
+                "processes for it; or, to simulate, take ring, which is what gloo does."
+            )
         return TorchAllReduce(transport)
 
 
@@ -156,7 +159,10 @@ class MPI(AllReduce):
         if transport.size == 1:
             return Scheduled(hierarchical, transport)
         if not isinstance(transport, MPITransport):
-            raise ConfigurationError("MPI_Allreduce needs processes that mpirun has started: leave torchrun out.")
+            raise ConfigurationError(
+                f"MPI_Allreduce needs processes that mpirun has started, not {type(transport).__name__}: leave "
+                "torchrun out; or, to simulate, take one of the other algorithms."
+            )
         return MPIAllReduce(transport)
 
 

@@ -28,7 +28,7 @@ from bigbatch.comm.line import Line, on_line
 from bigbatch.comm.simulation.network import FREE, Network, Route
 from bigbatch.comm.simulation.phantom import Phantom
 from bigbatch.comm.trace import COMPUTE
-from bigbatch.comm.transport import ANY, Buffer, Group, Request, Transport, Windows, consecutive_nodes
+from bigbatch.comm.transport import ANY, DEFAULT_DEADLINE, Buffer, Group, Request, Transport, Windows, consecutive_nodes
 
 Result = TypeVar("Result")
 
@@ -41,6 +41,7 @@ class Cluster:
         nodes: the ranks of each node; none given, the network's, or on a free network one for all.
         network: what messages cost.
         failures: rank -> the simulated second at which it stops for ever.
+        deadline: simulated seconds after which a wait for a rank that has failed gives up.
 
     Attributes:
         now: simulated seconds since the start.
@@ -60,6 +61,7 @@ class Cluster:
         nodes: Sequence[Sequence[int]] = (),
         network: Network = FREE,
         failures: Mapping[int, float] | None = None,
+        deadline: float = DEFAULT_DEADLINE,
     ) -> None:
         if size < 1:
             raise ConfigurationError(f"A cluster of {size} ranks was asked for; it needs at least one.")
@@ -84,6 +86,7 @@ class Cluster:
             nodes = consecutive_nodes(size, network.node_size)
         for transport in self.transports:
             transport.nodes = tuple(tuple(node) for node in nodes) or transport.nodes
+            transport.deadline = deadline
 
     def run(self, work: Callable[[Transport], Result]) -> list[Result]:
         """Call `work(transport)` once per rank and return what each returned, by rank.
@@ -459,7 +462,7 @@ class ClusterTransport(Transport):
 
     def spend(self, seconds: float, name: str = "") -> None:
         """Compute for `seconds` of simulated time."""
-        if self.trace is None:
+        if self.trace is None or not seconds:
             self._spend(seconds)
         else:
             with self.trace.span(COMPUTE, name):

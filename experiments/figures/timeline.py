@@ -66,7 +66,7 @@ def draw_timeline(
     anything is; what it receives. An arrow leads from the begin of a send to the end of its receive. A message lasts
     from its begin until somebody has waited for it.
 
-    Where the ranks exchange something only at the end of the range, that is drawn once more below, larger.
+    Where the ranks exchange messages only at the end of the range, that is drawn once more below, larger.
 
     Args:
         ranks: every rank's spans, times in seconds.
@@ -120,7 +120,7 @@ def _exchange(shown: Sequence[Sequence[Span]], first: float, stop: float) -> lis
     """(begin, end) of what is worth a second look, if anything is, with a little room on both sides."""
     workers = [[span for span in spans if span.kind == COMPUTE] for spans in shown]
     computed = [max(spans, key=lambda span: span.end - span.begin).end for spans in workers if spans]
-    exchanged = [span.end for spans in shown for span in spans if span.kind in (RECEIVE, ALL_REDUCE)]
+    exchanged = [span.end for spans in shown for span in spans if span.kind == RECEIVE]
     begin, end = max(computed, default=first), max(exchanged, default=first)
     room = 0.1 * (end - begin)
     if not 0 < end - begin < LARGER * (stop - first):
