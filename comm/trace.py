@@ -492,7 +492,7 @@ def _span(event: dict[str, Any]) -> Span:
         end,
         str(arguments["name"]),
         str(arguments["track"]),
-        arguments["peer"],
+        None if arguments["peer"] is None else int(arguments["peer"]),
         int(arguments["tag"]),
         int(arguments["number"]),
         int(arguments["bytes"]),

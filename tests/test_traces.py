@@ -329,7 +329,7 @@ def test_a_trace_is_read_back_as_it_was(written):
     back = read_trace(written / "trace.json")
     for spans, theirs in zip(ranks, back, strict=True):
         for span, again in zip(sorted(spans, key=repr), sorted(theirs, key=repr), strict=True):
-            assert (round(span.begin, 9), round(span.end, 9)) == (again.begin, again.end)
+            assert (span.begin, span.end) == pytest.approx((again.begin, again.end), abs=2e-9)
             assert repr(span).split("end=")[1].split(",", 1)[1] == repr(again).split("end=")[1].split(",", 1)[1]
 
 
@@ -358,7 +358,11 @@ BAD = {
     "reversed range": (["run", "--from", "3", "--to", "2"], "Choose another range"),
     "no updates": (["run"], "choose a range of time with --from and --to"),
     "two ranges": (["run", "--from", "3", "--updates", "2"], "use one"),
-    "no such update": (["trained", "--updates", "7..8"], "has the updates 1 to 1 of the arm large, but 7 to 8"),
+    "no such update": (
+        ["trained", "--updates", "7..8"],
+        "has the updates 1 to 1 of the arm large, but --updates asks for 7..8",
+    ),
+    "a figure of another kind": (["run", "--to", "3", "--out", "a.pdf"], "Name a file that ends in .png"),
     "no such arm": (["trained", "--arm", "huge"], "has no arm 'huge'. It has: large"),
     "a folder for a figure": (["run", "--to", "3", "--out", "empty"], "The figure empty cannot be written"),
 }

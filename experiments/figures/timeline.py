@@ -224,6 +224,6 @@ def range_of_updates(
     if not chosen:
         raise ConfigurationError(
             f"The trace has the updates {min(span.number for span in updates)} to {last} of the arm "
-            f"{arm or known[0]}, but {low} to {high} were asked for. Record more with --trace-updates."
+            f"{arm or known[0]}, but --updates asks for {low}..{high}. Record more with --trace-updates."
         )
     return min(span.begin for span in chosen), max(span.end for span in chosen)
