@@ -48,6 +48,9 @@ FIRST_SHOWN = 2
 LARGER = 0.4
 """An exchange that takes less than that share of the range is drawn a second time."""
 
+HIDDEN = 0.99
+"""An all-reduce of which that share is drawn over cannot be seen."""
+
 UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 
 # Where in a rank's row, which is 1 high, its strips lie: (top, height).
@@ -102,7 +105,7 @@ def draw_timeline(
     axes[0].set_title(", ".join([title, *arms]), loc="left", fontsize=11)
     for axis in axes[1:]:
         axis.set_title("from when the last rank has computed", loc="left", fontsize=9)
-    present = {span.kind for spans in shown for span in spans}
+    present = {span.kind for spans in shown for span in spans if not _hidden(span, spans)}
     handles = [
         Patch(facecolor=colour, hatch=hatch, edgecolor=_ink(kind), label=word, linewidth=0.4)
         for kind, (colour, hatch, word) in LOOKS.items()
@@ -114,6 +117,16 @@ def draw_timeline(
 
 def _within(ranks: Sequence[Sequence[Span]], first: float, stop: float) -> list[list[Span]]:
     return [[span for span in cut(spans, first, stop) if span.end > span.begin] for spans in ranks]
+
+
+def _hidden(span: Span, spans: Sequence[Span]) -> bool:
+    """Whether an all-reduce is drawn over by the waits and additions that it is made of."""
+    if span.kind != ALL_REDUCE:
+        return False
+    parts = (s for s in spans if s.track == span.track and s.kind in (WAIT, REDUCE))
+    return sum(s.end - s.begin for s in parts if span.begin <= s.begin and s.end <= span.end) > HIDDEN * (
+        span.end - span.begin
+    )
 
 
 def _exchange(shown: Sequence[Sequence[Span]], first: float, stop: float) -> list[tuple[float, float]]:
