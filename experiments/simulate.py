@@ -94,6 +94,7 @@ class Row:
         tokens_per_second: of all workers together.
         efficiency: that, over the tokens a second of as many workers that exchange nothing and are never slowed.
         busiest_port_bytes: through the busiest port in an update, gradients and parameters only.
+        exact: whether every message was followed; else those that overtake others, being too many, were not.
     """
 
     strategy: str
@@ -106,6 +107,7 @@ class Row:
     tokens_per_second: float
     efficiency: float
     busiest_port_bytes: int
+    exact: bool = True
 
 
 def rounds_named(name: str) -> Callable[..., Any] | None:
@@ -125,11 +127,20 @@ class Updates:
         computing: (updates, workers) seconds of it that it computed.
         waiting: (updates, workers) seconds that it stood still for slower workers.
         tokens: behind all of them.
+        exact: whether every message was followed.
     """
 
     def __init__(
-        self, begins: FloatArray, ends: FloatArray, computing: FloatArray, waiting: FloatArray, tokens: float
+        self,
+        begins: FloatArray,
+        ends: FloatArray,
+        computing: FloatArray,
+        waiting: FloatArray,
+        tokens: float,
+        *,
+        exact: bool = True,
     ) -> None:
+        self._exact = exact
         self._steps = ends - begins
         self._computing, self._waiting = computing, waiting
         self._tokens_per_second = tokens / float(ends.max() - begins.min())
@@ -149,6 +160,7 @@ class Updates:
             tokens_per_second=self._tokens_per_second,
             efficiency=self._tokens_per_second / alone,
             busiest_port_bytes=busiest,
+            exact=self._exact,
         )
 
 
@@ -194,19 +206,20 @@ def all_reduced(
     luck = [stragglers.factors(worker, seed) for worker in range(workers)]
     phases = exchanges(algorithm, network, workers, workload)
     begin = np.zeros(workers)
+    rough: list[bool] = []
     begins, ends, computing, waiting = [], [], [], []
     for _ in range(updates):
         compute = workload.compute * np.array([next(factors) for factors in luck])
         ready = begin + compute
         asked = [Phase(p.schedule, p.elements, begin + np.asarray(p.ready) * compute, p.itemsize) for p in phases]
-        end = replay_phases(asked, network, workers)[-1] if workers > 1 else ready
+        end = replay_phases(asked, network, workers, roughly=lambda: rough.append(True))[-1] if workers > 1 else ready
         begins.append(begin)
         ends.append(end)
         computing.append(compute)
         waiting.append(ready.max() - ready)
         begin = end
     tokens = updates * workers * workload.tokens
-    return Updates(np.array(begins), np.array(ends), np.array(computing), np.array(waiting), tokens)
+    return Updates(np.array(begins), np.array(ends), np.array(computing), np.array(waiting), tokens, exact=not rough)
 
 
 # Any strategy, on a cluster.

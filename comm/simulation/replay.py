@@ -4,7 +4,7 @@ Round by round in NumPy, as long as every port serves its messages in the order 
 early overtakes one that is late, the messages are followed one by one instead, in the order of time.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import count
@@ -75,8 +75,23 @@ def replay(
     return np.asarray(ends)
 
 
-def replay_phases(phases: Sequence[Phase], network: Network, size: int, *, speeds: ArrayLike = 1.0) -> FloatArray:
+def replay_phases(
+    phases: Sequence[Phase],
+    network: Network,
+    size: int,
+    *,
+    speeds: ArrayLike = 1.0,
+    roughly: Callable[[], None] | None = None,
+) -> FloatArray:
     """When each rank is through with each of several schedules, one after the other on the same ports.
+
+    Args:
+        phases: the schedules.
+        network: what messages cost.
+        size: the number of ranks.
+        speeds: (ranks,) how many times as fast as γ says each adds; or one number for all.
+        roughly: called if messages overtake each other that are too many to be followed one by one: they are then
+            served in the order of the rounds, as if nobody were ahead. None given, that is an error.
 
     Returns:
         (phases, ranks) seconds.
@@ -89,11 +104,24 @@ def replay_phases(phases: Sequence[Phase], network: Network, size: int, *, speed
     try:
         return _round_by_round(phases, ready, ports, adding)
     except Overtaking:
-        return _message_by_message(phases, ready, ports, adding)
+        messages = sum(len(messages.source) for phase in phases for messages in messages_of(phase, size))
+        if messages <= MOST_FOLLOWED:
+            return _message_by_message(phases, ready, ports, adding)
+    if roughly is None:
+        raise ConfigurationError(
+            f"On {size} ranks messages overtake each other, and {messages:,} of them are too many to be followed one by "
+            f"one; {MOST_FOLLOWED:,} would do. Simulate fewer ranks, or an algorithm of fewer messages."
+        )
+    roughly()
+    return _round_by_round(phases, ready, ports, adding, in_order_of_rounds=True)
+
+
+MOST_FOLLOWED = 10_000_000
+"""Messages; so many take about a minute, and a few gigabytes."""
 
 
 class Overtaking(Exception):  # noqa: N818 - it says what was found, and never leaves this module
-    """A message of a later round comes to a port before one of an earlier round."""
+    """A message of a later round comes to a port before one of an earlier round, and holds it up."""
 
 
 @dataclass(frozen=True)
@@ -205,10 +233,13 @@ class PortClocks:
 
     Args:
         count: of ports.
+        in_order_of_rounds: serve a round's messages after all those of the rounds before, whoever comes first.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, *, in_order_of_rounds: bool = False) -> None:
+        self._in_order_of_rounds = in_order_of_rounds
         self._free = np.zeros(count)
+        self._idle = np.zeros(count)  # from then until the last message came
         self._last = np.full(count, -np.inf)
         self._last_source = np.full(count, -1)
 
@@ -231,11 +262,11 @@ class PortClocks:
         """
         if len(turns.turns) == 1:
             return self._serve_once(port, source, head, hold)
-        before = self._free.copy(), self._last.copy(), self._last_source.copy()
+        before = [state.copy() for state in (self._free, self._idle, self._last, self._last_source)]
         try:
             return self._serve(port, source, turns.turns, head, hold)
         except Overtaking:
-            self._free, self._last, self._last_source = before
+            self._free, self._idle, self._last, self._last_source = before
             order = np.lexsort((source, head, port))
             return self._serve(port, source, [order[turn] for turn in Turns(port[order]).turns], head, hold)
 
@@ -255,19 +286,43 @@ class PortClocks:
     def _serve_once(
         self, port: IntArray, source: IntArray, head: FloatArray, hold: FloatArray
     ) -> tuple[FloatArray, FloatArray]:
-        last = self._last[port]
-        if (head <= last).any() and ((head < last) | ((head == last) & (source < self._last_source[port]))).any():
-            raise Overtaking
-        begin = np.maximum(head, self._free[port])
+        free, last = self._free[port], self._last[port]
+        if not self._in_order_of_rounds and (head <= last).any():
+            late = (head < last) | ((head == last) & (source < self._last_source[port]))
+            if late.any():
+                return self._serve_late(port, source, head, hold, late)
+        begin = np.maximum(head, free)
         end = begin + hold
+        self._idle[port] = free
         self._free[port] = end
         self._last[port] = head
         self._last_source[port] = source
         return begin, end
 
+    def _serve_late(
+        self, port: IntArray, source: IntArray, head: FloatArray, hold: FloatArray, late: BoolArray
+    ) -> tuple[FloatArray, FloatArray]:
+        """Serve those that come before what was served last, if their ports had nothing to do for so long."""
+        fits = (head >= self._idle[port]) & (head + hold <= self._last[port])
+        if (late & ~fits).any():
+            raise Overtaking
+        begin, end = np.empty_like(head), np.empty_like(head)
+        begin[late], end[late] = head[late], head[late] + hold[late]
+        self._idle[port[late]] = end[late]
+        others = ~late
+        begin[others], end[others] = self._serve_once(port[others], source[others], head[others], hold[others])
+        return begin, end
 
-def _round_by_round(phases: Sequence[Phase], ready: FloatArray, ports: Ports, adding: FloatArray) -> FloatArray:
-    clocks = PortClocks(ports.count)
+
+def _round_by_round(
+    phases: Sequence[Phase],
+    ready: FloatArray,
+    ports: Ports,
+    adding: FloatArray,
+    *,
+    in_order_of_rounds: bool = False,
+) -> FloatArray:
+    clocks = PortClocks(ports.count, in_order_of_rounds=in_order_of_rounds)
     wirings: dict[tuple[bytes, bytes], Wiring] = {}
     now = np.zeros(ports.size)
     ends = []
