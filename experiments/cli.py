@@ -173,7 +173,11 @@ def simulation_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-ELSEWHERE = {"simulate": "bigbatch.experiments.simulation_commands"}
+ELSEWHERE = {
+    "simulate": "bigbatch.experiments.simulation_commands",
+    "calibrate": "bigbatch.experiments.calibration_commands",
+    "validate": "bigbatch.experiments.calibration_commands",
+}
 """Command -> the module that has it in its COMMANDS, which takes its kinds of options from here."""
 
 
@@ -198,7 +202,7 @@ class Commands(click.Group):
             return super().resolve_command(ctx, args)
         return name, self.get_command(ctx, name), args[1:]
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's own signature
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Two lists: strategies, commands."""
         with formatter.section("Strategies (or FILE.py:Name)"):
             formatter.write_dl([(name, strategy_command(name).get_short_help_str(90)) for name in STRATEGIES.names()])

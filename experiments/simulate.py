@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from bigbatch.comm.agreement import share
 from bigbatch.comm.collectives import ALGORITHMS, bind
 from bigbatch.comm.collectives.recursive_doubling import recursive_doubling
 from bigbatch.comm.errors import ConfigurationError
@@ -145,6 +146,16 @@ class Updates:
         self._computing, self._waiting = computing, waiting
         self._tokens_per_second = tokens / float(ends.max() - begins.min())
 
+    @property
+    def shortest(self) -> float:
+        """Seconds of the quickest worker's quickest update."""
+        return float(self._steps.min())
+
+    @property
+    def longest(self) -> float:
+        """Seconds of the slowest worker's slowest update."""
+        return float(self._steps.max())
+
     def row(self, strategy: str, workers: int, network: Network, workload: Workload, busiest: int) -> Row:
         """Their means."""
         step, compute, waiting = (float(part.mean()) for part in (self._steps, self._computing, self._waiting))
@@ -183,13 +194,13 @@ def exchanges(algorithm: Callable[..., Any], network: Network, workers: int, wor
     nodes = consecutive_nodes(workers, network.node_size)
     phases = []
     buckets, shares = workload.buckets(), workload.ready().tolist()
-    for number, (elements, share) in enumerate(zip(buckets, shares, strict=True), start=1):
+    for number, (elements, after) in enumerate(zip(buckets, shares, strict=True), start=1):
         rounds = bind(algorithm, elements * ELEMENT_BYTES, nodes)
         if number < len(buckets):
-            phases.append(Phase(barrier, 1, share, itemsize=1))
+            phases.append(Phase(barrier, 1, after, itemsize=1))
         else:
             phases.append(Phase(recursive_doubling, 2, 1.0, itemsize=8))
-        phases.append(Phase(rounds, elements, share, ELEMENT_BYTES))
+        phases.append(Phase(rounds, elements, after, ELEMENT_BYTES))
     return phases
 
 
@@ -238,6 +249,10 @@ class PhantomModel(nn.Module):
             self.register_parameter(f"part{number}", nn.Parameter(torch.empty(elements, device="meta")))
 
 
+START_TOGETHER = 10.0
+"""Times as long as getting ready took after which all begin their updates, at the same moment."""
+
+
 def plain_sgd(named: Sequence[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
     """An optimiser; what it does to parameters without contents takes no time."""
     return torch.optim.SGD([parameter for _, parameter in named], lr=0.1)
@@ -272,14 +287,16 @@ def on_cluster(
         own = strategy(transport)
         own.bucket_bytes = workload.bucket_bytes
         own.start(parameters, plain_sgd)
+        everyone = share(transport, transport.now())
+        transport.spend(START_TOGETHER * (1 + max(everyone)) - transport.now())
         prepare(transport)
 
         def work() -> list[list[float]]:
             factors, made, number = stragglers.factors(transport.rank, seed), [], 0
             while number < updates:
                 begin, waited, compute = transport.now(), own.waiting_seconds, workload.compute * next(factors)
-                for bucket, share in zip(own.buckets, shares, strict=True):
-                    transport.spend(compute * share)
+                for bucket, portion in zip(own.buckets, shares, strict=True):
+                    transport.spend(compute * portion)
                     own.push(bucket)
                 report = own.step(workload.tokens, 0.0)
                 own.pull()

@@ -21,7 +21,8 @@ from bigbatch.comm.simulation.computing import (
 )
 from bigbatch.comm.simulation.network import read_network
 from bigbatch.comm.simulation.presets import NETWORKS, network_named
-from bigbatch.sizes import MODELS, model_named, model_of
+from bigbatch.model import Transformer, TransformerShape
+from bigbatch.sizes import MODELS, model_named, model_of, own_size
 
 TOML = "alpha = 3e-6\nbandwidth = 2e9\ngamma = 1e-10\n"
 
@@ -52,7 +53,7 @@ def test_bandwidths_are_line_rates_over_eight():
     assert rates.pop("free") == math.inf
     assert rates == {
         "ethernet-1g": 1, "ethernet-10g": 10, "ethernet-25g": 25, "ethernet-100g": 100, "ethernet-400g": 400,
-        "infiniband-hdr": 200, "infiniband-ndr": 400, "dgx-h100": 400,
+        "infiniband-edr": 100, "infiniband-hdr": 200, "infiniband-ndr": 400, "dgx-h100": 400,
     }  # fmt: skip
     dgx = network_named("dgx-h100")
     assert (dgx.node_size, dgx.nics, dgx.inside.pieces[0].bandwidth) == (8, 8, 450e9)
@@ -124,6 +125,18 @@ def test_training_gpt3_costs_what_was_published():
     model = model_named("gpt3-175b")
     without = model.flops_per_token - 12 * model.layers * model.width * model.context
     assert without * 300e9 == pytest.approx(3.14e23, rel=0.005)
+
+
+@pytest.mark.parametrize("shape", [(300, 16, 1, 16, 2), (97, 33, 3, 24, 4)])
+def test_our_own_transformer_has_the_parameters_that_its_size_says(shape):
+    module = Transformer(TransformerShape(*shape))
+    size = own_size(*shape[:4])
+    norm, block, tables = (
+        sum(parameter.numel() for part in parts for parameter in part.parameters())
+        for parts in ([module.norm], [module.blocks[0]], [module.tokens, module.positions])
+    )
+    assert size.parts == (norm, *[block] * len(module.blocks), tables)
+    assert size.parameters == sum(parameter.numel() for parameter in module.parameters())
 
 
 def test_every_name_of_a_model_is_its_own():

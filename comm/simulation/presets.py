@@ -48,9 +48,17 @@ _ROCE = (
     "2.8 µs for a send of 2 KB over RoCEv2 (Zhu et al., “Congestion control for large-scale RDMA deployments”, 2015, "
     "section 2, measured at 40 Gb/s)"
 )
-_MPI = (
-    "1 µs for 4 KB with MPI over a 100 Gb/s HPC fabric (Zhang et al., “Dive into deep learning”, 2023, section "
-    "“Hardware”, table of latencies; measured on Omni-Path, an estimate for InfiniBand)"
+_EDR = (
+    "1.05 µs by RDMA between two nodes with EDR (Microsoft, “HC-series VM size performance”, MicrosoftDocs/azure-docs, "
+    "articles/virtual-machines)"
+)
+_HDR = (
+    "1.2 µs for one byte by RDMA between two nodes with HDR (Microsoft, “HBv3-series virtual machine performance”, "
+    "MicrosoftDocs/azure-docs, articles/virtual-machines)"
+)
+_NDR = (
+    f"an estimate, HDR's {_HDR}; of NDR, Microsoft says less than 2 µs (“HBv4-series VM sizes performance and "
+    "scalability”, same place)"
 )
 
 
@@ -69,8 +77,9 @@ _FLAT = (
     _flat("ethernet-25g", 25, "IEEE 802.3by", 20e-6, _TCP, _SERVER),
     _flat("ethernet-100g", 100, "IEEE 802.3bj", 2.8e-6, _ROCE, _A100),
     _flat("ethernet-400g", 400, "IEEE 802.3bs", 2.8e-6, _ROCE, _H100),
-    _flat("infiniband-hdr", 200, "InfiniBand HDR, four lanes", 1e-6, _MPI, _A100),
-    _flat("infiniband-ndr", 400, "InfiniBand NDR, four lanes", 1e-6, _MPI, _H100),
+    _flat("infiniband-edr", 100, "InfiniBand EDR, four lanes", 1.05e-6, _EDR, _SERVER),
+    _flat("infiniband-hdr", 200, "InfiniBand HDR, four lanes", 1.2e-6, _HDR, _A100),
+    _flat("infiniband-ndr", 400, "InfiniBand NDR, four lanes", 1.2e-6, _NDR, _H100),
 )
 
 _DGX_H100 = Network(

@@ -6,6 +6,7 @@ early overtakes one that is late, the messages are followed one by one instead, 
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from heapq import heappop, heappush
 from itertools import count
 
@@ -24,7 +25,7 @@ from bigbatch.comm.schedule import (
     rounds_of,
     sent_by_target,
 )
-from bigbatch.comm.simulation.network import FloatArray, Network, Ports
+from bigbatch.comm.simulation.network import FloatArray, Hop, Network, Ports
 
 
 @dataclass(frozen=True)
@@ -97,27 +98,27 @@ def replay_phases(
         (phases, ranks) seconds.
     """
     ports = network.for_ranks(size)
-    adding = np.broadcast_to(network.gamma / np.asarray(speeds, np.float64), size)
-    if not np.isfinite(adding).all() or (adding < 0).any():
+    if not (np.isfinite(speeds) & (np.asarray(speeds) > 0)).all():
         raise ConfigurationError("A rank's speed must be a number above 0.")
+    adding = np.broadcast_to(network.gamma / np.asarray(speeds, np.float64), size)
     ready = np.maximum.accumulate([np.broadcast_to(np.asarray(phase.ready, np.float64), size) for phase in phases])
     try:
         return _round_by_round(phases, ready, ports, adding)
     except Overtaking:
-        messages = sum(len(messages.source) for phase in phases for messages in messages_of(phase, size))
-        if messages <= MOST_FOLLOWED:
+        transfers = sum(len(round_) for phase in phases for round_ in _rounds(phase.schedule, size))
+        if transfers <= MOST_FOLLOWED:
             return _message_by_message(phases, ready, ports, adding)
     if roughly is None:
         raise ConfigurationError(
-            f"On {size} ranks messages overtake each other, and {messages:,} of them are too many to be followed one by "
-            f"one; {MOST_FOLLOWED:,} would do. Simulate fewer ranks, or an algorithm of fewer messages."
+            f"On {size} ranks messages overtake each other, and {transfers:,} transfers are too many to follow one "
+            f"by one; {MOST_FOLLOWED:,} would do. Simulate fewer ranks, or an algorithm of fewer messages."
         )
     roughly()
     return _round_by_round(phases, ready, ports, adding, in_order_of_rounds=True)
 
 
 MOST_FOLLOWED = 10_000_000
-"""Messages; so many take about a minute, and a few gigabytes."""
+"""Transfers; so many take about a minute, and a few gigabytes."""
 
 
 class Overtaking(Exception):  # noqa: N818 - it says what was found, and never leaves this module
@@ -145,9 +146,15 @@ class Messages:
     repeats: int = 1
 
 
+@lru_cache(maxsize=3)
+def _rounds(schedule: Schedule, size: int) -> list[Round]:
+    """Those of the schedules that are replayed again and again; few, for on many ranks they fill a gigabyte."""
+    return rounds_of(schedule, size)
+
+
 def messages_of(phase: Phase, size: int, *, adding: bool = True) -> Iterator[Messages]:
     """The messages of every round of a phase; if adding takes no time, it does not matter what is sent before it."""
-    rounds = rounds_of(phase.schedule, size)
+    rounds = _rounds(phase.schedule, size)
     bounds = chunk_bounds(phase.elements, chunk_count(rounds)) * phase.itemsize
     for round_ in rounds:
         nbytes = bounds[round_.stop] - bounds[round_.first]
@@ -178,12 +185,16 @@ def _in_packets(round_: Round, elements: IntArray, itemsize: int, counts: IntArr
 def port_bytes(schedule: Schedule, network: Network, size: int, elements: int, itemsize: int = 4) -> IntArray:
     """(ports,) the bytes that pass each port of a network; see `Ports` for their numbers."""
     ports = network.for_ranks(size)
-    total = np.zeros(ports.count, np.int64)
-    for messages in messages_of(Phase(schedule, elements, itemsize=itemsize), size):
-        for hop in ports.way(messages.source, messages.target):
+    total = np.zeros(ports.count)
+    ways: dict[tuple[bytes, bytes], list[Hop]] = {}
+    for messages in messages_of(Phase(schedule, elements, itemsize=itemsize), size, adding=False):
+        key = messages.source.tobytes(), messages.target.tobytes()
+        if key not in ways:
+            ways[key] = ports.way(messages.source, messages.target)
+        for hop in ways[key]:
             nbytes = messages.nbytes if hop.rows is None else messages.nbytes[hop.rows]
-            np.add.at(total, hop.port, nbytes)
-    return total
+            total += np.bincount(hop.port, nbytes, minlength=ports.count)
+    return total.astype(np.int64)
 
 
 # Round by round: all messages of a round at once.

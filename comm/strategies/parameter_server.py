@@ -319,12 +319,13 @@ class Service:
     def __init__(self, strategy: ParameterServer, shard: Shard, transport: Transport) -> None:
         self._transport = transport
         self._shard = shard
-        origin = strategy.bounds[strategy.server]
+        self._number = strategy.server
+        origin = strategy.bounds[self._number]
         self._parts = [
             slice(first - origin, stop - origin)
             for bucket in strategy.buckets
             for place, first, stop in strategy.parts(bucket)
-            if place == strategy.server
+            if place == self._number
         ]
         self._waiting: dict[int, Waiting] = {}
         for worker in range(strategy.workers):
@@ -347,7 +348,9 @@ class Service:
             self._shard.leave(worker)
         else:
             self._answer([(worker, Waiting(self._transport.now()))])
-        self._answer([(w, self._waiting.pop(w)) for w in list(self._waiting) if self._shard.readable(w)])
+        readers = [(w, self._waiting.pop(w)) for w in list(self._waiting) if self._shard.readable(w)]
+        turn = self._number % max(1, len(readers))
+        self._answer(readers[turn:] + readers[:turn])  # not every server to the same worker first
 
     def _take(self, worker: int, weight: float, loss: float, finite: bool) -> None:
         values = self._shard.landing()

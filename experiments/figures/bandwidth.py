@@ -55,7 +55,7 @@ def draw_bench(rows: Sequence[dict[str, Any]], memory: Sequence[dict[str, Any]],
     limit: dict[str, Any] = {"color": GREY, "linestyle": "--", "linewidth": 1.2, "zorder": 1}
     time.plot(sizes, [row["seconds"] for row in memory], label="what memory allows", **limit)
     bus.plot(sizes, [row["busbw"] for row in memory], **limit)
-    _scales(time, "time (median; shade: quartiles)", _seconds)
+    _scales(time, "time (median; shade: quartiles)", seconds_label)
     _scales(bus, "bus bandwidth = 2(p−1)/p · size / time", lambda value: f"{value / 1e9:g} GB/s")
     figure.legend(loc="outside right center", frameon=False, fontsize=8)
     figure.suptitle(f"All-reduce of float32 over {ranks} ranks, in place", x=0.01, ha="left")
@@ -85,7 +85,8 @@ def _scales(axis: Axes, title: str, label: Any) -> None:
     axis.set_title(title, loc="left", fontsize=10)
 
 
-def _seconds(value: float) -> str:
+def seconds_label(value: float) -> str:
+    """A time in the unit that suits it: 0.001 is "1 ms"."""
     for unit, factor in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
         if value >= factor:
             return f"{value / factor:g} {unit}"
