@@ -485,14 +485,14 @@ def read_trace(path: Path) -> list[list[Span]]:
 
 def _span(event: dict[str, Any]) -> Span:
     arguments = event["args"]
-    begin, duration = float(event["ts"]), float(event["dur"])
+    begin, end = (round(time * 1000) / 1e9 for time in (event["ts"], event["ts"] + event["dur"]))
     return Span(
         str(event["cat"]),
-        begin / 1e6,
-        (begin + duration) / 1e6,
+        begin,
+        end,
         str(arguments["name"]),
         str(arguments["track"]),
-        arguments["peer"],
+        None if arguments["peer"] is None else int(arguments["peer"]),
         int(arguments["tag"]),
         int(arguments["number"]),
         int(arguments["bytes"]),

@@ -92,7 +92,7 @@ class Transport(ABC):
     size: int
     threaded: bool = True
     gamma: float = 0.0
-    trace: "Trace | None" = None
+    trace: "Trace | None"
 
     def __init__(self, rank: int, size: int, deadline: float = DEFAULT_DEADLINE) -> None:
         self.rank = rank
@@ -101,6 +101,7 @@ class Transport(ABC):
         self.messages_sent = 0
         self.bytes_sent = 0
         self.nodes = one_node(size)
+        self.trace = None
         self._scratch = np.empty(0, dtype=np.uint8)
 
     @property

@@ -708,6 +708,8 @@ def timeline(
     timed = first is not None or stop is not None
     if timed and (arm or updates):
         raise ConfigurationError("--from and --to choose a range of time, --arm and --updates one of updates: use one.")
+    if out is not None and out.suffix.lower() not in ("", ".png"):
+        raise ConfigurationError(f"The figure {out} would be a PNG all the same. Name a file that ends in .png.")
     path = trace_of(run)
     ranks = read_trace(path)
     if not timed:

@@ -38,7 +38,7 @@ from bigbatch.comm.trace import (
 from bigbatch.comm.transport import ANY, Group, Request, Transport
 from bigbatch.comm.transports.cluster import Cluster
 from bigbatch.experiments.cli import cli
-from bigbatch.experiments.figures.timeline import draw_timeline
+from bigbatch.experiments.figures.timeline import draw_timeline, range_of_updates
 
 ELEMENTS = 1003
 SIZES = [1, 2, 4, 5]
@@ -333,6 +333,15 @@ def test_a_trace_is_read_back_as_it_was(written):
             assert repr(span).split("end=")[1].split(",", 1)[1] == repr(again).split("end=")[1].split(",", 1)[1]
 
 
+def test_the_updates_that_were_asked_for_are_found(tmp_path):
+    ends = [0.0, 0.0186219, 0.0297600017]
+    updates = [Span(UPDATE, *ends[n - 1 : n + 1], track="updates", number=n) for n in (1, 2)]
+    write_trace(tmp_path / "trace.json", [[Span("arm", ends[0], ends[-1], "large", "updates"), *updates]])
+    ranks = read_trace(tmp_path / "trace.json")
+    assert range_of_updates(ranks) == pytest.approx(tuple(ends[1:]), abs=1e-9)
+    assert range_of_updates(ranks, "large", (1, 1)) == pytest.approx(tuple(ends[:2]), abs=1e-9)
+
+
 def test_every_part_of_a_trace_is_drawn(written, tmp_path):
     draw_timeline(read_trace(written / "trace.json"), tmp_path / "own.png", "a ring", 1.0)
     assert (tmp_path / "own.png").read_bytes().startswith(b"\x89PNG")
@@ -349,7 +358,11 @@ BAD = {
     "reversed range": (["run", "--from", "3", "--to", "2"], "Choose another range"),
     "no updates": (["run"], "choose a range of time with --from and --to"),
     "two ranges": (["run", "--from", "3", "--updates", "2"], "use one"),
-    "no such update": (["trained", "--updates", "7..8"], "has the updates 1 to 1 of the arm large, but 7 to 8"),
+    "no such update": (
+        ["trained", "--updates", "7..8"],
+        "has the updates 1 to 1 of the arm large, but --updates asks for 7..8",
+    ),
+    "a figure of another kind": (["run", "--to", "3", "--out", "a.pdf"], "Name a file that ends in .png"),
     "no such arm": (["trained", "--arm", "huge"], "has no arm 'huge'. It has: large"),
     "a folder for a figure": (["run", "--to", "3", "--out", "empty"], "The figure empty cannot be written"),
 }
@@ -377,8 +390,8 @@ def test_what_cannot_be_drawn_is_told_why(monkeypatch, written, name):
 
 
 def test_a_real_run_writes_a_trace_that_timeline_draws(run: Run, tmp_path):
-    outcome = run("bigbatch-exp", "ring", "-n", "2", *SMALL, "--trace", "--trace-updates", "3", "--bucket-size", "4KB",
-                  "--quiet", "--out", "here")  # fmt: skip
+    outcome = run("mpirun", "-n", "2", "bigbatch-exp", "ring", *SMALL, "--trace", "--trace-updates", "3",
+                  "--bucket-size", "4KB", "--quiet", "--out", "here")  # fmt: skip
     assert outcome.status == 0, outcome.err
     path = tmp_path / "here" / "trace.json"
     assert json.loads(path.read_text())["displayTimeUnit"] == "ms"

@@ -152,6 +152,11 @@ class Cluster:
         """
         heappush(self._moments, (when, 0 if self.strict else rank, next(self._order), happen))
 
+    def pause(self, rank: int, seconds: float) -> None:
+        """Have what calls this, on behalf of a rank, go on so many seconds later."""
+        self.at(self.now + seconds, rank, getcurrent().switch)
+        self.give_way()
+
     def begin(self, work: Callable[[Transport], None], end: "ClusterTransport") -> None:
         """Have `work` done on an end of the wires, after what is to happen now already."""
         begun = greenlet(partial(work, end), self._hub)
@@ -464,21 +469,15 @@ class ClusterTransport(Transport):
 
     def spend(self, seconds: float, name: str = "") -> None:
         """Compute for `seconds` of simulated time."""
-        if self.trace is None or not seconds:
-            self._spend(seconds)
-        else:
-            with self.trace.span(COMPUTE, name):
-                self._spend(seconds)
-
-    def _spend(self, seconds: float) -> None:
         if seconds > 0:
-            self.cluster.at(self.cluster.now + seconds, self.rank, getcurrent().switch)
-            self.cluster.give_way()
+            with self.span(COMPUTE, name):
+                self.cluster.pause(self.rank, seconds)
 
     def _add(self, values: Buffer, arrived: Buffer) -> None:
         """In γ seconds a byte."""
         np.add(values, arrived, out=values)
-        self._spend(values.nbytes * self.gamma)
+        if self.gamma:
+            self.cluster.pause(self.rank, values.nbytes * self.gamma)
 
     def windows(self, nbytes: int) -> Windows:
         """Ordinary arrays: in one process all memory is shared."""

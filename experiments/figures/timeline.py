@@ -48,6 +48,9 @@ FIRST_SHOWN = 2
 LARGER = 0.4
 """An exchange that takes less than that share of the range is drawn a second time."""
 
+HIDDEN = 0.99
+"""An all-reduce of which that share is drawn over cannot be seen."""
+
 UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 
 # Where in a rank's row, which is 1 high, its strips lie: (top, height).
@@ -71,7 +74,7 @@ def draw_timeline(
     Args:
         ranks: every rank's spans, times in seconds.
         path: of the file.
-        title: of the figure.
+        title: of the figure; the names of the arms shown follow it.
         first: draw from that time on, in seconds on the spans' clock; None begins with the first span ...
         stop: ... to that time; None ends with the last.
 
@@ -98,10 +101,11 @@ def draw_timeline(
     figure, axes = panels(len(windows), 1, width=12.0, height=height)
     for axis, window in zip(axes, windows, strict=True):
         _panel(axis, ranks, *window)
-    axes[0].set_title(title, loc="left", fontsize=11)
+    arms = dict.fromkeys(span.name for spans in shown for span in spans if span.kind == ARM)
+    axes[0].set_title(", ".join([title, *arms]), loc="left", fontsize=11)
     for axis in axes[1:]:
         axis.set_title("from when the last rank has computed", loc="left", fontsize=9)
-    present = {span.kind for spans in shown for span in spans}
+    present = {span.kind for spans in shown for span in spans if not _hidden(span, spans)}
     handles = [
         Patch(facecolor=colour, hatch=hatch, edgecolor=_ink(kind), label=word, linewidth=0.4)
         for kind, (colour, hatch, word) in LOOKS.items()
@@ -113,6 +117,16 @@ def draw_timeline(
 
 def _within(ranks: Sequence[Sequence[Span]], first: float, stop: float) -> list[list[Span]]:
     return [[span for span in cut(spans, first, stop) if span.end > span.begin] for spans in ranks]
+
+
+def _hidden(span: Span, spans: Sequence[Span]) -> bool:
+    """Whether an all-reduce is drawn over by the waits and additions that it is made of."""
+    if span.kind != ALL_REDUCE:
+        return False
+    parts = (s for s in spans if s.track == span.track and s.kind in (WAIT, REDUCE))
+    return sum(s.end - s.begin for s in parts if span.begin <= s.begin and s.end <= span.end) > HIDDEN * (
+        span.end - span.begin
+    )
 
 
 def _exchange(shown: Sequence[Sequence[Span]], first: float, stop: float) -> list[tuple[float, float]]:
@@ -142,9 +156,9 @@ def _panel(axis: Axes, ranks: Sequence[Sequence[Span]], first: float, stop: floa
     if len(arrows) <= MOST_ARROWS:
         arrows[:, :, 0] = (arrows[:, :, 0] - first) / scale
         width = float(np.clip(24 / (len(arrows) + 1), 0.35, 0.9))
-        axis.add_collection(LineCollection(list(arrows), colors="#333333", linewidths=width, zorder=6))
+        axis.add_collection(LineCollection(list(arrows), colors="#333333", linewidths=width, zorder=6, clip_on=False))
         dot = float(np.clip(400 / (len(arrows) + 1), 3, 9))
-        axis.scatter(arrows[:, 1, 0], arrows[:, 1, 1], s=dot, color="#333333", zorder=6)
+        axis.scatter(arrows[:, 1, 0], arrows[:, 1, 1], s=dot, color="#333333", zorder=6, clip_on=False)
     axis.set_xlim(0, (stop - first) / scale)
     axis.set_ylim(len(ranks) - 0.5, -0.62)
     axis.set_yticks(range(len(ranks)), [f"rank {rank}" for rank in range(len(ranks))])
@@ -223,6 +237,6 @@ def range_of_updates(
     if not chosen:
         raise ConfigurationError(
             f"The trace has the updates {min(span.number for span in updates)} to {last} of the arm "
-            f"{arm or known[0]}, but {low} to {high} were asked for. Record more with --trace-updates."
+            f"{arm or known[0]}, but --updates asks for {low}..{high}. Record more with --trace-updates."
         )
     return min(span.begin for span in chosen), max(span.end for span in chosen)
