@@ -33,6 +33,9 @@ SERVER = "1 server"
 WITHIN = 0.1
 """The relative error that predictions aim at."""
 
+LEAST_MEMORY = 8 * 2**20
+"""Bytes to calibrate in at least, for enough sizes of messages."""
+
 SECONDS_TO_END = 590
 """A measurement that takes longer hangs."""
 
@@ -163,8 +166,9 @@ def predict_all(
 ) -> list[dict[str, Any]]:
     """Calibrate on two ranks, and predict every all-reduce and a server for so many workers.
 
-    Bandwidth depends on how much memory is worked through. A core has that of all ranks which share it, so that there
-    is a calibration for each amount: ⌈ranks/cores⌉ buffers.
+    Bandwidth depends on how much memory is worked through, so that there is a calibration for each amount. A rank has
+    its buffer and what that is filled from before every sum, as the bench does, and a core has those of all ranks which
+    share it: 2⌈ranks/cores⌉ buffers.
 
     Returns:
         Rows with `algorithm`, `ranks`, `bytes` and `predicted`, in seconds.
@@ -174,7 +178,7 @@ def predict_all(
     rows = []
     for size in sizes:
         for workers in ranks:
-            memory = -(-workers // cores) * size
+            memory = max(2 * -(-workers // cores) * size, LEAST_MEMORY)
             if memory not in networks:
                 place = folder / f"calibration-{size_label(memory).replace(' ', '')}"
                 file = place / NETWORK_FILE

@@ -17,7 +17,7 @@ from bigbatch.comm.simulation.calibration import (
     ADDED,
     SIZES,
     Points,
-    adding_at_once,
+    added_bytes,
     as_toml,
     fit_network,
     fit_wire,
@@ -98,7 +98,7 @@ def test_a_sum_that_takes_less_than_no_time_is_refused():
 @pytest.mark.parametrize("known", [KNOWN, Network("plain", wire(1e-3, 1e8), gamma=3e-9)], ids=lambda n: n.name)
 def test_measuring_on_a_network_that_is_known_gives_its_numbers_back(known):
     def work(transport):
-        return measure_points(transport, 0.1, 2**20, SIZES[:-3])
+        return measure_points(transport, 0.1, 2**24)
 
     one, other = Cluster(2, network=known).run(work)
     assert one == other
@@ -111,13 +111,15 @@ def test_measuring_on_a_network_that_is_known_gives_its_numbers_back(known):
 
 def test_what_takes_no_time_and_what_are_not_two_ranks_cannot_be_measured():
     def work(transport):
-        return fit_network(measure_points(transport, 0.1, 2**16, SIZES[:5]))
+        return fit_network(measure_points(transport, 0.1, 2**21, SIZES[:5]))
 
     with pytest.raises(ConfigurationError, match="of 4 bytes took 0 s, which allows no fit"):
         Cluster(2, network=FREE).run(work)
     with pytest.raises(LaunchError, match=r"there are 3: start it with mpirun -n 2, or without mpirun\.") as raised:
         Cluster(3, network=KNOWN).run(work)
     assert raised.value.everywhere
+    with pytest.raises(ConfigurationError, match="4096 bytes of memory are too little to measure in"):
+        Cluster(2, network=KNOWN).run(lambda transport: measure_points(transport, 0.1, 4096))
 
 
 @pytest.mark.parametrize(
@@ -145,14 +147,22 @@ def test_ranks_that_share_a_core_share_its_ports():
     assert on_cores(KNOWN, 2, 8) == KNOWN
     shared = on_cores(KNOWN, 5, 2)
     assert (shared.node_size, shared.nics, shared.gamma) == (3, 1, pytest.approx(3e-10))
-    assert on_cores(KNOWN, 5, 2, adding=1).gamma == KNOWN.gamma
     with pytest.raises(ConfigurationError, match="4 ranks cannot run on 0 cores"):
         on_cores(KNOWN, 4, 0)
 
 
-def test_who_adds_at_once():
-    assert [adding_at_once(schedule, 4) for schedule in (ring, halving_doubling, naive)] == [4, 4, 1]
-    assert adding_at_once(ring, 1) == 1
+def test_a_core_does_not_add_while_it_copies():
+    """Ring: (p-1)/p·n added by each rank; naive: (p-1)·n by rank 0; halving-doubling as the ring."""
+    assert added_bytes(ring, 4, 4000).tolist() == added_bytes(halving_doubling, 4, 4000).tolist() == [3000] * 4
+    assert added_bytes(naive, 4, 4000).tolist() == [12000, 0, 0, 0]
+    assert added_bytes(ring, 1, 4000).tolist() == [0]
+    nbytes, moving = 2**22, Network("moving", wire(0.0, 1e9))
+    here = Network("here", wire(0.0, 1e9), gamma=3e-10)
+    for schedule, cores, added in ((ring, 4, 3 / 4), (ring, 2, 6 / 4), (naive, 4, 3), (naive, 2, 3)):
+        more = predict_reduction(schedule, here, 4, cores, nbytes) - predict_reduction(
+            schedule, moving, 4, cores, nbytes
+        )
+        assert more == pytest.approx(added * nbytes * 3e-10)
 
 
 def test_a_server_is_predicted_as_its_formula_has_it():
@@ -191,15 +201,15 @@ def test_predictions_are_held_against_what_was_measured(tmp_path, capsys):
 
 
 def test_calibrate_measures_keeps_prints_and_draws(run: Run, tmp_path, cache):
-    outcome = run("bigbatch-exp", "calibrate", "--seconds", "0.1", "--memory", "1MB", "--out", "here")
+    outcome = run("bigbatch-exp", "calibrate", "--seconds", "0.1", "--memory", "2MB", "--out", "here")
     assert outcome.status == 0, outcome.err
-    assert "64 MB" in outcome.out
-    assert "this-machine.toml: the network, for 1 MB of memory in each of two ranks" in outcome.out
+    assert "1 MB" in outcome.out
+    assert "this-machine.toml: the network, for 2 MB of memory in each of two ranks" in outcome.out
     network = read_network(cache / "this-machine.toml")
     assert network.gamma > 0
     summary = json.loads((tmp_path / "here" / "summary.json").read_text())
     assert network_from(summary["network"], "summary") == network
-    assert [row["bytes"] for row in summary["rows"]] == list(SIZES)
+    assert [row["bytes"] for row in summary["rows"]] == [size for size in SIZES if size <= 2**20]
     for row in summary["rows"]:
         assert row["fit_seconds"] == pytest.approx(sum(network.wires.cost(row["bytes"])))
         assert row["error"] == pytest.approx(row["fit_seconds"] / row["seconds"] - 1)

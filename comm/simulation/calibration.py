@@ -30,7 +30,7 @@ import numpy as np
 from bigbatch.comm.agreement import share
 from bigbatch.comm.errors import ConfigurationError, LaunchError
 from bigbatch.comm.execute import UNDER_WAY
-from bigbatch.comm.schedule import PACKET_BYTES, Schedule, rounds_of
+from bigbatch.comm.schedule import PACKET_BYTES, IntArray, Schedule, chunk_bounds, chunk_count, rounds_of
 from bigbatch.comm.server.report import Report
 from bigbatch.comm.simulation.network import FloatArray, Network, Piece, Wire, as_entries
 from bigbatch.comm.simulation.phantom import phantom
@@ -45,8 +45,8 @@ SIZES = (*(4 * 4**power for power in range(7)), *(2**power for power in range(16
 ADDED = (PACKET_BYTES // 4, PACKET_BYTES // 2, PACKET_BYTES)
 """Bytes to add at once; large buffers are added in packets of about that size."""
 
-WALK_BYTES = 32 * 1024 * 1024
-"""Memory that each rank walks through, if nothing else is said."""
+WALK_BYTES = 128 * 1024 * 1024
+"""Memory that each rank walks through, if nothing else is said: more than caches hold."""
 
 MOST_STEPS, STEP_BYTES = 32, 4 * 1024 * 1024
 """Messages one after the other under one look at the clock: at most so many, and about so many bytes."""
@@ -54,7 +54,7 @@ MOST_STEPS, STEP_BYTES = 32, 4 * 1024 * 1024
 FEWEST_TURNS, MOST_TURNS = 2, 41
 """How often every size is measured."""
 
-AT_ONCE, LARGEST_AT_ONCE = 4, 16 * 1024 * 1024
+AT_ONCE, LARGEST_AT_ONCE = 4, 4 * 1024 * 1024
 """Messages to one rank at once, and the bytes of the largest of those."""
 
 FEWEST_SIZES, PIECE_SIZES, MOST_PIECES = 4, 3, 4
@@ -106,10 +106,11 @@ def measure_points(
         transport: of two ranks.
         budget: about how many seconds to spend.
         memory: bytes that each rank's messages walk through.
-        sizes: of the messages, in bytes.
+        sizes: of the messages, in bytes; those of which two do not fit into the memory are left out.
         say: is told how far it is.
 
     Raises:
+        ConfigurationError: on every rank, if the memory is too little to measure adding in.
         LaunchError: on every rank, if there are not two.
     """
     if transport.size != 2:
@@ -119,6 +120,13 @@ def measure_points(
         )
         error.everywhere = True
         raise error
+    if memory < 2 * PACKET_BYTES:
+        little = ConfigurationError(
+            f"{memory} bytes of memory are too little to measure in: give at least {2 * PACKET_BYTES}, two packets."
+        )
+        little.everywhere = True
+        raise little
+    sizes = [size for size in sizes if 2 * size <= memory]
     meter = Meter(transport, sizes, memory)
     started = transport.now()
     meter.turn()  # to warm up: memory that was never touched costs more
@@ -163,7 +171,7 @@ class Meter:
     Args:
         transport: of two ranks.
         sizes: of the messages, in bytes.
-        memory: bytes that each rank walks through; large messages get what two of them need.
+        memory: bytes that each rank walks through, at least two messages.
 
     Attributes:
         kinds: what is measured, as (kind, bytes), in that order.
@@ -174,8 +182,8 @@ class Meter:
         self._other = 1 - transport.rank
         self._token = np.zeros(1, np.float32)
         self._landing = np.zeros(AT_ONCE * max(LARGEST_AT_ONCE, PACKET_BYTES) // 4, np.float32)
-        room = np.ones(max(memory, 2 * max(*sizes, *ADDED)) // 4, np.float32)
-        self._walks = {size: Walk(room[: max(memory, 2 * size) // 4], size) for size in (*sizes, *ADDED)}
+        room = np.ones(memory // 4, np.float32)
+        self._walks = {size: Walk(room, size) for size in (*sizes, *ADDED)}
         at_once = [size for size in sizes if size <= LARGEST_AT_ONCE]
         self._measures = {
             **{("duplex", size): self._duplex for size in sizes},
@@ -376,43 +384,54 @@ def _falls(line: Line, following: Line, size: float) -> bool:
 # More ranks than cores.
 
 
-def on_cores(network: Network, ranks: int, cores: int, adding: int | None = None) -> Network:
+def on_cores(network: Network, ranks: int, cores: int) -> Network:
     """The network of this machine when `ranks` of them run on its cores.
 
     On one machine a port is a core: it copies what its ranks send and what they receive. So ranks that share a core
     share its ports, as ranks of a node share a NIC: a node is a core, with ⌈ranks/cores⌉ ranks. A core adds for one
-    rank at a time, so that γ is multiplied by as many ranks of a core as add at the same time.
+    rank at a time, so that γ, of ranks that all add at the same time, is as many times as large.
 
     Everything follows from what two ranks on two cores measured and from the number of cores. Limits: ranks stay on
     their core, while an operating system moves them about, so that three ranks on two cores are taken for as slow as
-    four; adding and copying go on side by side in the model, while they take turns on a core; that ranks have to wait
-    until their core is given to them, and what that does to its caches, is left out; neighbours in rank share a core,
-    which matters where a rank talks to some of them only. With at most as many ranks as cores nothing changes.
+    four; that ranks have to wait until their core is given to them, and what that does to its caches, is left out;
+    neighbours in rank share a core, which matters where a rank talks to some of them only. With at most as many ranks
+    as cores nothing changes.
 
     Args:
         network: calibrated with a core for each rank.
         ranks: how many there are.
         cores: how many they share.
-        adding: how many of them add at the same time; none given, all.
 
     Raises:
         ConfigurationError: there are no ranks or no cores.
     """
     if ranks < 1 or cores < 1:
         raise ConfigurationError(f"{ranks} ranks cannot run on {cores} cores; both must be at least 1.")
-    together = -(-ranks // cores) if adding is None else -(-adding // cores)
-    return replace(network, node_size=-(-ranks // cores), nics=1, inside=None, gamma=network.gamma * max(1, together))
+    sharing = -(-ranks // cores)
+    return replace(network, node_size=sharing, nics=1, inside=None, gamma=network.gamma * sharing)
 
 
-def adding_at_once(schedule: Schedule, size: int) -> int:
-    """The most ranks that add in the same round of a schedule, for `on_cores`; 1 if none does."""
-    return max([1, *(len(np.unique(round_.target[round_.reduce])) for round_ in rounds_of(schedule, size))])
+def added_bytes(schedule: Schedule, size: int, nbytes: int) -> IntArray:
+    """(ranks,) how many bytes each rank adds in a schedule over buffers of `nbytes`."""
+    rounds = rounds_of(schedule, size)
+    bounds = chunk_bounds(nbytes, chunk_count(rounds))
+    total = np.zeros(size, np.int64)
+    for round_ in rounds:
+        np.add.at(total, round_.target, np.where(round_.reduce, bounds[round_.stop] - bounds[round_.first], 0))
+    return total
 
 
 def predict_reduction(schedule: Schedule, network: Network, ranks: int, cores: int, nbytes: int) -> float:
-    """Seconds that an all-reduce of float32 over ranks of this machine takes, as a replay of its schedule says."""
-    here = on_cores(network, ranks, cores, adding_at_once(schedule, ranks))
-    return float(replay(schedule, here, ranks, max(1, nbytes // 4)).max())
+    """Seconds that an all-reduce of float32 over ranks of this machine takes.
+
+    A replay of its schedule with ports that are cores, and then what the core that adds most has to add: the core that
+    would add a packet while the next one arrives is the one which has to copy that, so that the two take turns. In the
+    replay itself they would go on side by side, as NICs allow.
+    """
+    moving = replace(on_cores(network, ranks, cores), gamma=0.0)
+    sharing = moving.node_size
+    added = np.add.reduceat(added_bytes(schedule, ranks, nbytes), np.arange(0, ranks, sharing))
+    return float(replay(schedule, moving, ranks, max(1, nbytes // 4)).max() + network.gamma * added.max())
 
 
 STREAMS = 3
@@ -429,7 +448,9 @@ def predict_server(network: Network, workers: int, cores: int, nbytes: int) -> f
     2α + 2Wnβ + (W - 1 + 4/3)nγ for W workers: all gradients are sent before the first request is heard, so that adding
     hides behind none of them, as it does behind none where the server has to take a large message from MPI itself.
     """
-    here = on_cores(network, workers + 1, cores, adding=1)
+    here = replace(
+        on_cores(network, workers + 1, cores), gamma=network.gamma
+    )  # while the server adds, nobody else does
     stream = here.gamma * nbytes / STREAMS
 
     def update(wires: Transport) -> float:
