@@ -388,14 +388,16 @@ def bare_row(name: str, network: Network, workers: int, nbytes: int, *, servers:
 def traced_update(
     name: str, network: Network, workers: int, workload: Workload, stragglers: Stragglers, servers: int
 ) -> list[list[Span]]:
-    """What every rank does when in one update, (ranks,) spans each."""
+    """What every rank does when in one update, (ranks,) spans each, from when the first begins."""
     traces: dict[int, Trace] = {}
 
     def record(transport: Transport) -> None:
         traces[transport.rank] = transport.trace = Trace(transport.now)
 
     on_cluster(strategy_named(name, servers), network, workers, workload, stragglers, 1, 0, record)
-    return [traces[rank].spans for rank in sorted(traces)]
+    ranks = [traces[rank].spans for rank in sorted(traces)]
+    start = min(span.begin for spans in ranks for span in spans)
+    return [[replace(span, begin=span.begin - start, end=span.end - start) for span in spans] for spans in ranks]
 
 
 def crossover(

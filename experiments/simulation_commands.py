@@ -140,7 +140,8 @@ def simulate(
     print_rows(console(), rows)
     if not all(row.exact for row in rows):
         print("\n≈: a few ranks get ahead of others there, which was left out: too many messages to follow one by one.")
-    print(f"\n{title}.\nNetwork {described.name}: {described.source or 'your own'}.")
+    print(f"\n{title}.\nms: an update, and of it computing, moving (exposed) and waiting; port: through the busiest.")
+    print(f"Network {described.name}: {(described.source or 'your own').rstrip('.')}.")
     print(f"\n{folder}/: {', '.join(sorted(entry.name for entry in folder.iterdir()))}", flush=True)
 
 
@@ -179,7 +180,7 @@ def bare(
             row["strategy"], f"{row['workers']:,}", size_label(nbytes), f"{1e3 * seconds:,.3f}", f"{busbw:,.2f}"
         )
     console().print(table)
-    print(f"\nNetwork {network.name}: {network.source or 'your own'}.", flush=True)
+    print(f"\nNetwork {network.name}: {(network.source or 'your own').rstrip('.')}.", flush=True)
 
 
 def draw_all(
@@ -210,25 +211,15 @@ def draw_all(
 
 
 def print_rows(printer: Console, rows: Sequence[Row]) -> None:
-    """Print a line for each strategy and number of workers."""
-    table = new_table(
-        "strategy",
-        "workers",
-        "update, ms",
-        "compute",
-        "communication",
-        "waiting",
-        "tokens/s",
-        "efficiency",
-        "busiest port",
-    )
+    """Print a line for each strategy and number of workers: milliseconds an update, and what is in them."""
+    table = new_table("strategy", "workers", "ms", "computing", "moving", "waiting", "ktokens/s", "efficiency", "port")
     for row in rows:
         times = (row.step_seconds, row.compute_seconds, row.communication_seconds, row.waiting_seconds)
         table.add_row(
             row.strategy,
             f"{row.workers:,}" if row.exact else f"≈ {row.workers:,}",
             *(f"{1e3 * seconds:,.1f}" for seconds in times),
-            f"{row.tokens_per_second:,.0f}",
+            f"{row.tokens_per_second / 1e3:,.0f}",
             f"{row.efficiency:.1%}",
             size_label(row.busiest_port_bytes),
         )

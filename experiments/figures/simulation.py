@@ -63,18 +63,21 @@ def _by_workers(axis: Axes, counts: Sequence[int]) -> None:
 
 
 def _split(axis: Axes, rows: Sequence[Row]) -> None:
-    bottom = np.zeros(len(rows))
+    bottom, whole = np.zeros(len(rows)), np.array([row.step_seconds for row in rows])
     parts = (("compute", GREY, ""), ("communication", BLUE, "//"), ("waiting", ORANGE, ".."))
     for name, shade, hatch in parts:
-        values = np.array([getattr(row, f"{name}_seconds") for row in rows])
+        values = np.array([getattr(row, f"{name}_seconds") for row in rows]) / whole
         axis.bar(range(len(rows)), values, bottom=bottom, color=shade, hatch=hatch, edgecolor="white", label=name)
         bottom += values
     axis.set_xticks(
-        range(len(rows)), [f"{row.strategy}\n{row.workers:,}" for row in rows], fontsize=7, rotation=60, ha="right"
+        range(len(rows)), [f"{row.strategy}\n{row.workers:,}" for row in rows], fontsize=7, rotation=30, ha="right"
     )
-    axis.set_ylabel("time per update (s)")
-    axis.yaxis.set_major_formatter(EngFormatter(unit="s", sep=" "))
-    axis.set_ylim(0, 1.2 * max(bottom.max(), 1e-12))
+    for place, seconds in enumerate(whole.tolist()):
+        label = EngFormatter(unit="s", places=1)(seconds)
+        axis.annotate(label, (place, bottom[place]), (0, 2), textcoords="offset points", ha="center", fontsize=7)
+    axis.set_ylabel("share of an update, whose time is above")
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axis.set_ylim(0, 1.2)
     axis.set_title("Where the time goes", loc="left")
     axis.legend(frameon=False, fontsize=8, ncols=3, loc="upper left")
 
