@@ -212,7 +212,7 @@ def draw_all(
 
 def print_rows(printer: Console, rows: Sequence[Row]) -> None:
     """Print a line for each strategy and number of workers: milliseconds an update, and what is in them."""
-    table = new_table("strategy", "workers", "ms", "computing", "moving", "waiting", "ktokens/s", "efficiency", "port")
+    table = new_table("strategy", "workers", "ms", "computing", "moving", "waiting", "ktok/s", "efficiency", "port, MB")
     for row in rows:
         times = (row.step_seconds, row.compute_seconds, row.communication_seconds, row.waiting_seconds)
         table.add_row(
@@ -221,14 +221,14 @@ def print_rows(printer: Console, rows: Sequence[Row]) -> None:
             *(f"{1e3 * seconds:,.1f}" for seconds in times),
             f"{row.tokens_per_second / 1e3:,.0f}",
             f"{row.efficiency:.1%}",
-            size_label(row.busiest_port_bytes),
+            f"{row.busiest_port_bytes / 1e6:,.0f}",
         )
     printer.print(table)
 
 
 def new_table(*heads: str) -> Table:
     """A table whose columns but the first are numbers."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for number, head in enumerate(heads):
         table.add_column(head, justify="right" if number else "left", no_wrap=True)
     return table
