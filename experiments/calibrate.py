@@ -33,9 +33,6 @@ SERVER = "1 server"
 WITHIN = 0.1
 """The relative error that predictions aim at."""
 
-LEAST_MEMORY = 8 * 2**20
-"""Bytes to calibrate in at least, for enough sizes of messages."""
-
 SECONDS_TO_END = 590
 """A measurement that takes longer hangs."""
 
@@ -166,26 +163,16 @@ def predict_all(
 ) -> list[dict[str, Any]]:
     """Calibrate on two ranks, and predict every all-reduce and a server for so many workers.
 
-    Bandwidth depends on how much memory is worked through, so that there is a calibration for each amount. A rank has
-    its buffer and what that is filled from before every sum, as the bench does, and a core has those of all ranks which
-    share it: 2⌈ranks/cores⌉ buffers.
-
     Returns:
         Rows with `algorithm`, `ranks`, `bytes` and `predicted`, in seconds.
     """
-    cores = cores_here()
-    networks: dict[int, Network] = {}
+    cores, place = cores_here(), folder / "calibration"
+    arguments = ["calibrate", "--network", str(folder / NETWORK_FILE), "--json"]
+    _measure(place, 2, [*arguments, "--seconds", str(seconds), "--deadline", str(deadline)])
+    network = read_network(folder / NETWORK_FILE)
     rows = []
     for size in sizes:
         for workers in ranks:
-            memory = max(2 * -(-workers // cores) * size, LEAST_MEMORY)
-            if memory not in networks:
-                place = folder / f"calibration-{size_label(memory).replace(' ', '')}"
-                file = place / NETWORK_FILE
-                arguments = ["calibrate", "--memory", str(memory), "--network", str(file), "--json"]
-                _measure(place, 2, [*arguments, "--seconds", str(seconds), "--deadline", str(deadline)])
-                networks[memory] = read_network(file)
-            network = networks[memory]
             predicted = {
                 name: predict_reduction(bind(ALGORITHMS.load(name), size), network, workers, cores, size)
                 for name in REDUCTIONS

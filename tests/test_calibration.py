@@ -223,16 +223,12 @@ def test_a_calibration_of_few_pieces_can_be_drawn(tmp_path):
     assert (tmp_path / "calibration.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_what_calibrate_cannot_do_it_says_before_it_measures(run: Run, tmp_path):
-    outcome = run("mpirun", "-n", "3", "bigbatch-exp", "calibrate", "--seconds", "0.1")
-    assert outcome.status == 2
-    assert outcome.err.strip() == (
-        "bigbatch-exp: Messages are measured between two ranks, and there are 3: start it with mpirun -n 2, or without "
-        "mpirun."
-    )
+def test_a_file_that_cannot_be_written_is_known_before_it_is_measured(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(ConfigurationError, match=r"this-machine\.toml cannot be written: .* another with --network\."):
         check_file(tmp_path / "file" / "this-machine.toml")
+    check_file(tmp_path / "new" / "this-machine.toml")
+    assert not (tmp_path / "new" / "this-machine.toml").exists()
 
 
 def test_validate_starts_its_ranks_itself(monkeypatch):

@@ -300,7 +300,7 @@ def fit_wire(seconds: Mapping[int, float]) -> Wire:
     """α and bandwidth, piece by piece, of messages that took so long.
 
     Every piece is the line α + m/B for which the mean of |relative error| over its sizes is least; such a line goes
-    through two of its points, so that all of those are tried, and a point far off has no more weight than another. The
+    through two of its points, or one if α is 0, so that all of those are tried, and a point far off does not pull. The
     number of pieces is the one with the least of 2N log(mean error) + 3K log(N), for N sizes and K pieces. No larger
     message is cheaper than a smaller one.
 
@@ -365,8 +365,8 @@ class Line(NamedTuple):
 def _line(sizes: FloatArray, times: FloatArray) -> Line:
     one, other = np.triu_indices(len(sizes), 1)
     slopes = (times[other] - times[one]) / (sizes[other] - sizes[one])
-    beta = np.concatenate([slopes, times / sizes, np.zeros(len(sizes))])
-    alpha = np.concatenate([times[one] - slopes * sizes[one], np.zeros(len(sizes)), times])
+    beta = np.concatenate([slopes, times / sizes])
+    alpha = np.concatenate([times[one] - slopes * sizes[one], np.zeros(len(sizes))])
     rounding = 1e-12 * times.max()
     alpha[np.abs(alpha) < rounding] = 0.0
     allowed = (alpha >= 0) & (beta >= 0)
@@ -448,9 +448,8 @@ def predict_server(network: Network, workers: int, cores: int, nbytes: int) -> f
     2α + 2Wnβ + (W - 1 + 4/3)nγ for W workers: all gradients are sent before the first request is heard, so that adding
     hides behind none of them, as it does behind none where the server has to take a large message from MPI itself.
     """
-    here = replace(
-        on_cores(network, workers + 1, cores), gamma=network.gamma
-    )  # while the server adds, nobody else does
+    # While the server adds, nobody else does.
+    here = replace(on_cores(network, workers + 1, cores), gamma=network.gamma)
     stream = here.gamma * nbytes / STREAMS
 
     def update(wires: Transport) -> float:
