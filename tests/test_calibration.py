@@ -190,10 +190,11 @@ def test_predictions_are_held_against_what_was_measured(tmp_path, capsys):
     assert [row["error"] for row in rows] == pytest.approx([0.1, 0.5, -0.1])
     assert [(row["algorithm"], row["predicted"], row["seconds"]) for row in rows] == [
         ("ring", 1.1e-3, 1e-3), ("naive", 3e-3, 2e-3), ("ring", 9e-3, 10e-3)]  # fmt: skip
-    print_validation(Console(width=200), rows)
+    print_validation(Console(width=200), rows, 1.25)
     printed = capsys.readouterr().out
     assert "+50" in printed
     assert "median |error| is 10 %, the largest 50 %" in printed
+    assert "1.25 × as long afterwards" in " ".join(printed.split())
     draw_validation(rows, tmp_path / "validation.png")
     assert (tmp_path / "validation.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ConfigurationError, match="ring over 3 ranks, 16777216 bytes, was predicted but not measured"):

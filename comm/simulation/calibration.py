@@ -6,10 +6,11 @@ about; measured on a simulated cluster, they give back the network that it has.
 
 Why the bandwidth of a port comes from both directions at once ("duplex"): the model's ports send and receive
 independently, and a rank of a ring does both all the time. Where a NIC moves the data, both directions are as fast as
-one. Where memory is the wire, the same core copies what its rank sends and what it receives, and a message takes twice
-as long while another comes the other way. Ping-pong, in which only one message moves at a time, would promise twice of
-what a ring gets. The price: what goes one way only is predicted too slow there, by as much as `Points.ping_pong` is
-faster than `Points.duplex`.
+one. Where memory is the wire, cores copy, and if the same one copies what its rank sends and what it receives, or other
+programs use the cores, a message takes up to twice as long while another comes the other way. Ping-pong, in which only
+one message moves at a time, would then promise twice of what a ring gets. The price: what goes one way only is
+predicted too slow, by as much as `Points.ping_pong` is faster than `Points.duplex`. On two cores that do nothing else
+the two have been found alike for large messages.
 
 Memory is part of the wire as well: messages from memory that is in a cache are several times faster than others. So
 every message lies elsewhere, in a walk through as much memory as is given, as chunks of a large buffer do.
