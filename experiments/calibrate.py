@@ -33,9 +33,6 @@ SERVER = "1 server"
 WITHIN = 0.1
 """The relative error that predictions aim at."""
 
-LEAST_MEMORY = 8 * 2**20
-"""Bytes to calibrate in at least, for enough sizes of messages."""
-
 SECONDS_TO_END = 590
 """A measurement that takes longer hangs."""
 
@@ -166,26 +163,13 @@ def predict_all(
 ) -> list[dict[str, Any]]:
     """Calibrate on two ranks, and predict every all-reduce and a server for so many workers.
 
-    Bandwidth depends on how much memory is worked through, so that there is a calibration for each amount. A rank has
-    its buffer and what that is filled from before every sum, as the bench does, and a core has those of all ranks which
-    share it: 2⌈ranks/cores⌉ buffers.
-
     Returns:
         Rows with `algorithm`, `ranks`, `bytes` and `predicted`, in seconds.
     """
-    cores = cores_here()
-    networks: dict[int, Network] = {}
+    network, cores = _calibrate(seconds, deadline, folder / "calibration"), cores_here()
     rows = []
     for size in sizes:
         for workers in ranks:
-            memory = max(2 * -(-workers // cores) * size, LEAST_MEMORY)
-            if memory not in networks:
-                place = folder / f"calibration-{size_label(memory).replace(' ', '')}"
-                file = place / NETWORK_FILE
-                arguments = ["calibrate", "--memory", str(memory), "--network", str(file), "--json"]
-                _measure(place, 2, [*arguments, "--seconds", str(seconds), "--deadline", str(deadline)])
-                networks[memory] = read_network(file)
-            network = networks[memory]
             predicted = {
                 name: predict_reduction(bind(ALGORITHMS.load(name), size), network, workers, cores, size)
                 for name in REDUCTIONS
@@ -196,6 +180,26 @@ def predict_all(
                 for name, time in predicted.items()
             ]
     return rows
+
+
+def drift(sizes: Sequence[int], seconds: float, deadline: float, folder: Path) -> float:
+    """How many times as long messages of the smallest of the sizes take now as when the predictions were made.
+
+    Nothing is predicted from it: it says whether the machine was the same for both, or other programs came or went.
+    """
+    before, now = (
+        read_network(folder / "calibration" / NETWORK_FILE),
+        _calibrate(seconds, deadline, folder / "calibration-after"),
+    )
+    first, later = (sum(network.wires.cost(min(sizes))) for network in (before, now))
+    return later / first
+
+
+def _calibrate(seconds: float, deadline: float, place: Path) -> Network:
+    """What `calibrate` writes, measured in processes of its own."""
+    arguments = ["calibrate", "--network", str(place / NETWORK_FILE), "--json"]
+    _measure(place, 2, [*arguments, "--seconds", str(seconds), "--deadline", str(deadline)])
+    return read_network(place / NETWORK_FILE)
 
 
 def measure_ranks(
@@ -246,8 +250,8 @@ def compared(predicted: Sequence[dict[str, Any]], measured: Sequence[dict[str, A
     return rows
 
 
-def print_validation(console: Console, rows: Sequence[dict[str, Any]]) -> None:
-    """Print predicted and measured times, and by how much they differ."""
+def print_validation(console: Console, rows: Sequence[dict[str, Any]], drifted: float) -> None:
+    """Print predicted and measured times, and by how much they differ; `drifted` is as `drift` has it."""
     table = _table("", "ranks", "predicted\nms", "measured\nms", "quartiles\nms", "error\n%")
     for size in dict.fromkeys(row["bytes"] for row in rows):
         table.add_row(f"[bold]{size_label(size)}[/bold]")
@@ -267,5 +271,6 @@ def print_validation(console: Console, rows: Sequence[dict[str, Any]]) -> None:
         f"\n{np.count_nonzero(errors <= WITHIN)} of {len(errors)} predictions are within {100 * WITHIN:g} %; the "
         f"median |error| is {100 * np.median(errors):.0f} %, the largest {100 * errors.max():.0f} %. Predicted from "
         f"messages between two ranks and the number of cores ({cores_here()}), before anything else was measured. "
-        "Error: predicted / measured − 1."
+        f"Error: predicted / measured − 1. Messages between two ranks take {drifted:.2f} × as long afterwards as they "
+        "did when the predictions were made; far from 1, other programs came or went, and the errors are theirs too."
     )

@@ -18,6 +18,7 @@ from bigbatch.experiments.calibrate import (
     calibrated,
     check_file,
     compared,
+    drift,
     keep_network,
     measure_ranks,
     predict_all,
@@ -104,12 +105,13 @@ def validate(
     predicted = predict_all(sizes, ranks, seconds, deadline, folder)
     write_json(folder / "predictions.json", {"rows": predicted})  # before anything of it is measured
     rows = compared(predicted, measure_ranks(sizes, ranks, seconds, deadline, folder))
-    write_json(folder / SUMMARY, {"rows": rows, "environment": environment()})
+    drifted = drift(sizes, seconds, deadline, folder)
+    write_json(folder / SUMMARY, {"rows": rows, "drift": drifted, "environment": environment()})
     draw_validation(rows, folder / "validation.png")
     if as_rows:
         print(json.dumps(rows, indent=2), flush=True)
     else:
-        print_validation(console(), rows)
+        print_validation(console(), rows, drifted)
         print(f"\n{folder}/: {', '.join(sorted(entry.name for entry in folder.iterdir()))}", flush=True)
 
 

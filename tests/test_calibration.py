@@ -190,10 +190,11 @@ def test_predictions_are_held_against_what_was_measured(tmp_path, capsys):
     assert [row["error"] for row in rows] == pytest.approx([0.1, 0.5, -0.1])
     assert [(row["algorithm"], row["predicted"], row["seconds"]) for row in rows] == [
         ("ring", 1.1e-3, 1e-3), ("naive", 3e-3, 2e-3), ("ring", 9e-3, 10e-3)]  # fmt: skip
-    print_validation(Console(width=200), rows)
+    print_validation(Console(width=200), rows, 1.25)
     printed = capsys.readouterr().out
     assert "+50" in printed
     assert "median |error| is 10 %, the largest 50 %" in printed
+    assert "1.25 × as long afterwards" in " ".join(printed.split())
     draw_validation(rows, tmp_path / "validation.png")
     assert (tmp_path / "validation.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ConfigurationError, match="ring over 3 ranks, 16777216 bytes, was predicted but not measured"):
@@ -223,16 +224,12 @@ def test_a_calibration_of_few_pieces_can_be_drawn(tmp_path):
     assert (tmp_path / "calibration.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_what_calibrate_cannot_do_it_says_before_it_measures(run: Run, tmp_path):
-    outcome = run("mpirun", "-n", "3", "bigbatch-exp", "calibrate", "--seconds", "0.1")
-    assert outcome.status == 2
-    assert outcome.err.strip() == (
-        "bigbatch-exp: Messages are measured between two ranks, and there are 3: start it with mpirun -n 2, or without "
-        "mpirun."
-    )
+def test_a_file_that_cannot_be_written_is_known_before_it_is_measured(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(ConfigurationError, match=r"this-machine\.toml cannot be written: .* another with --network\."):
         check_file(tmp_path / "file" / "this-machine.toml")
+    check_file(tmp_path / "new" / "this-machine.toml")
+    assert not (tmp_path / "new" / "this-machine.toml").exists()
 
 
 def test_validate_starts_its_ranks_itself(monkeypatch):

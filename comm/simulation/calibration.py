@@ -6,10 +6,11 @@ about; measured on a simulated cluster, they give back the network that it has.
 
 Why the bandwidth of a port comes from both directions at once ("duplex"): the model's ports send and receive
 independently, and a rank of a ring does both all the time. Where a NIC moves the data, both directions are as fast as
-one. Where memory is the wire, the same core copies what its rank sends and what it receives, and a message takes twice
-as long while another comes the other way. Ping-pong, in which only one message moves at a time, would promise twice of
-what a ring gets. The price: what goes one way only is predicted too slow there, by as much as `Points.ping_pong` is
-faster than `Points.duplex`.
+one. Where memory is the wire, cores copy, and if the same one copies what its rank sends and what it receives, or other
+programs use the cores, a message takes up to twice as long while another comes the other way. Ping-pong, in which only
+one message moves at a time, would then promise twice of what a ring gets. The price: what goes one way only is
+predicted too slow, by as much as `Points.ping_pong` is faster than `Points.duplex`. On two cores that do nothing else
+the two have been found alike for large messages.
 
 Memory is part of the wire as well: messages from memory that is in a cache are several times faster than others. So
 every message lies elsewhere, in a walk through as much memory as is given, as chunks of a large buffer do.
@@ -300,7 +301,7 @@ def fit_wire(seconds: Mapping[int, float]) -> Wire:
     """α and bandwidth, piece by piece, of messages that took so long.
 
     Every piece is the line α + m/B for which the mean of |relative error| over its sizes is least; such a line goes
-    through two of its points, so that all of those are tried, and a point far off has no more weight than another. The
+    through two of its points, or one if α is 0, so that all of those are tried, and a point far off does not pull. The
     number of pieces is the one with the least of 2N log(mean error) + 3K log(N), for N sizes and K pieces. No larger
     message is cheaper than a smaller one.
 
@@ -365,8 +366,8 @@ class Line(NamedTuple):
 def _line(sizes: FloatArray, times: FloatArray) -> Line:
     one, other = np.triu_indices(len(sizes), 1)
     slopes = (times[other] - times[one]) / (sizes[other] - sizes[one])
-    beta = np.concatenate([slopes, times / sizes, np.zeros(len(sizes))])
-    alpha = np.concatenate([times[one] - slopes * sizes[one], np.zeros(len(sizes)), times])
+    beta = np.concatenate([slopes, times / sizes])
+    alpha = np.concatenate([times[one] - slopes * sizes[one], np.zeros(len(sizes))])
     rounding = 1e-12 * times.max()
     alpha[np.abs(alpha) < rounding] = 0.0
     allowed = (alpha >= 0) & (beta >= 0)
@@ -448,9 +449,8 @@ def predict_server(network: Network, workers: int, cores: int, nbytes: int) -> f
     2α + 2Wnβ + (W - 1 + 4/3)nγ for W workers: all gradients are sent before the first request is heard, so that adding
     hides behind none of them, as it does behind none where the server has to take a large message from MPI itself.
     """
-    here = replace(
-        on_cores(network, workers + 1, cores), gamma=network.gamma
-    )  # while the server adds, nobody else does
+    # While the server adds, nobody else does.
+    here = replace(on_cores(network, workers + 1, cores), gamma=network.gamma)
     stream = here.gamma * nbytes / STREAMS
 
     def update(wires: Transport) -> float:

@@ -144,7 +144,9 @@ def draw_validation(rows: Sequence[dict[str, Any]], path: Path) -> None:
     for axis in (against.xaxis, against.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: seconds_label(value)))
     against.set_title("predicted against measured time", loc="left", fontsize=10)
-    errors.set_xticks(range(len(groups)), [f"{size_label(size)}\n{workers} workers" for size, workers in groups])
+    errors.set_xticks(
+        range(len(groups)), [f"{size_label(size)}\n{workers} workers" for size, workers in groups], fontsize=8
+    )
     errors.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g} %" if value else "0"))
     errors.set_title("predicted / measured − 1", loc="left", fontsize=10)
     figure.legend(loc="outside right center", frameon=False, fontsize=8)
