@@ -22,7 +22,11 @@ def share(transport: Transport, value: Any, occasion: str = "tell the others wha
     Raises:
         DeadlineError: on every rank that came, naming those that did not.
     """
-    texts = transport.exchange(json.dumps(value))
+    return _read(transport, transport.exchange(json.dumps(value)), occasion)
+
+
+def _read(transport: Transport, texts: Sequence[str | None], occasion: str) -> list[Any]:
+    """What every rank said, unless one did not."""
     missing = [str(rank) for rank, text in enumerate(texts) if text is None]
     if missing:
         raise DeadlineError(
@@ -69,7 +73,11 @@ def agree(transport: Transport, what: str, entries: Sequence[tuple[str, Any]]) -
         MismatchError: on every rank, naming the first rank that differs from rank 0 and the first entry in which
             it does.
     """
-    lists = share(transport, [[name, value] for name, value in entries], f"compare {what}s")
+    text = json.dumps([[name, value] for name, value in entries])
+    texts = transport.exchange(text)
+    if texts.count(text) == len(texts):  # as it should be; many ranks would take long to read what many say
+        return
+    lists = _read(transport, texts, f"compare {what}s")
     for rank, theirs in enumerate(lists):
         if theirs != lists[0]:
             error = MismatchError(_difference(what, rank, theirs, lists[0]))

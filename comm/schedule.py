@@ -128,10 +128,14 @@ PACKET_BYTES = 1024 * 1024
 """The size of a packet: small against a processor's cache, large against a message's latency."""
 
 
+MOST_PACKETS = 64
+"""Of one transfer: those of larger ones are larger, as more would hide nothing that so many do not."""
+
+
 def packets(round_: Round, nbytes: IntArray) -> IntArray:
     """(transfers,) in how many messages each transfer of a round travels.
 
-    What the target adds comes in packets of at most `PACKET_BYTES`, so that it can add one, which is then still in its
+    What the target adds comes in packets of about `PACKET_BYTES`, so that it can add one, which is then still in its
     cache, while the next arrives. It remains one message if the target replaces, and so needs no other place for it;
     if the target must keep what it has until that was sent; or if something else than a sum over just the same chunks
     arrives there too, so that whole transfers must be taken in in the table's order.
@@ -144,7 +148,7 @@ def packets(round_: Round, nbytes: IntArray) -> IntArray:
     long = round_.reduce & (nbytes > PACKET_BYTES)
     if long.any():
         cut = long & ~sent_by_target(round_) & (_alike(round_) == _overlapping(round_, round_.target))
-        counts[cut] = -(-nbytes[cut] // PACKET_BYTES)
+        counts[cut] = np.minimum(MOST_PACKETS, -(-nbytes[cut] // PACKET_BYTES))
     return counts
 
 

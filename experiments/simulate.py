@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from bigbatch.comm.agreement import share
 from bigbatch.comm.collectives import ALGORITHMS, bind
 from bigbatch.comm.collectives.recursive_doubling import recursive_doubling
 from bigbatch.comm.errors import ConfigurationError
@@ -281,14 +280,16 @@ def on_cluster(
         prepare: called on every rank once it has started.
     """
     shares = np.diff(workload.ready(), prepend=0.0).tolist()
+    started: list[float] = []
 
     def body(transport: Transport) -> Any:
         parameters = FlatParameters(PhantomModel(workload.size))
         own = strategy(transport)
         own.bucket_bytes = workload.bucket_bytes
         own.start(parameters, plain_sgd)
-        everyone = share(transport, transport.now())
-        transport.spend(START_TOGETHER * (1 + max(everyone)) - transport.now())
+        started.append(transport.now())
+        transport.barrier()
+        transport.spend(START_TOGETHER * (1 + max(started)) - transport.now())
         prepare(transport)
 
         def work() -> list[list[float]]:

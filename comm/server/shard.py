@@ -41,12 +41,12 @@ class Gathering:
 
     Attributes:
         gradients: by worker.
-        folded: workers whose gradients are in `total` already, in this order.
+        folded: workers whose gradients are in `total` already.
         total: (elements,) the sum of those.
     """
 
     gradients: dict[int, Gradient] = field(default_factory=dict)
-    folded: list[int] = field(default_factory=list)
+    folded: set[int] = field(default_factory=set)
     total: Tensor | None = None
 
 
@@ -258,7 +258,7 @@ class Shard:
                 return
             gradient = gathering.gradients[worker]
             self._stale.correct(gradient.values, gradient.weight, self.values, self._remembered.get(worker))
-            gathering.folded.append(worker)
+            gathering.folded.add(worker)
             yield gradient.values
 
     def _make(self, gathering: Gathering) -> None:

@@ -51,6 +51,7 @@ class Cluster:
         waiting: what is waited for -> since when.
         give_way: lets happen what happens next, and returns when somebody switches back.
         shelf: where ranks put the windows that others of their node take.
+        texts: where they put what all others read.
 
     Raises:
         ConfigurationError: fewer than one rank, or a failure of a rank that does not exist.
@@ -71,6 +72,7 @@ class Cluster:
         self.strict = network.free
         self.waiting: dict[Awaited, float] = {}
         self.shelf: dict[int, NDArray[np.uint8]] = {}
+        self.texts: list[str | None] = [None] * size
         self._failures = dict(failures or {})
         for rank in self._failures:
             if not 0 <= rank < size:
@@ -502,6 +504,14 @@ class ClusterTransport(Transport):
     def shares_memory(self) -> bool:
         """On a free network: on any other it would be a way round it."""
         return self.cluster.network.free
+
+    def exchange(self, text: str) -> list[str | None]:
+        """Every rank's text, on every rank: in one process all can look at the same list, when everyone has come."""
+        self.cluster.texts[self.rank] = text
+        self.barrier()
+        texts = list(self.cluster.texts)
+        self.barrier()
+        return texts
 
     def check_beside(self) -> None:
         """There is always room for a greenlet more."""
