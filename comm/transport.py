@@ -352,7 +352,8 @@ def consecutive_nodes(size: int, node_size: int) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(range(first, min(first + node_size, size))) for first in range(0, size, node_size))
 
 
-def nodes_among(nodes: Sequence[Sequence[int]], ranks: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+@lru_cache(maxsize=4)
+def nodes_among(nodes: tuple[tuple[int, ...], ...], ranks: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
     """The nodes of some of the ranks, which are numbered anew from 0 in the order given."""
     number = {rank: place for place, rank in enumerate(ranks)}
     inside = [tuple(sorted(number[rank] for rank in node if rank in number)) for node in nodes]
@@ -378,7 +379,7 @@ class Group(Transport):
         super().__init__(list(ranks).index(parent.rank), len(ranks), parent.deadline)
         self._parent = parent
         self._ranks = list(ranks)
-        self.nodes = nodes_among(parent.nodes, self._ranks)
+        self.nodes = nodes_among(parent.nodes, tuple(self._ranks))
 
     def count(self, *, messages: int, bytes_: int) -> None:
         """Nothing: the parent counts what passes through it."""

@@ -129,7 +129,7 @@ class MPITransport(OnThreads):
         everyone = self._communicator.Get_group()
         group = everyone.Incl(ranks)
         some = MPITransport(deadline=self.deadline, communicator=self._communicator.Create_group(group))
-        some.nodes = nodes_among(self.nodes, ranks)
+        some.nodes = nodes_among(self.nodes, tuple(ranks))
         group.Free()
         everyone.Free()
         return some
