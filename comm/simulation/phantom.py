@@ -2,10 +2,14 @@
 
 import mmap
 import sys
+from functools import lru_cache
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import DTypeLike
+
+LEAST_POWER = 36
+"""Phantoms of up to 2^36 bytes have the same addresses."""
 
 NO_RESERVE = 0x4000 if sys.platform == "linux" else 0
 """mmap's flag for memory that is not counted before it is touched, as linux/mman.h has it."""
@@ -30,9 +34,14 @@ class Phantom(np.ndarray[Any, Any]):
         return self
 
 
+@lru_cache(maxsize=1)
+def _nowhere(nbytes: int) -> mmap.mmap:
+    """Addresses without memory, for all phantoms alike: there are limits to how many of those a process may have."""
+    return mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE)
+
+
 def phantom(elements: int, dtype: DTypeLike = np.float32) -> Phantom:
     """A buffer of so many elements, (elements,), that takes room in no memory."""
     kind = np.dtype(dtype)
-    nbytes = max(1, elements * kind.itemsize)
-    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE)
-    return np.frombuffer(memory, dtype=kind, count=elements).view(Phantom)
+    powers = max(LEAST_POWER, (elements * kind.itemsize).bit_length())
+    return np.frombuffer(_nowhere(1 << powers), dtype=kind, count=elements).view(Phantom)
