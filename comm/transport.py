@@ -305,7 +305,7 @@ class Transport(ABC):
         """Have what is done inside recorded, if there is a trace; see `bigbatch.comm.trace` for the kinds."""
         return nullcontext() if self.trace is None else self.trace.span(kind, name, nbytes)
 
-    def spend(self, seconds: float, name: str = "") -> None:  # noqa: B027
+    def spend(self, seconds: float, name: str = "") -> None:  # noqa: B027 - real clocks run by themselves
         """Charge `seconds` of computation to a simulated clock; on a real one computing takes its own time.
 
         Args:

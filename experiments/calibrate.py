@@ -17,12 +17,13 @@ from bigbatch.comm.collectives import ALGORITHMS, bind
 from bigbatch.comm.errors import BigBatchError, ConfigurationError
 from bigbatch.comm.simulation.calibration import Points, as_toml, predict_reduction, predict_server
 from bigbatch.comm.simulation.network import Network, as_entries, read_network
+from bigbatch.comm.simulation.presets import THIS_MACHINE
 from bigbatch.experiments.bench import size_label
 from bigbatch.experiments.launcher import launch_command, launch_environment
 from bigbatch.experiments.run import SUMMARY
 from bigbatch.experiments.wires import all_reduce_named
 
-NETWORK_FILE = "this-machine.toml"
+NETWORK_FILE = f"{THIS_MACHINE}.toml"
 
 REDUCTIONS = ("ring", "halving-doubling", "recursive-doubling", "naive")
 """All-reduces to validate with: they share ports in different ways."""

@@ -202,7 +202,7 @@ class Commands(click.Group):
             return super().resolve_command(ctx, args)
         return name, self.get_command(ctx, name), args[1:]
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's own signature
         """Two lists: strategies, commands."""
         with formatter.section("Strategies (or FILE.py:Name)"):
             formatter.write_dl([(name, strategy_command(name).get_short_help_str(90)) for name in STRATEGIES.names()])

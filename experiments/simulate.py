@@ -93,7 +93,7 @@ class Row:
         waiting_seconds: of it, a worker stands still for slower ones.
         tokens_per_second: of all workers together.
         efficiency: that, over the tokens a second of as many workers that exchange nothing and are never slowed.
-        busiest_port_bytes: through the busiest port in an update, gradients and parameters only.
+        busiest_port_bytes: through the busiest port in an update, gradients and parameters only; None if not known.
         exact: whether every message was followed; else those that overtake others, being too many, were not.
     """
 
@@ -106,14 +106,15 @@ class Row:
     waiting_seconds: float
     tokens_per_second: float
     efficiency: float
-    busiest_port_bytes: int
+    busiest_port_bytes: int | None
     exact: bool = True
 
 
 def rounds_named(name: str) -> Callable[..., Any] | None:
     """The all-reduce of that name or in that file, if it is made of rounds."""
     if name in ALGORITHMS.names():
-        return ALGORITHMS.load(name)  # type: ignore[no-any-return]
+        algorithm: Callable[..., Any] = ALGORITHMS.load(name)
+        return algorithm
     strategy = STRATEGIES.load(name)
     return strategy.rounds if issubclass(strategy, AllReduce) else None
 
@@ -155,7 +156,7 @@ class Updates:
         """Seconds of the slowest worker's slowest update."""
         return float(self._steps.max())
 
-    def row(self, strategy: str, workers: int, network: Network, workload: Workload, busiest: int) -> Row:
+    def row(self, strategy: str, workers: int, network: Network, workload: Workload, busiest: int | None) -> Row:
         """Their means."""
         step, compute, waiting = (float(part.mean()) for part in (self._steps, self._computing, self._waiting))
         alone = workers * workload.tokens / workload.compute
@@ -315,10 +316,13 @@ def on_cluster(
     return Updates(columns[0], columns[1], columns[2], columns[3], tokens=float(columns[4].max()))
 
 
-def served_bytes(strategy: type[Strategy], workers: int, workload: Workload) -> int:
-    """Bytes of gradients through a server's port in an update, or of values; a server beside a worker saves its own."""
+def served_bytes(strategy: type[Strategy], workers: int, workload: Workload) -> int | None:
+    """Bytes of gradients through a server's port in an update, or of values; None if the strategy has no servers.
+
+    A server beside a worker saves its own.
+    """
     if not issubclass(strategy, ParameterServer):
-        raise ConfigurationError(f"Nobody has said how many bytes pass the busiest port with {strategy.__name__}.")
+        return None
     setup = strategy.setup
     senders, servers = (workers - 1, workers) if setup.colocated else (workers, setup.servers)
     return senders * workload.size.parameters * ELEMENT_BYTES // servers

@@ -18,7 +18,15 @@ from bigbatch.comm.simulation.presets import network_named
 from bigbatch.experiments.bench import size_label
 from bigbatch.experiments.cli import BYTES, FILE, POSITIVE, TOKENS, Count, console, told
 from bigbatch.experiments.run import SUMMARY, TRACE, environment, make_folder, new_folder, write_json
-from bigbatch.experiments.simulate import Row, Workload, bare_row, crossover, simulate_row, traced_update
+from bigbatch.experiments.simulate import (
+    Row,
+    Workload,
+    bare_row,
+    crossover,
+    simulate_row,
+    strategy_named,
+    traced_update,
+)
 from bigbatch.experiments.simulated import NETWORK, computing_on
 from bigbatch.sizes import ModelSize, model_named, model_of
 
@@ -48,15 +56,10 @@ class Counts(click.ParamType[tuple[int, ...]]):
         found: set[int] = set()
         for word in str(value).split(","):
             first, dots, last = word.strip().partition("..")
-            ends = [first, last] if dots else [first, first]
-            if not all(end.isdecimal() and 1 <= int(end) <= MOST_WORKERS for end in ends) or int(ends[0]) > int(
-                ends[1]
-            ):
-                self.fail(
-                    f"{word!r} is no number of workers; write 64, or 8..4096, which doubles from 8 on", param, ctx
-                )
-            count = int(ends[0])
-            while count <= int(ends[1]):
+            count, most = (int(end) if end.isdecimal() else 0 for end in (first, last if dots else first))
+            if not 1 <= count <= most <= MOST_WORKERS:
+                self.fail(f"{word!r} is no number of workers; write 64, or 8..4096, which doubles from 8", param, ctx)
+            while count <= most:
                 found.add(count)
                 count *= 2
         return tuple(sorted(found))
@@ -110,6 +113,8 @@ def simulate(
     size, load = workload_of(options)
     stragglers = stragglers_named(options["straggler"])
     stragglers.check_ranks(min(workers))
+    for name in strategies:  # all names are looked up before anything takes long
+        strategy_named(name, servers)
     folder = out or new_folder("simulate")
     make_folder(folder)
     say = told(True)
@@ -221,7 +226,7 @@ def print_rows(printer: Console, rows: Sequence[Row]) -> None:
             *(f"{1e3 * seconds:,.1f}" for seconds in times),
             f"{row.tokens_per_second / 1e3:,.0f}",
             f"{row.efficiency:.1%}",
-            f"{row.busiest_port_bytes / 1e6:,.0f}",
+            "not known" if row.busiest_port_bytes is None else f"{row.busiest_port_bytes / 1e6:,.0f}",
         )
     printer.print(table)
 
