@@ -115,6 +115,9 @@ OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
     click.option("--arms", default="large,accumulated,small", show_default=True, help="What to compare."),
     click.option("--tokens", type=TOKENS, default="500k", show_default=True, help="To train each arm on."),
     click.option("--validation-tokens", type=TOKENS, default="8k", show_default=True, help="To measure the loss on."),
+    click.option(
+        "--target", type=POSITIVE_NUMBER, help="End an arm as soon as its validation loss is that low, in nats/token."
+    ),
     click.option("--learning-rate", type=POSITIVE_NUMBER, default=1e-3, show_default=True, help="Of every arm."),
     click.option(
         "--optimizer", default="adamw", show_default=True, help="sgd, adam, adamw, torch.optim:RMSprop, FILE.py:name."

@@ -18,7 +18,7 @@ from bigbatch.comm.strategy import Strategy
 from bigbatch.comm.trace import Span, Trace, clock_offset, gather, joined
 from bigbatch.comm.transport import Transport
 from bigbatch.experiments.progress import Reporter
-from bigbatch.experiments.run import RunWriter, environment
+from bigbatch.experiments.run import RunWriter, environment, first_reaching
 from bigbatch.experiments.settings import Settings
 from bigbatch.experiments.simulated import Simulation, fastest
 from bigbatch.memory import peak_bytes, reset_peak
@@ -31,6 +31,9 @@ from bigbatch.trainer import Trainer, Update
 
 VALIDATIONS = 8
 """How often an arm measures its validation loss while it trains, at equal distances; once before, too."""
+
+TARGET_STEPS = 1.1
+"""On the way to a target the validation loss is measured whenever the updates have become so many times as many."""
 
 LAST_SHARE = 0.1
 """The training loss reported is the mean over this last share of the tokens."""
@@ -116,6 +119,7 @@ class Experiment:
             "strategy": self.name,
             "workers": self.plan.workers,
             "task": self.settings.task,
+            "target": self.settings.target,
             "corpus_sha256": task.corpus_sha256,
             "parameters": results[0].pop("parameters"),
             "arms": [{key: value for key, value in result.items() if key != "parameters"} for result in results],
@@ -160,12 +164,14 @@ class Experiment:
         mine = {
             "peak": peak_bytes(self.device) if self.simulation is None else math.nan,  # of all ranks together
             "history": None if history is None else history.totals(),
+            "until": None if history is None else history.until(settings.target),
             "statistics": strategy.statistics(),
         }
         ranks = share(transport, mine)
         buckets = len(strategy.buckets)
         strategy.close()
-        row = {**summarise(arm, examples, ranks), "buckets": buckets, "remarks": strategy.remarks}
+        first = next(rank["until"] for rank in ranks if rank["until"] is not None)
+        row = {**summarise(arm, ranks), **first, "buckets": buckets, "remarks": strategy.remarks}
         return {"parameters": parameters.values.numel(), **row}
 
     def _pace(
@@ -244,20 +250,11 @@ def train(
     history = History()
     validation_examples = math.ceil(settings.validation_tokens / trainer.task.example_tokens)
     updates = trainer.plan.updates(trainer.examples)
-    stops = sorted(set(np.linspace(0, updates, VALIDATIONS + 1).round().astype(int).tolist()) - {0})
+    stops = validation_points(updates, to_target=settings.target is not None)
 
     def validate(number: int) -> None:
-        history.validation_loss = trainer.validate(validation_examples)
-        record(
-            {
-                "kind": "validation",
-                "arm": arm,
-                "update": number,
-                "tokens": history.tokens,
-                "seconds": history.seconds,
-                "loss": history.validation_loss,
-            }
-        )
+        history.validated(number, history.tokens, history.seconds, trainer.validate(validation_examples))
+        record({"kind": "validation", "arm": arm, **asdict(history.validations[-1])})
 
     trainer.warm_up()
     validate(0)
@@ -276,7 +273,42 @@ def train(
             bar.advance(update.number, update.loss)
             while stops and update.number >= stops[0]:  # all workers stop as often, and wait for each other
                 validate(stops.pop(0))
+            if history.ended(settings.target):  # for all workers alike: they have measured the same
+                break
     return history
+
+
+def validation_points(updates: int, *, to_target: bool) -> list[int]:
+    """After which updates the validation loss is measured; the last is always among them.
+
+    Args:
+        updates: how many there are, at most.
+        to_target: whether to measure at equal ratios, to know how many updates a loss took to that precision, instead
+            of at equal distances.
+    """
+    if not to_target:
+        return sorted(set(np.linspace(0, updates, VALIDATIONS + 1).round().astype(int).tolist()) - {0})
+    points = [1]
+    while points[-1] < updates:
+        points.append(min(updates, math.ceil(TARGET_STEPS * points[-1])))
+    return points
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The validation loss, as it was measured once.
+
+    Attributes:
+        update: the number of the update after which that was.
+        tokens: of all workers until then.
+        seconds: of training until then.
+        loss: in nats per token.
+    """
+
+    update: int
+    tokens: float
+    seconds: float
+    loss: float
 
 
 class History:
@@ -286,20 +318,43 @@ class History:
         updates: all of them, in order.
         tokens: of all workers so far.
         seconds: of this worker's training so far; validation is not counted.
-        validation_loss: the last one measured, in nats per token.
+        validations: the validation losses so far.
     """
 
     def __init__(self) -> None:
         self.updates: list[Update] = []
         self.tokens = 0
         self.seconds = 0.0
-        self.validation_loss = float("nan")
+        self.validations: list[Validation] = []
 
     def add(self, update: Update) -> None:
         """One more update."""
         self.updates.append(update)
         self.tokens = update.total_tokens
         self.seconds += update.seconds
+
+    def validated(self, update: int, tokens: float, seconds: float, loss: float) -> None:
+        """The validation loss was measured."""
+        self.validations.append(Validation(update, tokens, seconds, loss))
+
+    @property
+    def validation_loss(self) -> float:
+        """The last one measured, in nats per token; NaN before the first."""
+        return self.validations[-1].loss if self.validations else float("nan")
+
+    def until(self, target: float | None) -> dict[str, float | None]:
+        """Updates, tokens and seconds until the target was reached, if it was; nothing if there is none."""
+        if target is None:
+            return {}
+        losses = [validation.loss for validation in self.validations]
+        return {
+            f"{what}_to_target": first_reaching([getattr(v, name) for v in self.validations], losses, target)
+            for what, name in (("updates", "update"), ("tokens", "tokens"), ("seconds", "seconds"))
+        }
+
+    def ended(self, target: float | None) -> bool:
+        """Whether there is no more to train for: the target is reached, or cannot be, the loss being no number."""
+        return target is not None and not self.validation_loss > target
 
     def training_loss(self) -> float:
         """The mean loss per token over the last tenth of the tokens, in nats."""
@@ -322,6 +377,7 @@ class History:
             "total_communication": sum(update.total_communication_seconds for update in self.updates),
             "waiting": sum(update.waiting_seconds for update in self.updates),
             "updates": len(self.updates),
+            "last_update": self.updates[-1].number if self.updates else 0,
             "bytes_sent": sum(update.bytes_sent for update in self.updates),
             "training_loss": self.training_loss(),
             "validation_loss": self.validation_loss,
@@ -329,13 +385,12 @@ class History:
 
 
 def summarise(
-    arm: Arm, examples: int, ranks: list[dict[str, Any]], tokens: float | None = None, seconds: float | None = None
+    arm: Arm, ranks: list[dict[str, Any]], tokens: float | None = None, seconds: float | None = None
 ) -> dict[str, Any]:
     """One arm's row.
 
     Args:
         arm: which.
-        examples: that it was to see.
         ranks: of each rank, its `peak` memory in bytes, its history's totals (`history`) if it trained, and what its
             strategy has counted (`statistics`).
         tokens: that it was trained on, if the workers do not know.
@@ -360,7 +415,7 @@ def summarise(
         "global_batch": arm.plan.global_batch,
         "micro_batch": arm.plan.micro_batch,
         "accumulation": arm.plan.accumulation,
-        "updates": arm.plan.updates(examples),
+        "updates": max((history["last_update"] for history in histories), default=0),
         "worker_updates": sum(history["updates"] for history in histories),
         "skipped_updates": max((history["skipped"] for history in histories), default=0),
         "tokens": tokens,

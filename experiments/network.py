@@ -363,7 +363,7 @@ class ServedArm:
         }
         server = {"peak": peak_bytes(torch.device("cpu")), "history": None, "statistics": statistics}
         there = replace(self._arm, plan=replace(self._arm.plan, workers=max(1, self.server.most_workers)))
-        row = summarise(there, self._examples, [*ranks, server], shard.tokens, self._busy.seconds)
+        row = summarise(there, [*ranks, server], shard.tokens, self._busy.seconds)
         made = shard.version + shard.skipped
         return {**row, "workers": there.plan.workers, "updates": made, "buckets": 1, "remarks": []}
 
@@ -414,7 +414,7 @@ def rank_of(notes: Iterable[tuple[float, Sequence[float]]]) -> dict[str, Any] | 
         if record["kind"] == "update":
             history.add(Update(**{name: record[name] for name in UPDATE_FIELDS}))
         elif record["kind"] == "validation":
-            history.validation_loss = record["loss"]
+            history.validated(record["update"], record["tokens"], record["seconds"], record["loss"])
         else:
             peak = record["bytes"]
     return {"peak": peak, "history": history.totals(), "statistics": {}} if history.updates else None

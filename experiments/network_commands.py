@@ -66,6 +66,7 @@ def serving_options(command: Any) -> Any:
 
 
 UNUSED = {
+    "target": None,
     "bucket_size": 2**20,
     "overlap": False,
     "node_size": None,

@@ -25,6 +25,13 @@ ROWS = (
     ("validation loss, nats/token", "validation_loss", 1, 3),
 )
 
+# Of runs that train until a loss is reached.
+TARGET_ROWS = (
+    ("updates until the target", "updates_to_target", 1, 0),
+    ("tokens until the target, k", "tokens_to_target", 1e-3, 0),
+    ("seconds until the target", "seconds_to_target", 1, 1),
+)
+
 
 def setting(summary: Summary) -> str:
     """A sentence about what was simulated; empty if nothing was."""
@@ -62,7 +69,8 @@ def _add_rows(table: Table, arms: list[dict[str, Any]], workers: int, name: str 
         "  = workers × micro × accumulation",
         *(f"{arm.get('workers', workers)} × {arm['micro_batch']} × {arm['accumulation']}" for arm in arms),
     )
-    for label, key, factor, decimals in ROWS:
+    targets = TARGET_ROWS if any("updates_to_target" in arm for arm in arms) else ()
+    for label, key, factor, decimals in (*ROWS, *targets):
         table.add_row(label, *(_number(arm[key], factor, decimals) for arm in arms))
     if any(arm["skipped_updates"] for arm in arms):
         table.add_row("updates that were not applied", *(str(arm["skipped_updates"]) for arm in arms))
@@ -117,6 +125,8 @@ def verdict(summary: Summary) -> str:
     clauses = []
     if any(arm["tokens_per_second"] is None for arm in arms.values()):
         return "No worker could say how long it took, so that there is nothing to compare."
+    if summary.get("target") is not None:
+        return _raced(list(arms.values()), summary["target"])
     large, accumulated, small = (arms.get(name) for name in ("large", "accumulated", "small"))
     if large and accumulated:
         clauses.append(
@@ -143,6 +153,20 @@ def verdict(summary: Summary) -> str:
         )
     sentence = "; ".join(clauses)
     return sentence[0].upper() + sentence[1:] + "."
+
+
+def _raced(arms: Sequence[dict[str, Any]], target: float) -> str:
+    """One sentence about arms that trained until a loss was reached."""
+    clauses = []
+    for arm in arms:
+        if arm["updates_to_target"] is None:
+            clauses.append(f"{arm['name']} did not within {arm['updates']:,} updates")
+        else:
+            clauses.append(
+                f"{arm['name']} did after {arm['updates_to_target']:,.0f} updates of {arm['global_batch']} examples, "
+                f"{arm['tokens_to_target']:,.0f} tokens and {arm['seconds_to_target']:.1f} s"
+            )
+    return f"Who reached a validation loss of {target:g} nats per token? {'; '.join(clauses)}."
 
 
 def compared_verdict(summaries: Sequence[Summary]) -> str:

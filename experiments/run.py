@@ -101,6 +101,30 @@ class Run:
         return [record for record in self.metrics if record["arm"] == arm and record["kind"] == kind]
 
 
+def first_reaching(places: Sequence[float], losses: Sequence[float | None], target: float) -> float | None:
+    """Where a curve first is as low as the target, between two places on a straight line over the place's logarithm.
+
+    Args:
+        places: ascending, and not below 0: updates, tokens or seconds.
+        losses: at those places, in nats; None is no number.
+        target: in nats.
+
+    Returns:
+        None if it never is.
+    """
+    before: tuple[float, float] | None = None
+    for place, loss in zip(places, losses, strict=True):
+        if loss is None or not math.isfinite(loss):
+            continue
+        if loss <= target:
+            if before is None or before[0] <= 0 or place <= before[0]:
+                return place
+            share = (before[1] - target) / (before[1] - loss)
+            return float(before[0] * (place / before[0]) ** share)
+        before = place, loss
+    return None
+
+
 def trace_of(run: Path) -> Path:
     """The trace of a run's folder; a file is taken to be one itself.
 

@@ -23,6 +23,7 @@ class Settings:
         arms: names, separated by commas.
         tokens: to train each arm on.
         validation_tokens: held-out tokens to measure the loss on.
+        target: the validation loss, in nats per token, with which an arm ends; None to train on all tokens.
         learning_rate: the same for every arm.
         optimizer: a name in the registry of optimisers.
         layers, width, heads, context, vocabulary: the Transformer's sizes.
@@ -42,6 +43,7 @@ class Settings:
     arms: str
     tokens: int
     validation_tokens: int
+    target: float | None
     learning_rate: float
     optimizer: str
     layers: int
