@@ -180,6 +180,8 @@ ELSEWHERE = {
     "simulate": "bigbatch.experiments.simulation_commands",
     "calibrate": "bigbatch.experiments.calibration_commands",
     "validate": "bigbatch.experiments.calibration_commands",
+    "plot": "bigbatch.experiments.page_commands",
+    "report": "bigbatch.experiments.page_commands",
 }
 """Command -> the module that has it in its COMMANDS, which takes its kinds of options from here."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from bigbatch.comm.errors import BigBatchError
 from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.experiments.launcher import launch_command, launch_environment
-from bigbatch.experiments.run import Run
+from bigbatch.experiments.run import Run, folder_name
 
 SECONDS_TO_END = 10
 
@@ -31,7 +31,7 @@ def run_strategies(
     """
     commands = {}
     for name in names:  # all names are looked up before anything runs
-        place = folder / _folder_name(name)
+        place = folder / folder_name(name)
         arguments = [name, "-n", str(workers), "--out", str(place), *options]
         strategy = STRATEGIES.load(name)
         single = simulated or strategy.ranks_for(workers) == 1
@@ -45,7 +45,7 @@ def run_strategies(
         status = _run(command)
         if status:
             raise BigBatchError(f"The strategy {name} ended with exit status {status}; see its message above.")
-    return [Run.read(folder / _folder_name(name)) for name in names]
+    return [Run.read(folder / folder_name(name)) for name in names]
 
 
 def _run(command: list[str]) -> int:
@@ -60,7 +60,3 @@ def _run(command: list[str]) -> int:
             except subprocess.TimeoutExpired:
                 process.kill()
             raise
-
-
-def _folder_name(strategy: str) -> str:
-    return strategy.replace("/", "-").replace(":", "-")

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 Summary = dict[str, Any]
@@ -45,40 +46,63 @@ def setting(summary: Summary) -> str:
     )
 
 
+@dataclass(frozen=True)
+class Block:
+    """Rows of a table that belong together.
+
+    Attributes:
+        title: over them; empty if there is but one block.
+        rows: what stands at the left, and a cell for each column, in units that the left names.
+    """
+
+    title: str
+    rows: list[tuple[str, list[str]]]
+
+
+def table_of(summaries: Sequence[Summary]) -> tuple[list[str], list[Block]]:
+    """Columns and rows: a column for every arm of a run; or for several runs a column for each, arm after arm."""
+    workers = summaries[0]["workers"]
+    if len(summaries) == 1:
+        return _names(summaries[0]), [Block("", _rows(summaries[0]["arms"], workers))]
+    arms = {name: [_arm(summary, name) for summary in summaries] for name in _names(summaries[0])}
+    heads = [summary["strategy"] for summary in summaries]
+    return heads, [Block(name, _rows(own, workers)) for name, own in arms.items()]
+
+
 def print_table(console: Console, summaries: Sequence[Summary]) -> None:
-    """Print a column for every arm of a run; or for several runs a column for each, arm after arm."""
+    """Print what `table_of` has."""
+    heads, blocks = table_of(summaries)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
-    several = len(summaries) > 1
     table.add_column("", no_wrap=True)
-    heads = [summary["strategy"] for summary in summaries] if several else _names(summaries[0])
     for head in heads:
-        table.add_column(head, justify="right")
-    if several:
-        for name in _names(summaries[0]):
-            _add_rows(table, [_arm(summary, name) for summary in summaries], summaries[0]["workers"], name)
-    else:
-        _add_rows(table, summaries[0]["arms"], summaries[0]["workers"])
+        table.add_column(escape(head), justify="right")
+    for block in blocks:
+        if block.title:
+            table.add_row(f"[bold]{escape(block.title)}[/bold]")
+        for label, cells in block.rows:
+            table.add_row(label, *cells)
+        table.add_section()
     console.print(table)
 
 
-def _add_rows(table: Table, arms: list[dict[str, Any]], workers: int, name: str = "") -> None:
-    if name:
-        table.add_row(f"[bold]{name}[/bold]")
-    table.add_row("global batch, examples", *(str(arm["global_batch"]) for arm in arms))
-    table.add_row(
-        "  = workers × micro × accumulation",
-        *(f"{arm.get('workers', workers)} × {arm['micro_batch']} × {arm['accumulation']}" for arm in arms),
-    )
+def _rows(arms: list[dict[str, Any]], workers: int) -> list[tuple[str, list[str]]]:
+    rows = [
+        ("global batch, examples", [str(arm["global_batch"]) for arm in arms]),
+        (
+            "  = workers × micro × accumulation",
+            [f"{arm.get('workers', workers)} × {arm['micro_batch']} × {arm['accumulation']}" for arm in arms],
+        ),
+    ]
     targets = TARGET_ROWS if any("updates_to_target" in arm for arm in arms) else ()
     for label, key, factor, decimals in (*ROWS, *targets):
-        table.add_row(label, *(_number(arm[key], factor, decimals) for arm in arms))
+        rows.append((label, [_number(arm[key], factor, decimals) for arm in arms]))
     if any(arm["skipped_updates"] for arm in arms):
-        table.add_row("updates that were not applied", *(str(arm["skipped_updates"]) for arm in arms))
+        rows.append(("updates that were not applied", [str(arm["skipped_updates"]) for arm in arms]))
     if any("servers" in arm for arm in arms):
         counts = [counted(arm.get("servers", ())) for arm in arms]
-        table.add_row("mean staleness, updates", *(_number(count.mean_staleness, 1, 2) for count in counts))
-        table.add_row("gradients dropped", *(_number(count.dropped, 1, 0) for count in counts))
-    table.add_section()
+        rows.append(("mean staleness, updates", [_number(count.mean_staleness, 1, 2) for count in counts]))
+        rows.append(("gradients dropped", [_number(count.dropped, 1, 0) for count in counts]))
+    return rows
 
 
 @dataclass(frozen=True)

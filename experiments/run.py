@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
 
 import numpy as np
 import torch
@@ -89,12 +89,22 @@ class Run:
         Raises:
             ConfigurationError: there is no finished run in that folder.
         """
-        try:
-            summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-            lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
-        except OSError as error:
-            raise ConfigurationError(f"There is no finished run in {folder}: {error}.") from error
-        return cls(folder, summary, [json.loads(line) for line in lines])
+        summary = read_summary(folder)
+        if not is_run(summary) or not (folder / METRICS).is_file():
+            raise ConfigurationError(
+                f"{folder} holds no run of an experiment, and so no losses. Name the folder of a strategy's run or "
+                "of a comparison."
+            )
+        lines = _text(folder / METRICS).splitlines()
+        return cls(folder, summary, [_parsed(line, folder / METRICS) for line in lines])
+
+    def config(self) -> dict[str, Any]:
+        """What was asked for; empty if the folder does not say.
+
+        Raises:
+            ConfigurationError: its file cannot be read.
+        """
+        return read_config(self.folder)
 
     def curve(self, arm: str, kind: str) -> list[dict[str, Any]]:
         """The metrics of one kind, "update" or "validation", of one arm."""
@@ -123,6 +133,93 @@ def first_reaching(places: Sequence[float], losses: Sequence[float | None], targ
             return float(before[0] * (place / before[0]) ** share)
         before = place, loss
     return None
+
+
+def is_run(summary: dict[str, Any]) -> bool:
+    """Whether a summary is that of an experiment's run."""
+    return "strategy" in summary and _dictionaries(summary.get("arms"))
+
+
+def is_comparison(summary: dict[str, Any]) -> bool:
+    """Whether a summary is that of several runs of the same arms."""
+    runs = summary.get("runs")
+    return _dictionaries(runs) and all(is_run(run) for run in runs)
+
+
+def _dictionaries(value: Any) -> TypeGuard[list[dict[str, Any]]]:
+    return isinstance(value, list) and bool(value) and all(isinstance(entry, dict) for entry in value)
+
+
+def runs_in(folder: Path) -> list[Run]:
+    """The run in a folder, or the runs inside that `compare` has made there.
+
+    Raises:
+        ConfigurationError: there is none, or one has not finished.
+    """
+    summary = read_summary(folder)
+    if not is_comparison(summary):
+        return [Run.read(folder)]
+    return [Run.read(folder / folder_name(run["strategy"])) for run in summary["runs"]]
+
+
+def folder_name(strategy: str) -> str:
+    """What a strategy's run is called inside the folder of a comparison."""
+    return strategy.replace("/", "-").replace(":", "-")
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """What came out, of anything that has a folder.
+
+    Raises:
+        ConfigurationError: there is no such folder, or nothing has come out there.
+    """
+    if not folder.is_dir():
+        raise ConfigurationError(f"There is no folder {folder}. Name one that a run has written.")
+    if (folder / SUMMARY).is_file():
+        return _parsed(_text(folder / SUMMARY), folder / SUMMARY)
+    if (folder / CONFIG).is_file() or (folder / METRICS).is_file():
+        raise ConfigurationError(f"The run {folder} has not finished: it has no {SUMMARY}. Wait, or run it again.")
+    inner = sorted(str(path.parent) for path in folder.glob(f"*/{SUMMARY}"))
+    advice = f"name one of {', '.join(inner)}" if inner else "name one that a run has written"
+    raise ConfigurationError(f"The folder {folder} is no run, since it has no {SUMMARY}: {advice}.")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What was asked for; empty if the folder does not say.
+
+    Raises:
+        ConfigurationError: its file cannot be read.
+    """
+    return _parsed(_text(folder / CONFIG), folder / CONFIG) if (folder / CONFIG).is_file() else {}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigurationError(f"The file {path} cannot be read: {reason}. Run it again.") from error
+
+
+def _parsed(text: str, path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigurationError(f"The file {path} is damaged ({error}). Run it again.") from error
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"The file {path} is damaged: it should hold names and values. Run it again.")
+    return content
+
+
+def names_of(folders: Sequence[Path]) -> list[str]:
+    """A name for each of several different folders: its own, with those above it as far as that tells them apart."""
+    parts = [folder.resolve().parts for folder in folders]
+    names = ["/".join(own[-1:]) for own in parts]
+    for depth in range(2, max(map(len, parts), default=0) + 1):
+        names = [
+            "/".join(own[-depth:]) if names.count(name) > 1 else name for own, name in zip(parts, names, strict=True)
+        ]
+    return names
 
 
 def trace_of(run: Path) -> Path:

@@ -22,7 +22,8 @@ def test_the_wheel_leaves_jupyters_comm_working(tmp_path):
     expected = {
         str(Path("bigbatch", *path.relative_to(ROOT).parts[path.relative_to(ROOT).parts[0] == "bigbatch" :]))
         for layer in ("bigbatch", "comm", "experiments")
-        for path in (ROOT / layer).rglob("*.py")
+        for pattern in ("*.py", "*.jinja")
+        for path in (ROOT / layer).rglob(pattern)
     }
     assert expected <= set(names)
 
@@ -32,6 +33,8 @@ def test_the_wheel_leaves_jupyters_comm_working(tmp_path):
     program = (
         "import comm, ipywidgets, bigbatch.comm.errors, bigbatch.experiments.cli\n"
         "assert 'place' in bigbatch.comm.__file__, bigbatch.comm.__file__\n"
+        "from bigbatch.experiments.page import make_page\n"
+        "assert make_page([]).startswith('<!DOCTYPE html>')\n"
         "widget = ipywidgets.IntSlider(value=3)\n"
         "assert comm.create_comm is not None and 'bigbatch' not in comm.__file__\n"
         "assert widget.comm is not None\n"

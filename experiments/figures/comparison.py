@@ -95,7 +95,7 @@ def _loss(axis: Axes, run: Run, arm: str, key: str, shade: str, line: Line) -> N
     updates = run.curve(arm, "update")
     axis.plot(
         [record[f"total_{key}"] for record in updates],
-        _smoothed([record["loss"] for record in updates]),
+        smoothed([record["loss"] for record in updates]),
         color=shade,
         linestyle=line,
         linewidth=0.8,
@@ -113,7 +113,7 @@ def _loss(axis: Axes, run: Run, arm: str, key: str, shade: str, line: Line) -> N
     )
 
 
-def _smoothed(losses: list[float | None]) -> list[float]:
+def smoothed(losses: list[float | None]) -> list[float]:
     """An exponential average over about ten updates, corrected for its start; it skips what is not a number."""
     smooth, average, weight = [], 0.0, 0.0
     for loss in losses:

@@ -1,0 +1,271 @@
+"""The losses of any runs in one figure: every arm of every run is a line."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.text import Annotation
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
+from bigbatch.experiments.figures.comparison import smoothed
+from bigbatch.experiments.figures.style import CYCLE, GREY, LINES, Line, panels
+from bigbatch.experiments.run import Run, names_of
+
+AXES = {
+    "tokens": ("total_tokens", "tokens", "tokens seen by all workers"),
+    "updates": ("number", "update", "updates"),
+    "seconds": ("total_seconds", "seconds", "training time"),
+}
+"""What losses can be drawn against -> its key in lines about updates, its key in lines about validation, its label."""
+
+MOST_LABELLED = 8
+"""Lines that are labelled at their ends; more have a legend."""
+
+LOGARITHMIC = 10
+"""Where the longest line is so many times as long as the shortest, the axis is logarithmic."""
+
+LABEL_SIZE = 8
+"""Points."""
+
+BESIDE = 1.02
+"""Where labels begin, in widths of their panel."""
+
+LEADER = {"arrowstyle": "-", "linewidth": 0.5, "alpha": 0.6, "shrinkA": 2, "shrinkB": 3, "relpos": (0.0, 0.5)}
+"""From a label's left to its line's end."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """An arm of a run, as a line.
+
+    Attributes:
+        run: that it belongs to.
+        arm: its name.
+        label: what the figure calls it.
+        colour: its own, together with `line`.
+        line: its kind.
+    """
+
+    run: Run
+    arm: str
+    label: str
+    colour: str
+    line: Line
+
+    def points(self, kind: str, by: str, value: str = "loss") -> tuple[list[float], list[float | None]]:
+        """(x, y) of the metrics of a kind, "update" or "validation", in the order of x.
+
+        Args:
+            kind: of metrics.
+            by: one of `AXES`.
+            value: the key of y; lines that do not have it at all are left out.
+        """
+        key = AXES[by][kind == "validation"]
+        found = [record for record in self.run.curve(self.arm, kind) if value in record and record[key] is not None]
+        found.sort(key=lambda record: record[key])
+        return [record[key] for record in found], [record[value] for record in found]
+
+
+def curves_of(runs: Sequence[Run]) -> list[Curve]:
+    """A line for every arm of every run, with names, colours and kinds of lines that tell them apart.
+
+    Runs are called by their strategies; if two have the same, all are called by their folders.
+    """
+    strategies = [str(run.summary["strategy"]) for run in runs]
+    repeated = len(set(strategies)) < len(strategies)
+    names = names_of([run.folder for run in runs]) if repeated else strategies
+    arms = [(run, name, str(arm["name"])) for run, name in zip(runs, names, strict=True) for arm in run.summary["arms"]]
+    single = len({arm for *_, arm in arms}) == 1
+
+    def label(name: str, arm: str) -> str:
+        if len(runs) == 1:
+            return arm
+        return name if single else f"{name}, {arm}"
+
+    return [
+        Curve(
+            run,
+            arm,
+            label(name, arm),
+            CYCLE[number % len(CYCLE)],
+            LINES[(number + number // len(CYCLE)) % len(LINES)],
+        )
+        for number, (run, name, arm) in enumerate(arms)
+    ]
+
+
+def incomparable(runs: Sequence[Run]) -> str:
+    """A sentence about runs whose losses mean different things; empty if they can be compared."""
+    configs = [run.config() for run in runs]
+    kinds = {
+        "tasks": {str(run.summary.get("task")) for run in runs},
+        "texts": {str(run.summary.get("corpus_sha256")) for run in runs},
+        "vocabularies": {str(config["vocabulary"]) for config in configs if "vocabulary" in config},
+    }
+    different = [name for name, values in kinds.items() if len(values) > 1]
+    if not different:
+        return ""
+    return f"These runs have different {' and '.join(different)}: how high their losses are cannot be compared."
+
+
+def draw_overlay(runs: Sequence[Run], target: Path | IO[bytes], by: str | None = None) -> None:
+    """Draw what `overlaid` has to a PNG file."""
+    overlaid(runs, by).savefig(target, format="png")
+
+
+def overlaid(runs: Sequence[Run], by: str | None = None) -> Figure:
+    """The losses of runs, and below them the noise scale if any has measured it.
+
+    Args:
+        runs: finished ones, each once.
+        by: one of `AXES`, or None for a panel for each.
+    """
+    curves = curves_of(runs)
+    shown = list(AXES) if by is None else [by]
+    noisy = any(_noise(curve, shown[0]) for curve in curves)
+    rows = len(shown) + noisy
+    legend = 0.4 + 0.18 * len(curves) if len(curves) > MOST_LABELLED else 0.0
+    figure, axes = panels(rows, 1, width=10, height=max(0.9 + 2.9 * rows, legend))
+    ends = [_losses(axis, curves, name) for axis, name in zip(axes, shown, strict=False)]
+    if noisy:
+        ends.append(_noise_scales(axes[-1], curves, shown[0]))
+    title = figure.suptitle("\n".join(filter(None, [_title(runs), incomparable(runs)])), x=0.01, ha="left", fontsize=10)
+    title.set_parse_math(False)
+    if len(curves) > MOST_LABELLED:
+        _legend(figure, curves)
+    else:
+        labels = [_labels(axis, own) for axis, own in zip(axes, ends, strict=True)]
+        figure.draw_without_rendering()
+        for axis, own in zip(axes, labels, strict=True):
+            _spread(axis, own, figure.dpi)
+    return figure
+
+
+def _title(runs: Sequence[Run]) -> str:
+    names = list(dict.fromkeys(str(run.summary["strategy"]) for run in runs))
+    return f"Losses over {', '.join(names)}: training thin and smoothed, validation with markers"
+
+
+End = tuple[Curve, float, float]
+"""A line, and where it ends: (curve, x, y)."""
+
+
+def _losses(axis: Axes, curves: Sequence[Curve], by: str) -> list[End]:
+    ends = []
+    for curve in curves:
+        x, y = curve.points("update", by)
+        axis.plot(x, smoothed(y), color=curve.colour, linestyle=curve.line, linewidth=0.8, alpha=0.5)
+        found = _numbers(*curve.points("validation", by))
+        look: dict[str, Any] = {"linestyle": curve.line, "linewidth": 1.6, "marker": "o", "markersize": 3.5}
+        axis.plot(*_columns(found), color=curve.colour, **look)
+        ends += [(curve, *found[-1])] if found else []
+    axis.set_ylabel("loss (nats per token)")
+    _scale(axis, curves, by)
+    return ends
+
+
+def _numbers(x: Sequence[float], y: Sequence[float | None]) -> list[tuple[float, float]]:
+    return [(place, value) for place, value in zip(x, y, strict=True) if value is not None]
+
+
+def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _noise(curve: Curve, by: str) -> list[tuple[float, float]]:
+    return [(x, y) for x, y in _numbers(*curve.points("update", by, "noise_scale")) if y > 0]
+
+
+def _noise_scales(axis: Axes, curves: Sequence[Curve], by: str) -> list[End]:
+    ends = []
+    for curve in curves:
+        found = _noise(curve, by)
+        axis.plot(*_columns(found), color=curve.colour, linestyle=curve.line, linewidth=1.3)
+        ends += [(curve, *found[-1])] if found else []
+    axis.set_yscale("log")
+    axis.set_ylabel("gradient noise scale (a batch)")
+    _scale(axis, curves, by)
+    return ends
+
+
+def _scale(axis: Axes, curves: Sequence[Curve], by: str) -> None:
+    """Name the axis of x; logarithmic where lines differ so much in length that short ones could not be seen."""
+    ends = [max(x) for x, _ in (curve.points("update", by) for curve in curves) if x and max(x) > 0]
+    label = AXES[by][2]
+    if by == "seconds":
+        simulated = [bool(curve.run.summary.get("simulated")) for curve in curves]
+        if any(simulated):
+            label += f", {'simulated' if all(simulated) else 'real or simulated'}"
+    if ends and max(ends) >= LOGARITHMIC * min(ends):
+        axis.set_xscale("log", nonpositive="mask")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        label += ", logarithmic"
+    axis.xaxis.set_major_formatter(EngFormatter(unit="s") if by == "seconds" else EngFormatter(sep=""))
+    axis.set_xlabel(label)
+
+
+def _labels(axis: Axes, ends: Sequence[End]) -> list[Annotation]:
+    """A label beside the panel for every line, where the line ends; leaders lead to it."""
+    labels = []
+    for curve, x, y in ends:
+        label = axis.annotate(
+            curve.label,
+            (x, y),
+            xytext=(BESIDE, _height(axis, y)),
+            textcoords="axes fraction",
+            fontsize=LABEL_SIZE,
+            color=curve.colour,
+            va="center",
+            annotation_clip=False,
+            arrowprops={**LEADER, "color": curve.colour},
+        )
+        label.set_parse_math(False)
+        labels.append(label)
+    return labels
+
+
+def _height(axis: Axes, y: float) -> float:
+    """Where a value lies between the bottom, 0, and the top, 1, of its panel."""
+    return float((axis.transScale + axis.transLimits).transform((axis.get_xlim()[1], y))[1])
+
+
+def _spread(axis: Axes, labels: Sequence[Annotation], dpi: float) -> None:
+    """Move labels up and down until none overlaps another; their order is that of the lines' ends."""
+    least = 1.25 * LABEL_SIZE * dpi / 72 / axis.get_window_extent().height
+    ordered = sorted(labels, key=lambda label: label.xyann[1])
+    heights = [label.xyann[1] for label in ordered]
+    for label, height in zip(ordered, spread(heights, least), strict=True):
+        label.xyann = (BESIDE, height)
+
+
+def spread(heights: Sequence[float], least: float, top: float = 1.0) -> list[float]:
+    """Ascending heights, moved as little as needed so that each is `least` above the one before and none above `top`.
+
+    If there are too many for the room, the lowest lie below 0.
+    """
+    places: list[float] = []
+    for height in heights:
+        places.append(max(height, places[-1] + least) if places else height)
+    for number in reversed(range(len(places))):
+        top = min(places[number], top)
+        places[number] = top
+        top -= least
+    return places
+
+
+def _legend(figure: Figure, curves: Sequence[Curve]) -> None:
+    looks: list[dict[str, Any]] = [{"color": curve.colour, "linestyle": curve.line} for curve in curves]
+    handles = [Line2D([], [], marker="o", markersize=3.5, linewidth=1.6, **look) for look in looks]
+    handles.append(Line2D([], [], color=GREY, linewidth=0.8))
+    # Names come afterwards, since a legend leaves out what begins with an underscore.
+    legend = figure.legend(
+        handles, [" "] * len(handles), loc="outside right upper", frameon=False, fontsize=LABEL_SIZE, handlelength=4
+    )
+    for text, name in zip(legend.get_texts(), [*(curve.label for curve in curves), "training (thin)"], strict=True):
+        text.set_parse_math(False)
+        text.set_text(name)
