@@ -180,6 +180,8 @@ ELSEWHERE = {
     "simulate": "bigbatch.experiments.simulation_commands",
     "calibrate": "bigbatch.experiments.calibration_commands",
     "validate": "bigbatch.experiments.calibration_commands",
+    "figures": "bigbatch.experiments.figure_commands",
+    "figure": "bigbatch.experiments.figure_commands",
     "plot": "bigbatch.experiments.page_commands",
     "report": "bigbatch.experiments.page_commands",
 }
@@ -269,6 +271,15 @@ class StrategyGroup(click.Group):
         if ctx.args or ctx._protected_args:
             return super().invoke(ctx)
         return self._own.invoke(ctx)
+
+
+def parsed(words: Sequence[str]) -> dict[str, Any]:
+    """The options of a strategy's command line, by default or as its words have them.
+
+    Raises:
+        click.ClickException: they are no such command line.
+    """
+    return strategy_command(words[0]).make_context(words[0], list(words[1:])).params
 
 
 def as_click(option: Option) -> click.Option:

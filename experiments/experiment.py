@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +97,10 @@ class Experiment:
 
     def _prepare(self, transport: Transport) -> Task:
         """Rank 0 reads the corpus first; the others then find it in the cache."""
-        task_class: type[Task] = TASKS.load(self.settings.task)
+        settings = self.settings
 
         def prepare() -> Task:
-            return task_class.prepare(self.settings.text, self.settings.context, self.settings.vocabulary)
+            return task_named(settings.task, settings.text, settings.context, settings.vocabulary)
 
         first = together(transport, lambda: prepare() if transport.rank == 0 else None)
         task = together(transport, lambda: first or prepare())
@@ -192,6 +193,20 @@ class Experiment:
 
         size = own_size(shape.vocabulary, shape.context, shape.layers, shape.width)
         return self.simulation.pace(strategy.worker, size, seconds_per_token, micro_batch)
+
+
+@lru_cache(maxsize=1)
+def task_named(name: str, text: Path | None, context: int, vocabulary: int) -> Task:
+    """A task, prepared; the last one is kept, for a process that runs several experiments on it.
+
+    Args:
+        name: in the registry of tasks.
+        text: the user's own, if there is one.
+        context: tokens a model sees at once.
+        vocabulary: number of different tokens, at most.
+    """
+    task_class: type[Task] = TASKS.load(name)
+    return task_class.prepare(text, context, vocabulary)
 
 
 class Tracing:

@@ -1,0 +1,286 @@
+"""The laboratory: trains points, which are single runs, many at a time over the cores, and each but once.
+
+A point is a command line. Its run lies in a folder that is named after all that it was asked, so that whoever asks the
+same again finds it there, and a series that was interrupted goes on where it was.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import torch
+
+from bigbatch.batches import BatchPlan
+from bigbatch.comm.errors import BigBatchError
+from bigbatch.comm.launch import Launch, Launcher
+from bigbatch.comm.strategies import STRATEGIES
+from bigbatch.experiments.cli import parsed, plan_of, settings_of
+from bigbatch.experiments.experiment import Experiment
+from bigbatch.experiments.progress import Reporter
+from bigbatch.experiments.run import SUMMARY, Run, environment, make_folder
+from bigbatch.experiments.settings import Settings
+
+Result = TypeVar("Result")
+
+STRATEGY = "ring"
+"""Over one worker, all strategies are the same."""
+
+ARM = "accumulated"
+"""The arm whose plan is just what the options say."""
+
+SECONDS_BETWEEN_WORDS = 5.0
+
+
+@dataclass(frozen=True)
+class Point:
+    """One training in one process.
+
+    Attributes:
+        options: an experiment's option, with underscores -> its value; True for a flag, None for what is left out.
+            What is not named is as the program has it by default.
+    """
+
+    options: Mapping[str, Any]
+
+    def words(self) -> list[str]:
+        """The command line, from the strategy on."""
+        words = [STRATEGY, "--workers", "1", "--arms", ARM]
+        for name, value in self.options.items():
+            if value is not None:
+                flag = f"--{name.replace('_', '-')}"
+                words += [flag] if value is True else [flag, str(value)]
+        return words
+
+    def command(self) -> str:
+        """What a user would type to make the same run."""
+        return " ".join(["bigbatch-exp", *self.words()])
+
+
+def asked(point: Point) -> tuple[Settings, BatchPlan]:
+    """What a point's command line asks for.
+
+    Raises:
+        ConfigurationError: something that cannot be.
+    """
+    options = parsed(point.words())
+    return settings_of(options), plan_of(options, None)
+
+
+def identity(point: Point) -> str:
+    """A name for all that makes a run what it is: every option, the user's text, and the versions of what computes."""
+    settings, plan = asked(point)
+    text = hashlib.sha256(settings.text.read_bytes()).hexdigest() if settings.text and settings.text.is_file() else ""
+    versions = {name: version for name, version in environment().items() if name != "platform"}
+    everything = {**settings.as_json(), "plan": asdict(plan), "text": text, **versions}
+    return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def train(point: Point, folder: Path) -> None:
+    """Train a point in this process; the folder is there once all is through.
+
+    Raises:
+        ConfigurationError: what is asked for cannot be done.
+    """
+    settings, plan = asked(point)
+    part = folder.with_name(f"{folder.name}.part-{os.getpid()}")
+    transport = Launch(Launcher.NONE).connect(settings.deadline)
+    strategy = STRATEGIES.load(STRATEGY)
+    experiment = Experiment(STRATEGY, strategy, {}, settings, plan, torch.device("cpu"), part, Reporter(quiet=True))
+    try:
+        experiment.run(transport)
+        try:
+            part.rename(folder)
+        except OSError:
+            if not (folder / SUMMARY).is_file():
+                raise
+            # Another program has made the same run in the meantime.
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        transport.close()
+
+
+Inquiry = Generator[Sequence[Point], list[Run], Result]
+"""Asks for points, is sent their runs, may then ask for more, and returns what it found out."""
+
+
+class Laboratory:
+    """Trains points in processes of its own.
+
+    Args:
+        folder: of all runs.
+        processes: how many train at a time, one thread each.
+        tell: takes a sentence about how far it is, now and then.
+
+    Attributes:
+        base: options of every point, such as the user's own text.
+        made: runs that were made here.
+        found: runs that were there already.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        processes: int,
+        tell: Callable[[str], None],
+        base: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.folder = folder
+        self.base = dict(base or {})
+        self.made = self.found = 0
+        self._processes = processes
+        self._tell = tell
+        self._pool: ProcessPoolExecutor | None = None
+        self._asked: dict[str, Future[Run]] = {}
+        self._progress = Progress(tell)
+
+    def runs(self, points: Sequence[Point]) -> list[Run]:
+        """The runs of those points, in their order.
+
+        Raises:
+            BigBatchError: a point cannot be trained.
+        """
+
+        def ask() -> Inquiry[list[Run]]:
+            return (yield points)
+
+        return self.inquire([ask()])[0]
+
+    def inquire(self, inquiries: Sequence[Inquiry[Result]]) -> list[Result]:
+        """Carry several inquiries on at the same time, and return what each has found out.
+
+        What an inquiry asks for next depends on the runs it was sent alone, so that the same points are trained however
+        long each takes. What the first ones ask for is trained first.
+
+        Raises:
+            BigBatchError: a point cannot be trained.
+        """
+        results: dict[int, Result] = {}
+        waiting: dict[int, list[Future[Run]]] = {}
+
+        def go_on(number: int, runs: list[Run] | None) -> None:
+            try:
+                points = inquiries[number].send(runs) if runs is not None else next(inquiries[number])  # type: ignore[arg-type]
+                waiting[number] = [self._ask(point) for point in points]
+            except StopIteration as end:
+                waiting.pop(number, None)
+                results[number] = end.value
+
+        for number in range(len(inquiries)):
+            go_on(number, None)
+        while waiting:
+            for number, futures in list(waiting.items()):
+                if all(future.done() for future in futures):
+                    go_on(number, [future.result() for future in futures])
+            undone = {future for futures in waiting.values() for future in futures if not future.done()}
+            if undone:
+                wait(undone, timeout=1.0, return_when=FIRST_COMPLETED)
+                self._progress.look(self.made, self.found, len(undone))
+        return [results[number] for number in range(len(inquiries))]
+
+    def _ask(self, point: Point) -> Future[Run]:
+        """The run of a point, now or later."""
+        name = identity(point)
+        if name not in self._asked:
+            folder = self.folder / name
+            if (folder / SUMMARY).is_file():
+                self.found += 1
+                self._asked[name] = Future()
+                self._asked[name].set_result(Run.read(folder))
+            else:
+                self._asked[name] = self._train(point, folder)
+        return self._asked[name]
+
+    def _train(self, point: Point, folder: Path) -> Future[Run]:
+        promise: Future[Run] = Future()
+
+        def done(trained: Future[None]) -> None:
+            try:
+                trained.result()
+                self.made += 1
+                promise.set_result(Run.read(folder))
+            except BrokenExecutor:
+                promise.set_exception(
+                    BigBatchError(
+                        f"A process that trained was ended from outside, or ran out of memory, at: {point.command()}. "
+                        "The same command goes on with what is missing."
+                    )
+                )
+            except BaseException as error:  # noqa: BLE001 - it is handed on to whoever waits
+                promise.set_exception(error)
+
+        self._started().submit(train, point, folder).add_done_callback(done)
+        return promise
+
+    def _started(self) -> ProcessPoolExecutor:
+        """The processes, started when the first point is trained."""
+        if self._pool is None:
+            make_folder(self.folder)
+            os.environ.setdefault("OMP_NUM_THREADS", "1")
+            self._pool = ProcessPoolExecutor(
+                self._processes, multiprocessing.get_context("spawn"), initializer=begin, initargs=(os.getpid(),)
+            )
+        return self._pool
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pool is None:
+            return
+        if error is not None:
+            for process in multiprocessing.active_children():
+                process.terminate()
+        self._pool.shutdown(cancel_futures=True)
+
+
+def begin(parent: int) -> None:
+    """Make a process ready to train points: leave Ctrl-C to its parent, and end with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@dataclass
+class Progress:
+    """Says now and then how many runs are through.
+
+    Attributes:
+        tell: takes the sentence.
+    """
+
+    tell: Callable[[str], None]
+    _began: float = field(default_factory=time.monotonic)
+    _said: float = field(default_factory=time.monotonic)
+
+    def look(self, made: int, found: int, undone: int) -> None:
+        """So many were made and so many found; so many are asked for and not yet there."""
+        now = time.monotonic()
+        if now - self._said < SECONDS_BETWEEN_WORDS:
+            return
+        self._said = now
+        there = f", {found} were there" if found else ""
+        self.tell(f"{now - self._began:.0f} s: {made} runs made{there}, {undone} under way or waiting")
+
+
+def cores() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

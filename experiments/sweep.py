@@ -1,0 +1,142 @@
+"""Sweeps: the same training at several batch sizes, each with a learning rate that was tuned for it."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bigbatch.experiments.laboratory import Inquiry, Laboratory, Point
+from bigbatch.experiments.run import Run
+
+STEP = 2.0
+"""Learning rates are tried in factors of this."""
+
+MOST_WIDENINGS = 6
+"""How often a grid whose optimum lies at its edge is widened, at most."""
+
+CERTAIN = 1.25
+"""A learning rate is given up when it has made so many times as many updates as the best one so far took."""
+
+LUCK = 3.0
+"""Other seeds with the best learning rate may take so many times as many updates as the first."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What came of one batch size.
+
+    Attributes:
+        batch: examples behind an update.
+        rate: the learning rate that was best for the first seed.
+        tried: learning rate -> how it did with the first seed, as the sweep scores; infinity if it failed.
+        scores: of each seed with the best rate.
+        runs: of each seed with the best rate.
+        others: runs at other rates.
+    """
+
+    batch: int
+    rate: float
+    tried: Mapping[float, float]
+    scores: tuple[float, ...]
+    runs: tuple[Run, ...]
+    others: tuple[Run, ...]
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether the best rate is the lowest or highest that was tried, however often the grid was widened."""
+        return self.rate in (min(self.tried), max(self.tried))
+
+
+def only_arm(run: Run) -> dict[str, Any]:
+    """The results of a point's run, which has one arm."""
+    arm: dict[str, Any] = run.summary["arms"][0]
+    return arm
+
+
+def updates_to_target(run: Run) -> float:
+    """How many updates a run took to its target; infinity if it did not reach it."""
+    updates = only_arm(run)["updates_to_target"]
+    return math.inf if updates is None else float(updates)
+
+
+def validation_loss(run: Run) -> float:
+    """A run's last validation loss, in nats per token; infinity if it is no number."""
+    loss = only_arm(run)["validation_loss"]
+    return math.inf if loss is None else float(loss)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The same training at several batch sizes.
+
+    The grid of learning rates has steps of a factor of 2. It begins with `rate` and its two neighbours, and grows as
+    long as the best is at its edge.
+
+    Attributes:
+        options: of all points.
+        batches: examples behind an update.
+        rate: the learning rate with which the search begins, by batch size.
+        tokens: that a run may take, by batch size.
+        score: of a run; the lower the better, infinity if it failed.
+        seeds: how many are run with the best rate.
+        races: whether the score is a number of updates, so that a rate can be given up once another was quicker.
+    """
+
+    options: Mapping[str, Any]
+    batches: Sequence[int]
+    rate: Callable[[int], float]
+    tokens: Callable[[int], int]
+    score: Callable[[Run], float]
+    seeds: int
+    races: bool
+
+    def run(self, laboratory: Laboratory) -> list[Tuned]:
+        """Train it, the largest batches first, as they take longest; what comes of each batch size, in `batches` order.
+
+        Raises:
+            BigBatchError: a point cannot be trained.
+        """
+        order = sorted(self.batches, reverse=True)
+        found = dict(zip(order, laboratory.inquire([self._tune(laboratory, batch) for batch in order]), strict=True))
+        return [found[batch] for batch in self.batches]
+
+    def point(self, laboratory: Laboratory, batch: int, rate: float, updates: float, seed: int) -> Point:
+        """One training: at most so many updates, rounded so that points are asked for alike again."""
+        example = int(self.options["context"])
+        tokens = min(self.tokens(batch), math.ceil(updates) * batch * example if math.isfinite(updates) else math.inf)
+        plan = {"batch_size": batch, "learning_rate": rate, "tokens": int(tokens), "seed": seed}
+        return Point({**laboratory.base, **self.options, **divided(batch), **plan})
+
+    def _tune(self, laboratory: Laboratory, batch: int) -> Inquiry[Tuned]:
+        start = self.rate(batch)
+        runs: dict[float, Run] = {}
+        tried: dict[float, float] = {}
+
+        def best() -> float:
+            """The best rate; the lowest, if all have failed."""
+            return min(sorted(tried), key=tried.__getitem__)
+
+        wanted = [start]
+        for _ in range(2 + MOST_WIDENINGS):
+            patience = CERTAIN * tried[best()] if tried and self.races else math.inf
+            made = yield [self.point(laboratory, batch, rate, patience, seed=0) for rate in wanted]
+            runs |= zip(wanted, made, strict=True)
+            tried |= {rate: self.score(run) for rate, run in zip(wanted, made, strict=True)}
+            around = (best() / STEP, best() * STEP)
+            wanted = [rate for rate in around if rate not in tried]
+            if not wanted:
+                break
+        rate = best()
+        patience = LUCK * tried[rate] if self.races else math.inf
+        seeds = yield [self.point(laboratory, batch, rate, patience, seed) for seed in range(1, self.seeds)]
+        own = (runs.pop(rate), *seeds)
+        return Tuned(batch, rate, tried, tuple(map(self.score, own)), own, tuple(runs.values()))
+
+
+MOST_AT_ONCE = 32
+"""Examples of a micro-batch: more are not computed any faster here."""
+
+
+def divided(batch: int) -> dict[str, int]:
+    """How a batch is computed in one process: in two micro-batches at least, from which to measure the noise."""
+    return {"micro_batch": max(1, min(MOST_AT_ONCE, batch // 2))}
