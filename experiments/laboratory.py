@@ -171,7 +171,7 @@ class Laboratory:
 
         def go_on(number: int, runs: list[Run] | None) -> None:
             try:
-                points = inquiries[number].send(runs) if runs is not None else next(inquiries[number])  # type: ignore[arg-type]
+                points = inquiries[number].send(runs) if runs is not None else next(inquiries[number])
                 waiting[number] = [self._ask(point) for point in points]
             except StopIteration as end:
                 waiting.pop(number, None)
@@ -217,7 +217,7 @@ class Laboratory:
                         "The same command goes on with what is missing."
                     )
                 )
-            except BaseException as error:  # noqa: BLE001 - it is handed on to whoever waits
+            except BaseException as error:
                 promise.set_exception(error)
 
         self._started().submit(train, point, folder).add_done_callback(done)
