@@ -64,6 +64,8 @@ def _add_rows(table: Table, arms: list[dict[str, Any]], workers: int, name: str 
     )
     for label, key, factor, decimals in ROWS:
         table.add_row(label, *(_number(arm[key], factor, decimals) for arm in arms))
+    if any("noise_scale" in arm for arm in arms):
+        table.add_row("noise scale, examples", *map(_noise_scale, arms))
     if any(arm["skipped_updates"] for arm in arms):
         table.add_row("updates that were not applied", *(str(arm["skipped_updates"]) for arm in arms))
     if any("servers" in arm for arm in arms):
@@ -109,6 +111,13 @@ def _arm(summary: Summary, name: str) -> dict[str, Any]:
 
 def _number(value: float | None, factor: float, decimals: int) -> str:
     return "none" if value is None else f"{value * factor:,.{decimals}f}"
+
+
+def _noise_scale(arm: dict[str, Any]) -> str:
+    if "noise_scale" not in arm:
+        return "not measured"
+    scale = arm["noise_scale"]
+    return "not known" if scale is None else f"{scale:,.{0 if scale >= 10 else 1}f}"
 
 
 def verdict(summary: Summary) -> str:
