@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, LogFormatter
 
 from bigbatch.experiments.figures.style import BLUE, GREY, LINES, ORANGE, Line, colour, panels
 from bigbatch.experiments.run import Run
@@ -149,9 +149,12 @@ def _noise_scales(axis: Axes, runs: Sequence[Run], shade: Callable[[Run, str], s
             textcoords="offset points",
             color="#555555",
             fontsize=7.5,
+            bbox={"color": "white", "alpha": 0.8, "pad": 0.5},
         )
     axis.set_yscale("log")
     axis.yaxis.set_major_formatter(EngFormatter(sep=""))
+    axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
+    axis.set_xlim(0, 1.1 * max((at for _, at, _, _ in ends), default=1))
     axis.set_xlabel("tokens")
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     axis.set_ylabel("noise scale (examples)")
