@@ -1,5 +1,6 @@
 """The training loop: one for every strategy."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -10,9 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bigbatch.batches import BatchPlan, DataOrder
-from bigbatch.comm.parameters import FlatParameters
-from bigbatch.comm.strategy import Strategy
+from bigbatch.comm.parameters import Bucket, FlatParameters, square
+from bigbatch.comm.strategy import Squares, Strategy
 from bigbatch.comm.trace import COMPUTE, update_of
+from bigbatch.noise import NoiseScale, measurable, noise_scale
 from bigbatch.pace import Pace
 from bigbatch.tasks import Split, Task
 
@@ -33,6 +35,8 @@ class Update:
         total_communication_seconds: time in which data moved, hidden behind backward or exposed.
         waiting_seconds: time it stood still for slower workers.
         bytes_sent: bytes it sent.
+        gradient_square: the estimate of |G|² so far, see `bigbatch.noise`; NaN where that is not measured.
+        gradient_variance: the estimate of tr Σ so far, of one example; NaN where that is not measured.
     """
 
     number: int
@@ -46,6 +50,13 @@ class Update:
     total_communication_seconds: float
     waiting_seconds: float
     bytes_sent: int
+    gradient_square: float = math.nan
+    gradient_variance: float = math.nan
+
+    @property
+    def noise_scale(self) -> float:
+        """The gradient noise scale so far, in examples; NaN if it is not known."""
+        return noise_scale(self.gradient_square, self.gradient_variance)
 
     @property
     def compute_seconds(self) -> float:
@@ -66,6 +77,8 @@ class Trainer:
         seed: of the order of the examples.
         overlap: push buckets while backward still runs.
         pace: how long computing takes, if the clock is a simulated one.
+        measure_noise: estimate the gradient noise scale, unless there is but one draw of the gradient an update: over
+            the workers if the strategy tells squares, else over this worker's own micro-batches.
     """
 
     def __init__(
@@ -80,6 +93,7 @@ class Trainer:
         *,
         overlap: bool = True,
         pace: Pace | None = None,
+        measure_noise: bool = False,
     ) -> None:
         self.model = model
         self.task = task
@@ -90,7 +104,14 @@ class Trainer:
         self._order = DataOrder(task.sizes["training"], seed)
         self._device = parameters.values.device
         self._pace = pace or Pace()
-        self._pushes = Pushes(strategy, overlap=overlap)
+        self._noise: NoiseScale | None = None
+        self._micro_batch_squares: MicroBatchSquares | None = None
+        if measure_noise and measurable(plan.workers, plan.accumulation, tells_squares=strategy.tells_squares):
+            self._noise = NoiseScale()
+            strategy.with_squares = strategy.tells_squares and plan.workers > 1
+            if not strategy.with_squares:
+                self._micro_batch_squares = MicroBatchSquares(parameters)
+        self._pushes = Pushes(strategy, self._micro_batch_squares, overlap=overlap)
         if overlap and pace is None and len(strategy.buckets) > 1:
             self._pushes.watch()
 
@@ -112,6 +133,7 @@ class Trainer:
                 tokens, loss = self._accumulate(number)
                 report = strategy.step(tokens, loss)
                 strategy.pull()
+            self._measure(number, tokens, report.squares)
             number = report.next_update
             yield Update(
                 number=number,
@@ -125,7 +147,21 @@ class Trainer:
                 total_communication_seconds=strategy.total_communication_seconds - communicated_in_all,
                 waiting_seconds=strategy.waiting_seconds - waited,
                 bytes_sent=transport.bytes_sent - sent,
+                gradient_square=self._noise.gradient_square if self._noise is not None else math.nan,
+                gradient_variance=self._noise.gradient_variance if self._noise is not None else math.nan,
             )
+
+    def _measure(self, update: int, tokens: int, squares: Squares | None) -> None:
+        """Let an update count for the noise scale, if as many examples are behind every draw."""
+        if self._noise is None:
+            return
+        plan = self.plan
+        share = plan.micro_batch * plan.accumulation
+        if self._micro_batch_squares is not None:
+            if sum(map(len, plan.micro_batches(update, self.worker, self.examples))) == share:
+                self._noise.add(self._micro_batch_squares.of(tokens), plan.micro_batch, share)
+        elif squares is not None and (update + 1) * plan.global_batch <= self.examples:
+            self._noise.add(squares, share, plan.global_batch)
 
     def warm_up(self) -> None:
         """Compute one micro-batch and forget it, so that the first update is not the slowest for being the first."""
@@ -137,6 +173,8 @@ class Trainer:
     def _accumulate(self, update: int) -> tuple[int, float]:
         """Add up and push the gradients of this worker's micro-batches: the tokens behind them, and the summed loss."""
         self.parameters.gradients.zero_()
+        if self._micro_batch_squares is not None:
+            self._micro_batch_squares.begin()
         tokens, losses = 0, [torch.zeros((), device=self._device)]
         micro_batches = list(self.plan.micro_batches(update, self.worker, self.examples))
         span, spend, backward = self.strategy.transport.span, self.strategy.transport.spend, 0.0
@@ -149,6 +187,8 @@ class Trainer:
                 self._pushes.begin()
             with span(COMPUTE, "backward"):
                 loss.backward()  # type: ignore[no-untyped-call]
+                if self._micro_batch_squares is not None:
+                    self._micro_batch_squares.end_draw(counted)
             spend(self._pace.forward(counted), "forward")
             backward = self._pace.backward(counted)
             tokens += counted
@@ -179,16 +219,57 @@ class Trainer:
         return float(loss_sum / tokens_sum)
 
 
+class MicroBatchSquares:
+    """Squares of the gradients that one worker computes for an update: of each micro-batch's, and of their mean.
+
+    A micro-batch's gradient is looked at as backward hands it over, parameter by parameter, before it is added to those
+    of the micro-batches before: it is still in the cache then, and nothing is kept of it.
+
+    Args:
+        parameters: the model's.
+    """
+
+    def __init__(self, parameters: FlatParameters) -> None:
+        self._fresh: list[Tensor] = []
+        self._draws: list[Tensor] = []
+        self._sum: list[Tensor] = []
+        for _, parameter in parameters.named_parameters():
+            parameter.register_hook(self._see)  # type: ignore[no-untyped-call]
+
+    def begin(self) -> None:
+        """An update begins: forget the last one."""
+        self._fresh, self._draws, self._sum = [], [], []
+
+    def end_draw(self, tokens: int) -> None:
+        """Backward is through with a micro-batch of so many tokens."""
+        self._draws.append(torch.stack(self._fresh).double().sum() / max(tokens, 1) ** 2)
+        self._fresh = []
+
+    def complete(self, gradients: Tensor) -> None:
+        """A slice of the gradients, (elements,), holds the sum over all micro-batches, and is about to be pushed."""
+        self._sum.append(square(gradients))
+
+    def of(self, tokens: int) -> Squares:
+        """What came out, of an update with micro-batches and so many tokens."""
+        of_each = float(torch.stack(self._draws).mean())
+        return Squares(of_each, float(torch.stack(self._sum).double().sum()) / max(tokens, 1) ** 2)
+
+    def _see(self, gradient: Tensor) -> None:
+        self._fresh.append(square(gradient))
+
+
 class Pushes:
     """Pushes the buckets of one update, in order: each as soon as backward is through with it, the rest at the end.
 
     Args:
         strategy: started.
+        squares: looks at every bucket before it is pushed, if anybody does.
         overlap: whether a simulated backward goes on while buckets move.
     """
 
-    def __init__(self, strategy: Strategy, *, overlap: bool = True) -> None:
+    def __init__(self, strategy: Strategy, squares: MicroBatchSquares | None = None, *, overlap: bool = True) -> None:
         self._strategy = strategy
+        self._squares = squares
         self._overlap = overlap
         self._left = [0] * len(strategy.buckets)
         self._next = 0
@@ -220,7 +301,7 @@ class Pushes:
         elements = sum(len(bucket.gradients) for bucket in self._strategy.buckets)
         for bucket in self._strategy.buckets[self._next :]:
             spend(backward * len(bucket.gradients) / elements, "backward")
-            self._strategy.push(bucket)
+            self._push(bucket)
         self._next = 0
 
     def _completed(self, index: int, _: Tensor) -> None:
@@ -229,5 +310,10 @@ class Pushes:
         self._left[index] -= 1
         # In order even if a later one is ready before: all workers must push alike.
         while self._next < len(self._left) and self._left[self._next] == 0:
-            self._strategy.push(self._strategy.buckets[self._next])
+            self._push(self._strategy.buckets[self._next])
             self._next += 1
+
+    def _push(self, bucket: Bucket) -> None:
+        if self._squares is not None:
+            self._squares.complete(bucket.gradients)
+        self._strategy.push(bucket)

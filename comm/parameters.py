@@ -172,6 +172,15 @@ class FlatParameters:
         return True
 
 
+def square(tensor: Tensor) -> Tensor:
+    """The sum of the squares of a tensor's elements, (), in its dtype: one pass, without a copy if it is contiguous.
+
+    It stays on the tensor's device, so that nobody waits for a GPU.
+    """
+    elements = tensor.detach().reshape(-1)
+    return torch.dot(elements, elements)
+
+
 def all_finite(tensor: Tensor) -> bool:
     """Whether a tensor, (elements,) and not empty, holds neither a NaN nor an infinity; one without contents does.
 

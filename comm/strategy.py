@@ -25,6 +25,19 @@ START_TAG = 30_000
 
 
 @dataclass(frozen=True)
+class Squares:
+    """Squared lengths of gradients, before they are clipped: of several draws, and of their mean.
+
+    Attributes:
+        of_each: the mean of the draws' own squares; each draw is divided by its own tokens.
+        of_mean: the square of all of them together, divided by all their tokens.
+    """
+
+    of_each: float
+    of_mean: float
+
+
+@dataclass(frozen=True)
 class StepReport:
     """What became of an update.
 
@@ -37,6 +50,7 @@ class StepReport:
         workers: whose gradients those are: all workers' if the update is everybody's, else this worker's alone.
         total_weight: tokens behind all updates so far, of whichever workers.
         next_update: the number, from 0, of the batch of which this worker computes its share next.
+        squares: of the workers' gradients, if the strategy tells squares and was asked to.
     """
 
     version: int
@@ -46,6 +60,7 @@ class StepReport:
     workers: int
     total_weight: float
     next_update: int
+    squares: Squares | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +105,7 @@ class Strategy(ABC):
         total_communication_seconds: time in which data moved, hidden behind backward or exposed.
         waiting_seconds: time it stood still for slower workers, its own gradients being ready.
         remarks: what its user should know about what it chose to do, as sentences.
+        with_squares: whether `step` is to report squares; whoever wants them says so before the first push.
     """
 
     options: ClassVar[tuple[Option, ...]] = ()
@@ -97,6 +113,9 @@ class Strategy(ABC):
 
     launchers: ClassVar[tuple[str, ...]] = ("mpirun",)
     """The programs that can start the processes, best first: "mpirun", "torchrun"."""
+
+    tells_squares: ClassVar[bool] = False
+    """Whether every worker has the mean gradient after `step`, so that the report can have `squares` of all."""
 
     bucket_bytes: int = 25 * 2**20
     """Gradients are sent in buckets of about this size; torch's DistributedDataParallel uses the same."""
@@ -111,6 +130,7 @@ class Strategy(ABC):
         self.total_communication_seconds = 0.0
         self.waiting_seconds = 0.0
         self.remarks: list[str] = []
+        self.with_squares = False
         self._among_workers = Group(transport, range(self.workers)) if self.worker is not None else None
 
     @classmethod

@@ -136,6 +136,7 @@ OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
     click.option(
         "--deadline", type=POSITIVE_NUMBER, default=DEFAULT_DEADLINE, show_default=True, help="Seconds to wait at most."
     ),
+    click.option("--noise-scale", is_flag=True, help="Measure the gradient noise scale of every arm."),
     click.option("--trace", is_flag=True, help="Write trace.json: what every rank does when; see `timeline`."),
     click.option(
         "--trace-updates", type=POSITIVE, default=20, show_default=True, help="Traced of each arm, from its first."
@@ -305,6 +306,7 @@ def run_strategy(name: str, strategy: type[Strategy], choices: dict[str, Any], o
     started = None if launch.launcher is Launcher.NONE else strategy.workers_among(launch.size)
     plan = plan_of(options, started)
     settings.check(plan)
+    settings.check_noise_scale(plan, tells_squares=strategy.tells_squares)
     strategy.workers_among(strategy.ranks_for(plan.workers))
     if launch.launcher is Launcher.NONE and strategy.ranks_for(plan.workers) > 1:
         become(launch_command(strategy, plan.workers, sys.argv[1:]))
@@ -356,6 +358,7 @@ def simulate_strategy(
     """Run an experiment on simulated ranks, in this process."""
     plan = plan_of({**options, "workers": simulation.workers}, None)
     settings.check(plan)
+    settings.check_noise_scale(plan, tells_squares=strategy.tells_squares)
     strategy.workers_among(strategy.ranks_for(plan.workers))
     folder = options["out"] or new_folder(f"{Path(name).name.replace(':', '-')}-simulated-{plan.workers}")
 
@@ -466,6 +469,8 @@ def compare(context: click.Context, /, strategies: tuple[str, ...], **options: A
     )
     plan = plan_of({**options, "workers": asked}, None)
     settings.check(plan)
+    for name in strategies:
+        settings.check_noise_scale(plan, tells_squares=STRATEGIES.load(name).tells_squares)
     folder = options["out"] or new_folder("compare")
     runs = run_strategies(strategies, plan.workers, shared_arguments(context), folder, simulated=simulated)
     summaries = [run.summary for run in runs]

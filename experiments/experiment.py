@@ -20,10 +20,11 @@ from bigbatch.comm.trace import Span, Trace, clock_offset, gather, joined
 from bigbatch.comm.transport import Transport
 from bigbatch.experiments.progress import Reporter
 from bigbatch.experiments.run import RunWriter, environment, first_reaching
-from bigbatch.experiments.settings import Settings
+from bigbatch.experiments.settings import Settings, unmeasured
 from bigbatch.experiments.simulated import Simulation, fastest
 from bigbatch.memory import peak_bytes, reset_peak
 from bigbatch.model import Transformer, TransformerShape
+from bigbatch.noise import noise_scale
 from bigbatch.optimizers import optimizer_named
 from bigbatch.pace import Pace
 from bigbatch.sizes import own_size
@@ -158,8 +159,10 @@ class Experiment:
             settings.seed,
             overlap=settings.overlap,
             pace=self._pace(strategy, model, task, shape, arm.plan.micro_batch),
+            measure_noise=settings.noise_scale,
         )
-        self.reporter.remark(strategy.remarks)
+        remarks = [*strategy.remarks, *noise_remarks(settings, arm, tells_squares=strategy.tells_squares)]
+        self.reporter.remark(remarks)
         with tracing.arm(arm.name, works=strategy.worker is not None):
             history = strategy.run(lambda: train(trainer, arm.name, settings, self.reporter, record))
         mine = {
@@ -172,7 +175,7 @@ class Experiment:
         buckets = len(strategy.buckets)
         strategy.close()
         first = next(rank["until"] for rank in ranks if rank["until"] is not None)
-        row = {**summarise(arm, ranks), **first, "buckets": buckets, "remarks": strategy.remarks}
+        row = {**summarise(arm, ranks), **first, "buckets": buckets, "remarks": remarks}
         return {"parameters": parameters.values.numel(), **row}
 
     def _pace(
@@ -250,6 +253,22 @@ class Tracing:
             self._write(self._ranks)
 
 
+def noise_remarks(settings: Settings, arm: Arm, *, tells_squares: bool) -> list[str]:
+    """What the user should know about an arm whose noise scale was asked for."""
+    remark = unmeasured(arm, tells_squares=tells_squares) if settings.noise_scale else ""
+    return [remark] if remark else []
+
+
+NOISE = ("noise_scale", "gradient_square", "gradient_variance")
+"""What an update's line has of the gradient noise, if it was measured."""
+
+
+def without_unmeasured(record: dict[str, Any]) -> dict[str, Any]:
+    """An update's line without its entries on gradient noise, unless that was measured."""
+    measured = math.isfinite(record["gradient_square"])
+    return {name: value for name, value in record.items() if measured or name not in NOISE}
+
+
 def train(
     trainer: Trainer, arm: str, settings: Settings, reporter: Reporter, record: Callable[[dict[str, Any]], None]
 ) -> "History":
@@ -276,15 +295,15 @@ def train(
     with reporter.arm(arm, updates) as bar:
         for update in trainer.updates():
             history.add(update)
-            record(
-                {
-                    "kind": "update",
-                    "arm": arm,
-                    **asdict(update),
-                    "compute_seconds": update.compute_seconds,
-                    "total_seconds": history.seconds,
-                }
-            )
+            line = {
+                "kind": "update",
+                "arm": arm,
+                **asdict(update),
+                "noise_scale": update.noise_scale,
+                "compute_seconds": update.compute_seconds,
+                "total_seconds": history.seconds,
+            }
+            record(without_unmeasured(line))
             bar.advance(update.number, update.loss)
             while stops and update.number >= stops[0]:  # all workers stop as often, and wait for each other
                 validate(stops.pop(0))
@@ -396,6 +415,8 @@ class History:
             "bytes_sent": sum(update.bytes_sent for update in self.updates),
             "training_loss": self.training_loss(),
             "validation_loss": self.validation_loss,
+            "gradient_square": self.updates[-1].gradient_square if self.updates else math.nan,
+            "gradient_variance": self.updates[-1].gradient_variance if self.updates else math.nan,
         }
 
 
@@ -412,7 +433,8 @@ def summarise(
         seconds: that it took, if the workers do not know.
 
     Returns:
-        Times and bytes are means over the updates of all workers, memory is that of the hungriest worker.
+        Times and bytes are means over the updates of all workers, memory is that of the hungriest worker. The noise
+        scale is the ratio of means over the workers, of their last estimates; where nobody measured, there is none.
     """
     workers = [rank for rank in ranks if rank["history"] is not None]
     only_serving = [rank for rank in ranks if rank["history"] is None]
@@ -445,6 +467,13 @@ def summarise(
         "training_loss": mean("training_loss"),
         "validation_loss": histories[0]["validation_loss"] if histories else float("nan"),
     }
+    measured = [history for history in histories if math.isfinite(history["gradient_square"])]
+    if measured:
+        square, variance = (
+            sum(history[key] for history in measured) / len(measured)
+            for key in ("gradient_square", "gradient_variance")
+        )
+        row |= dict(zip(NOISE, (noise_scale(square, variance), square, variance), strict=True))
     if only_serving:
         row["server_peak_memory_bytes"] = max(rank["peak"] for rank in only_serving)
     if servers:

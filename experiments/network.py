@@ -31,7 +31,7 @@ from bigbatch.comm.server.sockets import Listener
 from bigbatch.comm.strategies.parameter_server import Setup
 from bigbatch.comm.strategies.remote_servers import Facts, RemoteServers, facts_about
 from bigbatch.comm.transports.alone import Alone
-from bigbatch.experiments.experiment import History, summarise, train
+from bigbatch.experiments.experiment import NOISE, History, noise_remarks, summarise, train, without_unmeasured
 from bigbatch.experiments.progress import Reporter
 from bigbatch.experiments.run import RunWriter, environment
 from bigbatch.experiments.settings import Settings
@@ -277,6 +277,9 @@ class ServedArm:
         self._workers: dict[int, int] = {}
         self._validated: set[float] = set()
         self._busy = Busy()
+        self._remarks = noise_remarks(offer.settings, arm, tells_squares=RemoteServers.tells_squares)
+        for remark in self._remarks:
+            tell(remark)
         self._examples = math.ceil(offer.settings.tokens / task.example_tokens)
         parameters = FlatParameters(model_of(offer.settings, task))
         self.parameters = len(parameters.values)
@@ -365,7 +368,7 @@ class ServedArm:
         there = replace(self._arm, plan=replace(self._arm.plan, workers=max(1, self.server.most_workers)))
         row = summarise(there, [*ranks, server], shard.tokens, self._busy.seconds)
         made = shard.version + shard.skipped
-        return {**row, "workers": there.plan.workers, "updates": made, "buckets": 1, "remarks": []}
+        return {**row, "workers": there.plan.workers, "updates": made, "buckets": 1, "remarks": self._remarks}
 
 
 UPDATE, VALIDATION, PEAK = 0.0, 1.0, 2.0
@@ -373,7 +376,7 @@ UPDATE, VALIDATION, PEAK = 0.0, 1.0, 2.0
 
 UPDATE_FIELDS = [field.name for field in dataclasses.fields(Update)]
 NOTED: dict[float, list[str]] = {
-    UPDATE: [*UPDATE_FIELDS, "compute_seconds", "total_seconds"],
+    UPDATE: [*UPDATE_FIELDS, "noise_scale", "compute_seconds", "total_seconds"],
     VALIDATION: ["update", "tokens", "seconds", "loss"],
     PEAK: ["bytes"],
 }
@@ -385,7 +388,8 @@ WHOLE = {"number", "tokens", "workers", "total_tokens", "bytes_sent", "update", 
 def row_of(record: dict[str, Any]) -> NDArray[np.float64]:
     """A line of metrics as a note."""
     kind = next(number for number, name in KINDS.items() if name == record["kind"])
-    return np.array([kind, *(record[name] for name in NOTED[kind])], dtype=np.float64)
+    complete = {**dict.fromkeys(NOISE, math.nan), **record}
+    return np.array([kind, *(complete[name] for name in NOTED[kind])], dtype=np.float64)
 
 
 def record_of(row: NDArray[np.float64]) -> dict[str, Any]:
@@ -403,6 +407,7 @@ def record_of(row: NDArray[np.float64]) -> dict[str, Any]:
         raise MalformedError(f"A note of {len(row)} numbers says nothing that is known here") from error
     if "applied" in values:
         values["applied"] = bool(values["applied"])
+        values = without_unmeasured(values)
     return {"kind": KINDS[kind], **values}
 
 
@@ -412,7 +417,7 @@ def rank_of(notes: Iterable[tuple[float, Sequence[float]]]) -> dict[str, Any] | 
     for _, row in notes:
         record = record_of(np.array(row))
         if record["kind"] == "update":
-            history.add(Update(**{name: record[name] for name in UPDATE_FIELDS}))
+            history.add(Update(**{name: record[name] for name in UPDATE_FIELDS if name in record}))
         elif record["kind"] == "validation":
             history.validated(record["update"], record["tokens"], record["seconds"], record["loss"])
         else:
@@ -541,6 +546,7 @@ class NetworkWorker:
                 announcement.examples,
                 settings.seed,
                 overlap=False,
+                measure_noise=settings.noise_scale,
             )
             train(trainer, announcement.arm, settings, self.reporter, note)
             note({"kind": "peak", "bytes": peak_bytes(self.device)})

@@ -103,6 +103,7 @@ def serve(
     options = {**options, **UNUSED}
     settings, plan = settings_of(options), plan_of(options, None)
     settings.check(plan)
+    settings.check_noise_scale(plan, tells_squares=ParameterServer.tells_squares)
     setup = ParameterServer.configured({**choices, "servers": part[1]}).setup
     setup.rule().check(plan.workers)
     snapshots = Snapshots(snapshot_folder) if snapshot_folder is not None else None

@@ -96,6 +96,8 @@ def _rows(arms: list[dict[str, Any]], workers: int) -> list[tuple[str, list[str]
     targets = TARGET_ROWS if any("updates_to_target" in arm for arm in arms) else ()
     for label, key, factor, decimals in (*ROWS, *targets):
         rows.append((label, [_number(arm[key], factor, decimals) for arm in arms]))
+    if any("noise_scale" in arm for arm in arms):
+        rows.append(("noise scale, examples", list(map(_noise_scale, arms))))
     if any(arm["skipped_updates"] for arm in arms):
         rows.append(("updates that were not applied", [str(arm["skipped_updates"]) for arm in arms]))
     if any("servers" in arm for arm in arms):
@@ -141,6 +143,13 @@ def _arm(summary: Summary, name: str) -> dict[str, Any]:
 
 def _number(value: float | None, factor: float, decimals: int) -> str:
     return "none" if value is None else f"{value * factor:,.{decimals}f}"
+
+
+def _noise_scale(arm: dict[str, Any]) -> str:
+    if "noise_scale" not in arm:
+        return "not measured"
+    scale = arm["noise_scale"]
+    return "not known" if scale is None else f"{scale:,.{0 if scale >= 10 else 1}f}"
 
 
 def verdict(summary: Summary) -> str:

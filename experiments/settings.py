@@ -9,6 +9,7 @@ import torch
 from bigbatch.batches import ARMS, Arm, BatchPlan, arms_of
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.launch import Launch
+from bigbatch.noise import measurable
 from bigbatch.optimizers import optimizer_named
 from bigbatch.tasks import TASKS
 
@@ -34,6 +35,7 @@ class Settings:
         threads: of torch, in every process.
         device: "auto", "cpu", "cuda" or "cuda:N".
         deadline: seconds after which a wait gives up.
+        noise_scale: measure the gradient noise scale.
         trace: write down what every rank does when ...
         trace_updates: ... in the first so many updates of every arm.
     """
@@ -58,6 +60,7 @@ class Settings:
     threads: int
     device: str
     deadline: float
+    noise_scale: bool
     trace: bool
     trace_updates: int
 
@@ -79,6 +82,23 @@ class Settings:
         TASKS.load(self.task)
         optimizer_named(self.optimizer, self.learning_rate)
 
+    def check_noise_scale(self, plan: BatchPlan, *, tells_squares: bool) -> None:
+        """Refuse to measure what no arm can.
+
+        Args:
+            plan: of the accumulated arm.
+            tells_squares: what the strategy says of itself.
+
+        Raises:
+            ConfigurationError: it was asked for, and no arm has more than one draw of the gradient an update.
+        """
+        if self.noise_scale and all(unmeasured(arm, tells_squares=tells_squares) for arm in self.chosen_arms(plan)):
+            raise ConfigurationError(
+                f"--noise-scale compares the gradients behind one update, but every arm of {self.arms} has only one "
+                "that can be told from others: use --accumulate 2 or more with the arm accumulated, or an all-reduce "
+                "over two or more workers."
+            )
+
     def as_json(self) -> dict[str, Any]:
         """The settings in types that JSON can write."""
         return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
@@ -97,6 +117,19 @@ class Settings:
         if not names:
             raise ConfigurationError(f"No arm was named. Known: {', '.join(ARMS)}.")
         return [known[name] for name in dict.fromkeys(names)]
+
+
+def unmeasured(arm: Arm, *, tells_squares: bool) -> str:
+    """Why an arm cannot measure the gradient noise scale, as a sentence without its full stop; empty if it can.
+
+    Args:
+        arm: which.
+        tells_squares: what the strategy says of itself.
+    """
+    if measurable(arm.plan.workers, arm.plan.accumulation, tells_squares=tells_squares):
+        return ""
+    several = f", and its {arm.plan.workers} workers' do not come together" if arm.plan.workers > 1 else ""
+    return f"The arm {arm.name} cannot measure the noise scale: a worker's gradient is one micro-batch's alone{several}"
 
 
 def resolve_device(name: str, launch: Launch) -> torch.device:

@@ -14,10 +14,10 @@ from bigbatch.comm.collectives import bind
 from bigbatch.comm.collectives.hierarchical import hierarchical
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.launch import Launch
-from bigbatch.comm.parameters import Bucket, FlatParameters, OptimizerFactory
+from bigbatch.comm.parameters import Bucket, FlatParameters, OptimizerFactory, square
 from bigbatch.comm.prove import prove
 from bigbatch.comm.shared_memory import SharedMemory
-from bigbatch.comm.strategy import StepReport, Strategy
+from bigbatch.comm.strategy import Squares, StepReport, Strategy
 from bigbatch.comm.trace import COMPUTE
 from bigbatch.comm.transport import Transport
 from bigbatch.comm.transports.mpi import MPITransport
@@ -37,12 +37,14 @@ class AllReduce(Strategy):
     """
 
     rounds: ClassVar[Callable[..., Any] | None] = None
+    tells_squares: ClassVar[bool] = True
 
     def __init__(self, transport: Transport) -> None:
         super().__init__(transport)
         self._collective = self.collective(transport)
         self._early: list[Reduction] = []
         self._last: Bucket | None = None
+        self._squares: list[Tensor] = []
         self._steps = 0
         self._total_weight = 0.0
 
@@ -73,6 +75,8 @@ class AllReduce(Strategy):
 
     def push(self, bucket: Bucket) -> None:
         """Begin to sum the bucket, unless it is the last: that is left to `step`."""
+        if self.with_squares:
+            self._squares.append(square(bucket.gradients))  # soon it holds everybody's
         if bucket.index < len(self.buckets) - 1:
             self._early.append(self._collective.start(bucket.gradients))
         else:
@@ -83,9 +87,12 @@ class AllReduce(Strategy):
 
         Nobody's sum of weights is complete before everybody has come: the time until then is time waited for the
         slowest worker, less what earlier buckets took of it to move. The time after is that of moving the rest.
+
+        The square of the worker's own mean gradient, if it is asked for, is summed with the weights.
         """
         clock = self.transport.now
-        tally = np.array([weight, loss])
+        own = [float(torch.stack(self._squares).double().sum()) / max(weight, 1) ** 2] if self.with_squares else []
+        tally = np.array([weight, loss, *own])
         ready = clock()
         if self._early:
             self._collective.in_turn(lambda: np.copyto(tally, self.total(tally)))
@@ -101,14 +108,18 @@ class AllReduce(Strategy):
         self.waiting_seconds += everyone_ready - ready - exposed_early
         self.communication_seconds += exposed_early + done - everyone_ready
         self.total_communication_seconds += covered([*(r.moving for r in self._early), (everyone_ready, done)])
-        self._early, self._last = [], None
-        weight, loss = tally.tolist()
+        self._early, self._last, self._squares = [], None, []
+        weight, loss, *summed = tally.tolist()
+        squares = None
         with self.transport.span(COMPUTE, "apply"):
+            if summed:
+                of_mean = float(square(self.parameters.gradients)) / max(weight, 1) ** 2
+                squares = Squares(summed[0] / self.workers, of_mean)
             applied = self.parameters.apply(self.optimizer, weight)
         self.version += applied
         self._steps += 1
         self._total_weight += weight
-        return StepReport(self.version, applied, weight, loss, self.workers, self._total_weight, self._steps)
+        return StepReport(self.version, applied, weight, loss, self.workers, self._total_weight, self._steps, squares)
 
     def close(self) -> None:
         """Give the collective's memory and thread back."""

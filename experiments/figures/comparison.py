@@ -1,11 +1,11 @@
-"""The comparison figure: throughput, where the time goes, loss against tokens, loss against seconds."""
+"""The comparison figure: throughput, where the time goes, loss against tokens, loss against seconds; noise scale."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, LogFormatter
 
 from bigbatch.experiments.figures.style import BLUE, GREY, LINES, ORANGE, Line, colour, panels
 from bigbatch.experiments.run import Run
@@ -20,7 +20,9 @@ def draw_comparison(runs: Sequence[Run], path: Path) -> None:
     """
     bars = [(run, arm) for run in runs for arm in run.summary["arms"]]
     several = len(runs) > 1
-    figure, (throughput, split, by_tokens, by_seconds) = panels(2, 2, width=10 + (1.5 if several else 0), height=7.5)
+    noisy = any("noise_scale" in arm for _, arm in bars)
+    rows, width = 3 if noisy else 2, 10 + (1.5 if several else 0)
+    figure, (throughput, split, by_tokens, by_seconds, *rest) = panels(rows, 2, width=width, height=3.75 * rows)
     labels = [f"{run.summary['strategy']}\n{arm['name']}" if several else arm["name"] for run, arm in bars]
     arm_names = list(dict.fromkeys(arm["name"] for _, arm in bars))
 
@@ -45,6 +47,13 @@ def draw_comparison(runs: Sequence[Run], path: Path) -> None:
             by_tokens.plot([], [], color=own, linestyle=LINES[number % len(LINES)], label=run.summary["strategy"])
     by_tokens.plot([], [], color=GREY, linewidth=1, alpha=0.5, label="training (thin)")
     by_tokens.legend(frameon=False, fontsize=8)
+    if noisy:
+        noise, corner = rest
+        grid = noise.get_gridspec()
+        assert grid is not None, "`panels` has made one"
+        noise.set_subplotspec(grid[2, :])
+        corner.remove()
+        _noise_scales(noise, runs, shade)
     first = runs[0].summary
     names = ", ".join(run.summary["strategy"] for run in runs)
     figure.suptitle(
@@ -111,6 +120,59 @@ def _loss(axis: Axes, run: Run, arm: str, key: str, shade: str, line: Line) -> N
         marker="o",
         markersize=3,
     )
+
+
+def _noise_scales(axis: Axes, runs: Sequence[Run], shade: Callable[[Run, str], str]) -> None:
+    """The estimates so far, from the first that is known, beside the batches that the arms have."""
+    several, ends = len(runs) > 1, []
+    for number, run in enumerate(runs):
+        for arm in run.summary["arms"]:
+            records = [record for record in run.curve(arm["name"], "update") if record.get("noise_scale")]
+            if not records:
+                continue
+            tokens = [record["total_tokens"] for record in records]
+            scales = [record["noise_scale"] for record in records]
+            own = shade(run, arm["name"])
+            axis.plot(tokens, scales, color=own, linestyle=LINES[number % len(LINES)], linewidth=1.4)
+            name = f"{run.summary['strategy']}, {arm['name']}" if several else arm["name"]
+            ends.append((scales[-1], tokens[-1], name, own))
+    batches: dict[int, list[str]] = {}
+    for arm in runs[0].summary["arms"]:
+        batches.setdefault(arm["global_batch"], []).append(arm["name"])
+    for batch, names in batches.items():
+        axis.axhline(batch, color=GREY, linewidth=0.8, linestyle=":")
+        axis.annotate(
+            f"batch of {', '.join(names)}: {batch}",
+            (0, batch),
+            (3, 2),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            color="#555555",
+            fontsize=7.5,
+            bbox={"color": "white", "alpha": 0.8, "pad": 0.5},
+        )
+    axis.set_yscale("log")
+    axis.yaxis.set_major_formatter(EngFormatter(sep=""))
+    axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
+    axis.set_xlim(0, 1.1 * max((at for _, at, _, _ in ends), default=1))
+    axis.set_xlabel("tokens")
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axis.set_ylabel("noise scale (examples)")
+    axis.set_title("Gradient noise scale against tokens", loc="left")
+    low, high = axis.get_ylim()
+    gap, place = (high / low) ** 0.06, 0.0
+    for scale, at, name, own in sorted(ends):  # the labels of curves that end close together go above each other
+        place = max(scale, place * gap)
+        axis.annotate(
+            name,
+            (at, place),
+            (5, 0),
+            textcoords="offset points",
+            color=own,
+            fontsize=8,
+            va="center",
+            annotation_clip=False,
+        )
 
 
 def smoothed(losses: list[float | None]) -> list[float]:

@@ -187,7 +187,7 @@ def _noise_scales(axis: Axes, curves: Sequence[Curve], by: str) -> list[End]:
         axis.plot(*_columns(found), color=curve.colour, linestyle=curve.line, linewidth=1.3)
         ends += [(curve, *found[-1])] if found else []
     axis.set_yscale("log")
-    axis.set_ylabel("gradient noise scale (a batch)")
+    axis.set_ylabel("gradient noise scale (examples)")
     _scale(axis, curves, by)
     return ends
 
