@@ -375,19 +375,37 @@ def front_of(found: Sequence[Candidate]) -> list[Candidate]:
     return front
 
 
+MARGIN = 0.04
+"""By how much of it the composed time of an update may be above the simulated one, or so it is taken to be.
+
+Ranks that are through with a bucket earlier than others begin the next one earlier, which composing leaves out. On 3 to
+64 workers over the presets' networks it came to 3.1 % at most (halving-doubling on 3 workers), and to nothing where the
+workers are a power of two on a flat network.
+"""
+
+
 def exact_front(
     cluster: Cluster, tradeoff: Tradeoff, found: Sequence[Candidate], say: Callable[[str], None] = lambda _: None
 ) -> tuple[list[Candidate], list[Candidate]]:
     """The front, every row of which was simulated by itself, and all candidates with these numbers.
 
-    Rows on the front are simulated until there are none left that were not; who turns out slower may leave the front to
-    others, which then are simulated too.
+    Whoever may be on the front is simulated, until nobody is left who was not and could be: a candidate whose time is
+    composed could if it were on it with `MARGIN` less. So this is the front of all candidates simulated, as long as
+    none is composed more than that too slow.
     """
     everyone = list(found)
-    while pending := {id(candidate) for candidate in front_of(everyone) if not candidate.simulated}:
-        say(f"{len(pending)} rows of the front, exactly ...")
+    while True:
+        hoped = {id(one): one if one.simulated else _quicker(one) for one in everyone}
+        on_front = {id(one) for one in front_of(list(hoped.values()))}
+        pending = {key for key, one in hoped.items() if id(one) in on_front and not one.simulated}
+        if not pending:
+            return front_of([one for one in everyone if one.simulated]), everyone
+        say(f"{len(pending)} row(s) that may be on the front, exactly ...")
         everyone = [simulated(cluster, tradeoff, one) if id(one) in pending else one for one in everyone]
-    return front_of(everyone), everyone
+
+
+def _quicker(one: Candidate) -> Candidate:
+    return replace(one, seconds=one.seconds * (1 - MARGIN), gpu_hours=one.gpu_hours * (1 - MARGIN))
 
 
 def recommended(front: Sequence[Candidate]) -> Candidate:

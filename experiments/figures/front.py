@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 
 from bigbatch.comm.simulation.network import FloatArray
 from bigbatch.experiments.figures.style import GREY, colour, panels
-from bigbatch.experiments.plan import Candidate, duration
+from bigbatch.experiments.plan import Candidate
 
 MARKERS = "osD^vP"
 """A kind of point for each strategy, beside its colour."""
@@ -19,17 +19,17 @@ MARKERS = "osD^vP"
 APART = 0.045
 """Share of the figure's height that two labels must be apart."""
 
-MARKS = tuple(
-    length * number
-    for length, numbers in (
-        (1, (1, 3, 10, 30)),
-        (60, (1, 3, 10, 30)),
-        (3600, (1, 3, 12)),
-        (86400, (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000)),
+MARKS = {
+    length * number: f"{number:,} {unit}{'s' if unit == 'day' and number > 1 else ''}"
+    for unit, length, numbers in (
+        ("s", 1, (1, 3, 10, 30)),
+        ("min", 60, (1, 3, 10, 30)),
+        ("h", 3600, (1, 3, 10)),
+        ("day", 86400, (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000)),
     )
     for number in numbers
-)
-"""Seconds at which the axis of time has a mark."""
+}
+"""Seconds at which the axis of time has a mark, and what is written there."""
 
 
 def draw_front(
@@ -83,7 +83,7 @@ def draw_front(
     _label_ideal(axis, seconds, hours)
     _label_front(axis, front, best)
     shown = [mark for mark in MARKS if axis.get_xlim()[0] <= mark <= axis.get_xlim()[1]]
-    axis.set_xticks(shown, [duration(mark) for mark in shown])
+    axis.set_xticks(shown, [MARKS[mark] for mark in shown])
     axis.xaxis.set_minor_locator(NullLocator())
     axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
