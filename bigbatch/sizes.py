@@ -38,6 +38,14 @@ class ModelSize:
     flops_per_token: float
     parts: tuple[int, ...]
 
+    @property
+    def beside_embeddings(self) -> int:
+        """Parameters of the blocks' matrices, 12·layers·width²; all of them if the width is not known.
+
+        That is N of Kaplan et al., "Scaling laws for neural language models" (2020), section 2.1.
+        """
+        return 12 * self.layers * self.width**2 or self.parameters
+
 
 def training_flops(multiplied: int, layers: int, width: int, context: int) -> float:
     """Floating-point operations for forward and backward of one token: 6N + 12·layers·width·context.

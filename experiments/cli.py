@@ -179,6 +179,7 @@ def simulation_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 ELSEWHERE = {
     "simulate": "bigbatch.experiments.simulation_commands",
+    "plan": "bigbatch.experiments.plan_commands",
     "calibrate": "bigbatch.experiments.calibration_commands",
     "validate": "bigbatch.experiments.calibration_commands",
     "figures": "bigbatch.experiments.figure_commands",

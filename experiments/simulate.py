@@ -46,10 +46,14 @@ class Workload:
 
     Attributes:
         size: of the model.
-        tokens: that a worker computes in an update.
+        tokens: that a worker computes in an update, in all its micro-batches.
         computing: how long that takes.
         bucket_bytes: gradients are sent in buckets of about this size.
-        overlap: whether buckets are sent while backward still runs.
+        overlap: whether buckets are sent while backward of the last micro-batch still runs.
+        accumulation: micro-batches, of as many tokens each, whose gradients a worker adds up for an update.
+
+    Raises:
+        ConfigurationError: fewer than one micro-batch, or more of them than tokens.
     """
 
     size: ModelSize
@@ -57,6 +61,14 @@ class Workload:
     computing: Computing
     bucket_bytes: int
     overlap: bool
+    accumulation: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.accumulation <= self.tokens:
+            raise ConfigurationError(
+                f"A worker's {self.tokens:,} tokens of an update cannot be computed in {self.accumulation:,} "
+                "micro-batches; it takes at least one, and a token for each."
+            )
 
     @property
     def compute(self) -> float:
@@ -76,7 +88,8 @@ class Workload:
     def ready(self) -> FloatArray:
         """(buckets,) the share of an update's computing after which each bucket is ready."""
         shares = np.cumsum(self.buckets()) / self.size.parameters
-        return FORWARD_SHARE + (1 - FORWARD_SHARE) * shares if self.overlap else np.ones(len(shares))
+        ahead = (1 - FORWARD_SHARE) * (1 - shares) / self.accumulation
+        return 1 - ahead if self.overlap else np.ones(len(shares))
 
 
 @dataclass(frozen=True)

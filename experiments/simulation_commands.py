@@ -1,7 +1,7 @@
 """The command `simulate`: step time, throughput and scaling of clusters that nobody has at hand."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -45,9 +45,16 @@ NUMBER = Count("units", {"": 1, "k": 1_000, "M": 10**6, "G": 10**9, "B": 10**9},
 
 
 class Counts(click.ParamType[tuple[int, ...]]):
-    """Numbers of workers: 8..64 doubles from 8 to 64; 3,4,6 lists them."""
+    """Numbers of something: 8..64 doubles from 8 to 64; 3,4,6 lists them.
 
-    name = "workers"
+    Args:
+        name: of what.
+        most: the largest that is taken.
+    """
+
+    def __init__(self, name: str = "workers", most: int = MOST_WORKERS) -> None:
+        self.name = name
+        self._most = most
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
         """8..64,96 -> (8, 16, 32, 64, 96)."""
@@ -57,12 +64,45 @@ class Counts(click.ParamType[tuple[int, ...]]):
         for word in str(value).split(","):
             first, dots, last = word.strip().partition("..")
             count, most = (int(end) if end.isdecimal() else 0 for end in (first, last if dots else first))
-            if not 1 <= count <= most <= MOST_WORKERS:
-                self.fail(f"{word!r} is no number of workers; write 64, or 8..4096, which doubles from 8", param, ctx)
+            if not 1 <= count <= most <= self._most:
+                self.fail(
+                    f"{word!r} is no number of {self.name}; write 64, or 8..4096, which doubles from 8; "
+                    f"at least 1 and at most {self._most:,}",
+                    param,
+                    ctx,
+                )
             while count <= most:
                 found.add(count)
                 count *= 2
         return tuple(sorted(found))
+
+
+CLUSTER_OPTIONS = (
+    click.option("--network", default=NETWORK, show_default=True, help="A preset's name or FILE.toml."),
+    click.option("--node-size", type=POSITIVE, help="Ranks that share a node. [default: as the network says]"),
+    click.option("--gpu", default="a100", show_default=True, help="What a worker computes on, or core: a laptop's."),
+    click.option("--utilisation", type=click.FloatRange(0, 1, min_open=True), default=UTILISATION, show_default=True),
+    click.option("--bucket-size", type=BYTES, default="25MB", show_default=True, help="Gradients sent as one, about."),
+    click.option("--overlap/--no-overlap", default=True, show_default=True, help="Send while backward still runs."),
+)
+"""What cluster is simulated."""
+
+OUTPUT_OPTIONS = (
+    click.option("--out", type=FILE, help="The folder. [default: a new one below ./runs]"),
+    click.option("--json", "as_rows", is_flag=True, help="Print the rows as JSON and no table."),
+    click.option("--debug", is_flag=True, help="Show tracebacks."),
+)
+
+
+def with_options(*options: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Callable[..., Any]:
+    """A decorator that gives a command all of these options, in their order."""
+
+    def decorated(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorated
 
 
 @click.command()
@@ -70,27 +110,21 @@ class Counts(click.ParamType[tuple[int, ...]]):
 @click.option(
     "--workers", type=Counts(), default="8..256", show_default=True, help="64, or 8..4096, or a list of them."
 )
-@click.option("--network", default=NETWORK, show_default=True, help="A preset's name or FILE.toml.")
-@click.option("--node-size", type=POSITIVE, help="Ranks that share a node. [default: as the network says]")
+@with_options(*CLUSTER_OPTIONS)
 @click.option("--model", help="gpt2-small, llama2-7b ... [default: gpt2-small]")
 @click.option("--parameters", type=NUMBER, help="Instead of --model: how many parameters.")
 @click.option(
     "--flops-per-token", type=NUMBER, help="With --parameters: forward and backward. [default: 6 a parameter]"
 )
-@click.option("--gpu", default="a100", show_default=True, help="What a worker computes on, or core: a laptop's.")
-@click.option("--utilisation", type=click.FloatRange(0, 1, min_open=True), default=UTILISATION, show_default=True)
 @click.option("--tokens", type=TOKENS, help="That a worker computes in an update. [default: 8 sequences]")
-@click.option("--bucket-size", type=BYTES, default="25MB", show_default=True, help="Gradients sent as one, about.")
-@click.option("--overlap/--no-overlap", default=True, show_default=True, help="Send while backward still runs.")
+@click.option("--accumulate", type=POSITIVE, default=1, show_default=True, help="Micro-batches these tokens come in.")
 @click.option(
     "--straggler", default="none", show_default=True, help="exponential:0.3, lognormal:0.3, slow:RANK:FACTOR."
 )
 @click.option("--servers", type=POSITIVE, default=1, show_default=True, help="Of parameter servers.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the stragglers' luck.")
 @click.option("--bytes", "nbytes", type=BYTES, help="One sum of so many bytes instead of updates.")
-@click.option("--out", type=FILE, help="The folder. [default: a new one below ./runs]")
-@click.option("--json", "as_rows", is_flag=True, help="Print the rows as JSON and no table.")
-@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@with_options(*OUTPUT_OPTIONS)
 def simulate(
     strategies: tuple[str, ...],
     workers: tuple[int, ...],
@@ -133,6 +167,7 @@ def simulate(
             "gpu": options["gpu"],
             "utilisation": options["utilisation"],
             "straggler": options["straggler"],
+            "accumulation": load.accumulation,
             "compute_seconds": load.compute,
             "servers": servers,
             "environment": environment(),
@@ -154,7 +189,7 @@ def workload_of(options: dict[str, Any]) -> tuple[ModelSize, Workload]:
     """The model and what every worker does in an update, as a command's options have it.
 
     Raises:
-        ConfigurationError: two models, or an unknown one.
+        ConfigurationError: two models, an unknown one, or more micro-batches than tokens.
     """
     if options["parameters"] is None:
         if options["flops_per_token"] is not None:
@@ -166,7 +201,8 @@ def workload_of(options: dict[str, Any]) -> tuple[ModelSize, Workload]:
         size = model_of(options["parameters"], options["flops_per_token"])
     computing = computing_on(options["gpu"], size.flops_per_token, options["utilisation"])
     tokens = options["tokens"] or SEQUENCES * (size.context or 1024)
-    return size, Workload(size, tokens, computing, options["bucket_size"], options["overlap"])
+    load = Workload(size, tokens, computing, options["bucket_size"], options["overlap"], options["accumulate"])
+    return size, load
 
 
 def bare(

@@ -455,6 +455,41 @@ def test_replayed_updates_are_those_of_the_strategy_on_a_cluster():
         assert replayed.communication_seconds < 0.2 * replay(bind(ring, 0), ONE_SWITCH, 6, 3_000_000).max() + 1e-3
 
 
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_only_the_last_micro_batchs_backward_hides_what_is_sent(accumulation, overlap):
+    """Four buckets, each ready half as long after the one before as it takes to send, in the last micro-batch."""
+    workers, tokens, bucket, second = 4, 120, 400_000, 1e9
+    network, size = Network("no latency", wire(0.0, second)), model_of(bucket, 6.0, layers=4)
+
+    def longest(update, sending):
+        micro_batch = 3 * sending  # two thirds are backward, of which a quarter is half of what a bucket takes
+        computing = Computing(accumulation * micro_batch / tokens)
+        load = Workload(size, tokens, computing, bucket, overlap, accumulation)
+        assert len(load.buckets()) == 4
+        hidden = 1.5 * sending if overlap else 0.0
+        return update(load), accumulation * micro_batch + 4 * sending - hidden
+
+    around = 2 * (workers - 1) / workers * bucket / second
+    took, expected = longest(lambda load: all_reduced(ring, network, workers, load, Stragglers(), 1, 0).longest, around)
+    assert took == pytest.approx(expected, rel=1e-3)
+    for name, sending, pulled in (
+        ("ring", around, 0.0),
+        ("ps", workers * bucket / second, 4 * workers * bucket / second),
+    ):
+        strategy = STRATEGIES.load(name)
+        took, expected = longest(
+            lambda load, strategy=strategy: on_cluster(strategy, network, workers, load, Stragglers(), 1, 0).longest,
+            sending,
+        )
+        assert took == pytest.approx(expected + pulled, rel=1e-3)
+
+
+def test_micro_batches_have_a_token_each():
+    with pytest.raises(ConfigurationError, match="3 tokens of an update cannot be computed in 4 micro-batches"):
+        Workload(model_of(1000), 3, Computing(1.0), 1 << 20, overlap=True, accumulation=4)
+
+
 def test_a_server_takes_what_its_formula_says_and_a_few_small_messages():
     load = Workload(model_of(600_000, 0.0, layers=1), 1, Computing(0.0), bucket_bytes=1 << 30, overlap=False)
     n, workers = 2_400_000, 6
