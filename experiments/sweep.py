@@ -140,3 +140,39 @@ MOST_AT_ONCE = 32
 def divided(batch: int) -> dict[str, int]:
     """How a batch is computed in one process: in two micro-batches at least, from which to measure the noise."""
     return {"micro_batch": max(1, min(MOST_AT_ONCE, batch // 2))}
+
+
+CONTEXT = 32
+"""Tokens of an example in the sweep that several figures share."""
+
+
+def to_a_loss(*, quick: bool, seeds: int | None = None) -> Sweep:
+    """The sweep from which several figures are made: updates of a small Transformer to a loss, by batch size.
+
+    Bytes of real text; one layer and two seeds if it is quick, else two layers, a lower loss, more batch sizes and
+    three seeds. Adam without decay, at a constant rate. The noise scale is measured on the way.
+
+    Args:
+        quick: in its smallest form.
+        seeds: other than those, to use some of its runs alone.
+    """
+    options = {
+        "target": 2.5 if quick else 2.3,
+        "layers": 1 if quick else 2,
+        "width": 64,
+        "heads": 4,
+        "context": CONTEXT,
+        "vocabulary": 257,
+        "optimizer": "adam",
+        "validation_tokens": 2048 if quick else 8192,
+        "noise_scale": True,
+    }
+    return Sweep(
+        options,
+        batches=(4, 8, 16, 32, 64, 128, 256) if quick else (2, 4, 8, 16, 32, 64, 128, 256, 512),
+        rate=lambda batch: 1e-3 if batch < 16 else 2e-3,
+        tokens=lambda batch: (1_000_000 if quick else 2_000_000) + 20_000 * batch,
+        score=updates_to_target,
+        seeds=seeds or (2 if quick else 3),
+        races=True,
+    )
