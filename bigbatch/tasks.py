@@ -134,20 +134,90 @@ class LanguageModelling(Task):
         return cls(tokens, context, vocabulary.size, corpus.sha256)
 
     def batch(self, split: Split, examples: NDArray[np.int64]) -> TokenBatch:
-        """Windows by number: tokens, and the same moved on by one as targets."""
-        numbers, context = self._tokens[split], self.example_tokens
-        windows = np.full((len(examples), context + 1), PADDING, dtype=np.int64)
-        for row, start in enumerate((examples * context).tolist()):
-            window = numbers[start : start + context + 1]
-            windows[row, : len(window)] = window
+        """Windows by number: tokens, and the same moved on by one as targets; padded to the longest."""
+        pieces = self._windows(split, examples)
+        windows = np.full((len(pieces), max(map(len, pieces), default=1)), PADDING, dtype=np.int64)
+        for row, piece in enumerate(pieces):
+            windows[row, : len(piece)] = piece
         # What stands in a padded place does not matter: nothing that counts comes after it.
         tokens = np.where(windows[:, :-1] == PADDING, 0, windows[:, :-1])
         return TokenBatch(torch.from_numpy(tokens), torch.from_numpy(windows[:, 1:].copy()))
+
+    def _windows(self, split: Split, examples: NDArray[np.int64]) -> list[NDArray[np.int32]]:
+        """The tokens of each example, and the one that follows the last."""
+        numbers, context = self._tokens[split], self.example_tokens
+        return [numbers[start : start + context + 1] for start in (examples * context).tolist()]
 
     def loss(self, model: nn.Module, batch: TokenBatch) -> tuple[Tensor, int]:
         """Summed cross-entropy of the next tokens."""
         return summed_cross_entropy(model(batch.tokens), batch.targets)
 
 
-TASKS = Registry("task", "bigbatch.tasks", {"language-modelling": "bigbatch.tasks:LanguageModelling"})
+class Documents(LanguageModelling):
+    """Predict the next token of each document by itself, as far as `context` tokens; the shorter ones are padded.
+
+    Examples are as long as the documents are, so that micro-batches have different numbers of tokens.
+
+    Args:
+        tokens: (tokens,) of each split, `end` behind every document.
+        end: that token.
+        context: tokens of a document that are looked at.
+        vocabulary_size: number of different tokens.
+        corpus_sha256: identifies the data.
+
+    Raises:
+        ConfigurationError: a split has no document of more than one token.
+    """
+
+    def __init__(
+        self,
+        tokens: Mapping[Split, NDArray[np.int32]],
+        end: int,
+        context: int,
+        vocabulary_size: int,
+        corpus_sha256: str,
+    ) -> None:
+        super().__init__(tokens, context, vocabulary_size, corpus_sha256)
+        self._spans = {split: spans(numbers, end, context) for split, numbers in tokens.items()}
+        self.sizes = {split: len(found) for split, found in self._spans.items()}
+        for split, size in self.sizes.items():
+            if not size:
+                raise ConfigurationError(f"The {split} part of the text has no document of more than one token.")
+
+    @classmethod
+    def from_corpus(cls, corpus: Corpus, vocabulary: Vocabulary, context: int) -> Self:
+        """Encode a corpus."""
+        tokens: dict[Split, NDArray[np.int32]] = {
+            "training": vocabulary.encode(corpus.training),
+            "validation": vocabulary.encode(corpus.validation),
+        }
+        return cls(tokens, vocabulary.end, context, vocabulary.size, corpus.sha256)
+
+    def _windows(self, split: Split, examples: NDArray[np.int64]) -> list[NDArray[np.int32]]:
+        return [self._tokens[split][first:stop] for first, stop in self._spans[split][examples].tolist()]
+
+
+def spans(numbers: NDArray[np.int32], end: int, context: int) -> NDArray[np.int64]:
+    """(documents, 2) where each document of more than one token begins, and where what is looked at of it ends.
+
+    Args:
+        numbers: (tokens,) with `end` behind every document.
+        end: that token.
+        context: tokens that are looked at; one more is the last target.
+    """
+    stops = np.flatnonzero(numbers == end) + 1
+    starts = np.concatenate([[0], stops[:-1]])
+    found = np.stack([starts, np.minimum(stops, starts + context + 1)], axis=1)
+    longer: NDArray[np.int64] = found[found[:, 1] - found[:, 0] > 1]
+    return longer
+
+
+TASKS = Registry(
+    "task",
+    "bigbatch.tasks",
+    {
+        "language-modelling": "bigbatch.tasks:LanguageModelling",
+        "documents": "bigbatch.tasks:Documents",
+    },
+)
 """All tasks; other packages add theirs as entry points of the group "bigbatch.tasks"."""

@@ -24,16 +24,17 @@ class Vocabulary:
 
     Attributes:
         size: number of different tokens; it can be less than asked for if the text is short.
+        end: the token behind every document.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self.size: int = tokenizer.get_vocab_size()
+        self.end: int = tokenizer.token_to_id(END)
 
     def encode(self, documents: tuple[str, ...]) -> NDArray[np.int32]:
         """(tokens,) all documents one after the other, an end token behind each."""
-        end = self._tokenizer.token_to_id(END)
-        pieces = [[*encoding.ids, end] for encoding in self._tokenizer.encode_batch(list(documents))]
+        pieces = [[*encoding.ids, self.end] for encoding in self._tokenizer.encode_batch(list(documents))]
         return np.concatenate([np.array(piece, dtype=np.int32) for piece in pieces])
 
     def decode(self, tokens: NDArray[np.int32]) -> str:

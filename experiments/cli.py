@@ -107,7 +107,12 @@ FILE = click.Path(path_type=Path)
 
 OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
     click.option("-n", "--workers", type=POSITIVE, help="Start that many workers (without mpirun or torchrun)."),
-    click.option("--task", default="language-modelling", show_default=True, help="What is learnt; or FILE.py:Task."),
+    click.option(
+        "--task",
+        default="language-modelling",
+        show_default=True,
+        help="What is learnt: language-modelling, documents (each by itself), FILE.py:Task.",
+    ),
     click.option("--text", type=FILE, help="Your own text. [default: Python's standard library's documentation]"),
     click.option("--batch-size", type=POSITIVE, help="Global batch, in examples. [default: about 64]"),
     click.option("--micro-batch", type=POSITIVE, help="Examples a worker computes at once. [default: derived]"),

@@ -1,0 +1,245 @@
+"""Whether a batch that is accumulated from micro-batches is the same as one that is computed at once."""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bigbatch.experiments.claim import Claim, Column, Finding, Minutes, Verdict
+from bigbatch.experiments.experiment import task_named
+from bigbatch.experiments.figures.style import BLUE, GREY, VERMILION, panels
+from bigbatch.experiments.laboratory import Point
+from bigbatch.experiments.run import Run
+from bigbatch.experiments.sweep import only_arm
+from bigbatch.model import Transformer, TransformerShape
+from bigbatch.tasks import Documents, Task, TokenBatch
+
+SAME_GRADIENT = 1e-12
+"""How far two gradients in float64 may be apart, relatively, to be the same but for rounding."""
+
+SAME_LOSS = 1e-2
+"""How many nats two losses may be apart, after a training in float32 in which rounding has added up, to be the same."""
+
+DIFFERENT_GRADIENT = 1e-2
+"""From how far on, relatively, a gradient is another one."""
+
+GRADIENT_BATCHES = 4
+"""Batches whose gradients are compared."""
+
+
+class MeanOfMeans(Documents):
+    """The much-repeated mistake: every micro-batch's loss is its mean over its own tokens, and their mean is taken."""
+
+    def loss(self, model: nn.Module, batch: TokenBatch) -> tuple[Tensor, int]:
+        """The mean loss while it trains, as if it were that of one token; the sum when it is held against others."""
+        summed, tokens = super().loss(model, batch)
+        return (summed / tokens, 1) if model.training else (summed, tokens)
+
+
+RIGHT, WRONG = "documents", f"{MeanOfMeans.__module__}:{MeanOfMeans.__name__}"
+
+
+class Figure(Claim):
+    """One batch, computed in several ways."""
+
+    claim = (
+        "Accumulating a batch from micro-batches gives the same training as computing it at once, and differs in time "
+        "and memory alone; averaging the micro-batches' mean losses does not give the same training."
+    )
+    source = (
+        "a summed loss that is divided once is the same sum in another order; the mistake: 'Fixing gradient "
+        "accumulation', Hugging Face 2024"
+    )
+    criterion = (
+        "held if, accumulated, the float64 gradient is that of the whole batch to 1e-12 and every seed's validation "
+        "loss after training in float32 to 0.01 nats, with less memory; and the mean of means has a gradient that is "
+        "more than 1 % off; failed if not"
+    )
+    minutes = Minutes(4, 0.5)
+
+    def examine(self) -> Finding:
+        """Compare gradients of the same batches, and trainings over the same data in the same order."""
+        batch, smallest = (64, 2) if self.quick else (128, 2)
+        updates, context = 30 if self.quick else 150, 64
+        options: dict[str, Any] = {
+            "batch_size": batch,
+            "tokens": batch * context * updates,
+            "context": context,
+            "layers": 1 if self.quick else 2,
+            "width": 64 if self.quick else 96,
+            "optimizer": "adam",
+            "learning_rate": 2e-3,
+            "validation_tokens": 20_000,
+        }
+        ways = {
+            "at once": (RIGHT, batch),
+            "in 4": (RIGHT, batch // 4),
+            f"in {batch // smallest}": (RIGHT, smallest),
+            f"mean of {batch // smallest} means": (WRONG, smallest),
+        }
+        seeds = range(2 if self.quick else 3)
+        points = [
+            Point({**self.laboratory.base, **options, "task": task, "micro_batch": micro_batch, "seed": seed})
+            for task, micro_batch in ways.values()
+            for seed in seeds
+        ]
+        runs = self.laboratory.runs(points)
+        errors = self._gradient_errors(options, {name: (task == RIGHT, micro) for name, (task, micro) in ways.items()})
+        rows = []
+        for number, (name, (_, micro_batch)) in enumerate(ways.items()):
+            own = runs[number * len(seeds) : (number + 1) * len(seeds)]
+            rows.append(row_of(name, batch, micro_batch, own, runs[: len(seeds)], errors[name]))
+        verdict, sentence = judged(rows)
+        return Finding(
+            verdict,
+            sentence,
+            f"{updates} updates of {batch} documents each, of different lengths and at most {context} tokens, with "
+            f"Adam in float32, {len(seeds)} seeds; and gradients of {GRADIENT_BATCHES} batches in float64 at the start.",
+            columns=(
+                Column("name", "batch"),
+                Column("micro_batch", "micro-batch"),
+                Column("gradient_error", "gradient off by", None),
+                Column("loss", "validation loss", 4),
+                Column("loss_spread", "± over seeds", 4),
+                Column("apart", "apart from at once, nats", None),
+                Column("tokens_per_second", "tokens/s"),
+                Column("memory", "peak memory, MB"),
+            ),
+            rows=rows,
+            runs=[run.folder for run in runs],
+        )
+
+    def _gradient_errors(self, options: dict[str, Any], ways: dict[str, tuple[bool, int]]) -> dict[str, list[float]]:
+        """How far each way's gradient is from the whole batch's, relatively, in float64, for several batches."""
+        vocabulary = 1024
+        task = task_named(RIGHT, self.laboratory.base.get("text"), options["context"], vocabulary)
+        shape = TransformerShape(task.vocabulary_size, options["context"], options["layers"], options["width"], 4)
+        model = Transformer(shape).double()
+        batch = options["batch_size"]
+        errors: dict[str, list[float]] = {name: [] for name in ways}
+        for number in range(GRADIENT_BATCHES):
+            examples = np.random.default_rng(number).permutation(task.sizes["training"])[:batch]
+            whole = gradient(model, task, [examples], summed=True)
+            for name, (summed, micro_batch) in ways.items():
+                parts = [examples[first : first + micro_batch] for first in range(0, batch, micro_batch)]
+                error = (gradient(model, task, parts, summed=summed) - whole).norm() / whole.norm()
+                errors[name].append(float(error))
+        return errors
+
+    def draw(self, finding: Finding, path: Path) -> None:
+        """Gradients, losses, throughput and memory of each way."""
+        draw_ways(finding, path)
+
+
+def gradient(model: nn.Module, task: Task, parts: Sequence[Any], *, summed: bool) -> Tensor:
+    """(elements,) the gradient of a batch's mean loss, from its parts.
+
+    Args:
+        model: whose parameters they are; left without gradients.
+        task: whose loss it is.
+        parts: (examples,) of each micro-batch.
+        summed: divide the summed losses once by all tokens; else take the mean of the parts' mean losses.
+    """
+    model.zero_grad()
+    tokens = 0
+    for part in parts:
+        loss, counted = task.loss(model, task.batch("training", part))
+        (loss if summed else loss / counted).backward()  # type: ignore[no-untyped-call]
+        tokens += counted
+    flat = torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
+    return flat / (tokens if summed else len(parts))
+
+
+def row_of(
+    name: str, batch: int, micro_batch: int, runs: Sequence[Run], reference: Sequence[Run], errors: Sequence[float]
+) -> dict[str, Any]:
+    """What came of one way."""
+    arms = [only_arm(run) for run in runs]
+    losses = [arm["validation_loss"] for arm in arms]
+    apart = [abs(loss - only_arm(run)["validation_loss"]) for loss, run in zip(losses, reference, strict=True)]
+    wrong = any(run.summary["task"] == WRONG for run in runs)
+    return {
+        "name": name,
+        "micro_batch": micro_batch,
+        "accumulation": batch // micro_batch,
+        "wrong": wrong,
+        "gradient_error": max(errors),
+        "gradient_errors": list(errors),
+        "loss": float(np.mean(losses)),
+        "loss_spread": float(np.std(losses, ddof=1)),
+        "losses": losses,
+        "apart": max(apart),
+        # The mistake counts a micro-batch as a token: its numbers of tokens are none.
+        "tokens_per_second": None if wrong else float(np.mean([arm["tokens_per_second"] for arm in arms])),
+        "memory": float(np.mean([arm["peak_memory_bytes"] for arm in arms])) / 1e6,
+    }
+
+
+def judged(rows: Sequence[dict[str, Any]]) -> tuple[Verdict, str]:
+    """The verdict, and what it was decided by."""
+    at_once, *accumulated = (row for row in rows if not row["wrong"])
+    wrong = [row for row in rows if row["wrong"]]
+    error = max(row["gradient_error"] for row in accumulated)
+    apart = max(row["apart"] for row in accumulated)
+    mistake = min(row["gradient_error"] for row in wrong)
+    least = min(accumulated, key=lambda row: float(row["memory"]))
+    slow = min(accumulated, key=lambda row: float(row["tokens_per_second"]))
+    sentence = (
+        f"Accumulated, the gradient is that of the batch at once to {error:.0e}, and validation losses are at most "
+        f"{apart:.0e} nats apart; {least['name']} takes {at_once['memory'] - least['memory']:.0f} MB less memory, and "
+        f"{slow['name']} runs at {slow['tokens_per_second'] / at_once['tokens_per_second']:.2g} times the speed. The "
+        f"mean of means has a gradient that is {mistake:.0%} off, and ends {wrong[0]['loss'] - at_once['loss']:+.3f} "
+        f"nats from it, with {max(at_once['loss_spread'], wrong[0]['loss_spread']):.3f} between seeds."
+    )
+    if not all(map(math.isfinite, (error, apart, mistake))):
+        return Verdict.UNTOLD, "A training ended with a loss that is no number."
+    same = error <= SAME_GRADIENT and apart <= SAME_LOSS and least["memory"] < at_once["memory"]
+    return (Verdict.HELD if same and mistake > DIFFERENT_GRADIENT else Verdict.FAILED), sentence
+
+
+def draw_ways(finding: Finding, path: Path) -> None:
+    """Draw four panels, a bar or a dot for each way."""
+    rows = finding.rows
+    figure, (error, loss, speed, memory) = panels(1, 4, width=15.0, height=4.4)
+    names = [row["name"].replace("mean of", "mean of\n") for row in rows]
+    places = range(len(rows))
+    shades = [VERMILION if row["wrong"] else BLUE for row in rows]
+    floor = 1e-17
+    error.bar(places, [max(row["gradient_error"], floor) for row in rows], color=shades, width=0.65)
+    error.set_yscale("log")
+    error.set_ylim(floor, 3)
+    error.axhline(SAME_GRADIENT, color=GREY, linewidth=0.8, linestyle="--")
+    error.annotate("the same but for rounding", (0, SAME_GRADIENT), (0, 3), textcoords="offset points", fontsize=8)
+    _titled(
+        error, "Gradient in float64", "off by, relatively, at most", rows, lambda row: f"{row['gradient_error']:.1g}"
+    )
+    for place, row in zip(places, rows, strict=True):
+        loss.plot([place] * len(row["losses"]), row["losses"], "o", color=shades[place], alpha=0.8, markersize=6)
+    _titled(loss, "Loss after training, every seed", "validation loss (nats per token)", rows)
+    _bars(speed, [row["tokens_per_second"] for row in rows], shades, "Speed", "tokens per second")
+    _bars(memory, [row["memory"] for row in rows], shades, "Peak memory", "of the process (MB)")
+    for axis in (error, loss, speed, memory):
+        axis.set_xticks(places, names, fontsize=8)
+        axis.set_xlim(-0.6, len(rows) - 0.4)
+    figure.suptitle(f"One batch, computed in several ways: the claim {finding.verdict.value}", x=0.01, ha="left")
+    figure.savefig(path)
+
+
+def _titled(axis: Any, title: str, label: str, rows: Sequence[Any], text: Callable[[Any], str] | None = None) -> None:
+    axis.set_title(title, loc="left")
+    axis.set_ylabel(label)
+    for place, row in enumerate(rows if text is not None else ()):
+        height = max(row["gradient_error"], 1e-17)
+        axis.annotate(text(row), (place, height), (0, 2), textcoords="offset points", ha="center", fontsize=8)
+
+
+def _bars(axis: Any, values: Sequence[float | None], shades: Sequence[str], title: str, label: str) -> None:
+    """A bar for each that is known."""
+    drawn = axis.bar(range(len(values)), [value or 0 for value in values], color=shades, width=0.65)
+    axis.bar_label(drawn, [f"{value:,.0f}" if value else "not\ncounted" for value in values], fontsize=8)
+    axis.set_title(title, loc="left")
+    axis.set_ylabel(label)
