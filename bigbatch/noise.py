@@ -9,10 +9,10 @@ import math
 from bigbatch.comm.strategy import Squares
 
 DECAY = 0.98
-"""Of the averages, which so look back over about 1 / (1 - 0.98) = 50 updates. With the default model, four workers and
-16 examples an update, one update's estimate of |G|² has a standard deviation of 0.5 to 1 times its mean, and that of tr Σ
-now and then comes out six times as large as usual. An average with this decay makes 0.5 to 1 into 0.05 to 0.1, and still
-follows |G|², which halves in the first hundred updates and changes more slowly later."""
+"""Of the averages, which so look back over about 1 / (1 - 0.98) = 50 updates. With the default model, four workers
+and 16 examples an update, one update's estimate of |G|² has a standard deviation of 0.5 to 1 times its mean, and a
+single odd example can make that of tr Σ several times as large. An average with this decay makes 0.5 to 1 into 0.05 to
+0.1, and still follows |G|², which halves in the first hundred updates and changes more slowly later."""
 
 
 def measurable(workers: int, accumulation: int, *, tells_squares: bool) -> bool:
