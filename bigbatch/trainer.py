@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bigbatch.batches import BatchPlan, DataOrder
-from bigbatch.comm.parameters import Bucket, FlatParameters, square
+from bigbatch.comm.parameters import Bucket, FlatParameters, square, total
 from bigbatch.comm.strategy import Squares, Strategy
 from bigbatch.comm.trace import COMPUTE, update_of
 from bigbatch.noise import NoiseScale, measurable, noise_scale
@@ -222,28 +222,30 @@ class Trainer:
 class MicroBatchSquares:
     """Squares of the gradients that one worker computes for an update: of each micro-batch's, and of their mean.
 
-    A micro-batch's gradient is looked at as backward hands it over, parameter by parameter, before it is added to those
-    of the micro-batches before: it is still in the cache then, and nothing is kept of it.
+    A micro-batch's gradients are caught as backward hands them over, before they are added to those of the
+    micro-batches before, and let go when it is through: until then there are as many gradients again in memory.
 
     Args:
         parameters: the model's.
     """
 
     def __init__(self, parameters: FlatParameters) -> None:
-        self._fresh: list[Tensor] = []
-        self._draws: list[Tensor] = []
-        self._sum: list[Tensor] = []
+        self._caught: list[Tensor] = []
+        self.begin()
         for _, parameter in parameters.named_parameters():
-            parameter.register_hook(self._see)  # type: ignore[no-untyped-call]
+            # In the midst of backward any code of ours, or of torch's, takes several times as long as after it.
+            parameter.register_hook(self._caught.append)  # type: ignore[no-untyped-call]
 
     def begin(self) -> None:
         """An update begins: forget the last one."""
-        self._fresh, self._draws, self._sum = [], [], []
+        self._caught.clear()
+        self._each: list[float] = []
+        self._sum: list[Tensor] = []
 
     def end_draw(self, tokens: int) -> None:
         """Backward is through with a micro-batch of so many tokens."""
-        self._draws.append(torch.stack(self._fresh).double().sum() / max(tokens, 1) ** 2)
-        self._fresh = []
+        self._each.append(total([square(gradient) for gradient in self._caught]) / max(tokens, 1) ** 2)
+        self._caught.clear()
 
     def complete(self, gradients: Tensor) -> None:
         """A slice of the gradients, (elements,), holds the sum over all micro-batches, and is about to be pushed."""
@@ -251,11 +253,7 @@ class MicroBatchSquares:
 
     def of(self, tokens: int) -> Squares:
         """What came out, of an update with micro-batches and so many tokens."""
-        of_each = float(torch.stack(self._draws).mean())
-        return Squares(of_each, float(torch.stack(self._sum).double().sum()) / max(tokens, 1) ** 2)
-
-    def _see(self, gradient: Tensor) -> None:
-        self._fresh.append(square(gradient))
+        return Squares(sum(self._each) / len(self._each), total(self._sum) / max(tokens, 1) ** 2)
 
 
 class Pushes:

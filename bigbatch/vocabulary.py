@@ -30,7 +30,9 @@ class Vocabulary:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self.size: int = tokenizer.get_vocab_size()
-        self.end: int = tokenizer.token_to_id(END)
+        end = tokenizer.token_to_id(END)
+        assert end is not None, "every vocabulary is learnt with it"
+        self.end: int = end
 
     def encode(self, documents: tuple[str, ...]) -> NDArray[np.int32]:
         """(tokens,) all documents one after the other, an end token behind each."""

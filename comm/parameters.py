@@ -177,8 +177,13 @@ def square(tensor: Tensor) -> Tensor:
 
     It stays on the tensor's device, so that nobody waits for a GPU.
     """
-    elements = tensor.detach().reshape(-1)
+    elements = tensor.reshape(-1)
     return torch.dot(elements, elements)
+
+
+def total(numbers: list[Tensor]) -> float:
+    """The sum in double precision of tensors with a single element each; waits for a GPU once."""
+    return sum(torch.stack(numbers).tolist()) if numbers else 0.0
 
 
 def all_finite(tensor: Tensor) -> bool:

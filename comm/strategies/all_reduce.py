@@ -14,7 +14,7 @@ from bigbatch.comm.collectives import bind
 from bigbatch.comm.collectives.hierarchical import hierarchical
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.launch import Launch
-from bigbatch.comm.parameters import Bucket, FlatParameters, OptimizerFactory, square
+from bigbatch.comm.parameters import Bucket, FlatParameters, OptimizerFactory, square, total
 from bigbatch.comm.prove import prove
 from bigbatch.comm.shared_memory import SharedMemory
 from bigbatch.comm.strategy import Squares, StepReport, Strategy
@@ -91,7 +91,7 @@ class AllReduce(Strategy):
         The square of the worker's own mean gradient, if it is asked for, is summed with the weights.
         """
         clock = self.transport.now
-        own = [float(torch.stack(self._squares).double().sum()) / max(weight, 1) ** 2] if self.with_squares else []
+        own = [total(self._squares) / max(weight, 1) ** 2] if self.with_squares else []
         tally = np.array([weight, loss, *own])
         ready = clock()
         if self._early:

@@ -1,7 +1,7 @@
 """Whether a batch that is accumulated from micro-batches is the same as one that is computed at once."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,8 @@ class Figure(Claim):
             verdict,
             sentence,
             f"{updates} updates of {batch} documents each, of different lengths and at most {context} tokens, with "
-            f"Adam in float32, {len(seeds)} seeds; and gradients of {GRADIENT_BATCHES} batches in float64 at the start.",
+            f"Adam in float32, {len(seeds)} seeds; and the gradients of {GRADIENT_BATCHES} batches in float64, at the "
+            "start.",
             columns=(
                 Column("name", "batch"),
                 Column("micro_batch", "micro-batch"),
@@ -214,12 +215,17 @@ def draw_ways(finding: Finding, path: Path) -> None:
     error.set_ylim(floor, 3)
     error.axhline(SAME_GRADIENT, color=GREY, linewidth=0.8, linestyle="--")
     error.annotate("the same but for rounding", (0, SAME_GRADIENT), (0, 3), textcoords="offset points", fontsize=8)
-    _titled(
-        error, "Gradient in float64", "off by, relatively, at most", rows, lambda row: f"{row['gradient_error']:.1g}"
-    )
+    for place, row in zip(places, rows, strict=True):
+        height = max(row["gradient_error"], floor)
+        error.annotate(
+            f"{row['gradient_error']:.1g}", (place, height), (0, 2), textcoords="offset points", ha="center", fontsize=8
+        )
+    error.set_title("Gradient in float64", loc="left")
+    error.set_ylabel("off by, relatively, at most")
     for place, row in zip(places, rows, strict=True):
         loss.plot([place] * len(row["losses"]), row["losses"], "o", color=shades[place], alpha=0.8, markersize=6)
-    _titled(loss, "Loss after training, every seed", "validation loss (nats per token)", rows)
+    loss.set_title("Loss after training, every seed", loc="left")
+    loss.set_ylabel("validation loss (nats per token)")
     _bars(speed, [row["tokens_per_second"] for row in rows], shades, "Speed", "tokens per second")
     _bars(memory, [row["memory"] for row in rows], shades, "Peak memory", "of the process (MB)")
     for axis in (error, loss, speed, memory):
@@ -227,14 +233,6 @@ def draw_ways(finding: Finding, path: Path) -> None:
         axis.set_xlim(-0.6, len(rows) - 0.4)
     figure.suptitle(f"One batch, computed in several ways: the claim {finding.verdict.value}", x=0.01, ha="left")
     figure.savefig(path)
-
-
-def _titled(axis: Any, title: str, label: str, rows: Sequence[Any], text: Callable[[Any], str] | None = None) -> None:
-    axis.set_title(title, loc="left")
-    axis.set_ylabel(label)
-    for place, row in enumerate(rows if text is not None else ()):
-        height = max(row["gradient_error"], 1e-17)
-        axis.annotate(text(row), (place, height), (0, 2), textcoords="offset points", ha="center", fontsize=8)
 
 
 def _bars(axis: Any, values: Sequence[float | None], shades: Sequence[str], title: str, label: str) -> None:

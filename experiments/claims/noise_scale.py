@@ -87,7 +87,10 @@ class Figure(Claim):
                 linewidth=0,
             )
             axis.plot(places, heights, color=shade, marker=marker, linestyle="-" if name == "critical" else "--")
-            axis.annotate(label, (places[0], heights[0]), (4, 6), textcoords="offset points", color=shade, fontsize=9)
+            above = 14 if name == "critical" else -20
+            axis.annotate(
+                label, (places[0], heights[0]), (4, above), textcoords="offset points", color=shade, fontsize=9
+            )
         axis.set_yscale("log")
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.yaxis.set_major_formatter(EngFormatter(sep=""))
