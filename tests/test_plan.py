@@ -118,7 +118,9 @@ def test_an_update_composed_of_its_parts_takes_what_it_takes_simulated(name, wor
     times = composed(name, cluster.network, workers, loads)
     for load, seconds in zip(loads, times, strict=True):
         exact = simulate_row(name, cluster.network, workers, load, Stragglers()).step_seconds
-        assert exact * 0.99 <= seconds <= exact * (1 + MARGIN)  # who seems too fast is simulated, and found out
+        assert exact * 0.88 <= seconds <= exact * (1 + MARGIN)  # who seems too fast is simulated, and found out
+        if workers in {1, 8} and name != "tree" and cluster.network.node_size == 1:  # all are through together
+            assert seconds == pytest.approx(exact, rel=1e-3)
 
 
 @pytest.mark.parametrize("workers", [1, 5])
