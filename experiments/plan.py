@@ -66,8 +66,8 @@ def fitting(size: ModelSize, micro_batches: Sequence[int], gpu: GPU | None) -> t
     if not fit:
         least = min(micro_batches)
         raise ConfigurationError(
-            f"{size.name} does not fit a worker: with {least} sequence(s) at once it takes about "
-            f"{memory_bytes(size, least) / 1e9:,.0f} GB, and a {gpu.name} has {gpu.memory_bytes / 1e9:,.0f} GB; "
+            f"{size.name} does not fit a worker: at a micro-batch of {least} it takes about "
+            f"{memory_bytes(size, least) / 1e9:,.0f} GB, and {gpu.name} has {gpu.memory_bytes / 1e9:,.0f} GB; "
             "take a larger --gpu, a smaller --micro-batch or a smaller --model."
         )
     return fit

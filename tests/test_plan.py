@@ -174,7 +174,7 @@ def test_memory_by_hand():
     most = (t4.memory_bytes - 16 * 124_439_808) // activations
     assert fitting(size, [1, most, most + 1], t4) == (1, most)
     assert fitting(size, [1, 10**6], None) == (1, 10**6)
-    with pytest.raises(ConfigurationError, match=r"llama2-7b does not fit a worker: .* 127 GB, and a a100 has 80 GB"):
+    with pytest.raises(ConfigurationError, match=r"llama2-7b does not fit a worker: .* 127 GB, and a100 has 80 GB"):
         fitting(model_named("llama2-7b"), [1, 2], gpu_named("a100"))
 
 
