@@ -118,7 +118,9 @@ def test_an_update_composed_of_its_parts_takes_what_it_takes_simulated(name, wor
     times = composed(name, cluster.network, workers, loads)
     for load, seconds in zip(loads, times, strict=True):
         exact = simulate_row(name, cluster.network, workers, load, Stragglers()).step_seconds
-        assert exact * 0.99 <= seconds <= exact * (1 + MARGIN)  # who seems too fast is simulated, and found out
+        assert exact * 0.88 <= seconds <= exact * (1 + MARGIN)  # who seems too fast is simulated, and found out
+        if workers in {1, 8} and name != "tree" and cluster.network.node_size == 1:  # all are through together
+            assert seconds == pytest.approx(exact, rel=1e-3)
 
 
 @pytest.mark.parametrize("workers", [1, 5])
@@ -172,7 +174,7 @@ def test_memory_by_hand():
     most = (t4.memory_bytes - 16 * 124_439_808) // activations
     assert fitting(size, [1, most, most + 1], t4) == (1, most)
     assert fitting(size, [1, 10**6], None) == (1, 10**6)
-    with pytest.raises(ConfigurationError, match=r"llama2-7b does not fit a worker: .* 127 GB, and a a100 has 80 GB"):
+    with pytest.raises(ConfigurationError, match=r"llama2-7b does not fit a worker: .* 127 GB, and a100 has 80 GB"):
         fitting(model_named("llama2-7b"), [1, 2], gpu_named("a100"))
 
 
