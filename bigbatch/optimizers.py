@@ -139,10 +139,13 @@ def scheduled(make: OptimizerFactory, schedule: Schedule, steps: int, warm_up: i
         peaks: list[float] = []
 
         def before(*_: Any) -> None:
-            peaks[:] = [group["lr"] for group in optimizer.param_groups]
-            for group in optimizer.param_groups:
-                group["updates"] = group.get("updates", 0) + 1
-                group["lr"] *= schedule(min(group["updates"], steps), steps, warm_up)
+            groups = optimizer.param_groups
+            peaks[:] = [group["lr"] for group in groups]
+            updates = groups[0].get("updates", 0) + 1
+            factor = schedule(min(updates, steps), steps, warm_up)
+            for group in groups:
+                group["updates"] = updates
+                group["lr"] *= factor
 
         def after(*_: Any) -> None:
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):

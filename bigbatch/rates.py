@@ -108,15 +108,15 @@ def sqrt_scaling(optimizer: Optimizer, batch: int, base: int) -> None:
         group["lr"] *= math.sqrt(factor)
         if "betas" not in group or batch == base:
             continue
-        for beta in group["betas"]:
-            rest = round(1 - beta, 12)  # 1 - 0.9 is a little less than a tenth
-            if factor * rest >= 1:
-                largest = math.ceil(round(base / rest, 6)) - 1
-                raise ConfigurationError(
-                    f"The scaling rule 'sqrt' cannot take k = {batch} / {base} = {factor:g} with β = {beta:g}, for "
-                    f"k(1 - β) must be below 1. The largest batch for an update is {largest} examples: use a smaller "
-                    "--batch-size, a larger --base-batch, or --scaling linear."
-                )
+        beta = min(group["betas"])
+        rest = round(1 - beta, 12)  # 1 - 0.9 is a little less than a tenth
+        if factor * rest >= 1:
+            largest = math.ceil(round(base / rest, 6)) - 1
+            raise ConfigurationError(
+                f"The scaling rule 'sqrt' cannot take k = {batch} / {base} = {factor:g} with β = {beta:g}, for "
+                f"k(1 - β) must be below 1. The largest batch for an update is {largest} examples: use a smaller "
+                "--batch-size, a larger --base-batch, or --scaling linear."
+            )
         group["betas"] = tuple(1 - factor * (1 - beta) for beta in group["betas"])
         group["eps"] /= math.sqrt(factor)
 
