@@ -4,6 +4,7 @@ Both look at whole tensors, so that no server can run them on a part of one; see
 of norms, which have one dimension, neither decay nor get a rate of their own, as in the code that came with the papers.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -26,15 +27,7 @@ def layered(tensor: Tensor) -> bool:
 
 
 class Layerwise(Optimizer):
-    """An optimiser that takes the parameters of a group all together.
-
-    Args:
-        parameters: tensors, (name, tensor) pairs or groups, as torch's own optimisers take them.
-        defaults: of a group.
-    """
-
-    def __init__(self, parameters: Iterable[Any], defaults: dict[str, Any]) -> None:
-        super().__init__(parameters, defaults)
+    """An optimiser that takes the parameters of a group all together; made as torch's own are."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -49,8 +42,9 @@ class Layerwise(Optimizer):
                 self._update(group, given)
         return loss
 
+    @abstractmethod
     def _update(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
-        raise NotImplementedError
+        """Make one step of a group's parameters, of which each has a gradient."""
 
     def _kept(self, name: str, parameters: Sequence[Tensor]) -> list[Tensor]:
         """Of each parameter a tensor like it, filled with zeros at first."""
