@@ -17,6 +17,44 @@ OptimizerFactory = Callable[[list[tuple[str, nn.Parameter]]], Optimizer]
 
 
 @dataclass(frozen=True)
+class WholeFactory:
+    """An `OptimizerFactory` of optimisers that look at whole tensors, or at all gradients at once.
+
+    On a part of the parameters they would compute something else; other optimisers treat every element by itself.
+
+    Attributes:
+        what: looks at the whole, for messages: "lamb".
+        make: the factory.
+    """
+
+    what: str
+    make: OptimizerFactory
+
+    def __call__(self, named: list[tuple[str, nn.Parameter]]) -> Optimizer:
+        """An optimiser for all parameters."""
+        return self.make(named)
+
+
+def refuse_parts(optimizer: OptimizerFactory, parts: int) -> None:
+    """Refuse to give parts of the parameters to an optimiser that must see the whole.
+
+    Args:
+        optimizer: makes the optimisers.
+        parts: how many servers share the parameters.
+
+    Raises:
+        ConfigurationError: it must, and there are several; marked `everywhere`, for every rank finds the same.
+    """
+    if parts > 1 and isinstance(optimizer, WholeFactory):
+        error = ConfigurationError(
+            f"{optimizer.what} looks at the whole of a tensor or gradient, but each of {parts} servers would hold only "
+            "a part of it. Use one server (--servers 1, without --colocated), or an all-reduce."
+        )
+        error.everywhere = True
+        raise error
+
+
+@dataclass(frozen=True)
 class Bucket:
     """A slice of the flat gradients, sent as one.
 

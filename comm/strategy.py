@@ -175,6 +175,11 @@ class Strategy(ABC):
         return workers
 
     @classmethod
+    def steps_per_update(cls, workers: int) -> int:  # noqa: ARG003 - for others
+        """How many steps an optimiser makes while every one of `workers` hands in one gradient."""
+        return 1
+
+    @classmethod
     def connect(cls, launch: Launch, device: str, deadline: float) -> Transport:  # noqa: ARG003 - for others
         """The wires it wants, for processes started as `launch` says that compute on `device`."""
         return launch.connect(deadline)

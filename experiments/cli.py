@@ -123,10 +123,27 @@ OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
     click.option(
         "--target", type=POSITIVE_NUMBER, help="End an arm as soon as its validation loss is that low, in nats/token."
     ),
-    click.option("--learning-rate", type=POSITIVE_NUMBER, default=1e-3, show_default=True, help="Of every arm."),
     click.option(
-        "--optimizer", default="adamw", show_default=True, help="sgd, adam, adamw, torch.optim:RMSprop, FILE.py:name."
+        "--learning-rate", type=POSITIVE_NUMBER, default=1e-3, show_default=True, help="Of every arm; its peak."
     ),
+    click.option(
+        "--optimizer",
+        default="adamw",
+        show_default=True,
+        help="sgd, adam, adamw, lars, lamb, torch.optim:RMSprop, FILE.py:name.",
+    ),
+    click.option(
+        "--schedule",
+        default="constant",
+        show_default=True,
+        help="Of the learning rate: constant, linear, cosine, noam, wsd, FILE.py:name.",
+    ),
+    click.option("--warmup", type=click.IntRange(min=0), default=0, show_default=True, help="Updates of rising rate."),
+    click.option(
+        "--scaling", default="none", show_default=True, help="Of the rate with the global batch: none, linear, sqrt."
+    ),
+    click.option("--base-batch", type=POSITIVE, help="Global batch that --learning-rate is meant for. [default: 64]"),
+    click.option("--clip", type=POSITIVE_NUMBER, help="Shorten longer gradients to this norm. [default: none]"),
     click.option("--layers", type=POSITIVE, default=2, show_default=True, help="Blocks of the Transformer."),
     click.option("--width", type=POSITIVE, default=96, show_default=True, help="Length of a token's vector."),
     click.option("--heads", type=POSITIVE, default=4, show_default=True, help="Attention heads."),
@@ -311,7 +328,7 @@ def run_strategy(name: str, strategy: type[Strategy], choices: dict[str, Any], o
         return
     started = None if launch.launcher is Launcher.NONE else strategy.workers_among(launch.size)
     plan = plan_of(options, started)
-    settings.check(plan)
+    settings.check(plan, strategy.steps_per_update(plan.workers))
     settings.check_noise_scale(plan, tells_squares=strategy.tells_squares)
     strategy.workers_among(strategy.ranks_for(plan.workers))
     if launch.launcher is Launcher.NONE and strategy.ranks_for(plan.workers) > 1:
@@ -363,7 +380,7 @@ def simulate_strategy(
 ) -> None:
     """Run an experiment on simulated ranks, in this process."""
     plan = plan_of({**options, "workers": simulation.workers}, None)
-    settings.check(plan)
+    settings.check(plan, strategy.steps_per_update(plan.workers))
     settings.check_noise_scale(plan, tells_squares=strategy.tells_squares)
     strategy.workers_among(strategy.ranks_for(plan.workers))
     folder = options["out"] or new_folder(f"{Path(name).name.replace(':', '-')}-simulated-{plan.workers}")

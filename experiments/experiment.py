@@ -14,7 +14,7 @@ import torch
 import bigbatch
 from bigbatch.batches import Arm, BatchPlan
 from bigbatch.comm.agreement import agree, share, together
-from bigbatch.comm.parameters import FlatParameters
+from bigbatch.comm.parameters import FlatParameters, OptimizerFactory
 from bigbatch.comm.strategy import Strategy
 from bigbatch.comm.trace import Span, Trace, clock_offset, gather, joined
 from bigbatch.comm.transport import Transport
@@ -25,7 +25,6 @@ from bigbatch.experiments.simulated import Simulation, fastest
 from bigbatch.memory import peak_bytes, reset_peak
 from bigbatch.model import Transformer, TransformerShape
 from bigbatch.noise import noise_scale
-from bigbatch.optimizers import optimizer_named
 from bigbatch.pace import Pace
 from bigbatch.sizes import own_size
 from bigbatch.tasks import TASKS, Task
@@ -47,7 +46,7 @@ class Experiment:
 
     Attributes:
         name: the strategy's, as the user wrote it.
-        make_strategy: makes the strategy on a transport, anew for every arm.
+        strategy: made on a transport, anew for every arm.
         choices: the strategy's own options, as chosen.
         settings: what the user asked for.
         plan: of the accumulated arm.
@@ -58,7 +57,7 @@ class Experiment:
     """
 
     name: str
-    make_strategy: Callable[[Transport], Strategy]
+    strategy: type[Strategy]
     choices: dict[str, Any]
     settings: Settings
     plan: BatchPlan
@@ -87,6 +86,8 @@ class Experiment:
         agree(transport, "option", sorted(options.items()))
         arms = self.settings.chosen_arms(self.plan)
         task = self._prepare(transport)
+        for arm in arms:
+            self._optimizer(task, arm)  # what it refuses, it refuses before the first arm
         writer = together(transport, lambda: RunWriter(self.folder) if transport.rank == 0 else None)
         if writer is None:
             self._run_arms(transport, task, arms, lambda _: None, Tracing(transport, self.settings, lambda _: None))
@@ -145,10 +146,10 @@ class Experiment:
         )
         model = Transformer(shape, settings.seed).to(self.device)
         parameters = FlatParameters(model)
-        strategy = together(transport, lambda: self.make_strategy(transport))
+        strategy = together(transport, lambda: self.strategy(transport))
         strategy.bucket_bytes = settings.bucket_size
-        strategy.start(parameters, optimizer_named(settings.optimizer, settings.learning_rate))
-        examples = math.ceil(settings.tokens / task.example_tokens)
+        strategy.start(parameters, self._optimizer(task, arm))
+        examples = settings.examples(task.example_tokens)
         trainer = Trainer(
             model,
             task,
@@ -177,6 +178,11 @@ class Experiment:
         first = next(rank["until"] for rank in ranks if rank["until"] is not None)
         row = {**summarise(arm, ranks), **first, "buckets": buckets, "remarks": remarks}
         return {"parameters": parameters.values.numel(), **row}
+
+    def _optimizer(self, task: Task, arm: Arm) -> OptimizerFactory:
+        """What makes the arm's optimisers."""
+        updates = arm.plan.updates(self.settings.examples(task.example_tokens))
+        return self.settings.optimizer_for(arm.plan, updates, self.strategy.steps_per_update(arm.plan.workers))
 
     def _pace(
         self, strategy: Strategy, model: Transformer, task: Task, shape: TransformerShape, micro_batch: int

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 import bigbatch
 from bigbatch.batches import Arm, BatchPlan
 from bigbatch.comm.errors import CommunicationError, ConfigurationError, MalformedError, MismatchError
-from bigbatch.comm.parameters import FlatParameters
+from bigbatch.comm.parameters import FlatParameters, OptimizerFactory, refuse_parts
 from bigbatch.comm.schedule import chunk_bounds
 from bigbatch.comm.server.heartbeat import Heartbeat
 from bigbatch.comm.server.messages import Stage
@@ -134,6 +134,22 @@ class Offer:
     part: int
     patience: float
 
+    @property
+    def steps_per_update(self) -> int:
+        """Steps of the optimiser for one gradient of every worker that was planned for."""
+        return self.setup.rule().updates_of(self.plan.workers)
+
+    def optimizer(self, task: Task, arm: Arm) -> OptimizerFactory:
+        """What makes an arm's optimiser, for this server's part.
+
+        Raises:
+            ConfigurationError: it must see the whole, and there are several servers; or as `Settings.optimizer_for`.
+        """
+        updates = arm.plan.updates(self.settings.examples(task.example_tokens))
+        made = self.settings.optimizer_for(arm.plan, updates, self.steps_per_update)
+        refuse_parts(made, self.setup.servers)
+        return made
+
     def as_json(self) -> dict[str, Any]:
         """In types that JSON can write."""
         return {
@@ -190,6 +206,8 @@ class ServedExperiment:
         task_class: type[Task] = TASKS.load(settings.task)
         task = task_class.prepare(settings.text, settings.context, settings.vocabulary)
         arms = settings.chosen_arms(self._offer.plan)
+        for arm in arms:
+            self._offer.optimizer(task, arm)  # what it refuses, it refuses before anybody has come
         earlier, endpoint = self._earlier(), ""
         results: list[dict[str, Any]] = json.loads(earlier["results"]) if earlier else []
         with RunWriter(self._folder) as writer:
@@ -280,7 +298,7 @@ class ServedArm:
         self._remarks = noise_remarks(offer.settings, arm, tells_squares=RemoteServers.tells_squares)
         for remark in self._remarks:
             tell(remark)
-        self._examples = math.ceil(offer.settings.tokens / task.example_tokens)
+        self._examples = offer.settings.examples(task.example_tokens)
         parameters = FlatParameters(model_of(offer.settings, task))
         self.parameters = len(parameters.values)
         announcement = Announcement(
@@ -294,7 +312,7 @@ class ServedArm:
             offer.setup.servers,
         )
         self.server = NetworkServer(
-            self._shard(parameters),
+            self._shard(parameters, offer.optimizer(task, arm)),
             announcement.plan.updates(self._examples),
             json.dumps(asdict(announcement)),
             [*facts_of(task), *facts_about(parameters)],
@@ -305,14 +323,14 @@ class ServedArm:
             last=last,
         )
 
-    def _shard(self, parameters: FlatParameters) -> Shard:
-        settings, setup = self._offer.settings, self._offer.setup
+    def _shard(self, parameters: FlatParameters, optimizer: OptimizerFactory) -> Shard:
+        setup = self._offer.setup
         bounds = chunk_bounds(len(parameters.values), setup.servers).tolist()
         first, stop = bounds[self._offer.part : self._offer.part + 2]
         return Shard(
             parameters.values[first:stop].clone(),
             parameters.pieces(first, stop),
-            optimizer_named(settings.optimizer, settings.learning_rate),
+            optimizer,
             setup.rule(),
             setup.treatment(),
         )

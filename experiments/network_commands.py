@@ -102,9 +102,10 @@ def serve(
     choices = {option.name: options.pop(option.name) for option in ParameterServer.options if option.name in options}
     options = {**options, **UNUSED}
     settings, plan = settings_of(options), plan_of(options, None)
-    settings.check(plan)
+    server = ParameterServer.configured({**choices, "servers": part[1]})
+    settings.check(plan, server.steps_per_update(plan.workers))
     settings.check_noise_scale(plan, tells_squares=ParameterServer.tells_squares)
-    setup = ParameterServer.configured({**choices, "servers": part[1]}).setup
+    setup = server.setup
     setup.rule().check(plan.workers)
     snapshots = Snapshots(snapshot_folder) if snapshot_folder is not None else None
     keys = Keys.read(key_file) if key_file is not None else None

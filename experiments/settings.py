@@ -1,17 +1,24 @@
 """What a user can ask of an experiment."""
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from bigbatch.batches import ARMS, Arm, BatchPlan, arms_of
+from bigbatch.batches import ARMS, DEFAULT_BATCH, Arm, BatchPlan, arms_of
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.launch import Launch
+from bigbatch.comm.parameters import OptimizerFactory
 from bigbatch.noise import measurable
-from bigbatch.optimizers import optimizer_named
+from bigbatch.optimizers import clipped, optimizer_named, scaled, scheduled
+from bigbatch.rates import SCALING_RULES, SCHEDULES, ScalingRule, Schedule
 from bigbatch.tasks import TASKS
+
+UNSCALED = "none"
+"""The scaling rule that leaves everything as it is."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +32,13 @@ class Settings:
         tokens: to train each arm on.
         validation_tokens: held-out tokens to measure the loss on.
         target: the validation loss, in nats per token, with which an arm ends; None to train on all tokens.
-        learning_rate: the same for every arm.
+        learning_rate: the peak rate, the same for every arm but for what `scaling` makes of it.
         optimizer: a name in the registry of optimisers.
+        schedule: a name in the registry of schedules.
+        warmup: updates in which the rate rises.
+        scaling: a name in the registry of scaling rules.
+        base_batch: examples behind an update for which the rate is meant, or None for 64.
+        clip: the length of the longest gradient, or None for any.
         layers, width, heads, context, vocabulary: the Transformer's sizes.
         seed: of the initial weights and the order of the examples.
         bucket_size: bytes of gradients that are sent as one, about.
@@ -48,6 +60,11 @@ class Settings:
     target: float | None
     learning_rate: float
     optimizer: str
+    schedule: str
+    warmup: int
+    scaling: str
+    base_batch: int | None
+    clip: float | None
     layers: int
     width: int
     heads: int
@@ -72,15 +89,59 @@ class Settings:
                 f"{near or self.heads} and {near + self.heads}."
             )
 
-    def check(self, plan: BatchPlan) -> None:
+    def check(self, plan: BatchPlan, steps_per_update: int = 1) -> None:
         """Refuse now, in one process, what every process would refuse later.
 
+        Args:
+            plan: of the accumulated arm.
+            steps_per_update: steps of an optimiser for one gradient of every worker.
+
         Raises:
-            ConfigurationError: an unknown arm, task or optimiser.
+            ConfigurationError: an unknown arm, task, optimiser, schedule or scaling rule; a batch for which the rule
+                cannot scale; or a base batch and no rule.
         """
-        self.chosen_arms(plan)
+        arms = self.chosen_arms(plan)
         TASKS.load(self.task)
-        optimizer_named(self.optimizer, self.learning_rate)
+        SCHEDULES.load(self.schedule)
+        if self.base_batch is not None and self.scaling == UNSCALED:
+            raise ConfigurationError(
+                f"--base-batch {self.base_batch} says from which batch to scale: add --scaling linear or sqrt, or "
+                "leave it out."
+            )
+        for arm in arms:
+            make = self._scaled(arm.plan, steps_per_update)
+            if self.scaling != UNSCALED:
+                make([("weight", nn.Parameter(torch.zeros(1, 1)))])  # only an optimiser knows whether it can
+
+    def optimizer_for(self, plan: BatchPlan, updates: int, steps_per_update: int) -> OptimizerFactory:
+        """The factory of one arm's optimisers.
+
+        Args:
+            plan: the arm's.
+            updates: that it makes.
+            steps_per_update: steps of an optimiser for one gradient of every worker.
+
+        Raises:
+            ConfigurationError: as `check`; or the warm-up is longer than the arm, marked `everywhere`, for every rank
+                finds the same.
+        """
+        make = self._scaled(plan, steps_per_update)
+        if (self.schedule, self.warmup) != ("constant", 0):
+            schedule: Schedule = SCHEDULES.load(self.schedule)
+            make = scheduled(make, schedule, updates * steps_per_update, self.warmup * steps_per_update)
+        return make if self.clip is None else clipped(make, self.clip)
+
+    def _scaled(self, plan: BatchPlan, steps_per_update: int) -> OptimizerFactory:
+        """As named, with its rates for the examples behind one step."""
+        make = optimizer_named(self.optimizer, self.learning_rate)
+        rule: ScalingRule = SCALING_RULES.load(self.scaling)
+        if self.scaling == UNSCALED:
+            return make
+        return scaled(make, rule, plan.global_batch // steps_per_update, self.base_batch or DEFAULT_BATCH)
+
+    def examples(self, example_tokens: int) -> int:
+        """How many examples, of that many tokens each, an arm sees."""
+        return math.ceil(self.tokens / example_tokens)
 
     def check_noise_scale(self, plan: BatchPlan, *, tells_squares: bool) -> None:
         """Refuse to measure what no arm can.

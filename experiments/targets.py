@@ -1,4 +1,4 @@
-"""How fast the wires are meant to be, and how fast they are: ratios, each measured in one run."""
+"""How fast everything is meant to be, and how fast it is: ratios, each measured in one run."""
 
 import json
 import subprocess
@@ -15,6 +15,7 @@ from rich.table import Table
 from bigbatch.comm.errors import BigBatchError
 from bigbatch.experiments.bench import size_label
 from bigbatch.experiments.launcher import launch_command, launch_environment
+from bigbatch.experiments.optimizer_speed import optimizer_ratios
 from bigbatch.experiments.race import DDP, NOTHING
 from bigbatch.experiments.run import SUMMARY
 from bigbatch.experiments.simulator_speed import ALLOWED, simulator_seconds
@@ -88,6 +89,14 @@ def simulator_allowance(measured: Measured) -> dict[str, float]:
     return {name: ALLOWED[name] / seconds for name, seconds in measured["simulator"].items()}
 
 
+def optimizer_allowance(measured: Measured) -> dict[str, float]:
+    """How many times a step of our optimisers fits into the time that it may take."""
+    return {name: STEP_AT_MOST / ratio for name, ratio in measured["optimizers"].items()}
+
+
+STEP_AT_MOST = 1.3
+"""Steps of torch's fused AdamW in whose time an optimiser of ours may make one, on 4 million parameters."""
+
 OVERHEAD_AT_MOST = 0.3e-3
 """Seconds that a request to a server may cost apart from moving and adding its bytes."""
 
@@ -105,6 +114,7 @@ TARGETS = (
     Target("1 server against its incast bound, 4 workers", 0.5, near_bound("1 server")),
     Target("0.3 ms against a request's overhead", 1, request_overhead),
     Target("the simulator's allowance against its time", 1, simulator_allowance),
+    Target("1.3 steps of fused AdamW against one of LAMB", 1, optimizer_allowance),
 )
 """mpi is MPI_Allreduce in place; training is of 4 million parameters on 2 ranks.
 
@@ -153,6 +163,8 @@ def measure_all(folder: Path) -> list[dict[str, Any]]:
         measured[name] = json.loads((place / SUMMARY).read_text(encoding="utf-8") if out else result.stdout)
     print("── simulator", file=sys.stderr, flush=True)
     measured["simulator"] = simulator_seconds()
+    print("── optimizers", file=sys.stderr, flush=True)
+    measured["optimizers"] = optimizer_ratios()
     return [
         {"what": target.what, "at_least": target.at_least, "reached": min(cases.values()), "cases": cases}
         for target in TARGETS

@@ -57,6 +57,10 @@ class Consistency(ABC):
             ConfigurationError: it cannot.
         """
 
+    def updates_of(self, workers: int) -> int:  # noqa: ARG002 - for others
+        """How many updates are made of one gradient of every one of `workers`."""
+        return 1
+
     def position(self, clocks: Clocks, worker: int) -> int:
         """The number of the batch of which `worker` computes its share next."""
         return clocks.pushed[worker]
@@ -117,6 +121,10 @@ class Asynchronous(Consistency):
     def complete(self, clocks: Clocks, contributors: set[int]) -> bool:  # noqa: ARG002 - it is always the same
         """There is one."""
         return bool(contributors)
+
+    def updates_of(self, workers: int) -> int:
+        """One of each."""
+        return workers
 
     def readable(self, clocks: Clocks, worker: int) -> bool:  # noqa: ARG002 - it is always the same
         """Always."""

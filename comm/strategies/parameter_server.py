@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self, TypeVar
 import numpy as np
 
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.parameters import Bucket, FlatParameters, OnHost, OptimizerFactory, all_finite
+from bigbatch.comm.parameters import Bucket, FlatParameters, OnHost, OptimizerFactory, all_finite, refuse_parts
 from bigbatch.comm.schedule import chunk_bounds
 from bigbatch.comm.server.consistency import CONSISTENCIES, Consistency
 from bigbatch.comm.server.report import Report, Waiting
@@ -151,8 +151,18 @@ class ParameterServer(Strategy):
         cls.setup.rule().check(workers)
         return workers
 
+    @classmethod
+    def steps_per_update(cls, workers: int) -> int:
+        """As the rule of consistency has it."""
+        return cls.setup.rule().updates_of(workers)
+
     def start(self, parameters: FlatParameters, optimizer: OptimizerFactory) -> None:
-        """Agree on the parameters; each server takes its part of them, and makes the optimiser for that."""
+        """Agree on the parameters; each server takes its part of them, and makes the optimiser for that.
+
+        Raises:
+            ConfigurationError: the optimiser must see the whole, and there are several servers.
+        """
+        refuse_parts(optimizer, len(self._servers))
         super().start(parameters, optimizer)
         self._values = OnHost(parameters.values)
         self.bounds = chunk_bounds(len(self._values.array), len(self._servers)).tolist()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bigbatch.batches import BatchPlan, DataOrder
 from bigbatch.comm.collective import Collective
 from bigbatch.comm.errors import DeadlineError, MismatchError
-from bigbatch.comm.parameters import FlatParameters
+from bigbatch.comm.parameters import FlatParameters, OptimizerFactory
 from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.comm.strategy import Strategy
 from bigbatch.comm.transport import ANY, Transport
@@ -62,11 +62,18 @@ def optimizer(parameters: Iterable[object]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1)
 
 
-def plain_loop() -> tuple[Tensor, float]:
-    """The oracle: one process, one example after the other, nothing of ours but the model and the order."""
+def plain_loop(
+    make: OptimizerFactory = optimizer, touch: Callable[[list[Tensor]], object] = len
+) -> tuple[Tensor, float]:
+    """The oracle: one process, one example after the other, nothing of ours but the model and the order.
+
+    Args:
+        make: makes the optimiser.
+        touch: may change the mean gradients before a step.
+    """
     task, model = Sequences(), new_model()
     order = DataOrder(90, seed=7)
-    adam = optimizer(model.parameters())
+    adam = make(list(model.named_parameters()))
     for update in range(UPDATES):
         adam.zero_grad()
         count = 0
@@ -78,6 +85,7 @@ def plain_loop() -> tuple[Tensor, float]:
             count += length
         for parameter in model.parameters():
             parameter.grad /= count
+        touch([parameter.grad for parameter in model.parameters()])
         adam.step()
     with torch.no_grad():
         total, count = 0.0, 0
@@ -106,6 +114,7 @@ def train(
     bucket_bytes: int,
     *,
     overlap: bool = True,
+    make: OptimizerFactory = optimizer,
 ) -> tuple[Tensor, float] | None:
     """A whole training over a strategy: this rank's parameters and the validation loss; None from a server."""
     model = new_model()
@@ -114,7 +123,7 @@ def train(
     parameters = FlatParameters(model)
     strategy = make_strategy(transport)
     strategy.bucket_bytes = bucket_bytes
-    strategy.start(parameters, optimizer)
+    strategy.start(parameters, make)
     micro_batch = BATCH // (accumulation * strategy.workers)
     plan = BatchPlan(micro_batch, accumulation, strategy.workers)
 
