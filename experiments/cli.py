@@ -365,9 +365,52 @@ def simulation_in(options: dict[str, Any], settings: Settings, launch: Launch) -
             f"-n asks for {options['workers']} workers, --simulate for {workers}. Leave -n out: there are no processes "
             "to start."
         )
+    return simulation_as(options, settings)
+
+
+def simulation_as(options: dict[str, Any], settings: Settings) -> Simulation:
+    """The simulation that a command's options describe.
+
+    Raises:
+        ConfigurationError: an unknown name, or a bad file.
+    """
     return simulation_of(
-        workers, options["network"], options["straggler"], options["gpu"], settings.node_size, settings.seed
+        options["simulate"],
+        options["network"],
+        options["straggler"],
+        options["gpu"],
+        settings.node_size,
+        settings.seed,
     )
+
+
+def run_quietly(words: Sequence[str], folder: Path) -> None:
+    """Run an experiment of one process, of which only the run's folder is left.
+
+    Args:
+        words: its command line, from the strategy's name on.
+        folder: of the run.
+
+    Raises:
+        BigBatchError: it cannot be run.
+        click.ClickException: it is no such command line.
+    """
+    name = words[0]
+    options = {**parsed(words), "out": folder, "quiet": True}
+    strategy: type[Strategy] = STRATEGIES.load(name)
+    choices = {option.name: options.pop(option.name) for option in strategy.options}
+    strategy = strategy.configured(choices)
+    settings = settings_of(options)
+    if options["simulate"] is not None:
+        run_simulated(name, strategy, choices, options, settings, simulation_as(options, settings))
+        return
+    plan, launch, reporter = plan_of(options, None), Launch(Launcher.NONE), Reporter(quiet=True)
+    device = resolve_device(settings.device, launch)
+    transport = strategy.connect(launch, str(device), settings.deadline)
+    try:
+        Experiment(name, strategy, choices, settings, plan, device, folder, reporter).run(transport)
+    finally:
+        transport.close()
 
 
 def simulate_strategy(
@@ -379,20 +422,32 @@ def simulate_strategy(
     simulation: Simulation,
 ) -> None:
     """Run an experiment on simulated ranks, in this process."""
+    folder = options["out"] or new_folder(f"{Path(name).name.replace(':', '-')}-simulated-{simulation.workers}")
+    run_simulated(name, strategy, choices, {**options, "out": folder}, settings, simulation)
+    finished = Run.read(folder)
+    present([finished], folder, finished.summary, verdict(finished.summary), options)
+
+
+def run_simulated(
+    name: str,
+    strategy: type[Strategy],
+    choices: dict[str, Any],
+    options: dict[str, Any],
+    settings: Settings,
+    simulation: Simulation,
+) -> None:
+    """The same, of which only the run's folder is left; the options say which that is."""
     plan = plan_of({**options, "workers": simulation.workers}, None)
     settings.check(plan, strategy.steps_per_update(plan.workers))
     settings.check_noise_scale(plan, tells_squares=strategy.tells_squares)
     strategy.workers_among(strategy.ranks_for(plan.workers))
-    folder = options["out"] or new_folder(f"{Path(name).name.replace(':', '-')}-simulated-{plan.workers}")
 
     def work(transport: Transport) -> None:
         reporter = Reporter(quiet=options["quiet"] or transport.rank != 0)
-        device = torch.device("cpu")
+        folder, device = options["out"], torch.device("cpu")
         Experiment(name, strategy, choices, settings, plan, device, folder, reporter, simulation).run(transport)
 
     simulation.run(strategy.ranks_for(plan.workers), work, settings.deadline)
-    finished = Run.read(folder)
-    present([finished], folder, finished.summary, verdict(finished.summary), options)
 
 
 def settings_of(options: dict[str, Any]) -> Settings:

@@ -15,27 +15,16 @@ import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import torch
-
-from bigbatch.batches import BatchPlan
 from bigbatch.comm.errors import BigBatchError
-from bigbatch.comm.launch import Launch, Launcher
-from bigbatch.comm.strategies import STRATEGIES
-from bigbatch.experiments.cli import parsed, plan_of, settings_of
-from bigbatch.experiments.experiment import Experiment
-from bigbatch.experiments.progress import Reporter
+from bigbatch.experiments.cli import parsed, run_quietly
 from bigbatch.experiments.run import SUMMARY, Run, environment, make_folder
-from bigbatch.experiments.settings import Settings
 
 Result = TypeVar("Result")
-
-STRATEGY = "ring"
-"""Over one worker, all strategies are the same."""
 
 ARM = "accumulated"
 """The arm whose plan is just what the options say."""
@@ -45,19 +34,22 @@ SECONDS_BETWEEN_WORDS = 5.0
 
 @dataclass(frozen=True)
 class Point:
-    """One training in one process.
+    """One training in one process: of one worker, or on a simulated clock of several.
 
     Attributes:
         options: an experiment's option, with underscores -> its value; True for a flag, None for what is left out.
             What is not named is as the program has it by default.
+        strategy: its name; for one worker, all are the same.
     """
 
     options: Mapping[str, Any]
+    strategy: str = "ring"
 
     def words(self) -> list[str]:
         """The command line, from the strategy on."""
-        words = [STRATEGY, "--workers", "1", "--arms", ARM]
-        for name, value in self.options.items():
+        workers = {} if self.options.get("simulate") else {"workers": 1}
+        words = [self.strategy]
+        for name, value in {**workers, "arms": ARM, **self.options}.items():
             if value is not None:
                 flag = f"--{name.replace('_', '-')}"
                 words += [flag] if value is True else [flag, str(value)]
@@ -68,23 +60,18 @@ class Point:
         return " ".join(["bigbatch-exp", *self.words()])
 
 
-def asked(point: Point) -> tuple[Settings, BatchPlan]:
-    """What a point's command line asks for.
+def identity(point: Point) -> str:
+    """A name for all that makes a run what it is: every option, the user's text, and the versions of what computes.
 
     Raises:
-        ConfigurationError: something that cannot be.
+        ConfigurationError: the options contradict each other.
     """
     options = parsed(point.words())
-    return settings_of(options), plan_of(options, None)
-
-
-def identity(point: Point) -> str:
-    """A name for all that makes a run what it is: every option, the user's text, and the versions of what computes."""
-    settings, plan = asked(point)
-    text = hashlib.sha256(settings.text.read_bytes()).hexdigest() if settings.text and settings.text.is_file() else ""
+    path = options["text"]
+    text = hashlib.sha256(path.read_bytes()).hexdigest() if path is not None and path.is_file() else ""
     versions = {name: version for name, version in environment().items() if name != "platform"}
-    everything = {**settings.as_json(), "plan": asdict(plan), "text": text, **versions}
-    return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:12]
+    everything = {**options, "strategy": point.strategy, "contents of text": text, **versions}
+    return hashlib.sha256(json.dumps(everything, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def train(point: Point, folder: Path) -> None:
@@ -93,13 +80,9 @@ def train(point: Point, folder: Path) -> None:
     Raises:
         ConfigurationError: what is asked for cannot be done.
     """
-    settings, plan = asked(point)
     part = folder.with_name(f"{folder.name}.part-{os.getpid()}")
-    transport = Launch(Launcher.NONE).connect(settings.deadline)
-    strategy = STRATEGIES.load(STRATEGY)
-    experiment = Experiment(STRATEGY, strategy, {}, settings, plan, torch.device("cpu"), part, Reporter(quiet=True))
     try:
-        experiment.run(transport)
+        run_quietly(point.words(), part)
         try:
             part.rename(folder)
         except OSError:
@@ -108,7 +91,6 @@ def train(point: Point, folder: Path) -> None:
             # Another program has made the same run in the meantime.
     finally:
         shutil.rmtree(part, ignore_errors=True)
-        transport.close()
 
 
 Inquiry = Generator[Sequence[Point], list[Run], Result]

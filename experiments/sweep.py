@@ -78,7 +78,7 @@ class Sweep:
         rate: the learning rate with which the search begins, by batch size.
         tokens: that a run may take, by batch size.
         score: of a run; the lower the better, infinity if it failed.
-        seeds: how many are run with the best rate.
+        seeds: which; the rate is tuned with the first, and the others are run with the best.
         races: whether the score is a number of updates, so that a rate can be given up once another was quicker.
     """
 
@@ -87,18 +87,16 @@ class Sweep:
     rate: Callable[[int], float]
     tokens: Callable[[int], int]
     score: Callable[[Run], float]
-    seeds: int
+    seeds: Sequence[int]
     races: bool
 
     def run(self, laboratory: Laboratory) -> list[Tuned]:
-        """Train it, the largest batches first, as they take longest; what comes of each batch size, in `batches` order.
+        """Train it; what comes of each batch size, in the order of `batches`.
 
         Raises:
             BigBatchError: a point cannot be trained.
         """
-        order = sorted(self.batches, reverse=True)
-        found = dict(zip(order, laboratory.inquire([self._tune(laboratory, batch) for batch in order]), strict=True))
-        return [found[batch] for batch in self.batches]
+        return run_all([self], laboratory)[0]
 
     def point(self, laboratory: Laboratory, batch: int, rate: float, updates: float, seed: int) -> Point:
         """One training: at most so many updates, rounded so that points are asked for alike again."""
@@ -107,7 +105,8 @@ class Sweep:
         plan = {"batch_size": batch, "learning_rate": rate, "tokens": int(tokens), "seed": seed}
         return Point({**laboratory.base, **self.options, **divided(batch), **plan})
 
-    def _tune(self, laboratory: Laboratory, batch: int) -> Inquiry[Tuned]:
+    def tune(self, laboratory: Laboratory, batch: int) -> Inquiry[Tuned]:
+        """Find the best rate of one batch size."""
         start = self.rate(batch)
         runs: dict[float, Run] = {}
         tried: dict[float, float] = {}
@@ -119,7 +118,7 @@ class Sweep:
         wanted = [start]
         for _ in range(2 + MOST_WIDENINGS):
             patience = CERTAIN * tried[best()] if tried and self.races else math.inf
-            made = yield [self.point(laboratory, batch, rate, patience, seed=0) for rate in wanted]
+            made = yield [self.point(laboratory, batch, rate, patience, self.seeds[0]) for rate in wanted]
             runs |= zip(wanted, made, strict=True)
             tried |= {rate: self.score(run) for rate, run in zip(wanted, made, strict=True)}
             around = (best() / STEP, best() * STEP)
@@ -128,9 +127,22 @@ class Sweep:
                 break
         rate = best()
         patience = LUCK * tried[rate] if self.races else math.inf
-        seeds = yield [self.point(laboratory, batch, rate, patience, seed) for seed in range(1, self.seeds)]
+        seeds = yield [self.point(laboratory, batch, rate, patience, seed) for seed in self.seeds[1:]]
         own = (runs.pop(rate), *seeds)
         return Tuned(batch, rate, tried, tuple(map(self.score, own)), own, tuple(runs.values()))
+
+
+def run_all(sweeps: Sequence[Sweep], laboratory: Laboratory) -> list[list[Tuned]]:
+    """Train several sweeps at the same time, the largest batches first, as they mostly take longest.
+
+    Raises:
+        BigBatchError: a point cannot be trained.
+    """
+    asked = [(number, batch) for number, sweep in enumerate(sweeps) for batch in sweep.batches]
+    asked.sort(key=lambda one: -one[1])
+    found = laboratory.inquire([sweeps[number].tune(laboratory, batch) for number, batch in asked])
+    by_batch = dict(zip(asked, found, strict=True))
+    return [[by_batch[number, batch] for batch in sweep.batches] for number, sweep in enumerate(sweeps)]
 
 
 MOST_AT_ONCE = 32
@@ -173,6 +185,6 @@ def to_a_loss(*, quick: bool, seeds: int | None = None) -> Sweep:
         rate=lambda batch: 1e-3 if batch < 16 else 2e-3,
         tokens=lambda batch: (1_000_000 if quick else 2_000_000) + 20_000 * batch,
         score=updates_to_target,
-        seeds=seeds or (2 if quick else 3),
+        seeds=range(seeds or (2 if quick else 3)),
         races=True,
     )

@@ -66,7 +66,7 @@ class Figure(Claim):
             f"Byte-level language modelling of real text to a validation loss of {options['target']} nats per byte, "
             f"with {options['layers']} layer(s) of width {options['width']} and Adam at a constant rate; at each batch "
             "size the rate is the best of a grid of factors of 2 that grows until the optimum is inside, and "
-            f"{sweep.seeds} seeds are run with it.",
+            f"{len(sweep.seeds)} seeds are run with it.",
             columns=(
                 Column("batch_tokens", "batch, tokens"),
                 Column("rate_text", "best rate"),

@@ -47,8 +47,8 @@ class Figure(Claim):
         return Finding(
             verdict,
             sentence,
-            f"The sweep of critical-batch with {sweep.seeds} seed(s) a batch size: every run is looked at where it "
-            "passed each loss. The noise scale is that of the runs with the best rates, smoothed over about 50 "
+            f"The sweep of critical-batch with {len(sweep.seeds)} seed(s) a batch size: every run is looked at where "
+            "it passed each loss. The noise scale is that of the runs with the best rates, smoothed over about 50 "
             "updates.",
             columns=(
                 Column("loss", "loss, nats/byte", 1),

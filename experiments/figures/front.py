@@ -40,6 +40,7 @@ def draw_front(
     title: str,
     path: Path,
     price: float | None = None,
+    trained: Sequence[tuple[float, float]] = (),
 ) -> None:
     """Draw all candidates faintly, and the front.
 
@@ -51,6 +52,7 @@ def draw_front(
         title: of the figure.
         path: of the PNG file.
         price: of a GPU-hour; it gives the axis of cost a second scale.
+        trained: seconds and GPU-hours of trainings that were made.
     """
     figure, (axis,) = panels(1, 1, width=10.0, height=6.5)
     axis.set_xscale("log")
@@ -77,6 +79,8 @@ def draw_front(
     axis.plot(
         [best.seconds], [best.gpu_hours], marker="o", markersize=15, markerfacecolor="none", color="black", zorder=4
     )
+    if trained:
+        axis.plot(*zip(*trained, strict=True), "x", color="black", markersize=7, markeredgewidth=1.4, zorder=5)
     seconds, hours = ideal
     _limits(axis, candidates, front, float(seconds.min()))
     axis.plot(seconds, hours, color=GREY, linestyle="--", linewidth=1.4, zorder=2)

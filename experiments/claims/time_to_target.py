@@ -1,0 +1,226 @@
+"""What a loss takes in time and in money, and whether the two halves of the prediction hold when put together."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bigbatch.comm.simulation.presets import network_named
+from bigbatch.experiments.claim import Claim, Column, Finding, Minutes, Verdict
+from bigbatch.experiments.claims.critical_batch import fit_of
+from bigbatch.experiments.figures.front import draw_front
+from bigbatch.experiments.laboratory import Point
+from bigbatch.experiments.plan import Candidate, Cluster, candidates, duration, exact_front, ideal, recommended
+from bigbatch.experiments.run import Run
+from bigbatch.experiments.simulated import CORE, computing_on
+from bigbatch.experiments.sweep import LUCK, Sweep, Tuned, only_arm, to_a_loss
+from bigbatch.experiments.tradeoff import Tradeoff
+from bigbatch.sizes import own_size
+
+NETWORK = "ethernet-25g"
+
+STRATEGIES = ("ring", "halving-doubling", "ps")
+
+WORKERS, MICRO_BATCHES, ACCUMULATIONS = (1, 2, 4, 8, 16), (1, 2, 4, 8, 16, 32), (1, 2, 4)
+
+BUCKET_BYTES = 25 * 2**20
+
+CLOSE = 0.25
+"""How far a whole training may be from what was predicted of it, relatively."""
+
+
+class Figure(Claim):
+    """The front of time against cost, predicted and then trained."""
+
+    claim = (
+        "Time to a loss is S(B) updates times the seconds of an update, and its cost is that times the workers: a "
+        "bigger batch buys time for money along a curve, which communication bends away."
+    )
+    source = "McCandlish et al. 2018, 'An empirical model of large-batch training', section 2.3, equation 2.11"
+    criterion = (
+        "held if whole trainings on a simulated clock, of combinations along the predicted front, take the predicted "
+        "time to within 25 % in the mean over seeds; failed if one does not; it cannot be told if the critical batch "
+        "cannot, or if a training does not reach the loss"
+    )
+    minutes = Minutes(10, 2)
+
+    def examine(self) -> Finding:
+        """Predict the front from the sweep of critical-batch, then train some of it on a simulated clock."""
+        sweep = to_a_loss(quick=self.quick, seeds=None if self.quick else 1)
+        tuned = sweep.run(self.laboratory)
+        fitted = fit_of(tuned)
+        options = sweep.options
+        asked = (
+            f"Up to {WORKERS[-1]} simulated workers, each a laptop's core, over {NETWORK}, train the model of "
+            f"critical-batch to {options['target']} nats per byte: every way to make one of its batches."
+        )
+        behind = [run.folder for own in tuned for run in (*own.runs, *own.others)]
+        if fitted is None or fitted.untold is not None:
+            why = "No run reached the loss." if fitted is None else str(fitted.untold)
+            return Finding(Verdict.UNTOLD, why, asked, COLUMNS, [], {"front": []}, behind)
+        cluster = cluster_of(sweep)
+        found, front = predicted(cluster, fitted.tradeoff, [own.batch for own in tuned])
+        chosen = along(front, 3 if self.quick else 5)
+        trained = self._trained(sweep, tuned, chosen)
+        rows = [row_of(one, runs) for one, runs in zip(chosen, trained, strict=True)]
+        verdict, sentence = judged(rows, recommended(front))
+        return Finding(
+            verdict,
+            sentence,
+            f"{asked} {len(chosen)} of the front are trained as a whole on the simulated clock, with the rates that "
+            f"critical-batch has tuned and {len(trained[0])} seeds.",
+            COLUMNS,
+            rows,
+            {
+                "front": [asdict(one) for one in front],
+                "candidates": [asdict(one) for one in found],
+                "recommended": asdict(recommended(front)),
+                "updates": {
+                    "least_updates": fitted.tradeoff.least_updates,
+                    "critical_batch": fitted.tradeoff.critical_batch,
+                },
+                "cluster": {"layers": options["layers"], "width": options["width"], "target": options["target"]},
+            },
+            [*behind, *(run.folder for runs in trained for run in runs)],
+        )
+
+    def _trained(self, sweep: Sweep, tuned: Sequence[Tuned], chosen: Sequence[Candidate]) -> list[list[Run]]:
+        """Whole trainings of some combinations, with a few seeds each."""
+        by_batch = {own.batch: own for own in tuned}
+        seeds = range(2)
+        points = [simulated_point(sweep, self.laboratory.base, by_batch, one, seed) for one in chosen for seed in seeds]
+        runs = self.laboratory.runs(points)
+        return [runs[first : first + len(seeds)] for first in range(0, len(runs), len(seeds))]
+
+    def draw(self, finding: Finding, path: Path) -> None:
+        """The front, with what was trained."""
+        draw_times(finding, path)
+
+
+COLUMNS = (
+    Column("workers", "workers"),
+    Column("strategy", "strategy"),
+    Column("each", "each"),
+    Column("batch", "batch, tokens"),
+    Column("efficiency", "efficiency", 2),
+    Column("cost", "core-seconds", 1),
+    Column("predicted", "predicted, s", 1),
+    Column("trained", "trained, s", 1),
+    Column("trained_least", "least", 1),
+    Column("trained_most", "most", 1),
+    Column("ratio", "ratio", 2),
+)
+
+
+def cluster_of(sweep: Sweep) -> Cluster:
+    """What the sweep's model would train on."""
+    size = own_size(*(int(sweep.options[name]) for name in ("vocabulary", "context", "layers", "width")))
+    computing = computing_on(CORE, size.flops_per_token)
+    return Cluster(size, network_named(NETWORK), computing, BUCKET_BYTES, overlap=True)
+
+
+def predicted(cluster: Cluster, tradeoff: Tradeoff, batches: Sequence[int]) -> tuple[list[Candidate], list[Candidate]]:
+    """All combinations that make one of those batches, in examples, and the front of them."""
+    everything = candidates(cluster, tradeoff, STRATEGIES, WORKERS, (1,), MICRO_BATCHES, ACCUMULATIONS)
+    tokens = {batch * cluster.size.context for batch in batches}
+    front, found = exact_front(cluster, tradeoff, [one for one in everything if one.batch in tokens])
+    return found, front
+
+
+def along(front: Sequence[Candidate], count: int) -> list[Candidate]:
+    """As many of the front as asked for, from end to end."""
+    places = np.unique(np.linspace(0, len(front) - 1, count).round().astype(int))
+    return [front[place] for place in places]
+
+
+def simulated_point(sweep: Sweep, base: dict[str, Any], tuned: dict[int, Tuned], one: Candidate, seed: int) -> Point:
+    """The whole training of one combination on a simulated clock."""
+    context = int(sweep.options["context"])
+    own = tuned[one.batch // context]
+    patience = LUCK * next(score for score in own.scores if math.isfinite(score))
+    options = {
+        **base,
+        **{name: value for name, value in sweep.options.items() if name != "noise_scale"},
+        "simulate": one.workers,
+        "network": NETWORK,
+        "gpu": CORE,
+        "micro_batch": one.micro_batch,
+        "accumulate": one.accumulation,
+        "learning_rate": own.rate,
+        "tokens": math.ceil(patience) * one.batch,
+        "seed": seed,
+    }
+    return Point(options, one.strategy)
+
+
+def row_of(one: Candidate, runs: Sequence[Run]) -> dict[str, Any]:
+    """What was predicted of a combination, and what its trainings took."""
+    seconds = [only_arm(run)["seconds_to_target"] for run in runs]
+    reached = [value for value in seconds if value is not None]
+    mean = float(np.exp(np.mean(np.log(reached)))) if len(reached) == len(runs) else None
+    return {
+        "workers": f"{one.workers}{f' + {one.servers}' if one.servers else ''}",
+        "strategy": one.strategy,
+        "each": f"{one.micro_batch} × {one.accumulation}",
+        "batch": one.batch,
+        "efficiency": one.efficiency,
+        "cost": one.gpu_hours * 3600,
+        "predicted": one.seconds,
+        "trained": mean,
+        "trained_least": min(reached, default=None),
+        "trained_most": max(reached, default=None),
+        "seconds": seconds,
+        "ranks": one.ranks,
+        "ratio": None if mean is None else mean / one.seconds,
+    }
+
+
+def judged(rows: Sequence[dict[str, Any]], best: Candidate) -> tuple[Verdict, str]:
+    """The verdict, and what it was decided by."""
+    ratios = [row["ratio"] for row in rows if row["ratio"] is not None]
+    if len(ratios) < len(rows):
+        return Verdict.UNTOLD, f"{len(rows) - len(ratios)} of {len(rows)} trainings did not reach the loss."
+    off = max(ratios, key=lambda ratio: abs(ratio - 1))
+    sentence = (
+        f"{len(rows)} whole trainings took {min(ratios):.2f} to {max(ratios):.2f} times as long as predicted. The "
+        f"fastest is predicted to be {rows[-1]['predicted'] / rows[0]['predicted']:.2g} times as fast as the cheapest, "
+        f"at {rows[0]['cost'] / rows[-1]['cost']:.2g} times the cost; the fastest at no more than twice the least cost "
+        f"is {best.workers} worker(s) with {best.strategy}, in {duration(best.seconds)}."
+    )
+    return (Verdict.HELD if abs(off - 1) <= CLOSE else Verdict.FAILED), sentence
+
+
+def draw_times(finding: Finding, path: Path) -> None:
+    """Draw the front of `plan`, and on it the times that whole trainings took."""
+    front = [Candidate(**one) for one in finding.details["front"]]
+    if not front:
+        from bigbatch.experiments.figures.style import panels
+
+        figure, (axis,) = panels(1, 1)
+        axis.set_title(finding.sentence, loc="left", fontsize=9)
+        figure.savefig(path)
+        return
+    found = [Candidate(**one) for one in finding.details["candidates"]]
+    tradeoff = Tradeoff(**finding.details["updates"])
+    sizes = finding.details["cluster"]
+    cluster = cluster_of(to_a_loss(quick=sizes["layers"] == 1))
+    hours = np.geomspace(min(one.gpu_hours for one in front) / 10, 10 * max(one.gpu_hours for one in front), 2000)
+    trained = [
+        (seconds, seconds * row["ranks"] / 3600)
+        for row in finding.rows
+        for seconds in row["seconds"]
+        if seconds is not None
+    ]
+    draw_front(
+        found,
+        front,
+        Candidate(**finding.details["recommended"]),
+        (ideal(tradeoff, cluster, 1, hours), hours),
+        f"A loss of {sizes['target']} nats per byte on cores of a laptop over {NETWORK}: the claim "
+        f"{finding.verdict.value}\npoints: workers × sequences at once × micro-batches; crosses: trained as a whole",
+        path,
+        trained=trained,
+    )
