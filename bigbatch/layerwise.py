@@ -4,6 +4,7 @@ Both look at whole tensors, so that no server can run them on a part of one; see
 of norms, which have one dimension, neither decay nor get a rate of their own, as in the code that came with the papers.
 """
 
+import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -28,6 +29,9 @@ def layered(tensor: Tensor) -> bool:
 
 class Layerwise(Optimizer):
     """An optimiser that takes the parameters of a group all together; made as torch's own are."""
+
+    add_param_group = inspect.unwrap(Optimizer.add_param_group)
+    """As torch's, without importing its compiler; see `bigbatch.optimizers.lean`."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -1,5 +1,6 @@
 """Optimisers by name, and what can be done to them. A strategy calls the factory, for the update is the strategy's."""
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -17,14 +18,31 @@ from bigbatch.rates import ScalingRule, Schedule
 Named = list[tuple[str, nn.Parameter]]
 
 
+def lean(kind: type[Optimizer]) -> Callable[..., Optimizer]:
+    """The same optimiser, which does not import torch's compiler.
+
+    Torch guards `add_param_group` and `step` against being compiled, and to do so imports the compiler when the first
+    optimiser is made: most of a second in every process, as long as torch itself takes. Nobody compiles ours, so they
+    go without the guards; what they compute is torch's own.
+    """
+    unguarded = {
+        "add_param_group": inspect.unwrap(kind.add_param_group),
+        "step": torch.no_grad()(inspect.unwrap(kind.step)),
+    }
+    return type(kind.__name__, (kind,), unguarded)
+
+
+SGD, ADAM, ADAMW = map(lean, (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW))
+
+
 def sgd(learning_rate: float) -> OptimizerFactory:
     """Stochastic gradient descent with momentum 0.9 (Sutskever et al. 2013, in torch's form)."""
-    return lambda named: torch.optim.SGD(named, lr=learning_rate, momentum=0.9, fused=True)
+    return partial(SGD, lr=learning_rate, momentum=0.9, fused=True)
 
 
 def adam(learning_rate: float) -> OptimizerFactory:
     """Adam (Kingma and Ba 2015), β = 0.9 and 0.95."""
-    return lambda named: torch.optim.Adam(named, lr=learning_rate, betas=(0.9, 0.95), fused=True)
+    return partial(ADAM, lr=learning_rate, betas=(0.9, 0.95), fused=True)
 
 
 def adamw(learning_rate: float) -> OptimizerFactory:
@@ -38,9 +56,8 @@ def adamw(learning_rate: float) -> OptimizerFactory:
             {"params": [(name, p) for name, p in named if p.dim() >= 2], "weight_decay": 0.1},
             {"params": [(name, p) for name, p in named if p.dim() < 2], "weight_decay": 0.0},
         ]
-        return torch.optim.AdamW(
-            [group for group in groups if group["params"]], lr=learning_rate, betas=(0.9, 0.95), fused=True
-        )
+        kept = [group for group in groups if group["params"]]
+        return ADAMW(kept, lr=learning_rate, betas=(0.9, 0.95), fused=True)
 
     return build
 

@@ -3,6 +3,8 @@
 import io
 import json
 import math
+import subprocess
+import sys
 from fractions import Fraction
 
 import pytest
@@ -500,3 +502,26 @@ def test_an_asynchronous_step_is_scaled_by_one_workers_share(arms_of):
         (arm,) = arms_of("ps:async", *words.split(), "--arms", "small")
         losses.append(arm["validation_loss"])
     assert losses[0] == losses[1] != losses[2]
+
+
+LEAN = """
+import sys
+import torch
+from bigbatch.optimizers import optimizer_named
+
+for name in ("sgd", "adam", "adamw", "lars", "lamb"):
+    weight = torch.nn.Parameter(torch.ones(3, 2))
+    weight.grad = torch.ones(3, 2)
+    made = optimizer_named(name, 0.1)([("weight", weight)])
+    made.register_step_post_hook(lambda *_: print("hooked"))
+    made.step()
+    assert isinstance(made, torch.optim.Optimizer)
+    assert not torch.equal(weight, torch.ones(3, 2))
+assert "torch._dynamo" not in sys.modules, "nothing here is compiled"
+"""
+
+
+def test_no_optimizer_of_ours_imports_torchs_compiler():
+    outcome = subprocess.run([sys.executable, "-c", LEAN], capture_output=True, text=True, timeout=60, check=False)
+    assert outcome.returncode == 0, outcome.stderr
+    assert outcome.stdout.split() == ["hooked"] * 5
