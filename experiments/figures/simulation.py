@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FuncFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter, NullLocator, PercentFormatter
 
 from bigbatch.comm.simulation.network import FloatArray
 from bigbatch.experiments.figures.labels import End, label_ends
@@ -96,7 +96,9 @@ def draw_throughput(axis: Axes, lines: Lines, alone: float) -> list[End]:
     axis.plot(counts, [alone * count for count in counts], color=GREY, linewidth=0.8)
     axis.set_yscale("log")
     axis.set_ylabel("tokens per second, all workers")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.yaxis.set_major_formatter(EngFormatter(sep=""))
+    axis.yaxis.set_minor_formatter(NullFormatter())
     axis.set_title("Throughput", loc="left")
     return [*ends, End("no exchange", "#666666", counts[-1], alone * counts[-1])]
 
