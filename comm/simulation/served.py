@@ -16,7 +16,7 @@ def synchronous_server(size: int, servers: int = 1, segments: int = 1) -> Iterat
     travel while the next one's gradients do, so that both directions of a port are busy.
 
     Cost for n bytes, W workers, S servers, K segments, S divides W, γ ≤ β: 2α + 2nβ·max(1, W/S) + (n/S)γ seconds in one
-    segment; in several (K+1)(α + (n/K)β·max(1, W/S)) and what of the adding nothing hides, at most (n/S)γ.
+    segment; in several, at most (K+1)(α + (n/K)β·max(1, W/S)) + (n/S)γ, of which adding is mostly hidden.
 
     Args:
         size: ranks, workers and servers together.
