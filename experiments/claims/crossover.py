@@ -73,7 +73,7 @@ class Figure(Claim):
         "second."
     )
     source = (
-        "Li et al. 2014, 'Scaling distributed machine learning with the parameter server', section 3; Jiang et al. "
+        "Li et al. 2014, 'Scaling distributed machine learning with the parameter server'; Jiang et al. "
         "2020, 'A unified architecture for accelerating distributed DNN training in heterogeneous GPU/CPU clusters', "
         "section 2"
     )
@@ -118,11 +118,11 @@ class Figure(Claim):
                 Column("servers", "servers"),
                 Column("cells", "cells"),
                 Column("apart", "set apart"),
-                Column("ahead", "server predicted ahead"),
+                Column("ahead", "server ahead"),
                 Column("agree", "agree"),
                 Column("least", "least ratio", None),
                 Column("most", "most", None),
-                Column("off", "off the formula, %", 1),
+                Column("off", "off, %", 1),
             ),
             rows=counted(cells),
             details={
@@ -171,7 +171,7 @@ def asynchronous_seconds(
     At least what a worker takes that meets nobody, over W, and at least what the servers' ports and adding take; at
     most what a worker takes that meets everybody every time, over W.
 
-    Source: the asymptotic bounds of Lazowska et al. 1984, "Quantitative system performance", section 5.2.
+    Source: the asymptotic bounds of Lazowska et al. 1984, "Quantitative system performance", chapter 5.
     """
     alone = delta + mu + server_seconds(network, 1, nbytes, servers)
     capacity = nbytes * (prices(network)[1] + network.gamma) / servers
