@@ -84,7 +84,7 @@ class Figure(Claim):
         "the same one ahead (for an asynchronous server they are a pair of bounds, both of which must be on one side). "
         "Each is decided for every seed: failed if one is wrong for all, it could not be told if seeds disagree"
     )
-    minutes = Minutes(2, 0.2)
+    minutes = Minutes(2, 0.1)
 
     def examine(self) -> Finding:
         """Simulate every cell, and set it beside its formulas."""

@@ -89,7 +89,7 @@ class Figure(Claim):
         "one of at most 0.25, and over everything else with one of at least 0.75; each of these is decided for every "
         "seed. Failed if one is wrong for all seeds; it could not be told if seeds disagree about one"
     )
-    minutes = Minutes(6, 0.25)
+    minutes = Minutes(5, 0.2)
 
     def examine(self) -> Finding:
         """Simulate every way on both networks, without stragglers and, for some seeds, with them."""

@@ -18,6 +18,9 @@ MOST_BARS = 8
 """Of as many the time's parts are drawn; of more rows, only those with the most workers."""
 
 
+MOST_SPREAD = 4.0
+"""Ratios differ by colour up to this power of 2 and its inverse, so that those around 1 can be told apart."""
+
 Lines = Mapping[str, Mapping[int, Sequence[float]]]
 """What a line is called -> number of workers -> values, one of every seed."""
 
@@ -154,12 +157,13 @@ def draw_maps(
     bandwidths: Sequence[float],
 ) -> None:
     """Draw what `draw_crossover` does on panels that are there, one for each map, all with the same colours."""
-    spread = max(float(np.abs(np.log2(ratios)).max()) for ratios in maps.values())
-    norm = TwoSlopeNorm(0.0, -max(spread, 1e-6), max(spread, 1e-6))
+    widest = max(float(np.abs(np.log2(ratios)).max()) for ratios in maps.values())
+    spread = min(max(widest, 1e-6), MOST_SPREAD)
+    norm = TwoSlopeNorm(0.0, -spread, spread)
     for axis, (name, ratios) in zip(axes, maps.items(), strict=True):
         shown = axis.imshow(np.log2(ratios), origin="lower", aspect="auto", cmap="PuOr_r", norm=norm)
         for row, column in np.ndindex(ratios.shape):
-            dark = abs(np.log2(ratios[row, column])) > 0.6 * spread
+            dark = abs(np.log2(ratios[row, column])) > 0.7 * spread
             axis.text(
                 column,
                 row,
@@ -176,6 +180,6 @@ def draw_maps(
         axis.set_xlabel("workers")
         axis.set_title(name, loc="left", fontsize=10)
     axes[0].set_ylabel("bandwidth of a port (Gbit/s)")
-    bar = figure.colorbar(shown, ax=axes, pad=0.01)
+    bar = figure.colorbar(shown, ax=axes, pad=0.01, extend="both" if widest > spread else "neither")
     bar.set_label("server's time over the ring's")
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(2**value)))
