@@ -106,6 +106,7 @@ class Laboratory:
         tell: takes a sentence about how far it is, now and then.
 
     Attributes:
+        tell: takes a sentence.
         base: options of every point, such as the user's own text.
         made: runs that were made here.
         found: runs that were there already.
@@ -122,7 +123,7 @@ class Laboratory:
         self.base = dict(base or {})
         self.made = self.found = 0
         self._processes = processes
-        self._tell = tell
+        self.tell = tell
         self._pool: ProcessPoolExecutor | None = None
         self._asked: dict[str, Future[Run]] = {}
         self._progress = Progress(tell)

@@ -370,14 +370,26 @@ def simulate_row(
     *,
     servers: int = 1,
     seed: int = 0,
+    updates: int | None = None,
 ) -> Row:
     """One strategy on one number of workers.
+
+    Args:
+        name: of the strategy.
+        network: what messages cost.
+        workers: how many compute.
+        workload: what each does in an update.
+        stragglers: what slows them.
+        servers: of a parameter server.
+        seed: of the stragglers' luck.
+        updates: how many are simulated; None for `UPDATES`, or `UPDATES_WITH_LUCK` if there is luck in it.
 
     Raises:
         ConfigurationError: no such strategy, or one that cannot be simulated.
     """
     strategy, algorithm = strategy_named(name, servers), rounds_named(name)
-    updates = UPDATES_WITH_LUCK if stragglers.random else UPDATES
+    if updates is None:
+        updates = UPDATES_WITH_LUCK if stragglers.random else UPDATES
     if algorithm is None:
         made = on_cluster(strategy, network, workers, workload, stragglers, updates, seed)
         return made.row(name, workers, network, workload, served_bytes(strategy, workers, workload))
@@ -388,14 +400,28 @@ def simulate_row(
     return made.row(name, workers, network, workload, busiest)
 
 
-def bare_row(name: str, network: Network, workers: int, nbytes: int, *, servers: int = 1) -> dict[str, Any]:
-    """One sum of so many bytes and nothing else: strategy, workers, bytes, communication_seconds."""
+def bare_row(
+    name: str, network: Network, workers: int, nbytes: int, *, servers: int = 1, segments: int = 1
+) -> dict[str, Any]:
+    """One sum of so many bytes and nothing else: strategy, workers, bytes, communication_seconds.
+
+    Args:
+        name: of the strategy.
+        network: what messages cost.
+        workers: how many take part.
+        nbytes: of the sum.
+        servers: of a parameter server.
+        segments: in how many pieces a parameter server's parts travel, values of one beside gradients of the next.
+
+    Raises:
+        ConfigurationError: no such strategy, or one that is more than a sum.
+    """
     strategy, algorithm = strategy_named(name, servers), rounds_named(name)
     ranks = workers
     if algorithm is not None:
         rounds = bind(algorithm, nbytes, consecutive_nodes(workers, network.node_size))
     elif issubclass(strategy, ParameterServer):
-        rounds = partial(synchronous_server, servers=servers)
+        rounds = partial(synchronous_server, servers=servers, segments=segments)
         ranks = workers + servers
     else:
         raise ConfigurationError(f"{name} is more than one sum: leave --bytes out.")

@@ -20,7 +20,8 @@ from matplotlib.text import Annotation
 
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.experiments.cli import cli
-from bigbatch.experiments.figures.overlay import curves_of, incomparable, overlaid, spread
+from bigbatch.experiments.figures.labels import spread
+from bigbatch.experiments.figures.overlay import curves_of, incomparable, overlaid
 from bigbatch.experiments.report import compared_verdict, verdict
 from bigbatch.experiments.run import Run, names_of, runs_in
 

@@ -8,10 +8,10 @@ from typing import IO, Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.text import Annotation
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from bigbatch.experiments.figures.comparison import smoothed
+from bigbatch.experiments.figures.labels import LABEL_SIZE, End, label_ends
 from bigbatch.experiments.figures.style import CYCLE, GREY, LINES, Line, panels
 from bigbatch.experiments.run import Run, names_of
 
@@ -27,15 +27,6 @@ MOST_LABELLED = 8
 
 LOGARITHMIC = 10
 """Where the longest line is so many times as long as the shortest, the axis is logarithmic."""
-
-LABEL_SIZE = 8
-"""Points."""
-
-BESIDE = 1.02
-"""Where labels begin, in widths of their panel."""
-
-LEADER = {"arrowstyle": "-", "linewidth": 0.5, "alpha": 0.6, "shrinkA": 2, "shrinkB": 3, "relpos": (0.0, 0.5)}
-"""From a label's left to its line's end."""
 
 
 @dataclass(frozen=True)
@@ -138,20 +129,13 @@ def overlaid(runs: Sequence[Run], by: str | None = None) -> Figure:
     if len(curves) > MOST_LABELLED:
         _legend(figure, curves)
     else:
-        labels = [_labels(axis, own) for axis, own in zip(axes, ends, strict=True)]
-        figure.draw_without_rendering()
-        for axis, own in zip(axes, labels, strict=True):
-            _spread(axis, own, figure.dpi)
+        label_ends(figure, dict(zip(axes, ends, strict=True)))
     return figure
 
 
 def _title(runs: Sequence[Run]) -> str:
     names = list(dict.fromkeys(str(run.summary["strategy"]) for run in runs))
     return f"Losses over {', '.join(names)}: training thin and smoothed, validation with markers"
-
-
-End = tuple[Curve, float, float]
-"""A line, and where it ends: (curve, x, y)."""
 
 
 def _losses(axis: Axes, curves: Sequence[Curve], by: str) -> list[End]:
@@ -162,7 +146,7 @@ def _losses(axis: Axes, curves: Sequence[Curve], by: str) -> list[End]:
         found = _numbers(*curve.points("validation", by))
         look: dict[str, Any] = {"linestyle": curve.line, "linewidth": 1.6, "marker": "o", "markersize": 3.5}
         axis.plot(*_columns(found), color=curve.colour, **look)
-        ends += [(curve, *found[-1])] if found else []
+        ends += [End(curve.label, curve.colour, *found[-1])] if found else []
     axis.set_ylabel("loss (nats per token)")
     _scale(axis, curves, by)
     return ends
@@ -185,7 +169,7 @@ def _noise_scales(axis: Axes, curves: Sequence[Curve], by: str) -> list[End]:
     for curve in curves:
         found = _noise(curve, by)
         axis.plot(*_columns(found), color=curve.colour, linestyle=curve.line, linewidth=1.3)
-        ends += [(curve, *found[-1])] if found else []
+        ends += [End(curve.label, curve.colour, *found[-1])] if found else []
     axis.set_yscale("log")
     axis.set_ylabel("gradient noise scale (examples)")
     _scale(axis, curves, by)
@@ -207,55 +191,6 @@ def _scale(axis: Axes, curves: Sequence[Curve], by: str) -> None:
         label += ", logarithmic"
     axis.xaxis.set_major_formatter(EngFormatter(unit="s") if by == "seconds" else EngFormatter(sep=""))
     axis.set_xlabel(label)
-
-
-def _labels(axis: Axes, ends: Sequence[End]) -> list[Annotation]:
-    """A label beside the panel for every line, where the line ends; leaders lead to it."""
-    labels = []
-    for curve, x, y in ends:
-        label = axis.annotate(
-            curve.label,
-            (x, y),
-            xytext=(BESIDE, _height(axis, y)),
-            textcoords="axes fraction",
-            fontsize=LABEL_SIZE,
-            color=curve.colour,
-            va="center",
-            annotation_clip=False,
-            arrowprops={**LEADER, "color": curve.colour},
-        )
-        label.set_parse_math(False)
-        labels.append(label)
-    return labels
-
-
-def _height(axis: Axes, y: float) -> float:
-    """Where a value lies between the bottom, 0, and the top, 1, of its panel."""
-    return float((axis.transScale + axis.transLimits).transform((axis.get_xlim()[1], y))[1])
-
-
-def _spread(axis: Axes, labels: Sequence[Annotation], dpi: float) -> None:
-    """Move labels up and down until none overlaps another; their order is that of the lines' ends."""
-    least = 1.25 * LABEL_SIZE * dpi / 72 / axis.get_window_extent().height
-    ordered = sorted(labels, key=lambda label: label.xyann[1])
-    heights = [label.xyann[1] for label in ordered]
-    for label, height in zip(ordered, spread(heights, least), strict=True):
-        label.xyann = (BESIDE, height)
-
-
-def spread(heights: Sequence[float], least: float, top: float = 1.0) -> list[float]:
-    """Ascending heights, moved as little as needed so that each is `least` above the one before and none above `top`.
-
-    If there are too many for the room, the lowest lie below 0.
-    """
-    places: list[float] = []
-    for height in heights:
-        places.append(max(height, places[-1] + least) if places else height)
-    for number in reversed(range(len(places))):
-        top = min(places[number], top)
-        places[number] = top
-        top -= least
-    return places
 
 
 def _legend(figure: Figure, curves: Sequence[Curve]) -> None:

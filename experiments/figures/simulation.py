@@ -6,14 +6,23 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
-from matplotlib.ticker import EngFormatter, FuncFormatter, NullLocator, PercentFormatter
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter, NullLocator, PercentFormatter
 
 from bigbatch.comm.simulation.network import FloatArray
+from bigbatch.experiments.figures.labels import End, label_ends
 from bigbatch.experiments.figures.style import BLUE, GREY, LINES, ORANGE, colour, panels
 from bigbatch.experiments.simulate import Row
 
 MOST_BARS = 8
 """Of as many the time's parts are drawn; of more rows, only those with the most workers."""
+
+
+MOST_SPREAD = 4.0
+"""Ratios differ by colour up to this power of 2 and its inverse, so that those around 1 can be told apart."""
+
+Lines = Mapping[str, Mapping[int, Sequence[float]]]
+"""What a line is called -> number of workers -> values, one of every seed."""
 
 
 def draw_scaling(rows: Sequence[Row], title: str, path: Path) -> None:
@@ -24,42 +33,77 @@ def draw_scaling(rows: Sequence[Row], title: str, path: Path) -> None:
         title: of the figure.
         path: of the PNG file.
     """
-    names = list(dict.fromkeys(row.strategy for row in rows))
-    figure, (efficiency, throughput, split) = panels(1, 3, width=15.0, height=5.0)
+    figure, (efficiency, throughput, split) = panels(1, 3, width=16.5, height=5.0)
     counts = sorted({row.workers for row in rows})
-    for number, name in enumerate(names):
-        mine = sorted((row for row in rows if row.strategy == name), key=lambda row: row.workers)
-        workers = [row.workers for row in mine]
-        for axis, values in (
-            (efficiency, [row.efficiency for row in mine]),
-            (throughput, [row.tokens_per_second for row in mine]),
-        ):
-            line = LINES[number % len(LINES)]
-            axis.plot(workers, values, label=name, color=colour(number), linestyle=line, marker="o", markersize=4)
-    ideal = [rows[0].tokens_per_second / rows[0].efficiency / rows[0].workers * count for count in counts]
-    throughput.plot(counts, ideal, color=GREY, linewidth=0.8, label="no exchange")
-    throughput.set_yscale("log")
-    throughput.set_ylabel("tokens per second, all workers")
-    throughput.yaxis.set_major_formatter(EngFormatter(sep=""))
-    throughput.set_title("Throughput", loc="left")
+
+    def lines(value: str) -> Lines:
+        names = dict.fromkeys(row.strategy for row in rows)
+        return {name: {row.workers: [getattr(row, value)] for row in rows if row.strategy == name} for name in names}
+
+    alone = rows[0].tokens_per_second / rows[0].efficiency / rows[0].workers
+    ends = {
+        efficiency: draw_by_workers(efficiency, lines("efficiency")),
+        throughput: draw_throughput(throughput, lines("tokens_per_second"), alone),
+    }
     efficiency.set_ylim(0, 1.05)
     efficiency.yaxis.set_major_formatter(PercentFormatter(1.0))
     efficiency.set_ylabel("of the throughput without exchange")
     efficiency.set_title("Scaling efficiency", loc="left")
-    for axis in (efficiency, throughput):
-        _by_workers(axis, counts)
-        axis.legend(frameon=False, fontsize=8)
     most = [row for row in rows if row.workers == counts[-1]]
     _split(split, rows if len(rows) <= MOST_BARS else most)
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    label_ends(figure, ends)
     figure.savefig(path)
 
 
-def _by_workers(axis: Axes, counts: Sequence[int]) -> None:
+def draw_by_workers(axis: Axes, lines: Lines) -> list[End]:
+    """Draw means over seeds against workers, with a band from the least to the most.
+
+    Args:
+        axis: the panel.
+        lines: what to draw; colours and kinds of line are in their order.
+
+    Returns:
+        Where they end.
+    """
+    ends = []
+    for number, (name, values) in enumerate(lines.items()):
+        counts = sorted(values)
+        means = [float(np.mean(values[count])) for count in counts]
+        band = [min(values[count]) for count in counts], [max(values[count]) for count in counts]
+        shade = colour(number)
+        axis.fill_between(counts, *band, color=shade, alpha=0.25, linewidth=0)
+        axis.plot(counts, means, color=shade, linestyle=LINES[number % len(LINES)], marker="o", markersize=4)
+        ends.append(End(name, shade, counts[-1], means[-1]))
+    counts = sorted({count for values in lines.values() for count in values})
     axis.set_xscale("log", base=2)
     axis.set_xticks(counts, [f"{count:,}" for count in counts], fontsize=8, rotation=45 if len(counts) > 6 else 0)
     axis.xaxis.set_minor_locator(NullLocator())
     axis.set_xlabel("workers")
+    return ends
+
+
+def draw_throughput(axis: Axes, lines: Lines, alone: float) -> list[End]:
+    """Draw tokens a second of all workers together, beside what they would reach if they exchanged nothing.
+
+    Args:
+        axis: the panel.
+        lines: tokens a second.
+        alone: tokens a second of one worker that exchanges nothing.
+
+    Returns:
+        Where the lines end.
+    """
+    ends = draw_by_workers(axis, lines)
+    counts = sorted({count for values in lines.values() for count in values})
+    axis.plot(counts, [alone * count for count in counts], color=GREY, linewidth=0.8)
+    axis.set_yscale("log")
+    axis.set_ylabel("tokens per second, all workers")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(EngFormatter(sep=""))
+    axis.yaxis.set_minor_formatter(NullFormatter())
+    axis.set_title("Throughput", loc="left")
+    return [*ends, End("no exchange", "#666666", counts[-1], alone * counts[-1])]
 
 
 def _split(axis: Axes, rows: Sequence[Row]) -> None:
@@ -100,12 +144,26 @@ def draw_crossover(
         path: of the PNG file.
     """
     figure, axes = panels(1, len(maps), width=1.5 + 4.6 * len(maps), height=4.6)
-    spread = max(float(np.abs(np.log2(ratios)).max()) for ratios in maps.values())
-    norm = TwoSlopeNorm(0.0, -max(spread, 1e-6), max(spread, 1e-6))
+    draw_maps(figure, axes, maps, workers, bandwidths)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    figure.savefig(path)
+
+
+def draw_maps(
+    figure: Figure,
+    axes: Sequence[Axes],
+    maps: Mapping[str, FloatArray],
+    workers: Sequence[int],
+    bandwidths: Sequence[float],
+) -> None:
+    """Draw what `draw_crossover` does on panels that are there, one for each map, all with the same colours."""
+    widest = max(float(np.abs(np.log2(ratios)).max()) for ratios in maps.values())
+    spread = min(max(widest, 1e-6), MOST_SPREAD)
+    norm = TwoSlopeNorm(0.0, -spread, spread)
     for axis, (name, ratios) in zip(axes, maps.items(), strict=True):
         shown = axis.imshow(np.log2(ratios), origin="lower", aspect="auto", cmap="PuOr_r", norm=norm)
         for row, column in np.ndindex(ratios.shape):
-            dark = abs(np.log2(ratios[row, column])) > 0.6 * spread
+            dark = abs(np.log2(ratios[row, column])) > 0.7 * spread
             axis.text(
                 column,
                 row,
@@ -122,8 +180,6 @@ def draw_crossover(
         axis.set_xlabel("workers")
         axis.set_title(name, loc="left", fontsize=10)
     axes[0].set_ylabel("bandwidth of a port (Gbit/s)")
-    bar = figure.colorbar(shown, ax=axes, pad=0.01)
+    bar = figure.colorbar(shown, ax=axes, pad=0.01, extend="both" if widest > spread else "neither")
     bar.set_label("server's time over the ring's")
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(2**value)))
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
-    figure.savefig(path)

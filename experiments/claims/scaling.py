@@ -1,0 +1,284 @@
+"""What adding workers does to throughput, over an all-reduce and over parameter servers."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from bigbatch.comm.simulation.computing import Stragglers
+from bigbatch.comm.simulation.network import Network
+from bigbatch.comm.simulation.presets import network_named
+from bigbatch.experiments.claim import Claim, Column, Finding, Minutes, Verdict
+from bigbatch.experiments.figures.labels import End, label_ends
+from bigbatch.experiments.figures.simulation import Lines, draw_by_workers, draw_throughput
+from bigbatch.experiments.figures.style import GREY, panels
+from bigbatch.experiments.simulate import ELEMENT_BYTES, Workload, simulate_row
+from bigbatch.experiments.simulated import computing_on
+from bigbatch.sizes import model_named
+
+NETWORKS = ("ethernet-10g", "infiniband-hdr")
+"""A slow one and a fast one."""
+
+MODEL, GPU, SEQUENCES = "gpt2-small", "a100", 8
+BUCKET_BYTES = 25_000_000
+
+DELAY = 0.1
+"""Stragglers: an update's computing takes longer by a random time, exponential, of this mean in units of its own."""
+
+SPAN = 4
+"""Growth is looked at over the last factor of so many in the number of workers."""
+
+BOUND = 1.25
+"""Times 2nβ that an all-reduce may add to an update: what is beyond 1 is for latency and adding."""
+
+GROWS, STOPS = 0.75, 0.25
+"""What grows in proportion has an exponent of 1, what has stopped one of 0: nearer to one of them than halfway."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to combine gradients.
+
+    Attributes:
+        strategy: its name.
+        servers: how many there are for a number of workers.
+        bounded: whether it is said to add at most 2nβ.
+        stops: whether throughput is said to stop growing.
+    """
+
+    strategy: str
+    servers: Callable[[int], int] = lambda _: 1
+    bounded: bool = False
+    stops: bool = False
+
+
+WAYS = {
+    "ring": Way("ring", bounded=True),
+    "halving-doubling": Way("halving-doubling", bounded=True),
+    "ps, 1 server": Way("ps", stops=True),
+    "ps, W servers": Way("ps", servers=lambda workers: workers),
+}
+
+
+class Figure(Claim):
+    """Throughput, efficiency and exposed communication against workers.
+
+    Servers split the parameters in their order, so that few of them hold a bucket: everybody sends to those few while
+    the others are idle. That is why as many servers as workers can add more than 2nβ, which is what they would take
+    if everything were sent at once.
+    """
+
+    claim = (
+        "However many workers there are, an all-reduce adds at most about 2nβ to an update (n bytes of gradients, β "
+        "seconds a byte), so that throughput keeps growing with the workers; a single parameter server adds time in "
+        "proportion to them, so that throughput stops growing; as many servers as workers mend that."
+    )
+    source = (
+        "Patarasuk and Yuan 2009, 'Bandwidth optimal all-reduce algorithms for clusters of workstations'; "
+        "Li et al. 2014, 'Scaling distributed machine learning with the parameter server'"
+    )
+    criterion = (
+        "held if on both networks: an all-reduce adds at most 1.25 × 2nβ at every number of workers; over the last "
+        "factor of 4 in workers, what one server adds grows with an exponent of at least 0.75, throughput over it with "
+        "one of at most 0.25, and over everything else with one of at least 0.75; each of these is decided for every "
+        "seed. Failed if one is wrong for all seeds; it could not be told if seeds disagree about one"
+    )
+    minutes = Minutes(5, 0.2)
+
+    def examine(self) -> Finding:
+        """Simulate every way on both networks, without stragglers and, for some seeds, with them."""
+        most, seeds, updates = (16, 3, 2) if self.quick else (64, 5, 8)
+        workers = [1 << power for power in range(1, most.bit_length())]
+        load = workload()
+        rows = []
+        for network in map(network_named, NETWORKS):
+            for name in WAYS:
+                for count in workers:
+                    self.laboratory.tell(f"scaling: {name}, {count} workers, {network.name} ...")
+                    rows.append(row_of(name, network, count, load, seeds, updates))
+        verdict, sentence = judged(rows)
+        return Finding(
+            verdict,
+            sentence,
+            f"Simulated updates of {MODEL} on {most} workers at most with an {GPU} each, {load.tokens:,} tokens a "
+            f"worker and update ({1e3 * load.compute:.0f} ms of computing), in buckets of "
+            f"{BUCKET_BYTES / 1e6:.0f} MB that are sent while backward runs. {updates} updates without stragglers, "
+            f"which tell what an exchange adds; and {updates} each for {seeds} seeds with every worker's computing "
+            f"delayed by a random time of {DELAY:.0%} in the mean, which tell throughput and efficiency.",
+            columns=(
+                Column("network", "network"),
+                Column("way", "over"),
+                Column("workers", "workers"),
+                Column("ktokens", "ktok/s", 1),
+                Column("spread", "spread, %", 1),
+                Column("percent", "efficiency, %", 1),
+                Column("added_ms", "adds, ms", 1),
+                Column("share", "in 2nβ", 2),
+            ),
+            rows=rows,
+            details={"exponents": exponents(rows), "alone": load.tokens / load.compute},
+        )
+
+    def draw(self, finding: Finding, path: Path) -> None:
+        """Three panels for each network: efficiency, throughput, and what an exchange adds."""
+        draw_networks(finding, path)
+
+
+def workload() -> Workload:
+    """What every worker does in an update."""
+    size = model_named(MODEL)
+    assert size.context is not None, "a language model has a context"
+    return Workload(size, SEQUENCES * size.context, computing_on(GPU, size.flops_per_token), BUCKET_BYTES, overlap=True)
+
+
+def row_of(name: str, network: Network, workers: int, load: Workload, seeds: int, updates: int) -> dict[str, Any]:
+    """One way on one number of workers."""
+    way = WAYS[name]
+    servers = way.servers(workers)
+
+    def simulated(stragglers: Stragglers, seed: int) -> Any:
+        return simulate_row(
+            way.strategy, network, workers, load, stragglers, servers=servers, seed=seed, updates=updates
+        )
+
+    undisturbed = simulated(Stragglers(), 0)
+    delayed = [simulated(Stragglers(exponential=DELAY), seed) for seed in range(seeds)]
+    rates = [row.tokens_per_second for row in delayed]
+    added = undisturbed.step_seconds - load.compute
+    bound = 2 * ELEMENT_BYTES * load.size.parameters / network.wires.pieces[-1].bandwidth
+    return {
+        "network": network.name,
+        "way": name,
+        "workers": workers,
+        "bounded": way.bounded,
+        "stops": way.stops,
+        "tokens_per_second": rates,
+        "efficiency": [row.efficiency for row in delayed],
+        "added": added,
+        "bound": bound,
+        "ktokens": fmean(rates) / 1e3,
+        "spread": 100 * (max(rates) - min(rates)) / fmean(rates),
+        "percent": 100 * fmean(row.efficiency for row in delayed),
+        "added_ms": 1e3 * added,
+        "share": added / bound,
+    }
+
+
+def exponent(first: float, last: float, factor: float) -> float:
+    """e, if something that was `first` has become `last` = `first` · `factor`^e."""
+    return math.log(last / first) / math.log(factor)
+
+
+def exponents(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each network and way, the growth over the last factor of `SPAN` in workers.
+
+    Args:
+        rows: as `row_of` has them; for each network and way, one of the most workers and one of a `SPAN`th of them.
+
+    Returns:
+        network, way, bounded, stops, from and to how many workers, throughput's exponent for each seed, that of what
+        an exchange adds, and the most that it adds anywhere, in units of 2nβ.
+    """
+    found = []
+    for network, way in dict.fromkeys((row["network"], row["way"]) for row in rows):
+        own = {row["workers"]: row for row in rows if (row["network"], row["way"]) == (network, way)}
+        last = own[max(own)]
+        first = own[max(own) // SPAN]
+        pairs = zip(first["tokens_per_second"], last["tokens_per_second"], strict=True)
+        found.append(
+            {
+                "network": network,
+                "way": way,
+                "bounded": last["bounded"],
+                "stops": last["stops"],
+                "workers": [first["workers"], last["workers"]],
+                "throughput": [exponent(*pair, SPAN) for pair in pairs],
+                "added": exponent(first["added"], last["added"], SPAN) if min(first["added"], last["added"]) > 0 else 0,
+                "share": max(row["added"] / row["bound"] for row in own.values()),
+            }
+        )
+    return found
+
+
+def judged(rows: Sequence[dict[str, Any]]) -> tuple[Verdict, str]:
+    """The verdict, and what it was decided by; of rows as `row_of` has them."""
+    grown = exponents(rows)
+    wrong, split, sentences = [], [], []
+    for own in grown:
+        where = f"{own['way']} on {own['network']}"
+        asked = {f"throughput over {where}": [(e <= STOPS if own["stops"] else e >= GROWS) for e in own["throughput"]]}
+        if own["stops"]:
+            asked[f"what {where} adds"] = [own["added"] >= GROWS]
+        if own["bounded"]:
+            asked[f"what {where} adds"] = [own["share"] <= BOUND]
+        wrong += [what for what, seeds in asked.items() if not any(seeds)]
+        split += [what for what, seeds in asked.items() if any(seeds) and not all(seeds)]
+    for network in dict.fromkeys(own["network"] for own in grown):
+        here = [own for own in grown if own["network"] == network]
+        growth = ", ".join(f"{fmean(own['throughput']):.2f} ({own['way']})" for own in here)
+        adds = [f"{own['way']} adds at most {own['share']:.2f} × 2nβ" for own in here if own["bounded"]]
+        adds += [f"what {own['way']} adds grows with {own['added']:.2f}" for own in here if own["stops"]]
+        adds += [f"{own['way']} adds {own['share']:.2f} × 2nβ" for own in here if not own["bounded"] | own["stops"]]
+        first, last = here[0]["workers"]
+        sentences.append(
+            f"On {network}, from {first} to {last} workers throughput grows with exponents of {growth}; "
+            f"{'; '.join(adds)}."
+        )
+    if wrong:
+        sentences.append(f"Against the claim: {'; '.join(wrong)}.")
+    if split:
+        sentences.append(f"Seeds disagree about {'; '.join(split)}.")
+    verdict = Verdict.FAILED if wrong else Verdict.UNTOLD if split else Verdict.HELD
+    return verdict, " ".join(sentences)
+
+
+def draw_networks(finding: Finding, path: Path) -> None:
+    """Draw what was found, a line of panels for each network."""
+    networks = list(dict.fromkeys(row["network"] for row in finding.rows))
+    figure, axes = panels(len(networks), 3, width=16.0, height=0.6 + 4.2 * len(networks))
+    ends: dict[Axes, Sequence[End]] = {}
+
+    def lines(network: str, value: str) -> Lines:
+        here = [row for row in finding.rows if row["network"] == network]
+        return {
+            way: {row["workers"]: np.atleast_1d(row[value]).tolist() for row in here if row["way"] == way}
+            for way in dict.fromkeys(row["way"] for row in here)
+        }
+
+    for number, network in enumerate(networks):
+        efficiency, throughput, added = axes[3 * number : 3 * number + 3]
+        ends[efficiency] = draw_by_workers(efficiency, lines(network, "efficiency"))
+        efficiency.set_yscale("log")
+        efficiency.set_ylim(top=1.0)
+        efficiency.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        efficiency.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
+        efficiency.yaxis.set_minor_formatter(NullFormatter())
+        efficiency.set_ylabel("of the throughput without exchange and delays")
+        efficiency.set_title(f"{network}: efficiency", loc="left")
+        ends[throughput] = draw_throughput(throughput, lines(network, "tokens_per_second"), finding.details["alone"])
+        throughput.set_title(f"{network}: throughput", loc="left")
+        most = max(row["workers"] for row in finding.rows)
+        ends[added] = [*draw_by_workers(added, lines(network, "share")), End("2nβ", "#666666", most, 1.0)]
+        added.axhline(1.0, color=GREY, linewidth=0.8)
+        added.set_yscale("log")
+        added.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        added.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        added.yaxis.set_minor_formatter(NullFormatter())
+        added.set_ylabel("times 2nβ, no stragglers")
+        added.set_title(f"{network}: what the exchange adds to an update", loc="left")
+    seeds = len(finding.rows[0]["tokens_per_second"])
+    figure.suptitle(
+        f"What adding workers does ({MODEL} on {GPU}): the claim {finding.verdict.value}. Efficiency and throughput "
+        f"with stragglers: mean, least and most of {seeds} seeds",
+        x=0.01,
+        ha="left",
+        fontsize=11,
+    )
+    label_ends(figure, ends)
+    figure.savefig(path)
