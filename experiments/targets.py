@@ -15,6 +15,7 @@ from rich.table import Table
 from bigbatch.comm.errors import BigBatchError
 from bigbatch.experiments.bench import size_label
 from bigbatch.experiments.launcher import launch_command, launch_environment
+from bigbatch.experiments.noise_speed import noise_ratio
 from bigbatch.experiments.optimizer_speed import optimizer_ratios
 from bigbatch.experiments.race import DDP, NOTHING
 from bigbatch.experiments.run import SUMMARY
@@ -94,6 +95,14 @@ def optimizer_allowance(measured: Measured) -> dict[str, float]:
     return {name: STEP_AT_MOST / ratio for name, ratio in measured["optimizers"].items()}
 
 
+def noise_allowance(measured: Measured) -> dict[str, float]:
+    """How many times an update that measures the noise scale fits into the time that it may take."""
+    return {f"{measured['noise']:.3f}": NOISE_AT_MOST / measured["noise"]}
+
+
+NOISE_AT_MOST = 1.02
+"""Updates in whose time one that measures the gradient noise scale may be made."""
+
 STEP_AT_MOST = 1.3
 """Steps of torch's fused AdamW in whose time an optimiser of ours may make one, on 4 million parameters."""
 
@@ -115,6 +124,7 @@ TARGETS = (
     Target("0.3 ms against a request's overhead", 1, request_overhead),
     Target("the simulator's allowance against its time", 1, simulator_allowance),
     Target("1.3 steps of fused AdamW against one of LAMB", 1, optimizer_allowance),
+    Target("1.02 updates against one that measures the noise scale", 1, noise_allowance),
 )
 """mpi is MPI_Allreduce in place; training is of 4 million parameters on 2 ranks.
 
@@ -165,6 +175,8 @@ def measure_all(folder: Path) -> list[dict[str, Any]]:
     measured["simulator"] = simulator_seconds()
     print("── optimizers", file=sys.stderr, flush=True)
     measured["optimizers"] = optimizer_ratios()
+    print("── noise scale", file=sys.stderr, flush=True)
+    measured["noise"] = noise_ratio()
     return [
         {"what": target.what, "at_least": target.at_least, "reached": min(cases.values()), "cases": cases}
         for target in TARGETS
