@@ -13,6 +13,7 @@ from jinja2 import Environment, StrictUndefined
 
 import bigbatch
 from bigbatch.comm.errors import ConfigurationError
+from bigbatch.experiments.claim import Column
 from bigbatch.experiments.figures.overlay import draw_overlay, incomparable
 from bigbatch.experiments.report import Block, compared_verdict, setting, table_of, verdict
 from bigbatch.experiments.run import Run, is_comparison, is_run, names_of, read_config, read_summary, runs_in
@@ -174,10 +175,13 @@ def _claim(section: Section, summary: dict[str, Any]) -> None:
     section.claim, section.source = str(summary.get("claim") or ""), str(summary.get("source") or "")
     found = (f"{summary[key]}" for key in ("verdict", "sentence") if summary.get(key))
     section.sentences = [": ".join(found)]
-    section.sentences += [f"Made from {', '.join(map(str, summary['runs']))}."] if summary.get("runs") else []
-    labels = {str(column["key"]): str(column["label"]) for column in summary.get("columns") or ()}
+    for what, key in (("Run", "asked"), ("Decided by", "criterion")):
+        section.sentences += [f"{what}: {summary[key]}"] if summary.get(key) else []
+    folders = sorted({str(Path(run).parent) for run in summary.get("runs") or ()})
+    section.sentences += [f"Made from {len(summary['runs'])} runs in {', '.join(folders)}."] if folders else []
+    columns = [Column(**column) for column in summary.get("columns") or ()]
     if summary.get("rows"):
-        section.tables = [_grid(summary["rows"], labels or None)]
+        section.tables = [_grid(summary["rows"], columns)]
 
 
 def _measurements(section: Section, summary: dict[str, Any]) -> None:
@@ -185,19 +189,19 @@ def _measurements(section: Section, summary: dict[str, Any]) -> None:
     rest = {}
     for name, value in summary.items():
         if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
-            section.tables.append(_grid(value, None, f"{_words(name)}, in SI units"))
+            section.tables.append(_grid(value, (), f"{_words(name)}, in SI units"))
         elif name != "environment" and value not in ({}, []):
             rest[name] = value
     section.results = _facts(rest)
 
 
-def _grid(rows: Sequence[Mapping[str, Any]], labels: Mapping[str, str] | None, caption: str = "") -> Grid:
-    """Rows as a table, with columns of those labels by key; None takes all keys there are."""
-    labels = labels or {key: _words(key) for row in rows for key in row}
-    columns = [[row.get(key) for row in rows] for key in labels]
-    numbers = [all(value is None or _is_number(value) for value in column) for column in columns]
-    texts = [[_text(value) for value in row] for row in zip(*columns, strict=True)]
-    return Grid(list(labels.values()), [Block("", [(row[0], row[1:]) for row in texts])], numbers, caption)
+def _grid(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], caption: str = "") -> Grid:
+    """Rows as a table with those columns; with none, all keys there are, as they are."""
+    heads = {column.key: column.label for column in columns} or {key: _words(key) for row in rows for key in row}
+    texts = {column.key: column.text for column in columns}
+    numbers = [all(row.get(key) is None or _is_number(row[key]) for row in rows) for key in heads]
+    cells = [[texts.get(key, _text)(row.get(key)) for key in heads] for row in rows]
+    return Grid(list(heads.values()), [Block("", [(row[0], row[1:]) for row in cells])], numbers, caption)
 
 
 def _facts(values: Mapping[str, Any]) -> Facts:

@@ -251,9 +251,12 @@ def figure_folder(folder: Path, png: Path, **other: object) -> Path:
         "source": "https://example.org/paper?a=1&b=2",
         "verdict": "held",
         "sentence": "Twice the batch, 1.9 × the updates.",
-        "columns": [{"key": "batch", "label": "batch, <tokens>"}, {"key": "loss", "label": "loss, nats"}],
+        "columns": [
+            {"key": "batch", "label": "batch, <tokens>"},
+            {"key": "loss", "label": "loss, nats", "decimals": 2},
+        ],
         "rows": [{"batch": 4096, "loss": 3.25}, {"batch": 1234567, "loss": None}],
-        "runs": ["x/<script>alert(1)</script>"],
+        "runs": ["x/<script>alert(1)</script>/run"],
         "environment": {"python": "3.<i>11</i>"},
         **other,
     }
@@ -278,13 +281,13 @@ def test_values_from_files_are_text(runs, tmp_path):
         "https://example.org/paper?a=1&b=2",
         "held: Twice the batch, 1.9 × the updates.",
         "3.<i>11</i>",
-        "x/<script>alert(1)</script>",
+        "Made from 1 runs in x/<script>alert(1)</script>.",
         "figure <1> & ä.png",
     ):
         assert text in page.text
     assert page.cells["batch, <tokens>"] == [["loss, nats"]]
     assert page.cells["4,096"] == [["3.25"]]
-    assert page.cells["1,234,567"] == [["none"]]
+    assert page.cells["1,234,567"] == [["-"]]
 
 
 def test_anything_that_was_measured_has_its_rows_in_the_page(tmp_path):
