@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from bigbatch.comm.collectives import ALGORITHMS, bind
@@ -35,7 +36,8 @@ ELEMENT_BYTES = 4
 """Gradients travel as float32."""
 
 UPDATES = 1
-"""Simulated, where one is like the other; with luck in it `UPDATES_WITH_LUCK`, of which the mean is reported."""
+"""Simulated after the first, where one is like the other; with luck in it `UPDATES_WITH_LUCK`, of which the mean is
+reported."""
 
 UPDATES_WITH_LUCK = 20
 
@@ -133,14 +135,17 @@ def rounds_named(name: str) -> Callable[..., Any] | None:
 
 
 class Updates:
-    """What some updates took each worker.
+    """What some updates took each worker, in any order.
 
     Args:
-        begins: (updates, workers) seconds, when a worker began each.
-        ends: (updates, workers) seconds, when it was through.
-        computing: (updates, workers) seconds of it that it computed.
-        waiting: (updates, workers) seconds that it stood still for slower workers.
-        tokens: behind all of them.
+        begins: (updates,) seconds, when a worker began each.
+        ends: (updates,) seconds, when it was through.
+        computing: (updates,) seconds of it that it computed.
+        waiting: (updates,) seconds that it stood still for slower workers.
+        tokens: (updates,) behind all updates of all workers until then.
+        first: (updates,) whether it is its worker's first. All begin that one at the same moment, and most of the later
+            ones not: who was served first by a busy port goes on first. So first ones are left out of means and
+            throughput, unless there are no others.
         exact: whether every message was followed.
     """
 
@@ -150,14 +155,18 @@ class Updates:
         ends: FloatArray,
         computing: FloatArray,
         waiting: FloatArray,
-        tokens: float,
+        tokens: FloatArray,
+        first: NDArray[np.bool_],
         *,
         exact: bool = True,
     ) -> None:
         self._exact = exact
-        self._steps = ends - begins
-        self._computing, self._waiting = computing, waiting
-        self._tokens_per_second = tokens / float(ends.max() - begins.min())
+        counted = ~first if not first.all() else first
+        since = float(begins.min()) if first.all() else float(ends[first].max())
+        before = 0.0 if first.all() else float(tokens[ends <= since].max())
+        self._steps = (ends - begins)[counted]
+        self._computing, self._waiting = computing[counted], waiting[counted]
+        self._tokens_per_second = float(tokens.max() - before) / (float(ends.max()) - since)
 
     @property
     def shortest(self) -> float:
@@ -231,19 +240,19 @@ def all_reduced(
     phases = exchanges(algorithm, network, workers, workload)
     begin = np.zeros(workers)
     rough: list[bool] = []
-    begins, ends, computing, waiting = [], [], [], []
-    for _ in range(updates):
+    made = []
+    for number in range(updates):
         compute = workload.compute * np.array([next(factors) for factors in luck])
         ready = begin + compute
         asked = [Phase(p.schedule, p.elements, begin + np.asarray(p.ready) * compute, p.itemsize) for p in phases]
         end = replay_phases(asked, network, workers, roughly=lambda: rough.append(True))[-1] if workers > 1 else ready
-        begins.append(begin)
-        ends.append(end)
-        computing.append(compute)
-        waiting.append(ready.max() - ready)
+        tokens = np.full(workers, (number + 1.0) * workers * workload.tokens)
+        made.append([begin, end, compute, ready.max() - ready, tokens, np.full(workers, number == 0)])
+        if not stragglers.random and np.ptp(end) == 0:
+            break  # all go on at the same moment: the next is like this one
         begin = end
-    tokens = updates * workers * workload.tokens
-    return Updates(np.array(begins), np.array(ends), np.array(computing), np.array(waiting), tokens, exact=not rough)
+    begins, ends, computing, waiting, totals, first = (np.concatenate(column) for column in zip(*made, strict=True))
+    return Updates(begins, ends, computing, waiting, totals, first.astype(bool), exact=not rough)
 
 
 # Any strategy, on a cluster.
@@ -326,7 +335,9 @@ def on_cluster(
     ranks = strategy.ranks_for(workers)
     everyone = Cluster(ranks, network=network, failures=stragglers.failures).run(body)
     columns = np.concatenate([np.array(made) for made in everyone[:workers]]).T
-    return Updates(columns[0], columns[1], columns[2], columns[3], tokens=float(columns[4].max()))
+    first = np.concatenate([np.arange(len(made)) == 0 for made in everyone[:workers]])
+    begins, ends, computing, waiting, tokens = columns
+    return Updates(begins, ends, computing, waiting, tokens, first)
 
 
 def served_bytes(strategy: type[Strategy], workers: int, workload: Workload) -> int | None:
@@ -382,7 +393,8 @@ def simulate_row(
         stragglers: what slows them.
         servers: of a parameter server.
         seed: of the stragglers' luck.
-        updates: how many are simulated; None for `UPDATES`, or `UPDATES_WITH_LUCK` if there is luck in it.
+        updates: how many are simulated after the first, which is left out; None for `UPDATES`, or `UPDATES_WITH_LUCK`
+            if there is luck in it.
 
     Raises:
         ConfigurationError: no such strategy, or one that cannot be simulated.
@@ -391,9 +403,9 @@ def simulate_row(
     if updates is None:
         updates = UPDATES_WITH_LUCK if stragglers.random else UPDATES
     if algorithm is None:
-        made = on_cluster(strategy, network, workers, workload, stragglers, updates, seed)
+        made = on_cluster(strategy, network, workers, workload, stragglers, 1 + updates, seed)
         return made.row(name, workers, network, workload, served_bytes(strategy, workers, workload))
-    made = all_reduced(algorithm, network, workers, workload, stragglers, updates, seed)
+    made = all_reduced(algorithm, network, workers, workload, stragglers, 1 + updates, seed)
     elements = workload.size.parameters
     rounds = bind(algorithm, elements * ELEMENT_BYTES, consecutive_nodes(workers, network.node_size))
     busiest = int(port_bytes(rounds, network, workers, elements, ELEMENT_BYTES).max(initial=0)) if workers > 1 else 0

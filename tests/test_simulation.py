@@ -449,7 +449,7 @@ def test_replayed_updates_are_those_of_the_strategy_on_a_cluster():
     load = Workload(model_of(3_000_000, 6.0, layers=6), 1000, Computing(1e-5), bucket_bytes=1 << 20, overlap=True)
     for name in ("ring", "halving-doubling", "direct"):
         replayed = simulate_row(name, ONE_SWITCH, 6, load, Stragglers())
-        made = on_cluster(STRATEGIES.load(name), ONE_SWITCH, 6, load, Stragglers(), 1, 0)
+        made = on_cluster(STRATEGIES.load(name), ONE_SWITCH, 6, load, Stragglers(), 2, 0)
         there = made.row(name, 6, ONE_SWITCH, load, 0)
         assert there.step_seconds == pytest.approx(replayed.step_seconds, rel=1e-6)
         assert replayed.communication_seconds < 0.2 * replay(bind(ring, 0), ONE_SWITCH, 6, 3_000_000).max() + 1e-3
@@ -561,3 +561,16 @@ def test_what_cannot_be_simulated_is_refused_in_one_sentence(run: Run, arguments
     assert outcome.status == 2
     assert sentence in outcome.err
     assert "Traceback" not in outcome.err
+
+
+def test_updates_of_one_busy_server_follow_each_other_as_fast_as_its_port_lets_them():
+    """W gradients in and W answers out at once, nβ each: so long as each port is never idle, an update takes Wnβ."""
+    load = Workload(model_of(3_000_000, 6.0, layers=1), 1, Computing(1e-9), bucket_bytes=1 << 30, overlap=False)
+    network = Network("port", wire(alpha=1e-6, bandwidth=1e9))
+    for workers in (4, 9):
+        one, many = (simulate_row("ps", network, workers, load, Stragglers(), updates=updates) for updates in (1, 5))
+        assert one.step_seconds == pytest.approx(many.step_seconds, rel=1e-9), "the first, which differs, is left out"
+        assert many.step_seconds == pytest.approx(workers * 12e6 / 1e9, rel=0.35)
+        assert many.tokens_per_second == pytest.approx(workers / many.step_seconds, rel=1e-9)
+        first = on_cluster(STRATEGIES.load("ps"), network, workers, load, Stragglers(), 1, 0)
+        assert first.longest == pytest.approx(2 * workers * 12e6 / 1e9, rel=0.05), "all in, and then all out"

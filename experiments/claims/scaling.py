@@ -93,7 +93,7 @@ class Figure(Claim):
 
     def examine(self) -> Finding:
         """Simulate every way on both networks, without stragglers and, for some seeds, with them."""
-        most, seeds, updates = (16, 3, 2) if self.quick else (64, 5, 8)
+        most, seeds, updates = (32, 2, 2) if self.quick else (64, 5, 8)
         workers = [1 << power for power in range(1, most.bit_length())]
         load = workload()
         rows = []
