@@ -255,4 +255,5 @@ def _losses(axis: Any, rows: Sequence[Any]) -> None:
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:.2g}")
     axis.set_xlabel("learning rate")
     axis.set_ylabel("validation loss (nats per byte)")
+    axis.margins(y=0.12)
     axis.set_title("Loss by rate; at each minimum, the batch", loc="left", fontsize=10)
