@@ -1,5 +1,6 @@
 """Tasks: what is learnt. A task draws examples and says how wrong a model is about them."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -186,15 +187,20 @@ class Documents(LanguageModelling):
 
     @classmethod
     def from_corpus(cls, corpus: Corpus, vocabulary: Vocabulary, context: int) -> Self:
-        """Encode a corpus."""
+        """Encode a corpus; one of a single text is cut where lines are empty."""
         tokens: dict[Split, NDArray[np.int32]] = {
-            "training": vocabulary.encode(corpus.training),
-            "validation": vocabulary.encode(corpus.validation),
+            "training": vocabulary.encode(paragraphs(corpus.training)),
+            "validation": vocabulary.encode(paragraphs(corpus.validation)),
         }
         return cls(tokens, vocabulary.end, context, vocabulary.size, corpus.sha256)
 
     def _windows(self, split: Split, examples: NDArray[np.int64]) -> list[NDArray[np.int32]]:
         return [self._tokens[split][first:stop] for first, stop in self._spans[split][examples].tolist()]
+
+
+def paragraphs(texts: tuple[str, ...]) -> tuple[str, ...]:
+    """The texts, or the paragraphs of a single one, between which lines are empty."""
+    return texts if len(texts) > 1 else tuple(part for part in re.split(r"\n\s*\n", texts[0]) if part.strip())
 
 
 def spans(numbers: NDArray[np.int32], end: int, context: int) -> NDArray[np.int64]:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from bigbatch.comm.strategy import Strategy
 from bigbatch.experiments.run import SUMMARY
 from bigbatch.experiments.simulate import Workload, exchanges, rounds_named, simulate_row, strategy_named
 from bigbatch.experiments.tradeoff import Tradeoff, kaplan
-from bigbatch.sizes import ModelSize
+from bigbatch.sizes import ModelSize, own_size
 
 STATE_BYTES = 16
 """A parameter takes them with Adam in mixed precision: 2 its value, 2 its gradient, 12 in the optimiser.
@@ -129,7 +129,7 @@ def known_from(
             )
         return Known(Tradeoff(least_updates, critical_batch), "as given", target)
     if folder is not None:
-        return _fitted(folder, target)
+        return _fitted(size, folder, target)
     if target is None:
         raise ConfigurationError(
             "Nothing says how many updates it takes: give a --target loss, or --fit with a folder of measurements, or "
@@ -139,27 +139,67 @@ def known_from(
     return Known(kaplan(size, target), source, target)
 
 
-def _fitted(folder: Path, target: float | None) -> Known:
-    """What was fitted to measurements."""
-    path = folder / SUMMARY
-    try:
-        fit = json.loads(path.read_text(encoding="utf-8"))["fit"]
-        numbers = float(fit["least_updates"]), float(fit["critical_batch"])
-        fitted_target = None if fit.get("target") is None else float(fit["target"])
-    except OSError as error:
-        raise ConfigurationError(f"--fit {folder} has no {SUMMARY} that can be read: {error.strerror}.") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ConfigurationError(
-            f"{path} has no fit of least_updates and critical_batch; --fit takes the folder of a measured one."
-        ) from error
+@dataclass(frozen=True)
+class Measured:
+    """A fit that was made of measurements.
+
+    Attributes:
+        tradeoff: that was fitted.
+        target: the loss, in nats a token; None if it was not said.
+        untold: why it tells little, if so.
+        size: of the model that was measured; None if it was not said.
+    """
+
+    tradeoff: Tradeoff
+    target: float | None
+    untold: str | None
+    size: ModelSize | None
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The fit in a folder's summary.
+
+        Raises:
+            ConfigurationError: there is none.
+        """
+        path = folder / SUMMARY
+        try:
+            fit = json.loads(path.read_text(encoding="utf-8"))["fit"]
+            tradeoff = Tradeoff(float(fit["least_updates"]), float(fit["critical_batch"]))
+            target = None if fit.get("target") is None else float(fit["target"])
+            sizes = fit.get("model")
+            model = None if sizes is None else own_size(*(int(sizes[name]) for name in SIZES))
+        except OSError as error:
+            raise ConfigurationError(f"--fit {folder} has no {SUMMARY} that can be read: {error.strerror}.") from error
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ConfigurationError(
+                f"{path} has no fit of least_updates and critical_batch; --fit takes the folder of a measured one."
+            ) from error
+        return cls(tradeoff, target, fit.get("untold"), model)
+
+
+SIZES = ("vocabulary", "context", "layers", "width")
+"""Of our own Transformer."""
+
+
+def _fitted(size: ModelSize, folder: Path, target: float | None) -> Known:
+    """What was fitted to measurements, perhaps of another model."""
+    measured = Measured.read(folder)
+    fitted_target = measured.target
     if target is not None and fitted_target is not None and not math.isclose(target, fitted_target, rel_tol=1e-6):
         raise ConfigurationError(
             f"The fit in {folder} is of a loss of {fitted_target:g}, and --target is {target:g}: leave --target out."
         )
-    untold = f"; but it says: {fit['untold']}" if fit.get("untold") else ""
+    untold = f"; but it says: {measured.untold}" if measured.untold else ""
+    other = ""
+    if measured.size is not None and measured.size != size:
+        other = (
+            f", of another model, with {measured.size.parameters:,} parameters and {measured.size.vocabulary:,} "
+            f"different tokens: nobody has measured whether {size.name} takes as many updates"
+        )
     return Known(
-        Tradeoff(*numbers),
-        f"fitted to the measurements in {folder}{untold}",
+        measured.tradeoff,
+        f"fitted to the measurements in {folder}{other}{untold}",
         target if fitted_target is None else fitted_target,
     )
 

@@ -16,6 +16,7 @@ from bigbatch.experiments.cli import FILE, POSITIVE_NUMBER, TOKENS, console, tol
 from bigbatch.experiments.plan import (
     Candidate,
     Cluster,
+    Measured,
     advice,
     candidates,
     duration,
@@ -33,6 +34,9 @@ from bigbatch.experiments.simulation_commands import CLUSTER_OPTIONS, OUTPUT_OPT
 from bigbatch.experiments.tradeoff import Tradeoff
 from bigbatch.sizes import model_named
 
+MODEL = "gpt2-small"
+"""That is planned for if none is named and none was measured."""
+
 MOST_AT_ONCE = 4096
 """Sequences at once, and micro-batches in an update."""
 
@@ -47,7 +51,7 @@ MOST_AT_ONCE = 4096
 @click.option(
     "--servers", type=Counts("servers"), default="8", show_default=True, help="Of parameter servers; or a list."
 )
-@click.option("--model", default="gpt2-small", show_default=True, help="gpt2-medium, llama2-7b ...")
+@click.option("--model", help="gpt2-medium, llama2-7b ... [default: the model of --fit, else gpt2-small]")
 @click.option("--target", type=POSITIVE_NUMBER, help="The loss to reach, in nats a token.")
 @click.option("--critical-batch", type=TOKENS, help="Tokens, if known; with --least-updates.")
 @click.option("--least-updates", type=POSITIVE_NUMBER, help="If known; with --critical-batch.")
@@ -75,7 +79,7 @@ def plan(
     workers: tuple[int, ...],
     strategies: str,
     servers: tuple[int, ...],
-    model: str,
+    model: str | None,
     target: float | None,
     critical_batch: int | None,
     least_updates: float | None,
@@ -92,7 +96,9 @@ def plan(
     network = network_named(options["network"])
     if options["node_size"] is not None:
         network = network.with_nodes(options["node_size"])
-    size, gpu = model_named(model), options["gpu"]
+    measured = Measured.read(fitted).size if fitted is not None else None
+    size = measured if model is None and measured is not None else model_named(model or MODEL)
+    gpu = options["gpu"]
     computing = computing_on(gpu, size.flops_per_token, options["utilisation"])
     known = known_from(size, target, critical_batch, least_updates, fitted)
     at_once = fitting(size, micro_batches, None if gpu == CORE else gpu_named(gpu))

@@ -27,11 +27,12 @@ class Tuned:
 
     Attributes:
         batch: examples behind an update.
-        rate: the learning rate that was best for the first seed.
-        tried: learning rate -> how it did with the first seed, as the sweep scores; infinity if it failed.
-        scores: of each seed with the best rate.
-        runs: of each seed with the best rate.
-        others: runs at other rates.
+        rate: the learning rate that was best for the seed with which it was tuned.
+        tried: learning rate -> how it did with that seed, as the sweep scores; infinity if it failed.
+        scores: of each other seed, with the best rate: whoever was the best of several is not counted as if it had not
+            been chosen.
+        runs: of those seeds.
+        others: runs with which the rate was tuned.
     """
 
     batch: int
@@ -40,6 +41,11 @@ class Tuned:
     scores: tuple[float, ...]
     runs: tuple[Run, ...]
     others: tuple[Run, ...]
+
+    @property
+    def reached(self) -> list[float]:
+        """The scores of the seeds that did not fail."""
+        return [score for score in self.scores if math.isfinite(score)]
 
     @property
     def at_edge(self) -> bool:
@@ -54,9 +60,9 @@ def only_arm(run: Run) -> dict[str, Any]:
 
 
 def updates_to_target(run: Run) -> float:
-    """How many updates a run took to its target; infinity if it did not reach it."""
+    """How many updates a run took to its target, one at least; infinity if it did not reach it."""
     updates = only_arm(run)["updates_to_target"]
-    return math.inf if updates is None else float(updates)
+    return math.inf if updates is None else max(1.0, float(updates))
 
 
 def validation_loss(run: Run) -> float:
@@ -70,7 +76,7 @@ class Sweep:
     """The same training at several batch sizes.
 
     The grid of learning rates has steps of a factor of 2. It begins with `rate` and its two neighbours, and grows as
-    long as the best is at its edge.
+    long as the best is at its edge; if all three fail, the batch size is given up.
 
     Attributes:
         options: of all points.
@@ -79,7 +85,8 @@ class Sweep:
         tokens: that a run may take, by batch size.
         score: of a run; the lower the better, infinity if it failed.
         seeds: which; the rate is tuned with the first, and the others are run with the best.
-        races: whether the score is a number of updates, so that a rate can be given up once another was quicker.
+        races: whether the score is a number of updates, so that a rate can be given up once another was quicker. The
+            schedule is then a constant one: others would be shorter for runs that may take fewer updates.
     """
 
     options: Mapping[str, Any]
@@ -123,13 +130,14 @@ class Sweep:
             tried |= {rate: self.score(run) for rate, run in zip(wanted, made, strict=True)}
             around = (best() / STEP, best() * STEP)
             wanted = [rate for rate in around if rate not in tried]
-            if not wanted:
+            hopeless = len(tried) >= 3 and not any(map(math.isfinite, tried.values()))
+            if not wanted or hopeless:
                 break
         rate = best()
         patience = LUCK * tried[rate] if self.races else math.inf
-        seeds = yield [self.point(laboratory, batch, rate, patience, seed) for seed in self.seeds[1:]]
-        own = (runs.pop(rate), *seeds)
-        return Tuned(batch, rate, tried, tuple(map(self.score, own)), own, tuple(runs.values()))
+        seeds = self.seeds[1:] if math.isfinite(tried[rate]) else ()
+        own = yield [self.point(laboratory, batch, rate, patience, seed) for seed in seeds]
+        return Tuned(batch, rate, tried, tuple(map(self.score, own)), tuple(own), tuple(runs.values()))
 
 
 def run_all(sweeps: Sequence[Sweep], laboratory: Laboratory) -> list[list[Tuned]]:
@@ -151,7 +159,8 @@ MOST_AT_ONCE = 32
 
 def divided(batch: int) -> dict[str, int]:
     """How a batch is computed in one process: in two micro-batches at least, from which to measure the noise."""
-    return {"micro_batch": max(1, min(MOST_AT_ONCE, batch // 2))}
+    sizes = [size for size in range(1, min(MOST_AT_ONCE, batch // 2) + 1) if batch % size == 0]
+    return {"micro_batch": max(sizes, default=1)}
 
 
 CONTEXT = 32
@@ -162,11 +171,12 @@ def to_a_loss(*, quick: bool, seeds: int | None = None) -> Sweep:
     """The sweep from which several figures are made: updates of a small Transformer to a loss, by batch size.
 
     Bytes of real text; one layer and two seeds if it is quick, else two layers, a lower loss, more batch sizes and
-    three seeds. Adam without decay, at a constant rate. The noise scale is measured on the way.
+    three seeds, besides the one to tune with. Adam without decay, at a constant rate. The noise scale is measured on
+    the way.
 
     Args:
         quick: in its smallest form.
-        seeds: other than those, to use some of its runs alone.
+        seeds: fewer than those, to use some of its runs alone.
     """
     options = {
         "target": 2.5 if quick else 2.3,
@@ -185,6 +195,6 @@ def to_a_loss(*, quick: bool, seeds: int | None = None) -> Sweep:
         rate=lambda batch: 1e-3 if batch < 16 else 2e-3,
         tokens=lambda batch: (1_000_000 if quick else 2_000_000) + 20_000 * batch,
         score=updates_to_target,
-        seeds=range(seeds or (2 if quick else 3)),
+        seeds=range(1 + (seeds or (2 if quick else 3))),
         races=True,
     )

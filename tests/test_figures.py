@@ -20,7 +20,7 @@ from bigbatch.experiments.claim import CLAIMS, Column, Verdict
 from bigbatch.experiments.claims import accumulation, critical_batch, learning_rate, noise_scale
 from bigbatch.experiments.laboratory import Inquiry, Laboratory, Point, identity
 from bigbatch.experiments.run import Run
-from bigbatch.experiments.sweep import Sweep, Tuned, run_all, updates_to_target
+from bigbatch.experiments.sweep import Sweep, Tuned, divided, run_all, updates_to_target
 from bigbatch.experiments.tradeoff import Tradeoff
 
 TINY = {
@@ -139,7 +139,7 @@ def test_a_grid_is_widened_until_its_optimum_is_inside(start: float, best: float
     for own in tuned:
         assert own.rate == pytest.approx(best)
         assert not own.at_edge
-        assert own.scores == (100.0, 100.0)
+        assert own.scores == (100.0,), "of the seed that had no part in the choice"
         assert set(own.tried) >= {own.rate / 2, own.rate, 2 * own.rate}
     steps = [math.log2(options["learning_rate"] / start) for options in laboratory.asked]
     assert all(step == round(step) for step in steps), "the grid is one of factors of two from where it began"
@@ -155,13 +155,26 @@ def test_a_rate_is_given_up_when_it_cannot_win_any_more():
 
 
 def test_an_optimum_that_is_never_inside_is_told():
-    (own, _) = sweep_from(1e-3).run(Pretend(bowl(1e3)))
+    (own, _) = sweep_from(1e-3).run(Pretend(bowl(1e-3 * 2**9)))
     assert own.at_edge
+    assert len(own.tried) == 9, "as often as it is widened, and no more"
+
+
+def test_a_batch_size_that_reaches_nothing_is_given_up():
+    laboratory = Pretend(lambda _: run_with(updates_to_target=None))
+    tuned = sweep_from(1e-3).run(laboratory)
+    assert [(own.scores, own.reached, len(own.tried)) for own in tuned] == [((), [], 3)] * 2
+    assert len(laboratory.asked) == 6
+
+
+@pytest.mark.parametrize(("batch", "micro_batch"), [(1, 1), (2, 1), (5, 1), (8, 4), (80, 20), (100, 25), (512, 32)])
+def test_a_batch_is_divided_into_micro_batches_that_make_it_up(batch: int, micro_batch: int):
+    assert divided(batch) == {"micro_batch": micro_batch}
 
 
 def test_several_sweeps_are_told_apart():
     first, second = run_all([sweep_from(1e-3, (3,)), sweep_from(4e-3, (4, 5))], Pretend(bowl(2e-3)))
-    assert [len(own.scores) for own in (*first, *second)] == [1, 1, 2, 2]
+    assert [len(own.scores) for own in (*first, *second)] == [0, 0, 1, 1]
     assert {own.rate for own in (*first, *second)} == {2e-3}
 
 
@@ -214,9 +227,21 @@ def test_a_critical_batch_beyond_all_batches_cannot_be_told():
     assert judge_critical(tuned_of(BATCHES, lambda _: math.inf))[0] is Verdict.UNTOLD
 
 
-def noise_row(loss: float, critical: float | None, noise: float) -> dict[str, Any]:
+def test_regimes_that_no_batch_is_in_cannot_be_told_nor_batches_that_reach_nothing():
+    truth = Tradeoff(150.0, 6000.0)
+    verdict, sentence = judge_critical(tuned_of(BATCHES, lambda batch: truth.updates(32 * batch)))
+    assert verdict is Verdict.UNTOLD
+    assert "plateau" in sentence
+    tuned = tuned_of(BATCHES, lambda batch: Tradeoff(150.0, 960.0).updates(32 * batch) if batch < 128 else math.inf)
+    verdict, sentence = judge_critical(tuned)
+    assert verdict is Verdict.UNTOLD
+    assert "4,096 or 8,192 tokens" in sentence
+
+
+def noise_row(loss: float, critical: float | None, noise: float, spread: float = 1.1) -> dict[str, Any]:
     ratio = None if critical is None else noise / critical
-    return {"loss": loss, "critical": critical, "noise": noise, "ratio": ratio}
+    by_batch = {"4": noise / spread, "8": noise, "16": noise * spread}
+    return {"loss": loss, "critical": critical, "noise": noise, "ratio": ratio, "by_batch": by_batch}
 
 
 @pytest.mark.parametrize(
@@ -226,6 +251,7 @@ def noise_row(loss: float, critical: float | None, noise: float) -> dict[str, An
         ([noise_row(3.0, 300, 150), noise_row(2.5, 900, 3000)], Verdict.FAILED),
         ([noise_row(3.0, 300, 400), noise_row(2.5, 900, 350)], Verdict.FAILED),
         ([noise_row(3.0, None, 400), noise_row(2.5, 900, 800)], Verdict.UNTOLD),
+        ([noise_row(3.0, 300, 400), noise_row(2.5, 900, 500, spread=1.6)], Verdict.UNTOLD),
     ],
 )
 def test_the_noise_scale_is_held_against_the_critical_batch(rows: list[dict[str, Any]], verdict: Verdict):
@@ -234,15 +260,25 @@ def test_the_noise_scale_is_held_against_the_critical_batch(rows: list[dict[str,
 
 def test_estimates_are_taken_where_a_run_passed_the_loss():
     metrics: list[dict[str, Any]] = []
-    for update in range(1, 11):
-        square = {"gradient_square": 10.0 / update, "gradient_variance": 6.0 * update}
+    for update in range(1, 201):
+        square = {"gradient_square": 1000.0 / update, "gradient_variance": 6.0 * update}
         metrics += [{"arm": "accumulated", "kind": "update", "number": update, **square}]
-        metrics += [{"arm": "accumulated", "kind": "validation", "update": update, "loss": 5.0 - 0.3 * update}]
+        metrics += [{"arm": "accumulated", "kind": "validation", "update": update, "loss": 5.0 - 0.015 * update}]
     run = Run(Path("nowhere"), {"arms": [{"name": "accumulated"}]}, metrics)
-    assert noise_scale.updates_to(run, 3.5) == pytest.approx(5.0)
-    assert noise_scale.estimates_at(run, 3.5) == (2.0, 30.0)
-    assert noise_scale.noise_at([run, run], 3.5) == 32 * 15.0
-    assert noise_scale.estimates_at(run, 1.0) is None
+    assert noise_scale.updates_to(run, 3.125) == pytest.approx(125.0)
+    assert noise_scale.estimates_at(run, 3.125) == (8.0, 750.0)
+    assert noise_scale.noise_at([run, run], 3.125) == 32 * 750 / 8
+    assert noise_scale.estimates_at(run, 1.0) is None, "it was never that low"
+    assert noise_scale.estimates_at(run, 4.0) is None, "the average had not seen enough updates"
+    assert noise_scale.updates_to(run, 4.0) == pytest.approx(66.67, rel=0.01)
+
+
+def test_growth_has_the_interval_of_a_t_test_of_logarithms():
+    middle, low, high = noise_scale.growth({"4": 1.0, "8": 2.0, "16": 3.0, "32": 9.0}, {"4": 2.0, "8": 8.0, "16": 9.0})
+    logs = np.log([2.0, 4.0, 3.0])
+    half = 4.302652729911275 * logs.std(ddof=1) / math.sqrt(3)  # Student's t for two degrees of freedom
+    assert (middle, low, high) == pytest.approx(tuple(np.exp([logs.mean(), logs.mean() - half, logs.mean() + half])))
+    assert noise_scale.growth({"4": 1.0}, {"4": 2.0})[1:] == (0.0, math.inf)
 
 
 def test_the_best_rate_is_that_of_a_parabola():
@@ -280,7 +316,7 @@ def test_exponents_of_learning_rates(sgd: float, adam: float, wobble: float, ver
 
 
 def way(name: str, error: float, apart: float, memory: float, *, wrong: bool = False) -> dict[str, Any]:
-    fixed = {"tokens_per_second": 1e4, "loss": 3.0, "loss_spread": 0.1}
+    fixed = {"tokens_per_second": 1e4, "loss": 3.0, "loss_spread": 0.1, "differences": [apart, -apart]}
     return {"name": name, "wrong": wrong, "gradient_error": error, "apart": apart, "memory": memory, **fixed}
 
 
@@ -290,7 +326,7 @@ def way(name: str, error: float, apart: float, memory: float, *, wrong: bool = F
         (1e-16, 1e-6, 400.0, 0.3, Verdict.HELD),
         (1e-9, 1e-6, 400.0, 0.3, Verdict.FAILED),
         (1e-16, 0.2, 400.0, 0.3, Verdict.FAILED),
-        (1e-16, 1e-6, 600.0, 0.3, Verdict.FAILED),
+        (1e-16, 1e-6, 490.0, 0.3, Verdict.FAILED),
         (1e-16, 1e-6, 400.0, 0.001, Verdict.FAILED),
         (1e-16, math.nan, 400.0, 0.3, Verdict.UNTOLD),
     ],
@@ -299,6 +335,21 @@ def test_what_accumulation_is_judged_by(error: float, apart: float, memory: floa
     rows = [way("at once", 0.0, 0.0, 500.0), way("in 4", error, apart, memory)]
     rows.append(way("mean", mistake, 0.1, 450.0, wrong=True))
     assert accumulation.judged(rows)[0] is verdict
+
+
+def test_a_mistake_that_makes_no_difference_is_none():
+    rows = [way("at once", 0.0, 0.0, 500.0), way("in 4", 1e-16, 1e-6, 400.0), way("mean", 0.3, 1e-3, 450.0, wrong=True)]
+    assert accumulation.judged(rows)[0] is Verdict.FAILED
+
+
+def test_a_text_of_too_few_documents_is_refused_before_anything_is_trained(tmp_path: Path):
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"This is paragraph {number} of some." for number in range(60)))
+    laboratory = Pretend(lambda _: run_with())
+    laboratory.base["text"] = text
+    with pytest.raises(ConfigurationError, match="54 documents to train on, and a batch takes 64"):
+        accumulation.Figure(laboratory, quick=True).examine()
+    assert not laboratory.asked
 
 
 def test_cells_of_a_table():
@@ -355,8 +406,9 @@ def test_every_figure_is_made_in_its_smallest_form_in_spite_of_an_interruption(
     assert not (folder / "accumulation-quick" / "summary.json").exists()
     outcome = run(*words, deadline=850)
     assert outcome.status == 0, outcome.err
+    printed = " ".join(outcome.out.split())
     for name in CLAIMS.names():
-        assert CLAIMS.load(name).claim.split(",")[0].split(" ")[0] in outcome.out
+        assert CLAIMS.load(name).claim in printed
     every = stamps(points)
     assert every.items() > first.items(), "what was there is not made again"
     outcome = run(*words, "--json", deadline=100)

@@ -19,6 +19,7 @@ from bigbatch.experiments.plan import (
     MARGIN,
     Candidate,
     Cluster,
+    Measured,
     advice,
     candidates,
     composed,
@@ -272,3 +273,13 @@ def test_what_cannot_be_planned_is_refused(options, words):
     outcome = CliRunner().invoke(cli, ["plan", *options])
     assert outcome.exit_code
     assert words in f"{outcome.exception} {outcome.output}"
+
+
+def test_a_fit_is_planned_with_for_the_model_that_was_measured(tmp_path):
+    sizes = {"vocabulary": 257, "context": 32, "layers": 2, "width": 64}
+    fit = {"least_updates": 40.0, "critical_batch": 900.0, "target": 2.3, "model": sizes}
+    (tmp_path / "summary.json").write_text(json.dumps({"fit": fit}))
+    measured = Measured.read(tmp_path)
+    assert measured.size == own_size(257, 32, 2, 64)
+    assert "another model" not in known_from(measured.size, None, None, None, tmp_path).source
+    assert "gpt2-small takes as many" in known_from(model_named("gpt2-small"), None, None, None, tmp_path).source

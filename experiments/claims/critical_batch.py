@@ -1,7 +1,7 @@
 """How many updates, and how many tokens, a loss takes at each batch size."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,9 @@ class Figure(Claim):
     )
     criterion = (
         "held if the critical batch can be told (its 95 % interval is within a factor of 10, and the best value among "
-        "the batches) and the mean of every batch size lies within 25 % of the curve; failed if it can be told and one "
-        "does not"
+        "the batches), there are batches in each of the regimes (below a third of it, around it, above three times), "
+        "and the mean of every batch size lies within 25 % of the curve; failed if one does not; it cannot be told "
+        "either if all runs of a batch size missed the loss"
     )
     minutes = Minutes(20, 2)
 
@@ -66,7 +67,7 @@ class Figure(Claim):
             f"Byte-level language modelling of real text to a validation loss of {options['target']} nats per byte, "
             f"with {options['layers']} layer(s) of width {options['width']} and Adam at a constant rate; at each batch "
             "size the rate is the best of a grid of factors of 2 that grows until the optimum is inside, and "
-            f"{len(sweep.seeds)} seeds are run with it.",
+            f"{len(sweep.seeds) - 1} other seeds are run with it and counted.",
             columns=(
                 Column("batch_tokens", "batch, tokens"),
                 Column("rate_text", "best rate"),
@@ -83,7 +84,7 @@ class Figure(Claim):
             details={
                 "target": options["target"],
                 "noise": noise,
-                "fit": None if fitted is None else as_json(fitted, float(options["target"])),
+                "fit": None if fitted is None else as_json(fitted, options),
             },
             runs=[run.folder for own in tuned for run in (*own.runs, *own.others)],
         )
@@ -95,8 +96,7 @@ class Figure(Claim):
 
 def row_of(own: Tuned) -> dict[str, Any]:
     """What came of one batch size."""
-    reached = [score for score in own.scores if math.isfinite(score)]
-    batch = own.batch * CONTEXT
+    reached, batch = own.reached, own.batch * CONTEXT
     updates = float(np.exp(np.mean(np.log(reached)))) if reached else None
     noise = noise_of([own])
     return {
@@ -107,11 +107,11 @@ def row_of(own: Tuned) -> dict[str, Any]:
         "at_edge": own.at_edge,
         "tried": f"{min(own.tried):g} to {max(own.tried):g}",
         "rates": {f"{rate:g}": score if math.isfinite(score) else None for rate, score in sorted(own.tried.items())},
-        "seeds": list(own.scores),
+        "seeds": reached,
         "updates": updates,
         "updates_least": min(reached, default=None),
         "updates_most": max(reached, default=None),
-        "not_reached": len(own.scores) - len(reached),
+        "not_reached": len(own.scores) - len(reached) if own.scores else 1,
         "ktokens": None if updates is None else updates * batch / 1e3,
         "noise": noise,
     }
@@ -119,16 +119,23 @@ def row_of(own: Tuned) -> dict[str, Any]:
 
 def fit_of(tuned: Sequence[Tuned]) -> Fit | None:
     """The trade-off of what was measured; None if nothing reached the loss."""
-    points = [(own.batch * CONTEXT, score) for own in tuned for score in own.scores if math.isfinite(score)]
+    points = [(own.batch * CONTEXT, score) for own in tuned for score in own.reached]
     return fit(*zip(*points, strict=True)) if points else None
 
 
 def noise_of(tuned: Sequence[Tuned]) -> float | None:
     """The gradient noise scale of runs where they ended, in tokens: the ratio of means; None if it is not known."""
     arms = [only_arm(run) for own in tuned for run in own.runs]
-    known = [arm for arm in arms if arm.get("gradient_variance") is not None and arm.get("gradient_square") is not None]
-    square = sum(arm["gradient_square"] for arm in known)
-    return CONTEXT * sum(arm["gradient_variance"] for arm in known) / square if square > 0 else None
+    pairs = [(arm.get("gradient_square"), arm.get("gradient_variance")) for arm in arms]
+    return ratio_of_means(
+        [(square, variance) for square, variance in pairs if square is not None and variance is not None]
+    )
+
+
+def ratio_of_means(estimates: Sequence[tuple[float, float]]) -> float | None:
+    """The noise scale in tokens, of several estimates of (|G|², tr Σ of an example); None if it is not known."""
+    square, variance = (sum(column) for column in zip(*estimates, strict=True)) if estimates else (0.0, 0.0)
+    return CONTEXT * variance / square if square > 0 else None
 
 
 def regime(batch: float, tradeoff: Tradeoff) -> str:
@@ -145,6 +152,9 @@ def judged(rows: Sequence[dict[str, Any]], fitted: Fit | None) -> tuple[Verdict,
     never = f" {missed} runs did not reach the loss, and are not in the fit." if missed else ""
     if fitted.untold is not None:
         return Verdict.UNTOLD, fitted.untold + never
+    lost = [f"{row['batch_tokens']:,}" for row in rows if row["updates"] is None]
+    if lost:
+        return Verdict.UNTOLD, f"No run with a batch of {' or '.join(lost)} tokens reached the loss."
     off = {row["batch_tokens"]: row["updates"] / row["fitted"] - 1 for row in rows if row["updates"] is not None}
     worst = max(off, key=lambda batch: abs(off[batch]))
     (low, high), (least_low, least_high) = fitted.critical_batch, fitted.least_updates
@@ -154,15 +164,22 @@ def judged(rows: Sequence[dict[str, Any]], fitted: Fit | None) -> tuple[Verdict,
         f"worst, {worst:,} tokens, took {abs(off[worst]):.0%} {'more' if off[worst] > 0 else 'fewer'} updates than the "
         f"curve has.{never}"
     )
-    return (Verdict.HELD if abs(off[worst]) <= CLOSE else Verdict.FAILED), sentence
+    if abs(off[worst]) > CLOSE:
+        return Verdict.FAILED, sentence
+    seen = {regime(row["batch_tokens"], fitted.tradeoff) for row in rows}
+    unseen = [name for name in REGIMES if name not in seen]
+    if unseen:
+        return Verdict.UNTOLD, f"{sentence} No batch is in the regime of {' or '.join(unseen)}."
+    return Verdict.HELD, sentence
 
 
-def as_json(fitted: Fit, target: float) -> dict[str, Any]:
+def as_json(fitted: Fit, options: Mapping[str, Any]) -> dict[str, Any]:
     """A fit, as `plan --fit` and the drawing read it."""
     batches = np.geomspace(fitted.tradeoff.critical_batch / 64, fitted.tradeoff.critical_batch * 64, 97)
     low, high = fitted.band(batches)
     return {
-        "target": target,
+        "target": options["target"],
+        "model": {name: options[name] for name in ("vocabulary", "context", "layers", "width")},
         "least_updates": fitted.tradeoff.least_updates,
         "least_updates_interval": list(fitted.least_updates),
         "critical_batch": fitted.tradeoff.critical_batch,
