@@ -112,7 +112,8 @@ class Figure(Claim):
             f"{compared} workers; and updates of {MODEL} on {waiting} workers with an {GPU} each "
             f"({1e3 * load.compute:.0f} ms of computing), delayed by an exponential random time, over a ring and over "
             f"asynchronous servers: {updates} gradients a worker, {seeds} seeds. That last part counts gradients a "
-            "second, not how much they help: stale ones may help less.",
+            "second, not how much they help: stale ones may help less. This is what follows from the model of ports "
+            "and latencies; whether a machine is like it, validate says.",
             columns=(
                 Column("varied", "varied"),
                 Column("servers", "servers"),

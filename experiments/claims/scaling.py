@@ -110,7 +110,8 @@ class Figure(Claim):
             f"worker and update ({1e3 * load.compute:.0f} ms of computing), in buckets of "
             f"{BUCKET_BYTES / 1e6:.0f} MB that are sent while backward runs. {updates} updates without stragglers, "
             f"which tell what an exchange adds; and {updates} each for {seeds} seeds with every worker's computing "
-            f"delayed by a random time of {DELAY:.0%} in the mean, which tell throughput and efficiency.",
+            f"delayed by a random time of {DELAY:.0%} in the mean, which tell throughput and efficiency. "
+            "This is what follows from the model of ports and latencies; whether a machine is like it, validate says.",
             columns=(
                 Column("network", "network"),
                 Column("way", "over"),
