@@ -40,7 +40,7 @@ class Figure(Claim):
         "and the mean of every batch size lies within 25 % of the curve; failed if one does not; it cannot be told "
         "either if all runs of a batch size missed the loss"
     )
-    minutes = Minutes(20, 2)
+    minutes = Minutes(15, 2)
 
     def examine(self) -> Finding:
         """Tune the learning rate of each batch size, count updates to the loss, and fit."""

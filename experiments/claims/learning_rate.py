@@ -65,7 +65,7 @@ class Figure(Claim):
         "SGD, and ½ but neither 0 nor 1 for Adam; failed if one does not have its own exponent in it; else it could "
         "not be told"
     )
-    minutes = Minutes(9, 1)
+    minutes = Minutes(7, 1)
 
     def examine(self) -> Finding:
         """Tune the rate of each optimiser, batch size and seed, on as many tokens, and fit the exponents."""

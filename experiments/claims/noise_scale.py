@@ -42,7 +42,7 @@ class Figure(Claim):
         "if a ratio is not, or the interval is below 1; else it could not be told. Runs are left out of a loss that "
         "they reach in fewer than 100 updates: the average has then not forgotten how it began"
     )
-    minutes = Minutes(10, 2)
+    minutes = Minutes(9, 2)
 
     def examine(self) -> Finding:
         """Fit the critical batch at several losses, from the same runs, and take their noise scales there."""
