@@ -17,8 +17,9 @@ from matplotlib.image import imread
 
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.experiments.claim import CLAIMS, Column, Verdict
-from bigbatch.experiments.claims import accumulation, critical_batch, learning_rate, noise_scale
+from bigbatch.experiments.claims import accumulation, critical_batch, learning_rate, noise_scale, time_to_target
 from bigbatch.experiments.laboratory import Inquiry, Laboratory, Point, identity
+from bigbatch.experiments.plan import Candidate
 from bigbatch.experiments.run import Run
 from bigbatch.experiments.sweep import Sweep, Tuned, divided, run_all, updates_to_target
 from bigbatch.experiments.tradeoff import Tradeoff
@@ -325,7 +326,7 @@ def way(name: str, error: float, apart: float, memory: float, *, wrong: bool = F
     [
         (1e-16, 1e-6, 400.0, 0.3, Verdict.HELD),
         (1e-9, 1e-6, 400.0, 0.3, Verdict.FAILED),
-        (1e-16, 0.2, 400.0, 0.3, Verdict.FAILED),
+        (1e-16, 0.02, 400.0, 0.3, Verdict.FAILED),
         (1e-16, 1e-6, 490.0, 0.3, Verdict.FAILED),
         (1e-16, 1e-6, 400.0, 0.001, Verdict.FAILED),
         (1e-16, math.nan, 400.0, 0.3, Verdict.UNTOLD),
@@ -338,7 +339,7 @@ def test_what_accumulation_is_judged_by(error: float, apart: float, memory: floa
 
 
 def test_a_mistake_that_makes_no_difference_is_none():
-    rows = [way("at once", 0.0, 0.0, 500.0), way("in 4", 1e-16, 1e-6, 400.0), way("mean", 0.3, 1e-3, 450.0, wrong=True)]
+    rows = [way("at once", 0.0, 0.0, 500.0), way("in 4", 1e-16, 1e-6, 400.0), way("mean", 0.3, 1e-4, 450.0, wrong=True)]
     assert accumulation.judged(rows)[0] is Verdict.FAILED
 
 
@@ -350,6 +351,20 @@ def test_a_text_of_too_few_documents_is_refused_before_anything_is_trained(tmp_p
     with pytest.raises(ConfigurationError, match="54 documents to train on, and a batch takes 64"):
         accumulation.Figure(laboratory, quick=True).examine()
     assert not laboratory.asked
+
+
+@pytest.mark.parametrize(
+    ("ratio", "uncertainty", "verdict"),
+    [(1.2, 3.0, Verdict.HELD), (1.5, 1.1, Verdict.FAILED), (0.6, 1.1, Verdict.FAILED), (1.5, 1.4, Verdict.UNTOLD)],
+)
+def test_a_prediction_fails_only_if_chance_does_not_explain_it(ratio: float, uncertainty: float, verdict: Verdict):
+    best = Candidate("ring", 4, 0, 1, 1, 128, 100.0, 0.01, 0.5, 1.0, 0.001, simulated=True)
+    fixed = {"predicted": 1.0, "cost": 1.0}
+    rows = [{"ratio": 1.0, "uncertainty": 1.1, **fixed}, {"ratio": ratio, "uncertainty": uncertainty, **fixed}]
+    assert time_to_target.judged(rows, best)[0] is verdict
+    assert time_to_target.judged([*rows, {"ratio": None, "uncertainty": 1.0, **fixed}], best)[0] is Verdict.UNTOLD
+    half = 3.182446305284263 * np.log([1.0, 2.0, 4.0, 8.0]).std(ddof=1) / 2  # Student's t for three degrees of freedom
+    assert time_to_target.factor_of([1.0, 2.0, 4.0, 8.0]) == pytest.approx(math.exp(half))
 
 
 def test_cells_of_a_table():
