@@ -4,15 +4,17 @@ import json
 import math
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Job, Outcome
 from conftest import Run as Command
-from conftest import Start
 from matplotlib.image import imread
 
 from bigbatch.comm.errors import ConfigurationError
@@ -391,10 +393,17 @@ def test_an_unknown_figure_is_answered_with_the_known_ones(run: Command):
     assert "did you mean 'critical-batch'" in outcome.err
 
 
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of every figure in its smallest form."""
-    return tmp_path_factory.mktemp("figures")
+@dataclass(frozen=True)
+class Made:
+    """What came of making every figure in its smallest form, interrupted once and then to the end."""
+
+    folder: Path
+    words: tuple[object, ...]
+    interrupted: Outcome
+    first: dict[str, int]
+    unfinished: bool
+    finished: Outcome
+    every: dict[str, int]
 
 
 def stamps(points: Path) -> dict[str, int]:
@@ -402,39 +411,54 @@ def stamps(points: Path) -> dict[str, int]:
     return {name: (points / name / "summary.json").stat().st_mtime_ns for name in made(points)}
 
 
-@pytest.mark.timeout(900)
-def test_every_figure_is_made_in_its_smallest_form_in_spite_of_an_interruption(
-    start: Start, run: Command, folder: Path
-):
+@pytest.fixture(scope="session")
+def every_figure(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Made:
+    folder = tmp_path_factory.mktemp("figures")
     points = folder / "points"
     words = ("bigbatch-exp", "figure", "all", "--quick", "--out", folder, "--runs", points)
-    job = start(*words)
+    first = begin(words, folder, cache)
     until = time.monotonic() + 60
     while not made(points) and time.monotonic() < until:
         time.sleep(0.1)
-    os.killpg(job.process.pid, signal.SIGINT)
-    outcome = job.wait(30)
-    assert outcome.status == 130, outcome.err
-    assert job.gone()
-    first = stamps(points)
-    assert first
-    assert not (folder / "accumulation-quick" / "summary.json").exists()
-    outcome = run(*words, deadline=850)
-    assert outcome.status == 0, outcome.err
-    printed = " ".join(outcome.out.split())
+    os.killpg(first.process.pid, signal.SIGINT)
+    interrupted = first.wait(30)
+    assert first.gone()
+    there = stamps(points)
+    unfinished = not (folder / "accumulation-quick" / "summary.json").exists()
+    finished = begin(words, folder, cache).wait(850)
+    return Made(folder, words, interrupted, there, unfinished, finished, stamps(points))
+
+
+def begin(words: tuple[object, ...], folder: Path, cache: Path) -> Job:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    variables = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "BIGBATCH_CACHE": str(cache)}
+    return Job([str(word) for word in words], folder, variables)
+
+
+@pytest.mark.timeout(1000)
+def test_an_interrupted_figure_leaves_no_process_and_goes_on_with_what_is_missing(every_figure: Made):
+    assert every_figure.interrupted.status == 130, every_figure.interrupted.err
+    assert every_figure.first
+    assert every_figure.unfinished
+    assert every_figure.finished.status == 0, every_figure.finished.err
+    assert every_figure.every.items() > every_figure.first.items(), "what was there is not made again"
+    printed = " ".join(every_figure.finished.out.split())
     for name in CLAIMS.names():
         assert CLAIMS.load(name).claim in printed
-    every = stamps(points)
-    assert every.items() > first.items(), "what was there is not made again"
-    outcome = run(*words, "--json", deadline=100)
+
+
+@pytest.mark.timeout(1000)
+def test_figures_are_drawn_again_without_training(run: Command, every_figure: Made):
+    outcome = run(*every_figure.words, "--json", deadline=100)
     assert outcome.status == 0, outcome.err
     assert [summary["figure"] for summary in json.loads(outcome.out)] == CLAIMS.names()
-    assert stamps(points) == every, "they are drawn again without training"
+    assert stamps(every_figure.folder / "points") == every_figure.every
 
 
+@pytest.mark.timeout(1000)
 @pytest.mark.parametrize("name", CLAIMS.names())
-def test_a_figure_has_its_files_and_finite_numbers(name: str, folder: Path):
-    own = folder / f"{name}-quick"
+def test_a_figure_has_its_files_and_finite_numbers(name: str, every_figure: Made):
+    own = every_figure.folder / f"{name}-quick"
     summary = json.loads((own / "summary.json").read_text())
     assert summary["verdict"] in {verdict.value for verdict in Verdict}
     assert summary["claim"]
@@ -452,9 +476,10 @@ def test_a_figure_has_its_files_and_finite_numbers(name: str, folder: Path):
     assert len(np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0)) > 50
 
 
-def test_the_critical_batch_that_was_measured_is_planned_with(run: Command, folder: Path, tmp_path: Path):
+@pytest.mark.timeout(1000)
+def test_the_critical_batch_that_was_measured_is_planned_with(run: Command, every_figure: Made, tmp_path: Path):
     words = ("--gpu", "core", "--workers", "2..4", "--micro-batch", "1,2", "--accumulate", "1", "--strategies", "ring")
-    fit = folder / "critical-batch-quick"
+    fit = every_figure.folder / "critical-batch-quick"
     outcome = run("bigbatch-exp", "plan", "--fit", fit, *words, "--out", tmp_path / "plan")
     assert outcome.status == 0, outcome.err
     measured = json.loads((fit / "summary.json").read_text())["fit"]["critical_batch"]
