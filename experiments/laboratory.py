@@ -15,8 +15,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -307,8 +308,11 @@ class Laboratory:
             except BaseException as error:
                 promise.set_exception(error)
 
+        pool = self._started()
         try:
-            self._started().submit(train, point, folder).add_done_callback(done)
+            with undisturbed():
+                trained = pool.submit(train, point, folder)
+            trained.add_done_callback(done)
         except BrokenExecutor:
             promise.set_exception(self._broken())
         return promise
@@ -349,6 +353,19 @@ class Laboratory:
                 process.terminate()
         self._pool.shutdown(cancel_futures=True)
         clear(self.folder)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Processes that are started meanwhile do not see Ctrl-C; this one sees it afterwards.
+
+    Those would otherwise end with a traceback each while they still import, before `begin`.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def begin(parent: int) -> None:

@@ -345,11 +345,13 @@ def test_a_process_that_was_killed_is_told_once_and_leaves_nothing(tmp_path: Pat
     assert str(again.value) == str(first.value), "also for what is asked when the processes are already gone"
 
 
-def test_ctrl_c_says_how_to_go_on(start: Start, tmp_path: Path):
+@pytest.mark.parametrize("training", [False, True])
+def test_ctrl_c_says_how_to_go_on(training: bool, start: Start, tmp_path: Path):
     job = start("bigbatch-exp", "figure", "accumulation", "--quick", "--runs", "points", "--processes", "1")
     until = time.monotonic() + 60
-    while not parts(tmp_path / "points") and time.monotonic() < until:
-        time.sleep(0.05)
+    # Three processes are the program, the one that trains, and that of multiprocessing which looks after semaphores.
+    while not (parts(tmp_path / "points") if training else len(job.alive()) == 3) and time.monotonic() < until:
+        time.sleep(0.01)
     os.killpg(job.process.pid, signal.SIGINT)
     outcome = job.wait(30)
     assert outcome.status == 130
