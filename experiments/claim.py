@@ -95,6 +95,9 @@ class Claim(ABC):
 
     minutes: ClassVar[Minutes]
 
+    trains: ClassVar[bool] = True
+    """Whether it asks the laboratory for points; if not, neither the user's text nor the processes matter to it."""
+
     def __init__(self, laboratory: Laboratory, *, quick: bool) -> None:
         self.laboratory = laboratory
         self.quick = quick
@@ -124,8 +127,9 @@ CLAIMS = Registry(
 
 
 def summary_of(name: str, claim: Claim, finding: Finding) -> dict[str, Any]:
-    """All that a figure's folder says about it, in types that JSON can write."""
+    """All that a figure's folder says about it, in types that JSON can write; its details replace nothing else."""
     return {
+        **finding.details,
         "figure": name,
         "quick": claim.quick,
         "claim": claim.claim,
@@ -136,7 +140,6 @@ def summary_of(name: str, claim: Claim, finding: Finding) -> dict[str, Any]:
         "sentence": finding.sentence,
         "columns": [asdict(column) for column in finding.columns],
         "rows": [dict(row) for row in finding.rows],
-        **finding.details,
         "runs": [str(run) for run in finding.runs],
         "environment": environment(),
     }

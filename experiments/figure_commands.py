@@ -1,7 +1,10 @@
 """`bigbatch-exp figures` and `figure`: claims about batches and their cost, examined here."""
 
 import json
+import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +14,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bigbatch.comm.errors import LaunchError
+from bigbatch.comm.errors import ConfigurationError, LaunchError
 from bigbatch.comm.launch import Launcher, detect
 from bigbatch.experiments.claim import CLAIMS, Claim, Finding, summary_of
 from bigbatch.experiments.cli import FILE, POSITIVE, console, told
 from bigbatch.experiments.laboratory import Laboratory, cores
-from bigbatch.experiments.run import SUMMARY, make_folder, write_json
+from bigbatch.experiments.run import SUMMARY, folder_name, make_folder, unwritable, write_json
 
 ALL = "all"
 
@@ -65,27 +68,69 @@ def figure(
     """
     if detect().launcher is not Launcher.NONE:
         raise LaunchError("figure starts the processes that train itself: run it without mpirun or torchrun.")
-    chosen = CLAIMS.names() if names == (ALL,) else list(dict.fromkeys(names))
-    claims: dict[str, type[Claim]] = {name: CLAIMS.load(name) for name in chosen}
+    claims = claims_named(names)
+    check_trains(claims, {"--text": text, "--processes": processes})
     say = told(True)
     summaries = []
-    with Laboratory(runs, processes or cores(), say, {"text": text and text.resolve()}) as laboratory:
+    base = {"text": text and text.resolve()}
+    with going_on(), Laboratory(runs, processes or cores(), say, base) as laboratory:
         for name, kind in claims.items():
             began = time.monotonic()
             minutes = kind.minutes.quick if quick else kind.minutes.default
             say(f"── {name}: about {minutes:g} minutes on two cores, less what is there already")
-            folder = out / (f"{Path(name).name}-quick" if quick else Path(name).name)
+            folder = out / (folder_name(Path(name).name) + ("-quick" if quick else ""))
             make_folder(folder)
             claim = kind(laboratory, quick=quick)
             finding = claim.examine()
-            claim.draw(finding, folder / "figure.png")
             summary = {**summary_of(name, claim, finding), "seconds": time.monotonic() - began}
-            write_json(folder / SUMMARY, summary)
+            try:
+                claim.draw(finding, folder / "figure.png")
+                write_json(folder / SUMMARY, summary)
+            except OSError as error:
+                raise unwritable(folder, error) from error
             summaries.append(summary)
             if not as_json:
                 print_finding(console(), name, claim, finding, folder)
     if as_json:
         print(json.dumps(summaries, indent=2), flush=True)
+
+
+def claims_named(names: Sequence[str]) -> dict[str, type[Claim]]:
+    """The figures of those names, each once; `all` stands for every figure that is known without a file.
+
+    Raises:
+        ConfigurationError: there is none of that name.
+    """
+    chosen = [own for name in names for own in (CLAIMS.names() if name == ALL else [name])]
+    return {name: CLAIMS.load(name) for name in chosen}
+
+
+def check_trains(claims: dict[str, type[Claim]], given: dict[str, Any]) -> None:
+    """Refuse options about training if no figure trains.
+
+    Args:
+        claims: the figures.
+        given: such options -> their values; None for what was left out.
+
+    Raises:
+        ConfigurationError: one was given, and no figure trains.
+    """
+    words = [option for option, value in given.items() if value is not None]
+    if words and not any(claim.trains for claim in claims.values()):
+        raise ConfigurationError(
+            f"{' and '.join(words)} would change nothing, for nothing is trained to draw {' and '.join(claims)}: leave "
+            f"{'it' if len(words) == 1 else 'them'} out."
+        )
+
+
+@contextmanager
+def going_on() -> Iterator[None]:
+    """Say after Ctrl-C that nothing is lost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("Interrupted; the same command goes on with what is missing.", file=sys.stderr, flush=True)
+        raise
 
 
 def print_finding(printer: Console, name: str, claim: Claim, finding: Finding, folder: Path) -> None:

@@ -8,26 +8,41 @@ import hashlib
 import json
 import multiprocessing
 import os
+import platform
+import shlex
 import shutil
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from bigbatch.comm.errors import BigBatchError
+import bigbatch
+from bigbatch import comm
+from bigbatch.comm.cache import cache_folder
+from bigbatch.comm.errors import BigBatchError, ConfigurationError
+from bigbatch.comm.simulation.presets import THIS_MACHINE
+from bigbatch.experiments import experiment, run, settings, simulated
 from bigbatch.experiments.cli import parsed, run_quietly
-from bigbatch.experiments.run import SUMMARY, Run, environment, make_folder
+from bigbatch.experiments.run import Run, environment, make_folder, unwritable
 
 Result = TypeVar("Result")
 
 ARM = "accumulated"
 """The arm whose plan is just what the options say."""
+
+DEVICE = "cpu"
+"""What a point is trained on, so that its name says so on every machine, and as many as there are cores can train."""
+
+FOLDER_OPTION = "--runs"
+"""The option that names the folder of all runs."""
 
 SECONDS_BETWEEN_WORDS = 5.0
 
@@ -38,7 +53,7 @@ class Point:
 
     Attributes:
         options: an experiment's option, with underscores -> its value; True for a flag, None for what is left out.
-            What is not named is as the program has it by default.
+            What is not named is as the program has it by default, but for the device, which is the CPU.
         strategy: its name; for one worker, all are the same.
     """
 
@@ -49,7 +64,7 @@ class Point:
         """The command line, from the strategy on."""
         workers = {} if self.options.get("simulate") else {"workers": 1}
         words = [self.strategy]
-        for name, value in {**workers, "arms": ARM, **self.options}.items():
+        for name, value in {**workers, "arms": ARM, "device": DEVICE, **self.options}.items():
             if value is not None:
                 flag = f"--{name.replace('_', '-')}"
                 words += [flag] if value is True else [flag, str(value)]
@@ -57,40 +72,133 @@ class Point:
 
     def command(self) -> str:
         """What a user would type to make the same run."""
-        return " ".join(["bigbatch-exp", *self.words()])
+        return shlex.join(["bigbatch-exp", *self.words()])
 
 
 def identity(point: Point) -> str:
-    """A name for all that makes a run what it is: every option, the user's text, and the versions of what computes.
+    """A name for all that makes a run what it is.
+
+    That is every option, the content of every file that one names (the user's text, FILE.py:Name, a network), the
+    source of what trains, and the versions of what that computes with. What such a FILE.py imports is not looked at.
 
     Raises:
-        ConfigurationError: the options contradict each other.
+        click.ClickException: the options are no command line.
     """
-    options = parsed(point.words())
-    path = options["text"]
-    text = hashlib.sha256(path.read_bytes()).hexdigest() if path is not None and path.is_file() else ""
+    options = {**parsed(point.words()), "strategy": point.strategy}
+    contents = {str(path): digest([path]) for path in files_named(options.values())}
     versions = {name: version for name, version in environment().items() if name != "platform"}
-    everything = {**options, "strategy": point.strategy, "contents of text": text, **versions}
+    everything = {**options, "contents": contents, "source": source(), **versions}
     return hashlib.sha256(json.dumps(everything, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def files_named(values: Iterable[Any]) -> list[Path]:
+    """The files among the values of options that are there: paths, FILE.py:Name, FILE.toml, this machine's network."""
+    paths = []
+    for value in values:
+        if isinstance(value, Path):
+            paths.append(value)
+        elif isinstance(value, str):
+            place = value.rpartition(":")[0]
+            if place.endswith(".py"):
+                paths.append(Path(place))
+            elif value.endswith(".toml"):
+                paths.append(Path(value))
+            elif value == THIS_MACHINE:
+                paths.append(cache_folder() / f"{THIS_MACHINE}.toml")
+    return [path for path in paths if path.is_file()]
+
+
+def source_files() -> list[Path]:
+    """The files of bigbatch that decide what a run comes to: the trainer, the wires, and what puts them together."""
+    trainer, wires = Path(bigbatch.__file__).parent, Path(comm.__file__).parent
+    together = [Path(str(module.__file__)) for module in (experiment, run, settings, simulated)]
+    return [*sorted(trainer.glob("*.py")), *sorted(wires.rglob("*.py")), *together]
+
+
+@cache
+def source() -> str:
+    """The digest of `source_files`, as they were when this process first asked."""
+    return digest(source_files())
+
+
+def digest(files: Iterable[Path]) -> str:
+    """One for the content of all these files, in their order."""
+    each = (hashlib.sha256(file.read_bytes()).digest() for file in files)
+    return hashlib.sha256(b"".join(each)).hexdigest()
+
+
+def read(folder: Path) -> Run | None:
+    """The run in a folder; None if there is none, or not all of it.
+
+    Its last validation is written last of its metrics and again in its summary, so that what was cut off is seen even
+    between two lines.
+    """
+    try:
+        found = Run.read(folder)
+        losses = [record["loss"] for record in found.metrics if record["kind"] == "validation"]
+        return found if losses[-1] == found.summary["arms"][-1]["validation_loss"] else None
+    except (ConfigurationError, LookupError):
+        return None
 
 
 def train(point: Point, folder: Path) -> None:
     """Train a point in this process; the folder is there once all is through.
 
     Raises:
-        ConfigurationError: what is asked for cannot be done.
+        ConfigurationError: what is asked for cannot be done, or the folder cannot be written.
     """
-    part = folder.with_name(f"{folder.name}.part-{os.getpid()}")
+    part = folder.with_name(f"{folder.name}{PART}{platform.node()}-{os.getpid()}")
     try:
+        make_folder(part, FOLDER_OPTION)
         run_quietly(point.words(), part)
-        try:
-            part.rename(folder)
-        except OSError:
-            if not (folder / SUMMARY).is_file():
-                raise
-            # Another program has made the same run in the meantime.
+        if read(folder) is None:  # else another program has made the same run in the meantime
+            put(part, folder)
+    except OSError as error:
+        if error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(folder.parent):
+            raise unwritable(folder.parent, error, FOLDER_OPTION) from error
+        raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def put(part: Path, folder: Path) -> None:
+    """Give a run's folder its name, in the place of what is damaged there.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    try:
+        part.rename(folder)
+    except OSError:
+        if read(folder) is not None:  # that of another program, which was quicker by a moment
+            return
+        if not folder.exists():
+            raise
+        shutil.rmtree(folder)
+        part.rename(folder)
+
+
+PART = ".part-"
+"""Between a run's name and who trains it: the machine and the process."""
+
+
+def clear(folder: Path) -> None:
+    """Remove what processes of this machine that are no more have left in the folder of all runs."""
+    for part in folder.glob(f"*{PART}*"):
+        machine, _, process = part.name.rpartition(PART)[2].rpartition("-")
+        if machine == platform.node() and process.isdecimal() and not lives(int(process)):
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def lives(process: int) -> bool:
+    """Whether there is a process of that number on this machine."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 Inquiry = Generator[Sequence[Point], list[Run], Result]
@@ -126,6 +234,7 @@ class Laboratory:
         self.tell = tell
         self._pool: ProcessPoolExecutor | None = None
         self._asked: dict[str, Future[Run]] = {}
+        self._end: BigBatchError | None = None
         self._progress = Progress(tell)
 
     def runs(self, points: Sequence[Point]) -> list[Run]:
@@ -177,10 +286,11 @@ class Laboratory:
         name = identity(point)
         if name not in self._asked:
             folder = self.folder / name
-            if (folder / SUMMARY).is_file():
+            found = read(folder)
+            if found is not None:
                 self.found += 1
                 self._asked[name] = Future()
-                self._asked[name].set_result(Run.read(folder))
+                self._asked[name].set_result(found)
             else:
                 self._asked[name] = self._train(point, folder)
         return self._asked[name]
@@ -194,22 +304,36 @@ class Laboratory:
                 self.made += 1
                 promise.set_result(Run.read(folder))
             except BrokenExecutor:
-                promise.set_exception(
-                    BigBatchError(
-                        f"A process that trained was ended from outside, or ran out of memory, at: {point.command()}. "
-                        "The same command goes on with what is missing."
-                    )
-                )
+                promise.set_exception(self._broken())
             except BaseException as error:
                 promise.set_exception(error)
 
-        self._started().submit(train, point, folder).add_done_callback(done)
+        pool = self._started()
+        try:
+            with undisturbed():
+                trained = pool.submit(train, point, folder)
+            trained.add_done_callback(done)
+        except BrokenExecutor:
+            promise.set_exception(self._broken())
         return promise
+
+    def _broken(self) -> BigBatchError:
+        """The error for all runs that are not through when a process has ended; nobody can say which it trained."""
+        if self._end is None:
+            undone = sum(not asked.done() for asked in list(self._asked.values()))
+            count = min(undone, self._processes)
+            runs = "1 run was" if count == 1 else f"{count} runs were"
+            self._end = BigBatchError(
+                f"A process that trained was ended from outside, or ran out of memory, while {runs} under way. "
+                "The same command goes on with what is missing."
+            )
+        return self._end
 
     def _started(self) -> ProcessPoolExecutor:
         """The processes, started when the first point is trained."""
         if self._pool is None:
-            make_folder(self.folder)
+            make_folder(self.folder, FOLDER_OPTION)
+            clear(self.folder)
             os.environ.setdefault("OMP_NUM_THREADS", "1")
             self._pool = ProcessPoolExecutor(
                 self._processes, multiprocessing.get_context("spawn"), initializer=begin, initargs=(os.getpid(),)
@@ -228,6 +352,20 @@ class Laboratory:
             for process in multiprocessing.active_children():
                 process.terminate()
         self._pool.shutdown(cancel_futures=True)
+        clear(self.folder)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Processes that are started meanwhile do not see Ctrl-C; this one sees it afterwards.
+
+    Those would otherwise end with a traceback each while they still import, before `begin`.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def begin(parent: int) -> None:

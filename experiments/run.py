@@ -1,5 +1,6 @@
 """A run: a folder that holds what was asked, what happened and what came out."""
 
+import errno
 import json
 import math
 import platform
@@ -22,6 +23,9 @@ from bigbatch.comm.trace import Span, write_trace
 CONFIG, METRICS, SUMMARY, TRACE = "config.json", "metrics.jsonl", "summary.json", "trace.json"
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
 class RunWriter:
     """Writes a run's folder as it happens.
 
@@ -41,7 +45,7 @@ class RunWriter:
             # Line by line, so that an interrupted run leaves whole lines.
             self._metrics = (folder / METRICS).open("w", buffering=1, encoding="utf-8")
         except OSError as error:
-            raise _unwritable(folder, error) from error
+            raise unwritable(folder, error) from error
 
     def config(self, config: dict[str, Any]) -> None:
         """Write down what was asked for, and on what."""
@@ -239,8 +243,12 @@ def trace_of(run: Path) -> Path:
     return run / TRACE
 
 
-def make_folder(folder: Path) -> None:
+def make_folder(folder: Path, option: str = "--out") -> None:
     """Make a folder, and those above it, unless they are there.
+
+    Args:
+        folder: which.
+        option: with which the user can name another.
 
     Raises:
         ConfigurationError: it cannot be made or written.
@@ -250,11 +258,21 @@ def make_folder(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise _unwritable(folder, error) from error
+        raise unwritable(folder, error, option) from error
 
 
-def _unwritable(folder: Path, error: OSError) -> ConfigurationError:
-    return ConfigurationError(f"The folder {folder} cannot be written: {error.strerror}. Name another with --out.")
+def unwritable(folder: Path, error: OSError, option: str = "--out") -> ConfigurationError:
+    """The error for a folder that cannot be written.
+
+    Args:
+        folder: which.
+        error: why.
+        option: with which the user can name another.
+    """
+    advice = "Make room there, or name" if error.errno in FULL else "Name"
+    return ConfigurationError(
+        f"The folder {folder} cannot be written: {error.strerror}. {advice} another with {option}."
+    )
 
 
 def new_folder(name: str) -> Path:
@@ -279,8 +297,17 @@ def environment() -> dict[str, Any]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file; what is not a finite number becomes null, since JSON has no word for it."""
-    path.write_text(json.dumps(_finite(content), indent=2) + "\n", encoding="utf-8")
+    """Write a JSON file whole or not at all; what is not a finite number becomes null: JSON has no word for it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.write_text(json.dumps(_finite(content), indent=2) + "\n", encoding="utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _finite(value: Any) -> Any:

@@ -48,9 +48,9 @@ def made(folder: Path) -> set[str]:
 
 def test_a_point_is_a_command_line():
     point = Point({"batch_size": 8, "learning_rate": 0.0015, "noise_scale": True, "text": None})
-    words = "bigbatch-exp ring --workers 1 --arms accumulated --batch-size 8 --learning-rate 0.0015 --noise-scale"
-    assert point.command() == words
-    assert Point({"simulate": 4}, "ps").command() == "bigbatch-exp ps --arms accumulated --simulate 4"
+    words = "--workers 1 --arms accumulated --device cpu --batch-size 8 --learning-rate 0.0015 --noise-scale"
+    assert point.command() == f"bigbatch-exp ring {words}"
+    assert Point({"simulate": 4}, "ps").command() == "bigbatch-exp ps --arms accumulated --device cpu --simulate 4"
 
 
 def test_points_are_told_apart_by_all_that_they_ask(tmp_path: Path):

@@ -85,6 +85,7 @@ class Figure(Claim):
         "Each is decided for every seed: failed if one is wrong for all, it could not be told if seeds disagree"
     )
     minutes = Minutes(2, 0.1)
+    trains = False
 
     def examine(self) -> Finding:
         """Simulate every cell, and set it beside its formulas."""

@@ -90,6 +90,7 @@ class Figure(Claim):
         "seed. Failed if one is wrong for all seeds; it could not be told if seeds disagree about one"
     )
     minutes = Minutes(5, 0.2)
+    trains = False
 
     def examine(self) -> Finding:
         """Simulate every way on both networks, without stragglers and, for some seeds, with them."""
