@@ -179,7 +179,7 @@ def to_a_loss(*, quick: bool, seeds: int | None = None) -> Sweep:
         seeds: fewer than those, to use some of its runs alone.
     """
     options = {
-        "target": 2.5 if quick else 2.3,
+        "target": 2.6 if quick else 2.3,
         "layers": 1 if quick else 2,
         "width": 64,
         "heads": 4,

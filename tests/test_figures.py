@@ -449,9 +449,11 @@ def test_an_interrupted_figure_leaves_no_process_and_goes_on_with_what_is_missin
 
 @pytest.mark.timeout(1000)
 def test_figures_are_drawn_again_without_training(run: Command, every_figure: Made):
-    outcome = run(*every_figure.words, "--json", deadline=100)
+    program, command, _, *options = every_figure.words
+    names = ["critical-batch", "learning-rate"]
+    outcome = run(program, command, *names, *options, "--json", deadline=100)
     assert outcome.status == 0, outcome.err
-    assert [summary["figure"] for summary in json.loads(outcome.out)] == CLAIMS.names()
+    assert [summary["figure"] for summary in json.loads(outcome.out)] == names
     assert stamps(every_figure.folder / "points") == every_figure.every
 
 
@@ -473,7 +475,8 @@ def test_a_figure_has_its_files_and_finite_numbers(name: str, every_figure: Made
     assert all((Path(path) / "summary.json").is_file() for path in summary["runs"])
     pixels = imread(own / "figure.png")
     assert pixels.shape[1] > 800
-    assert len(np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0)) > 50
+    some = pixels[::7, ::7].reshape(-1, pixels.shape[2])
+    assert len(np.unique(some, axis=0)) > 20, "it is not empty"
 
 
 @pytest.mark.timeout(1000)

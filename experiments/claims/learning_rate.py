@@ -69,7 +69,7 @@ class Figure(Claim):
 
     def examine(self) -> Finding:
         """Tune the rate of each optimiser, batch size and seed, on as many tokens, and fit the exponents."""
-        tokens = 50_000 if self.quick else 200_000
+        tokens = 30_000 if self.quick else 200_000
         batches = (2, 8, 32) if self.quick else (1, 2, 4, 8, 16, 32, 64)
         seeds = range(2 if self.quick else 3)
         sweeps = [
