@@ -222,6 +222,38 @@ def test_scaling_rules_have_their_closed_values():
         assert rates_of(scaled(adamw, SCALING_RULES.load(rule), 64, 64)) == rates_of(adamw)
 
 
+def test_the_square_root_rule_is_rmsprops_too():
+    """k = 4: α = 0.9 -> 1 - 4·0.1, and ε = 10⁻⁶/2; α = 0.99 by default allows less than a hundred times the base."""
+    named = [("weight", nn.Parameter(torch.zeros(3, 2)))]
+
+    def rmsprop(named):
+        return torch.optim.RMSprop(named, lr=0.5, alpha=0.9, eps=1e-6, momentum=0.3)
+
+    (group,) = scaled(rmsprop, sqrt_scaling, 64, 16)(named).param_groups
+    assert (group["lr"], group["eps"], group["momentum"], "betas" in group) == (1, 5e-7, 0.3, False)
+    assert group["alpha"] == pytest.approx(0.6, abs=1e-15)
+    by_name = optimizer_named("torch.optim:RMSprop", 0.5)
+    (group,) = scaled(by_name, sqrt_scaling, 99, 1)(named).param_groups
+    assert group["alpha"] == pytest.approx(0.01, abs=1e-12)
+    with pytest.raises(ConfigurationError, match=r"k = 100 / 1 = 100 with β = 0.99.* is 99 examples"):
+        scaled(by_name, sqrt_scaling, 100, 1)(named)
+    (group,) = scaled(lambda named: torch.optim.ASGD(named, lr=0.5), sqrt_scaling, 64, 16)(named).param_groups
+    assert (group["lr"], group["alpha"]) == (1, 0.75), "what it calls alpha is no moment's"
+
+
+class Signed(torch.optim.Optimizer):
+    """Has moments and no ε."""
+
+    def __init__(self, named, lr):
+        super().__init__(named, {"lr": lr, "betas": (0.9, 0.99)})
+
+
+def test_an_optimiser_with_moments_and_no_epsilon_is_scaled():
+    (group,) = rates_of(scaled(lambda named: Signed(named, lr=0.5), sqrt_scaling, 64, 16))
+    assert (group["lr"], group["eps"]) == (1, None)
+    assert group["betas"] == pytest.approx((0.6, 0.96), abs=1e-15)
+
+
 @pytest.mark.parametrize(("base", "largest"), [(64, 639), (7, 69), (1, 9)])
 def test_the_square_root_rule_says_how_far_it_goes(base, largest):
     """β = 0.9 allows less than ten times the base."""
