@@ -11,7 +11,7 @@ counts least.
 import math
 from collections.abc import Callable
 
-from torch.optim import Optimizer
+from torch.optim import Optimizer, RMSprop
 
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.registry import Registry
@@ -98,17 +98,21 @@ def linear_scaling(optimizer: Optimizer, batch: int, base: int) -> None:
 def sqrt_scaling(optimizer: Optimizer, batch: int, base: int) -> None:
     """A batch of k times as many examples gets √k times the rate; where there are moments, β → 1 - k(1 - β), ε → ε/√k.
 
+    Those are every optimiser's `betas`, and the `alpha` of torch's RMSprop; an optimiser without ε keeps none.
+
     Raises:
         ConfigurationError: k(1 - β) is not below 1, so that a moment would remember nothing.
 
-    Source: Malladi et al., "On the SDEs and scaling rules for adaptive gradient algorithms" (2022), Definition 5.3.
+    Source: Malladi et al., "On the SDEs and scaling rules for adaptive gradient algorithms" (2022), section 5, for
+    RMSprop and for Adam.
     """
     factor = batch / base
     for group in optimizer.param_groups:
         group["lr"] *= math.sqrt(factor)
-        if "betas" not in group or batch == base:
+        betas = (group["alpha"],) if isinstance(optimizer, RMSprop) else group.get("betas", ())
+        if not betas or batch == base:
             continue
-        beta = min(group["betas"])
+        beta = min(betas)
         rest = round(1 - beta, 12)  # 1 - 0.9 is a little less than a tenth
         if factor * rest >= 1:
             largest = math.ceil(round(base / rest, 6)) - 1
@@ -117,8 +121,10 @@ def sqrt_scaling(optimizer: Optimizer, batch: int, base: int) -> None:
                 f"k(1 - β) must be below 1. The largest batch for an update is {largest} examples: use a smaller "
                 "--batch-size, a larger --base-batch, or --scaling linear."
             )
-        group["betas"] = tuple(1 - factor * (1 - beta) for beta in group["betas"])
-        group["eps"] /= math.sqrt(factor)
+        scaled = tuple(1 - factor * (1 - beta) for beta in betas)
+        group.update({"alpha": scaled[0]} if isinstance(optimizer, RMSprop) else {"betas": scaled})
+        if "eps" in group:
+            group["eps"] /= math.sqrt(factor)
 
 
 SCALING_RULES = Registry(

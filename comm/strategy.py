@@ -180,6 +180,20 @@ class Strategy(ABC):
         return 1
 
     @classmethod
+    def gradients_per_step(cls, workers: int) -> int:
+        """How many of the gradients of `workers` are behind one step of an optimiser."""
+        return workers
+
+    @classmethod
+    def in_step(cls) -> bool:
+        """Whether every update is made of everybody's gradients of the same version.
+
+        Then all workers have made the same updates at any time, so that one worker's updates, tokens and seconds until
+        something happened are everybody's.
+        """
+        return True
+
+    @classmethod
     def connect(cls, launch: Launch, device: str, deadline: float) -> Transport:  # noqa: ARG003 - for others
         """The wires it wants, for processes started as `launch` says that compute on `device`."""
         return launch.connect(deadline)

@@ -328,9 +328,7 @@ def run_strategy(name: str, strategy: type[Strategy], choices: dict[str, Any], o
         return
     started = None if launch.launcher is Launcher.NONE else strategy.workers_among(launch.size)
     plan = plan_of(options, started)
-    settings.check(plan, strategy.steps_per_update(plan.workers))
-    settings.check_noise_scale(plan, tells_squares=strategy.tells_squares)
-    strategy.workers_among(strategy.ranks_for(plan.workers))
+    settings.check(plan, name, strategy)
     if launch.launcher is Launcher.NONE and strategy.ranks_for(plan.workers) > 1:
         become(launch_command(strategy, plan.workers, sys.argv[1:]))
     device = resolve_device(settings.device, launch)
@@ -405,6 +403,7 @@ def run_quietly(words: Sequence[str], folder: Path) -> None:
         run_simulated(name, strategy, choices, options, settings, simulation_as(options, settings))
         return
     plan, launch, reporter = plan_of(options, None), Launch(Launcher.NONE), Reporter(quiet=True)
+    settings.check(plan, name, strategy)
     device = resolve_device(settings.device, launch)
     transport = strategy.connect(launch, str(device), settings.deadline)
     try:
@@ -438,9 +437,7 @@ def run_simulated(
 ) -> None:
     """The same, of which only the run's folder is left; the options say which that is."""
     plan = plan_of({**options, "workers": simulation.workers}, None)
-    settings.check(plan, strategy.steps_per_update(plan.workers))
-    settings.check_noise_scale(plan, tells_squares=strategy.tells_squares)
-    strategy.workers_among(strategy.ranks_for(plan.workers))
+    settings.check(plan, name, strategy)
 
     def work(transport: Transport) -> None:
         reporter = Reporter(quiet=options["quiet"] or transport.rank != 0)
@@ -546,9 +543,8 @@ def compare(context: click.Context, /, strategies: tuple[str, ...], **options: A
         or (None if options["micro_batch"] and options["accumulate"] else WORKERS_COMPARED)
     )
     plan = plan_of({**options, "workers": asked}, None)
-    settings.check(plan)
     for name in strategies:
-        settings.check_noise_scale(plan, tells_squares=STRATEGIES.load(name).tells_squares)
+        settings.check(plan, name, STRATEGIES.load(name))
     folder = options["out"] or new_folder("compare")
     runs = run_strategies(strategies, plan.workers, shared_arguments(context), folder, simulated=simulated)
     summaries = [run.summary for run in runs]

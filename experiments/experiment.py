@@ -182,7 +182,7 @@ class Experiment:
     def _optimizer(self, task: Task, arm: Arm) -> OptimizerFactory:
         """What makes the arm's optimisers."""
         updates = arm.plan.updates(self.settings.examples(task.example_tokens))
-        return self.settings.optimizer_for(arm.plan, updates, self.strategy.steps_per_update(arm.plan.workers))
+        return self.settings.optimizer_for(arm.plan, updates, self.strategy)
 
     def _pace(
         self, strategy: Strategy, model: Transformer, task: Task, shape: TransformerShape, micro_batch: int

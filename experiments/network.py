@@ -28,7 +28,7 @@ from bigbatch.comm.server.serve import serve
 from bigbatch.comm.server.shard import Shard
 from bigbatch.comm.server.snapshots import Snapshots
 from bigbatch.comm.server.sockets import Listener
-from bigbatch.comm.strategies.parameter_server import Setup
+from bigbatch.comm.strategies.parameter_server import ParameterServer, Setup
 from bigbatch.comm.strategies.remote_servers import Facts, RemoteServers, facts_about
 from bigbatch.comm.transports.alone import Alone
 from bigbatch.experiments.experiment import NOISE, History, noise_remarks, summarise, train, without_unmeasured
@@ -135,9 +135,9 @@ class Offer:
     patience: float
 
     @property
-    def steps_per_update(self) -> int:
-        """Steps of the optimiser for one gradient of every worker that was planned for."""
-        return self.setup.rule().updates_of(self.plan.workers)
+    def strategy(self) -> type[ParameterServer]:
+        """The same kind of server among ranks."""
+        return ParameterServer.configured(asdict(self.setup))
 
     def optimizer(self, task: Task, arm: Arm) -> OptimizerFactory:
         """What makes an arm's optimiser, for this server's part.
@@ -146,7 +146,7 @@ class Offer:
             ConfigurationError: it must see the whole, and there are several servers; or as `Settings.optimizer_for`.
         """
         updates = arm.plan.updates(self.settings.examples(task.example_tokens))
-        made = self.settings.optimizer_for(arm.plan, updates, self.steps_per_update)
+        made = self.settings.optimizer_for(arm.plan, updates, self.strategy)
         refuse_parts(made, self.setup.servers)
         return made
 

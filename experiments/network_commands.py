@@ -103,13 +103,11 @@ def serve(
     options = {**options, **UNUSED}
     settings, plan = settings_of(options), plan_of(options, None)
     server = ParameterServer.configured({**choices, "servers": part[1]})
-    settings.check(plan, server.steps_per_update(plan.workers))
-    settings.check_noise_scale(plan, tells_squares=ParameterServer.tells_squares)
     setup = server.setup
-    setup.rule().check(plan.workers)
+    name = f"ps:{setup.consistency}"
+    settings.check(plan, name, server)
     snapshots = Snapshots(snapshot_folder) if snapshot_folder is not None else None
     keys = Keys.read(key_file) if key_file is not None else None
-    name = f"ps:{setup.consistency}"
     folder = options["out"] or new_folder(f"ps-serve-{plan.workers}")
     reporter = Reporter(quiet=options["quiet"])
     listener = Listener(bind, keys)

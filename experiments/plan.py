@@ -18,7 +18,6 @@ from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.simulation.computing import GPU, Computing, Stragglers
 from bigbatch.comm.simulation.network import FloatArray, Network
 from bigbatch.comm.simulation.replay import replay_phases
-from bigbatch.comm.strategies.parameter_server import ParameterServer
 from bigbatch.comm.strategy import Strategy
 from bigbatch.experiments.run import SUMMARY
 from bigbatch.experiments.simulate import Workload, exchanges, rounds_named, simulate_row, strategy_named
@@ -214,8 +213,7 @@ def planned(name: str, servers: int) -> type[Strategy]:
         ConfigurationError: there is none, it cannot be simulated, or its updates are of something else.
     """
     strategy = strategy_named(name, servers)
-    rule = strategy.setup.rule() if issubclass(strategy, ParameterServer) else None
-    if rule is not None and not (rule.alike and rule.everyone):
+    if not strategy.in_step():
         raise ConfigurationError(
             f"The updates of {name} are not of everybody's gradients of the same parameters, so that a batch's size "
             "does not say how many it takes: plan with ps, or with an all-reduce."

@@ -1,6 +1,7 @@
 """What a user can ask of an experiment."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from bigbatch.batches import ARMS, DEFAULT_BATCH, Arm, BatchPlan, arms_of
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.launch import Launch
 from bigbatch.comm.parameters import OptimizerFactory
+from bigbatch.comm.strategy import Strategy
 from bigbatch.noise import measurable
 from bigbatch.optimizers import clipped, optimizer_named, scaled, scheduled
 from bigbatch.rates import SCALING_RULES, SCHEDULES, ScalingRule, Schedule
@@ -89,17 +91,20 @@ class Settings:
                 f"{near or self.heads} and {near + self.heads}."
             )
 
-    def check(self, plan: BatchPlan, steps_per_update: int = 1) -> None:
-        """Refuse now, in one process, what every process would refuse later.
+    def check(self, plan: BatchPlan, name: str, strategy: type[Strategy]) -> None:
+        """Refuse now, in one process, what every process would refuse later, or what would mean nothing.
 
         Args:
             plan: of the accumulated arm.
-            steps_per_update: steps of an optimiser for one gradient of every worker.
+            name: the strategy's, as the user wrote it.
+            strategy: that is to train the arms.
 
         Raises:
             ConfigurationError: an unknown arm, task, optimiser, schedule or scaling rule; a batch for which the rule
-                cannot scale; or a base batch and no rule.
+                cannot scale; a base batch and no rule; a target, and workers that are not in step; a noise scale that
+                no arm can measure; or a number of workers with which the strategy cannot work.
         """
+        strategy.workers_among(strategy.ranks_for(plan.workers))
         arms = self.chosen_arms(plan)
         TASKS.load(self.task)
         SCHEDULES.load(self.schedule)
@@ -108,52 +113,52 @@ class Settings:
                 f"--base-batch {self.base_batch} says from which batch to scale: add --scaling linear or sqrt, or "
                 "leave it out."
             )
+        if self.target is not None and not strategy.in_step():
+            raise ConfigurationError(
+                f"--target {self.target:g} asks how long all workers take, but those of {name} are not in step, so "
+                "that one's updates, tokens and seconds are not the others': leave --target out, or use ps:sync or an "
+                "all-reduce."
+            )
         for arm in arms:
-            make = self._scaled(arm.plan, steps_per_update)
+            make = self._scaled(arm.plan, strategy)
             if self.scaling != UNSCALED:
                 make([("weight", nn.Parameter(torch.zeros(1, 1)))])  # only an optimiser knows whether it can
+        self._check_noise_scale(arms, tells_squares=strategy.tells_squares)
 
-    def optimizer_for(self, plan: BatchPlan, updates: int, steps_per_update: int) -> OptimizerFactory:
+    def optimizer_for(self, plan: BatchPlan, updates: int, strategy: type[Strategy]) -> OptimizerFactory:
         """The factory of one arm's optimisers.
 
         Args:
             plan: the arm's.
             updates: that it makes.
-            steps_per_update: steps of an optimiser for one gradient of every worker.
+            strategy: that makes them.
 
         Raises:
             ConfigurationError: as `check`; or the warm-up is longer than the arm, marked `everywhere`, for every rank
                 finds the same.
         """
-        make = self._scaled(plan, steps_per_update)
+        make = self._scaled(plan, strategy)
         if (self.schedule, self.warmup) != ("constant", 0):
             schedule: Schedule = SCHEDULES.load(self.schedule)
+            steps_per_update = strategy.steps_per_update(plan.workers)
             make = scheduled(make, schedule, updates * steps_per_update, self.warmup * steps_per_update)
         return make if self.clip is None else clipped(make, self.clip)
 
-    def _scaled(self, plan: BatchPlan, steps_per_update: int) -> OptimizerFactory:
+    def _scaled(self, plan: BatchPlan, strategy: type[Strategy]) -> OptimizerFactory:
         """As named, with its rates for the examples behind one step."""
         make = optimizer_named(self.optimizer, self.learning_rate)
         rule: ScalingRule = SCALING_RULES.load(self.scaling)
         if self.scaling == UNSCALED:
             return make
-        return scaled(make, rule, plan.global_batch // steps_per_update, self.base_batch or DEFAULT_BATCH)
+        behind_a_step = plan.global_batch // plan.workers * strategy.gradients_per_step(plan.workers)
+        return scaled(make, rule, behind_a_step, self.base_batch or DEFAULT_BATCH)
 
     def examples(self, example_tokens: int) -> int:
         """How many examples, of that many tokens each, an arm sees."""
         return math.ceil(self.tokens / example_tokens)
 
-    def check_noise_scale(self, plan: BatchPlan, *, tells_squares: bool) -> None:
-        """Refuse to measure what no arm can.
-
-        Args:
-            plan: of the accumulated arm.
-            tells_squares: what the strategy says of itself.
-
-        Raises:
-            ConfigurationError: it was asked for, and no arm has more than one draw of the gradient an update.
-        """
-        if self.noise_scale and all(unmeasured(arm, tells_squares=tells_squares) for arm in self.chosen_arms(plan)):
+    def _check_noise_scale(self, arms: Sequence[Arm], *, tells_squares: bool) -> None:
+        if self.noise_scale and all(unmeasured(arm, tells_squares=tells_squares) for arm in arms):
             raise ConfigurationError(
                 f"--noise-scale compares the gradients behind one update, but every arm of {self.arms} has only one "
                 "that can be told from others: use --accumulate 2 or more with the arm accumulated, or an all-reduce "

@@ -20,7 +20,7 @@ from bigbatch.comm.server.shard import Shard
 from bigbatch.comm.server.staleness import Scaled, StaleGradients
 from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.comm.transports.cluster import Cluster
-from bigbatch.experiments.cli import cli
+from bigbatch.experiments.cli import cli, run_quietly
 from bigbatch.layerwise import LAMB, LARS
 from bigbatch.optimizers import clipped, optimizer_named, scaled, scheduled
 from bigbatch.rates import SCALING_RULES, SCHEDULES, cosine, linear_scaling, sqrt_scaling
@@ -222,6 +222,38 @@ def test_scaling_rules_have_their_closed_values():
         assert rates_of(scaled(adamw, SCALING_RULES.load(rule), 64, 64)) == rates_of(adamw)
 
 
+def test_the_square_root_rule_is_rmsprops_too():
+    """k = 4: α = 0.9 -> 1 - 4·0.1, and ε = 10⁻⁶/2; α = 0.99 by default allows less than a hundred times the base."""
+    named = [("weight", nn.Parameter(torch.zeros(3, 2)))]
+
+    def rmsprop(named):
+        return torch.optim.RMSprop(named, lr=0.5, alpha=0.9, eps=1e-6, momentum=0.3)
+
+    (group,) = scaled(rmsprop, sqrt_scaling, 64, 16)(named).param_groups
+    assert (group["lr"], group["eps"], group["momentum"], "betas" in group) == (1, 5e-7, 0.3, False)
+    assert group["alpha"] == pytest.approx(0.6, abs=1e-15)
+    by_name = optimizer_named("torch.optim:RMSprop", 0.5)
+    (group,) = scaled(by_name, sqrt_scaling, 99, 1)(named).param_groups
+    assert group["alpha"] == pytest.approx(0.01, abs=1e-12)
+    with pytest.raises(ConfigurationError, match=r"k = 100 / 1 = 100 with β = 0.99.* is 99 examples"):
+        scaled(by_name, sqrt_scaling, 100, 1)(named)
+    (group,) = scaled(lambda named: torch.optim.ASGD(named, lr=0.5), sqrt_scaling, 64, 16)(named).param_groups
+    assert (group["lr"], group["alpha"]) == (1, 0.75), "what it calls alpha is no moment's"
+
+
+class Signed(torch.optim.Optimizer):
+    """Has moments and no ε."""
+
+    def __init__(self, named, lr):
+        super().__init__(named, {"lr": lr, "betas": (0.9, 0.99)})
+
+
+def test_an_optimiser_with_moments_and_no_epsilon_is_scaled():
+    (group,) = rates_of(scaled(lambda named: Signed(named, lr=0.5), sqrt_scaling, 64, 16))
+    assert (group["lr"], group["eps"]) == (1, None)
+    assert group["betas"] == pytest.approx((0.6, 0.96), abs=1e-15)
+
+
 @pytest.mark.parametrize(("base", "largest"), [(64, 639), (7, 69), (1, 9)])
 def test_the_square_root_rule_says_how_far_it_goes(base, largest):
     """β = 0.9 allows less than ten times the base."""
@@ -406,6 +438,18 @@ def test_only_an_asynchronous_server_makes_a_step_for_every_gradient(name, steps
     assert STRATEGIES.load(name).steps_per_update(3) == steps
 
 
+@pytest.mark.parametrize(
+    ("name", "gradients", "in_step"),
+    [
+        *(("ring", 3, True), ("shared", 3, True), ("ps", 3, True), ("ps:sync", 3, True), ("ps:ssp:2", 3, False)),
+        *(("ps:async", 1, False), ("ps:backup:1", 2, False), ("ps:backup:2", 1, False)),
+    ],
+)
+def test_a_strategy_says_what_is_behind_its_updates(name, gradients, in_step):
+    strategy = STRATEGIES.load(name)
+    assert (strategy.gradients_per_step(3), strategy.in_step()) == (gradients, in_step)
+
+
 # The command line, in this process.
 
 
@@ -482,12 +526,18 @@ def test_a_schedule_of_ones_own_hears_of_every_step_of_an_asynchronous_server(ar
         ("ps --simulate 2 --servers 2 --optimizer lamb", "lamb looks at the whole"),
         ("ps --simulate 2 --colocated --clip 1", "--clip looks at the whole"),
         ("ps serve --part 1/2 --clip 1", "--clip looks at the whole"),
+        ("ps:async --simulate 2 --target 3", "--target 3 asks how long all workers take, but those of ps:async are"),
+        ("ps --consistency ssp -n 2 --target 3", "those of ps are not in step"),
+        ("compare ring ps:backup -n 2 --target 3", "those of ps:backup are not in step"),
+        ("compare ps:async ring -n 4 --batch-size 640 --scaling sqrt", "k = 640 / 64 = 10"),
     ],
 )
 def test_what_cannot_be_is_refused_before_it_begins(tmp_path, monkeypatch, cache, words, sentence):
     monkeypatch.setenv("BIGBATCH_CACHE", str(cache))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text(" ".join(str(number**2) for number in range(20_000)))
+    monkeypatch.setattr("bigbatch.experiments.cli.become", None)  # no process is started
+    monkeypatch.setattr("bigbatch.experiments.cli.run_strategies", None)
     own = [*(SMALL[:-2] if "serve" in words else SMALL), "--text", "text.txt"]
     with pytest.raises(BigBatchError) as refused:
         cli([*words.split(), *own], standalone_mode=False)
@@ -495,11 +545,43 @@ def test_what_cannot_be_is_refused_before_it_begins(tmp_path, monkeypatch, cache
     assert not list(tmp_path.glob("**/summary.json"))
 
 
-def test_an_asynchronous_step_is_scaled_by_one_workers_share(arms_of):
-    """Of the 16 examples of the small arm each of two workers has 8, and hands them in by itself."""
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("ring --base-batch 32", "--base-batch 32 says from which batch to scale"),
+        ("ring --arms large --noise-scale", "every arm of large has only one"),
+        ("ps:async --target 3", "those of ps:async are not in step"),
+    ],
+)
+@pytest.mark.parametrize("simulated", [(), ("--simulate", "1")])
+def test_a_point_is_refused_where_its_command_is(tmp_path, monkeypatch, cache, words, sentence, simulated):
+    monkeypatch.setenv("BIGBATCH_CACHE", str(cache))
+    with pytest.raises(ConfigurationError) as refused:
+        run_quietly([*words.split(), *SMALL, *simulated], tmp_path / "run")
+    assert sentence in str(refused.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_comparison_checks_each_strategy_by_its_own_steps(tmp_path, monkeypatch):
+    """A quarter of 640 examples is behind an asynchronous step: k = 2.5, of less than 10."""
+    monkeypatch.chdir(tmp_path)
+
+    def reached(names, *_, **__):
+        raise BigBatchError(f"would run {names}")
+
+    monkeypatch.setattr("bigbatch.experiments.cli.run_strategies", reached)
+    for names in (("ps:async",), ("ps:async", "ps:backup:3")):
+        with pytest.raises(BigBatchError) as reached_it:
+            cli(["compare", *names, "-n", "4", "--batch-size", "640", "--scaling", "sqrt"], standalone_mode=False)
+        assert str(reached_it.value) == f"would run {names}"
+
+
+@pytest.mark.parametrize("name", ["ps:async", "ps:backup:1"])
+def test_a_step_is_scaled_by_the_gradients_behind_it(arms_of, name):
+    """Of the 16 examples of the small arm each of two workers has 8, and one's gradient makes a step."""
     losses = []
     for words in ("", "--scaling sqrt --base-batch 8", "--scaling sqrt --base-batch 16"):
-        (arm,) = arms_of("ps:async", *words.split(), "--arms", "small")
+        (arm,) = arms_of(name, *words.split(), "--arms", "small")
         losses.append(arm["validation_loss"])
     assert losses[0] == losses[1] != losses[2]
 

@@ -61,6 +61,10 @@ class Consistency(ABC):
         """How many updates are made of one gradient of every one of `workers`."""
         return 1
 
+    def gradients_of(self, workers: int) -> int:
+        """How many workers' gradients an update is made of, while all of `workers` take part."""
+        return workers
+
     def position(self, clocks: Clocks, worker: int) -> int:
         """The number of the batch of which `worker` computes its share next."""
         return clocks.pushed[worker]
@@ -126,6 +130,10 @@ class Asynchronous(Consistency):
         """One of each."""
         return workers
 
+    def gradients_of(self, workers: int) -> int:  # noqa: ARG002 - it is the same for any number
+        """One."""
+        return 1
+
     def readable(self, clocks: Clocks, worker: int) -> bool:  # noqa: ARG002 - it is always the same
         """Always."""
         return True
@@ -158,7 +166,11 @@ class BackupWorkers(Consistency):
 
     def complete(self, clocks: Clocks, contributors: set[int]) -> bool:
         """All but B are there."""
-        return len(contributors) >= max(1, len(clocks.pushed) - self._spares)
+        return len(contributors) >= self.gradients_of(len(clocks.pushed))
+
+    def gradients_of(self, workers: int) -> int:
+        """All but B; at least one."""
+        return max(1, workers - self._spares)
 
     def readable(self, clocks: Clocks, worker: int) -> bool:
         """There is a version that it has not computed on yet."""

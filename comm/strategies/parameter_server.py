@@ -156,6 +156,17 @@ class ParameterServer(Strategy):
         """As the rule of consistency has it."""
         return cls.setup.rule().updates_of(workers)
 
+    @classmethod
+    def gradients_per_step(cls, workers: int) -> int:
+        """As the rule of consistency has it."""
+        return cls.setup.rule().gradients_of(workers)
+
+    @classmethod
+    def in_step(cls) -> bool:
+        """As the rule of consistency has it."""
+        rule = cls.setup.rule()
+        return rule.alike and rule.everyone
+
     def start(self, parameters: FlatParameters, optimizer: OptimizerFactory) -> None:
         """Agree on the parameters; each server takes its part of them, and makes the optimiser for that.
 

@@ -34,6 +34,11 @@ class RemoteServers(Strategy):
         self._shards = shards
         self._facts = facts
 
+    @classmethod
+    def in_step(cls) -> bool:
+        """No: workers come and go."""
+        return False
+
     def start(self, parameters: FlatParameters, optimizer: OptimizerFactory) -> None:
         """Join every server, and read."""
         super().start(parameters, optimizer)
