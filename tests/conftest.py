@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -149,6 +150,73 @@ def run(start: Start) -> Run:
         return outcome
 
     return complete
+
+
+def stamps(points: Path) -> dict[str, int]:
+    """When each run in a folder of points was finished."""
+    return {path.parent.name: path.stat().st_mtime_ns for path in points.glob("*/summary.json")}
+
+
+@dataclass
+class EveryFigure:
+    """Every figure in its smallest form, interrupted once and then made to the end.
+
+    It takes minutes, so it is made beside the other tests, in what they leave of the processors, and looked at last.
+    """
+
+    folder: Path
+    environment: dict[str, str]
+    words: tuple[str, ...] = ()
+    interrupted: Outcome | None = None
+    left: dict[int, str] | None = None
+    first: dict[str, int] | None = None
+    finished: Outcome | None = None
+    every: dict[str, int] | None = None
+
+    def make(self) -> None:
+        points = self.folder / "points"
+        self.words = ("bigbatch-exp", "figure", "all", "--quick", "--out", str(self.folder), "--runs", str(points))
+        last = ["nice", "-n", "19", *self.words]
+        self.job = Job(last, self.folder, self.environment)
+        until = time.monotonic() + 300
+        while not stamps(points) and time.monotonic() < until:
+            time.sleep(0.1)
+        os.killpg(self.job.process.pid, signal.SIGINT)
+        self.interrupted = self.job.wait(60)
+        self.job.gone()
+        self.left, self.first = self.job.alive(), stamps(points)
+        self.job = Job(last, self.folder, self.environment)
+        self.finished = self.job.wait(1500)
+        self.every = stamps(points)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: "every_figure" in getattr(item, "fixturenames", ()))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def figures_beside(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, cache: Path
+) -> Iterator[tuple[EveryFigure, threading.Thread]]:
+    """Begins with the first test, if any test looks at figures."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    variables = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "BIGBATCH_CACHE": str(cache)}
+    figures = EveryFigure(tmp_path_factory.mktemp("figures"), variables)
+    thread = threading.Thread(target=figures.make, daemon=True)
+    asked = any("every_figure" in getattr(item, "fixturenames", ()) for item in request.session.items)
+    if asked:
+        thread.start()
+    yield figures, thread
+    if asked:
+        figures.job.kill()
+
+
+@pytest.fixture(scope="session")
+def every_figure(figures_beside: tuple[EveryFigure, threading.Thread]) -> EveryFigure:
+    figures, thread = figures_beside
+    thread.join()
+    assert figures.finished is not None, f"figures could not be made: {figures.interrupted}"
+    return figures
 
 
 def launcher(name: str, ranks: int) -> list[str]:

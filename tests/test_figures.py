@@ -2,18 +2,13 @@
 
 import json
 import math
-import os
-import signal
-import sys
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Job, Outcome
+from conftest import EveryFigure, stamps
 from conftest import Run as Command
 from matplotlib.image import imread
 
@@ -393,53 +388,11 @@ def test_an_unknown_figure_is_answered_with_the_known_ones(run: Command):
     assert "did you mean 'critical-batch'" in outcome.err
 
 
-@dataclass(frozen=True)
-class Made:
-    """What came of making every figure in its smallest form, interrupted once and then to the end."""
-
-    folder: Path
-    words: tuple[object, ...]
-    interrupted: Outcome
-    first: dict[str, int]
-    unfinished: bool
-    finished: Outcome
-    every: dict[str, int]
-
-
-def stamps(points: Path) -> dict[str, int]:
-    """When each run was finished."""
-    return {name: (points / name / "summary.json").stat().st_mtime_ns for name in made(points)}
-
-
-@pytest.fixture(scope="session")
-def every_figure(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Made:
-    folder = tmp_path_factory.mktemp("figures")
-    points = folder / "points"
-    words = ("bigbatch-exp", "figure", "all", "--quick", "--out", folder, "--runs", points)
-    first = begin(words, folder, cache)
-    until = time.monotonic() + 60
-    while not made(points) and time.monotonic() < until:
-        time.sleep(0.1)
-    os.killpg(first.process.pid, signal.SIGINT)
-    interrupted = first.wait(30)
-    assert first.gone()
-    there = stamps(points)
-    unfinished = not (folder / "accumulation-quick" / "summary.json").exists()
-    finished = begin(words, folder, cache).wait(850)
-    return Made(folder, words, interrupted, there, unfinished, finished, stamps(points))
-
-
-def begin(words: tuple[object, ...], folder: Path, cache: Path) -> Job:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    variables = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "BIGBATCH_CACHE": str(cache)}
-    return Job([str(word) for word in words], folder, variables)
-
-
 @pytest.mark.timeout(1000)
-def test_an_interrupted_figure_leaves_no_process_and_goes_on_with_what_is_missing(every_figure: Made):
+def test_an_interrupted_figure_leaves_no_process_and_goes_on_with_what_is_missing(every_figure: EveryFigure):
     assert every_figure.interrupted.status == 130, every_figure.interrupted.err
+    assert every_figure.left == {}
     assert every_figure.first
-    assert every_figure.unfinished
     assert every_figure.finished.status == 0, every_figure.finished.err
     assert every_figure.every.items() > every_figure.first.items(), "what was there is not made again"
     printed = " ".join(every_figure.finished.out.split())
@@ -448,7 +401,7 @@ def test_an_interrupted_figure_leaves_no_process_and_goes_on_with_what_is_missin
 
 
 @pytest.mark.timeout(1000)
-def test_figures_are_drawn_again_without_training(run: Command, every_figure: Made):
+def test_figures_are_drawn_again_without_training(run: Command, every_figure: EveryFigure):
     program, command, _, *options = every_figure.words
     names = ["critical-batch", "learning-rate"]
     outcome = run(program, command, *names, *options, "--json", deadline=100)
@@ -459,7 +412,7 @@ def test_figures_are_drawn_again_without_training(run: Command, every_figure: Ma
 
 @pytest.mark.timeout(1000)
 @pytest.mark.parametrize("name", CLAIMS.names())
-def test_a_figure_has_its_files_and_finite_numbers(name: str, every_figure: Made):
+def test_a_figure_has_its_files_and_finite_numbers(name: str, every_figure: EveryFigure):
     own = every_figure.folder / f"{name}-quick"
     summary = json.loads((own / "summary.json").read_text())
     assert summary["verdict"] in {verdict.value for verdict in Verdict}
@@ -480,7 +433,7 @@ def test_a_figure_has_its_files_and_finite_numbers(name: str, every_figure: Made
 
 
 @pytest.mark.timeout(1000)
-def test_the_critical_batch_that_was_measured_is_planned_with(run: Command, every_figure: Made, tmp_path: Path):
+def test_the_critical_batch_that_was_measured_is_planned_with(run: Command, every_figure: EveryFigure, tmp_path: Path):
     words = ("--gpu", "core", "--workers", "2..4", "--micro-batch", "1,2", "--accumulate", "1", "--strategies", "ring")
     fit = every_figure.folder / "critical-batch-quick"
     outcome = run("bigbatch-exp", "plan", "--fit", fit, *words, "--out", tmp_path / "plan")
