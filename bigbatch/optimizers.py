@@ -128,7 +128,9 @@ def scaled(make: OptimizerFactory, rule: ScalingRule, batch: int, base: int) -> 
     return _changed(make, lambda optimizer: rule(optimizer, batch, base))
 
 
-def scheduled(make: OptimizerFactory, schedule: Schedule, steps: int, warm_up: int) -> OptimizerFactory:
+def scheduled(
+    make: OptimizerFactory, schedule: Schedule, steps: int, warm_up: int, start: float = 0.0
+) -> OptimizerFactory:
     """The same optimisers, whose rate follows a schedule.
 
     Before a step the rate of every group is multiplied, and afterwards it is what it was, so that it goes together with
@@ -140,6 +142,8 @@ def scheduled(make: OptimizerFactory, schedule: Schedule, steps: int, warm_up: i
         schedule: see `bigbatch.rates`.
         steps: how many there will be.
         warm_up: of them.
+        start: the share s of the peak rate from which the warm-up rises; in it the schedule's factor f becomes
+            s + (1 - s)f, so that a rise by equal parts remains one and ends where it did.
 
     Raises:
         ConfigurationError: the warm-up is longer than all; marked `everywhere`, for every rank finds the same.
@@ -159,7 +163,10 @@ def scheduled(make: OptimizerFactory, schedule: Schedule, steps: int, warm_up: i
             groups = optimizer.param_groups
             peaks[:] = [group["lr"] for group in groups]
             updates = groups[0].get("updates", 0) + 1
-            factor = schedule(min(updates, steps), steps, warm_up)
+            step = min(updates, steps)
+            factor = schedule(step, steps, warm_up)
+            if step <= warm_up:
+                factor = start + (1 - start) * factor
             for group in groups:
                 group["updates"] = updates
                 group["lr"] *= factor

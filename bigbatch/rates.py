@@ -4,8 +4,9 @@ A schedule is a function of (step, steps, warm_up): the number of an optimiser's
 over how many of them the rate rises. It returns by what to multiply the peak rate.
 
 Every schedule here rises by equal parts, t/w at step t of a warm-up of w, and is 1 at step w, its peak; without a
-warm-up the peak is step 1. Those that fall reach 0 one step after the last: no step is wasted, and the last
-counts least.
+warm-up the peak is step 1. Where the linear scaling rule has raised the peak, the warm-up rises by equal parts from the
+rate before that instead of from 0; see `warm_up_start`. Those that fall reach 0 one step after the last: no step is
+wasted, and the last counts least.
 """
 
 import math
@@ -93,6 +94,22 @@ def linear_scaling(optimizer: Optimizer, batch: int, base: int) -> None:
     """
     for group in optimizer.param_groups:
         group["lr"] *= batch / base
+
+
+def warm_up_start(rule: ScalingRule, batch: int, base: int) -> float:
+    """The share of the peak rate from which a warm-up rises: the base rate's, 1/k, with the linear rule and k > 1.
+
+    Every other rule's warm-up rises from 0, and so does that to a peak which is not above the base rate.
+
+    Args:
+        rule: by which the peak was scaled.
+        batch: examples behind a step.
+        base: examples for which the base rate is meant.
+
+    Source: Goyal et al., "Accurate, large minibatch SGD: training ImageNet in 1 hour" (2017), section 2.2, gradual
+    warm-up.
+    """
+    return base / batch if rule is linear_scaling and batch > base else 0.0
 
 
 def sqrt_scaling(optimizer: Optimizer, batch: int, base: int) -> None:

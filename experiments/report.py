@@ -194,6 +194,8 @@ def _raced(arms: Sequence[dict[str, Any]], target: float) -> str:
     for arm in arms:
         if arm["updates_to_target"] is None:
             clauses.append(f"{arm['name']} did not within {arm['updates']:,} updates")
+        elif arm["updates_to_target"] == 0:
+            clauses.append(f"{arm['name']} had before its first update")
         else:
             clauses.append(
                 f"{arm['name']} did after {arm['updates_to_target']:,.0f} updates of {arm['global_batch']} examples, "

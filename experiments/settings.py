@@ -16,7 +16,7 @@ from bigbatch.comm.parameters import OptimizerFactory
 from bigbatch.comm.strategy import Strategy
 from bigbatch.noise import measurable
 from bigbatch.optimizers import clipped, optimizer_named, scaled, scheduled
-from bigbatch.rates import SCALING_RULES, SCHEDULES, ScalingRule, Schedule
+from bigbatch.rates import SCALING_RULES, SCHEDULES, ScalingRule, Schedule, warm_up_start
 from bigbatch.tasks import TASKS
 
 UNSCALED = "none"
@@ -141,7 +141,8 @@ class Settings:
         if (self.schedule, self.warmup) != ("constant", 0):
             schedule: Schedule = SCHEDULES.load(self.schedule)
             steps_per_update = strategy.steps_per_update(plan.workers)
-            make = scheduled(make, schedule, updates * steps_per_update, self.warmup * steps_per_update)
+            start = warm_up_start(SCALING_RULES.load(self.scaling), *self._batches(plan, strategy))
+            make = scheduled(make, schedule, updates * steps_per_update, self.warmup * steps_per_update, start)
         return make if self.clip is None else clipped(make, self.clip)
 
     def _scaled(self, plan: BatchPlan, strategy: type[Strategy]) -> OptimizerFactory:
@@ -150,8 +151,12 @@ class Settings:
         rule: ScalingRule = SCALING_RULES.load(self.scaling)
         if self.scaling == UNSCALED:
             return make
+        return scaled(make, rule, *self._batches(plan, strategy))
+
+    def _batches(self, plan: BatchPlan, strategy: type[Strategy]) -> tuple[int, int]:
+        """Examples behind one step, and those for which the rate is meant."""
         behind_a_step = plan.global_batch // plan.workers * strategy.gradients_per_step(plan.workers)
-        return scaled(make, rule, behind_a_step, self.base_batch or DEFAULT_BATCH)
+        return behind_a_step, self.base_batch or DEFAULT_BATCH
 
     def examples(self, example_tokens: int) -> int:
         """How many examples, of that many tokens each, an arm sees."""

@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from conftest import SMALL
 from programs.bodies import UPDATES, new_model, plain_loop, strategy_named, train
 from torch import nn
 
+from bigbatch.batches import BatchPlan
 from bigbatch.comm.errors import BigBatchError, ConfigurationError
 from bigbatch.comm.parameters import FlatParameters, WholeFactory
 from bigbatch.comm.server.consistency import Asynchronous
@@ -20,10 +22,10 @@ from bigbatch.comm.server.shard import Shard
 from bigbatch.comm.server.staleness import Scaled, StaleGradients
 from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.comm.transports.cluster import Cluster
-from bigbatch.experiments.cli import cli, run_quietly
+from bigbatch.experiments.cli import cli, parsed, run_quietly, settings_of
 from bigbatch.layerwise import LAMB, LARS
 from bigbatch.optimizers import clipped, optimizer_named, scaled, scheduled
-from bigbatch.rates import SCALING_RULES, SCHEDULES, cosine, linear_scaling, sqrt_scaling
+from bigbatch.rates import SCALING_RULES, SCHEDULES, cosine, linear_scaling, sqrt_scaling, warm_up_start
 
 SHAPES = ((3, 5), (7,), (2, 3, 4), (1, 1), (4, 2), (3,), (17, 31))
 STEPS = 6
@@ -349,6 +351,54 @@ def test_a_server_goes_on_at_the_step_of_the_schedule_where_it_was():
         other.read(worker)
     push(other, 0, 1.0)
     assert other.values.tolist() == [1 - 0.5 * (1 / 2 + 1 / 4)] * 3
+
+
+def rates_in(make, steps):
+    """The rate of every step, as gradients of ones move a weight by it."""
+    parameter = nn.Parameter(torch.zeros(1).double())
+    parameter.grad = torch.ones(1).double()
+    optimizer, places = make([("a", parameter)]), [0.0]
+    for _ in range(steps):
+        optimizer.step()
+        places.append(-parameter.item())
+    return [after - before for before, after in pairwise(places)]
+
+
+def descent(named):
+    return torch.optim.SGD(named, lr=1.0)
+
+
+def test_a_warm_up_rises_from_its_start_and_nothing_else_changes():
+    """From a quarter by quarters of the rest, then down a cosine: 3/4, 1/2, 1/4 of the peak, as from 0."""
+    rates = rates_in(scheduled(descent, cosine, 9, 4, start=0.25), 9)
+    assert rates[:4] == pytest.approx([7 / 16, 10 / 16, 13 / 16, 1], rel=1e-12)
+    assert rates[5:8] == pytest.approx([3 / 4, 1 / 2, 1 / 4], rel=1e-12)
+    assert rates[4:] == pytest.approx(rates_in(scheduled(descent, cosine, 9, 4), 9)[4:], rel=1e-12)
+    assert rates_in(scheduled(descent, cosine, 5, 0, start=0.25), 1) == [1], "without a warm-up nothing rises"
+
+
+def test_the_linear_rule_warms_up_from_the_base_rate():
+    """Of 0.1 for 16 examples: 64 get 0.4, in three steps by 0.1 each; fewer than 16, or another rule, rise from 0."""
+
+    def rising(rule, batch):
+        make = scaled(lambda named: torch.optim.SGD(named, lr=0.1), rule, batch, 16)
+        return rates_in(scheduled(make, SCHEDULES.load("constant"), 5, 3, warm_up_start(rule, batch, 16)), 5)
+
+    assert rising(linear_scaling, 64) == pytest.approx([0.2, 0.3, 0.4, 0.4, 0.4], rel=1e-12)
+    assert rising(linear_scaling, 8) == pytest.approx([0.05 / 3, 0.1 / 3, 0.05, 0.05, 0.05], rel=1e-12)
+    assert rising(sqrt_scaling, 64) == pytest.approx([0.2 / 3, 0.4 / 3, 0.2, 0.2, 0.2], rel=1e-12)
+
+
+@pytest.mark.parametrize(("scaling", "start"), [("linear", 0.005), ("sqrt", 0.0), ("none", 0.0)])
+def test_an_experiments_warm_up_starts_as_its_rule_has_it(scaling, start):
+    """A rate of 0.005 for 16 examples; every one of 32 steps of warm-up is as much more than the one before."""
+    words = ["--scaling", scaling, *(["--base-batch", "16"] if scaling != "none" else [])]
+    options = parsed(["ring", "--optimizer", "torch.optim:SGD", "--learning-rate", "0.005", "--warmup", "32", *words])
+    make = settings_of(options).optimizer_for(BatchPlan(8, 2, workers=4), 40, STRATEGIES.load("ring"))
+    rates = rates_in(make, 33)
+    peak = 0.005 * {"linear": 4, "sqrt": 2, "none": 1}[scaling]
+    expected = [start + (peak - start) * min(step, 32) / 32 for step in range(1, 34)]
+    assert rates == pytest.approx(expected, rel=1e-9)
 
 
 def test_steps_beyond_the_last_are_made_at_its_rate():

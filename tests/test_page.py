@@ -164,6 +164,31 @@ def test_many_lines_have_a_legend_and_looks_of_their_own(runs):
     assert not [child for child in figure.axes[0].get_children() if isinstance(child, Annotation)]
 
 
+def losing(folder: str, updates: int, training: float | None, first: float | None = None) -> Run:
+    """A run with a training loss that is always that, or no number, and a validation loss before the first update."""
+    metrics = [{"kind": "validation", "arm": "a", "update": 0, "tokens": 0, "seconds": 0.0, "loss": first}]
+    for number in range(1, updates + 1):
+        x = {"number": number, "total_tokens": 8 * number, "total_seconds": 0.5 * number}
+        metrics.append({"kind": "update", "arm": "a", "loss": training, **x})
+        metrics.append({**metrics[0], "update": number, "tokens": 8 * number, "seconds": 0.5 * number, "loss": None})
+    return Run(Path(folder), {"strategy": folder, "arms": [{"name": "a"}]}, metrics)
+
+
+@pytest.mark.parametrize("first", [None, 3.0])
+@pytest.mark.parametrize(
+    ("training", "scale"), [((None, None, None), "linear"), ((2.0, None, None), "linear"), ((2.0, 1.0, None), "log")]
+)
+def test_losses_that_are_no_numbers_are_drawn_without_a_warning(training, scale, first):
+    """Short and long lines, of which one is a number before the first update at most."""
+    lengths = (3, 90, 40)
+    runs = [losing(f"run {n}", n, loss, first) for n, loss in zip(lengths, training, strict=True)]
+    figure = overlaid(runs)
+    figure.savefig(BytesIO(), format="png")
+    assert [axis.get_xscale() for axis in figure.axes] == [scale] * 3
+    labels = [child for child in figure.axes[0].get_children() if isinstance(child, Annotation)]
+    assert len(labels) == (3 if first is not None and scale == "linear" else 0)
+
+
 def test_a_measured_noise_scale_has_a_panel(runs):
     one, other = runs_in(runs)
     metrics = [

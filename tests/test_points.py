@@ -53,6 +53,20 @@ def test_an_arm_ends_with_its_target(run: Run, tmp_path: Path):
         assert measured[-2]["seconds"] <= arm["seconds_to_target"] <= measured[-1]["seconds"]
 
 
+def test_a_target_that_was_reached_before_the_start_is_told(run: Run, tmp_path: Path):
+    folder = tmp_path / "run"
+    words = [*SMALL, "--arms", "large,small", "--target", 100, "--out", folder]
+    outcome = run("bigbatch-exp", "ring", "--simulate", 2, *words)
+    assert outcome.status == 0, outcome.err
+    for arm in json.loads((folder / "summary.json").read_text())["arms"]:
+        assert [arm[f"{what}_to_target"] for what in ("updates", "tokens", "seconds")] == [0, 0, 0]
+        assert arm["updates"] == 1
+    rows = {line[:27].strip(): line[27:].split() for line in outcome.out.splitlines() if "until the target" in line}
+    assert list(rows.values()) == [["0", "0"], ["0", "0"], ["0.0", "0.0"]]
+    said = "nats per token? large had before its first update; small had before its first update."
+    assert said in " ".join(outcome.out.split())
+
+
 def test_a_target_that_is_not_reached_is_told(run: Run, tmp_path: Path):
     folder = tmp_path / "run"
     outcome = run("bigbatch-exp", "ring", "-n", 1, *SMALL, "--arms", "large", "--target", 0.1, "--out", folder)

@@ -149,7 +149,8 @@ def _losses(axis: Axes, curves: Sequence[Curve], by: str) -> list[End]:
         ends += [End(curve.label, curve.colour, *found[-1])] if found else []
     axis.set_ylabel("loss (nats per token)")
     _scale(axis, curves, by)
-    return ends
+    # A line that is a number at 0 alone ends nowhere on a logarithmic axis, and no label can lead there.
+    return [end for end in ends if end.x > 0 or axis.get_xscale() != "log"]
 
 
 def _numbers(x: Sequence[float], y: Sequence[float | None]) -> list[tuple[float, float]]:
@@ -177,8 +178,12 @@ def _noise_scales(axis: Axes, curves: Sequence[Curve], by: str) -> list[End]:
 
 
 def _scale(axis: Axes, curves: Sequence[Curve], by: str) -> None:
-    """Name the axis of x; logarithmic where lines differ so much in length that short ones could not be seen."""
-    ends = [max(x) for x, _ in (curve.points("update", by) for curve in curves) if x and max(x) > 0]
+    """Name the axis of x; logarithmic where lines differ so much in length that short ones could not be seen.
+
+    A line without a number cannot be seen at all.
+    """
+    lines = [curve.points("update", by) for curve in curves]
+    ends = [max(x) for x, y in lines if x and max(x) > 0 and any(loss is not None for loss in y)]
     label = AXES[by][2]
     if by == "seconds":
         simulated = [bool(curve.run.summary.get("simulated")) for curve in curves]
