@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from bigbatch.comm.buffers import Buffer, phantom
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.simulation.phantom import phantom
-from bigbatch.comm.transport import Buffer
 
 OptimizerFactory = Callable[[list[tuple[str, nn.Parameter]]], Optimizer]
 """Makes an optimiser for named parameters. Whoever owns the update, a worker or a server, calls it."""

@@ -1,6 +1,6 @@
 """`python -m bigbatch.experiments`: the same as `bigbatch-exp`, for launchers that start modules."""
 
-from bigbatch.experiments.cli import main
+from bigbatch.experiments.commands.main import main
 
 if __name__ == "__main__":
     main()

@@ -10,7 +10,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 from bigbatch.comm.registry import Registry
-from bigbatch.comm.schedule import Schedule
+from bigbatch.comm.schedules.schedule import Schedule
 
 ALGORITHMS = Registry(
     "algorithm",

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from bigbatch.comm.schedule import IntArray, Round, moved
+from bigbatch.comm.schedules.schedule import IntArray, Round, moved
 
 
 def chain(size: int, segments: int = 1) -> Iterator[Round]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from bigbatch.comm.schedule import Round, joined, moved
+from bigbatch.comm.schedules.schedule import Round, joined, moved
 
 
 def double_tree(size: int, segments: int = 1) -> Iterator[Round]:

@@ -7,7 +7,7 @@ import numpy as np
 from bigbatch.comm.collectives.ring import ring
 from bigbatch.comm.collectives.tree import tree
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.schedule import IntArray, Round, joined, spanned
+from bigbatch.comm.schedules.schedule import IntArray, Round, joined, spanned
 
 
 def hierarchical(size: int, nodes: Sequence[Sequence[int]] = ()) -> Iterator[Round]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from bigbatch.comm.schedule import Round, moved
+from bigbatch.comm.schedules.schedule import Round, moved
 
 
 def naive(size: int) -> Iterator[Round]:

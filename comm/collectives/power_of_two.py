@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from bigbatch.comm.schedule import IntArray, Round, spanned
+from bigbatch.comm.schedules.schedule import IntArray, Round, spanned
 
 
 def folded(size: int, exchange: Callable[[IntArray], Iterator[Round]], chunks: int) -> Iterator[Round]:

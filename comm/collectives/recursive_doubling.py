@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from bigbatch.comm.collectives.power_of_two import folded
-from bigbatch.comm.schedule import IntArray, Round, moved
+from bigbatch.comm.schedules.schedule import IntArray, Round, moved
 
 
 def recursive_doubling(size: int) -> Iterator[Round]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from bigbatch.comm.collectives.broadcast import broadcast
-from bigbatch.comm.schedule import Round, moved
+from bigbatch.comm.schedules.schedule import Round, moved
 
 
 def tree(size: int) -> Iterator[Round]:

@@ -5,8 +5,8 @@ from typing import Self
 
 import numpy as np
 
+from bigbatch.comm.buffers import Buffer
 from bigbatch.comm.server.shard import Shard, Update
-from bigbatch.comm.transport import Buffer
 
 
 @dataclass(frozen=True)

@@ -11,19 +11,16 @@ Rabenseifner and Gropp, "Optimization of collective communication operations in 
 """
 
 import math
-import tomllib
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.schedule import IntArray
+from bigbatch.comm.schedules.schedule import IntArray
 
 FloatArray = NDArray[np.float64]
 
@@ -270,77 +267,6 @@ class Ports:
             np.where(inside, network.inside.latency(nbytes), latency),
             np.where(inside, network.inside.occupancy(nbytes), occupancy),
         )
-
-
-def read_network(path: Path) -> Network:
-    """A network from a TOML file.
-
-    The keys are `alpha` (seconds), `bandwidth` (bytes a second) and, if wanted, `gamma` (seconds a byte), the other
-    attributes of `Network`, `[inside]` with an `alpha` and a `bandwidth`, and a `[[larger]]` for every size from which
-    on messages cost something else, with `bytes`, `alpha` and `bandwidth`; `[[inside.larger]]` likewise.
-
-    Raises:
-        ConfigurationError: it cannot be read, or says what no network can have; names the key.
-    """
-    try:
-        entries = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigurationError(f"The network {path} cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"The network {path} is not TOML: {error}.") from error
-    try:
-        return network_from(entries, path.stem)
-    except ConfigurationError as error:
-        raise ConfigurationError(f"The network {path}: {error}") from error
-
-
-def network_from(entries: Mapping[str, Any], name: str) -> Network:
-    """A network from what a TOML file says; see `read_network`."""
-    own = {field.name for field in fields(Network)} - {"wires", "inside"}
-    _known(entries, {"alpha", "bandwidth", "larger", "inside", *own})
-    settings = {key: entries[key] for key in own if key in entries}
-    inside = entries.get("inside")
-    if inside is not None:
-        if not isinstance(inside, Mapping):
-            raise ConfigurationError("inside must be a table, with alpha and bandwidth.")
-        _known(inside, {"alpha", "bandwidth", "larger"})
-        settings["inside"] = _wire(inside)
-    return Network(**{"name": name, "wires": _wire(entries), **settings})
-
-
-def as_entries(network: Network) -> dict[str, Any]:
-    """What a TOML file would say; `network_from` makes the same network of it."""
-
-    def of(wires: Wire) -> dict[str, Any]:
-        first, *others = ({"alpha": p.alpha, "bandwidth": p.bandwidth, "bytes": p.least} for p in wires.pieces)
-        del first["bytes"]
-        return {**first, **({"larger": others} if others else {})}
-
-    entries = {field.name: getattr(network, field.name) for field in fields(network)}
-    wires, inside = entries.pop("wires"), entries.pop("inside")
-    return {**entries, **of(wires), **({"inside": of(inside)} if inside is not None else {})}
-
-
-def _wire(entries: Mapping[str, Any]) -> Wire:
-    larger = entries.get("larger", [])
-    if not isinstance(larger, Sequence) or not all(isinstance(entry, Mapping) for entry in larger):
-        raise ConfigurationError("larger must be tables, [[larger]], with bytes, alpha and bandwidth.")
-    for entry in larger:
-        _known(entry, {"bytes", "alpha", "bandwidth"})
-    first = {"bytes": 0, **{key: entries[key] for key in ("alpha", "bandwidth") if key in entries}}
-    pieces = []
-    for entry in (first, *larger):
-        for key in ("bytes", "alpha", "bandwidth"):
-            if key not in entry:
-                raise ConfigurationError(f"{key} is missing.")
-        pieces.append(Piece(entry["bytes"], entry["alpha"], entry["bandwidth"]))
-    return Wire(*pieces)
-
-
-def _known(entries: Mapping[str, Any], known: set[str]) -> None:
-    for key in entries:
-        if key not in known:
-            raise ConfigurationError(f"unknown key {key!r}. Known: {', '.join(sorted(known))}.")
 
 
 def _check(

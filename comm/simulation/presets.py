@@ -14,7 +14,8 @@ from types import MappingProxyType
 from bigbatch.comm.cache import cache_folder
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.registry import unknown_name
-from bigbatch.comm.simulation.network import FREE, Network, read_network, wire
+from bigbatch.comm.simulation.network import FREE, Network, wire
+from bigbatch.comm.simulation.network_file import read_network
 
 THIS_MACHINE = "this-machine"
 """The network whose numbers were measured here."""

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.schedule import (
+from bigbatch.comm.schedules.schedule import (
     BoolArray,
     IntArray,
     Round,

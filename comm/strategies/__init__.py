@@ -22,7 +22,7 @@ class Strategies(Registry):
             ConfigurationError: there is none, or what is there is neither a strategy nor an algorithm.
         """
         from bigbatch.comm.strategies.all_reduce import all_reduce_by
-        from bigbatch.comm.strategy import Strategy
+        from bigbatch.comm.strategies.strategy import Strategy
 
         head, _, words = name.partition(":")
         if words and head in self.names():
@@ -33,8 +33,8 @@ class Strategies(Registry):
             return found
         if isclass(found) or not callable(found):
             raise ConfigurationError(
-                f"{name!r} is neither a strategy (a class derived from bigbatch.comm.strategy.Strategy) nor an "
-                "algorithm (a function of the number of ranks that yields rounds)."
+                f"{name!r} is neither a strategy (a class derived from bigbatch.comm.strategies.strategy.Strategy) nor "
+                "an algorithm (a function of the number of ranks that yields rounds)."
             )
         return all_reduce_by(found)
 

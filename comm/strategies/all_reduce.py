@@ -9,19 +9,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bigbatch.comm.collective import Collective, MPIAllReduce, Reduction, Scheduled, TorchAllReduce, covered
 from bigbatch.comm.collectives import bind
 from bigbatch.comm.collectives.hierarchical import hierarchical
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.launch import Launch
 from bigbatch.comm.parameters import Bucket, FlatParameters, OptimizerFactory, square, total
-from bigbatch.comm.prove import prove
-from bigbatch.comm.shared_memory import SharedMemory
-from bigbatch.comm.strategy import Squares, StepReport, Strategy
-from bigbatch.comm.trace import COMPUTE
-from bigbatch.comm.transport import Transport
+from bigbatch.comm.reducers.collective import Collective, Reduction, Scheduled, covered
+from bigbatch.comm.reducers.library import MPIAllReduce, TorchAllReduce
+from bigbatch.comm.reducers.shared_memory import SharedMemory
+from bigbatch.comm.schedules.prove import prove
+from bigbatch.comm.strategies.strategy import Squares, StepReport, Strategy
+from bigbatch.comm.transports.launch import Launch
 from bigbatch.comm.transports.mpi import MPITransport
 from bigbatch.comm.transports.torch_distributed import TorchTransport
+from bigbatch.comm.wires.recording import COMPUTE
+from bigbatch.comm.wires.transport import Transport
 
 
 class AllReduce(Strategy):

@@ -5,13 +5,13 @@ import sys
 import torch
 from torch import Tensor
 
-from bigbatch.comm.collective import Collective
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.parameters import FlatParameters, OptimizerFactory
+from bigbatch.comm.reducers.collective import Collective
+from bigbatch.comm.reducers.tuning import Tuning, load_tuning, tune
 from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.comm.strategies.all_reduce import AllReduce
-from bigbatch.comm.transport import Transport
-from bigbatch.comm.tuning import Tuning, load_tuning, tune
+from bigbatch.comm.wires.transport import Transport
 
 
 def candidates(transport: Transport) -> dict[str, Collective]:

@@ -8,14 +8,15 @@ import numpy as np
 
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.parameters import Bucket, FlatParameters, OnHost, OptimizerFactory, all_finite, refuse_parts
-from bigbatch.comm.schedule import chunk_bounds
+from bigbatch.comm.schedules.schedule import chunk_bounds
 from bigbatch.comm.server.consistency import CONSISTENCIES, Consistency
 from bigbatch.comm.server.report import Report, Waiting
 from bigbatch.comm.server.shard import Shard
 from bigbatch.comm.server.staleness import STALE, StaleGradients
-from bigbatch.comm.strategy import Option, StepReport, Strategy
-from bigbatch.comm.trace import REDUCE
-from bigbatch.comm.transport import ANY, Request, Transport
+from bigbatch.comm.strategies.strategy import Option, StepReport, Strategy
+from bigbatch.comm.wires.recording import REDUCE
+from bigbatch.comm.wires.request import ANY, Request
+from bigbatch.comm.wires.transport import Transport
 
 Result = TypeVar("Result")
 

@@ -8,9 +8,11 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from bigbatch.comm.buffers import Buffer
 from bigbatch.comm.errors import CommunicationError, DeadlineError, MismatchError
-from bigbatch.comm.transport import Buffer, Request, Transport, Windows
 from bigbatch.comm.transports.waits import OnThreads, wait_until
+from bigbatch.comm.wires.request import Request, Windows
+from bigbatch.comm.wires.transport import Transport
 
 
 class OwnWindow(Windows):

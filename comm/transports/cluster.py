@@ -23,12 +23,13 @@ import numpy as np
 from greenlet import GreenletExit, getcurrent, greenlet
 from numpy.typing import NDArray
 
+from bigbatch.comm.buffers import Buffer, Phantom
 from bigbatch.comm.errors import CommunicationError, ConfigurationError, DeadlineError, DeadlockError
-from bigbatch.comm.line import Line, on_line
 from bigbatch.comm.simulation.network import FREE, Network, Route
-from bigbatch.comm.simulation.phantom import Phantom
-from bigbatch.comm.trace import COMPUTE
-from bigbatch.comm.transport import ANY, DEFAULT_DEADLINE, Buffer, Group, Request, Transport, Windows, consecutive_nodes
+from bigbatch.comm.wires.queue import Line, on_line
+from bigbatch.comm.wires.recording import COMPUTE
+from bigbatch.comm.wires.request import ANY, Request, Windows
+from bigbatch.comm.wires.transport import DEFAULT_DEADLINE, Group, Transport, consecutive_nodes
 
 Result = TypeVar("Result")
 

@@ -12,9 +12,11 @@ import torch
 import torch.distributed as dist
 from torch.distributed import HashStore, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # torch's stubs hide them
 
+from bigbatch.comm.buffers import Buffer
 from bigbatch.comm.errors import CommunicationError, DeadlineError
-from bigbatch.comm.transport import ANY, DEFAULT_DEADLINE, Buffer, Request, Transport
 from bigbatch.comm.transports.mpi import MPITransport
+from bigbatch.comm.wires.request import ANY, Request
+from bigbatch.comm.wires.transport import DEFAULT_DEADLINE, Transport
 
 EVERY = -2
 """The peer of a collective: all the others."""

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.experiments.claim import Claim, Column, Finding, Minutes, Verdict
-from bigbatch.experiments.experiment import task_named
 from bigbatch.experiments.figures.style import BLUE, GREY, VERMILION, panels
-from bigbatch.experiments.laboratory import Point
-from bigbatch.experiments.run import Run
-from bigbatch.experiments.sweep import only_arm
-from bigbatch.model import Transformer, TransformerShape
-from bigbatch.tasks import Documents, Task, TokenBatch
+from bigbatch.experiments.laboratory.claim import Claim, Column, Finding, Minutes, Verdict
+from bigbatch.experiments.laboratory.point import Point
+from bigbatch.experiments.laboratory.sweep import only_arm
+from bigbatch.experiments.runs.run import Run
+from bigbatch.experiments.training.experiment import task_named
+from bigbatch.models.decoder import Transformer, TransformerShape
+from bigbatch.tasks.documents import Documents
+from bigbatch.tasks.task import Task, TokenBatch
 
 SAME_GRADIENT = 1e-12
 """How far two gradients in float64 may be apart, relatively, to be the same but for rounding."""

@@ -9,10 +9,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
-from bigbatch.experiments.claim import Claim, Column, Finding, Minutes, Verdict
 from bigbatch.experiments.figures.style import BLUE, GREY, ORANGE, VERMILION, panels
-from bigbatch.experiments.sweep import CONTEXT, Tuned, only_arm, to_a_loss
-from bigbatch.experiments.tradeoff import Fit, Tradeoff, fit
+from bigbatch.experiments.laboratory.claim import Claim, Column, Finding, Minutes, Verdict
+from bigbatch.experiments.laboratory.sweep import CONTEXT, Tuned, only_arm, to_a_loss
+from bigbatch.experiments.planning.tradeoff import Fit, Tradeoff, fit
 
 CLOSE = 0.25
 """How far the mean of a batch size may lie from the curve, relatively, for the curve to describe it."""

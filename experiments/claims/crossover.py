@@ -13,13 +13,13 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullForma
 from bigbatch.comm.simulation.computing import Stragglers, expected_synchronous
 from bigbatch.comm.simulation.network import Network, wire
 from bigbatch.comm.simulation.presets import network_named
-from bigbatch.experiments.claim import Claim, Column, Finding, Minutes, Verdict
 from bigbatch.experiments.figures.labels import End, label_ends
 from bigbatch.experiments.figures.simulation import draw_maps
 from bigbatch.experiments.figures.style import GREY, LINES, colour, panels
-from bigbatch.experiments.simulate import ELEMENT_BYTES, Workload, bare_row, crossover, simulate_row
-from bigbatch.experiments.simulated import computing_on
-from bigbatch.sizes import model_named
+from bigbatch.experiments.laboratory.claim import Claim, Column, Finding, Minutes, Verdict
+from bigbatch.experiments.planning.simulate import ELEMENT_BYTES, Workload, bare_row, crossover, simulate_row
+from bigbatch.experiments.training.simulated import computing_on
+from bigbatch.models.sizes import model_named
 
 NETWORK = "infiniband-hdr"
 """Its bandwidth is changed in the maps."""

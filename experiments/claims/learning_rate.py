@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import NullLocator
 
-from bigbatch.experiments.claim import Claim, Column, Finding, Minutes, Verdict
 from bigbatch.experiments.figures.style import BLUE, GREY, panels
-from bigbatch.experiments.sweep import CONTEXT, STEP, Sweep, Tuned, run_all, validation_loss
+from bigbatch.experiments.laboratory.claim import Claim, Column, Finding, Minutes, Verdict
+from bigbatch.experiments.laboratory.sweep import CONTEXT, STEP, Sweep, Tuned, run_all, validation_loss
 
 SMALL = 8
 """Examples: the rules are about batches well below the critical one.

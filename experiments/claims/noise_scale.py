@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
-from bigbatch.experiments.claim import Claim, Column, Finding, Minutes, Verdict
 from bigbatch.experiments.claims.critical_batch import ratio_of_means
 from bigbatch.experiments.figures.style import ORANGE, VERMILION, panels
-from bigbatch.experiments.run import Run, first_reaching
-from bigbatch.experiments.sweep import CONTEXT, Tuned, only_arm, to_a_loss
-from bigbatch.experiments.tradeoff import fit
+from bigbatch.experiments.laboratory.claim import Claim, Column, Finding, Minutes, Verdict
+from bigbatch.experiments.laboratory.sweep import CONTEXT, Tuned, only_arm, to_a_loss
+from bigbatch.experiments.planning.tradeoff import fit
+from bigbatch.experiments.runs.run import Run, first_reaching
 
 FEWEST_UPDATES = 100
 """Behind an estimate: twice as many as the average looks back over."""

@@ -14,13 +14,13 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from bigbatch.comm.simulation.computing import Stragglers
 from bigbatch.comm.simulation.network import Network
 from bigbatch.comm.simulation.presets import network_named
-from bigbatch.experiments.claim import Claim, Column, Finding, Minutes, Verdict
 from bigbatch.experiments.figures.labels import End, label_ends
 from bigbatch.experiments.figures.simulation import Lines, draw_by_workers, draw_throughput
 from bigbatch.experiments.figures.style import GREY, panels
-from bigbatch.experiments.simulate import ELEMENT_BYTES, Workload, simulate_row
-from bigbatch.experiments.simulated import computing_on
-from bigbatch.sizes import model_named
+from bigbatch.experiments.laboratory.claim import Claim, Column, Finding, Minutes, Verdict
+from bigbatch.experiments.planning.simulate import ELEMENT_BYTES, Workload, simulate_row
+from bigbatch.experiments.training.simulated import computing_on
+from bigbatch.models.sizes import model_named
 
 NETWORKS = ("ethernet-10g", "infiniband-hdr")
 """A slow one and a fast one."""

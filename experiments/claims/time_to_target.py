@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 
 from bigbatch.comm.simulation.presets import network_named
-from bigbatch.experiments.claim import Claim, Column, Finding, Minutes, Verdict
 from bigbatch.experiments.claims.critical_batch import fit_of
 from bigbatch.experiments.figures.front import draw_front
-from bigbatch.experiments.laboratory import Point
-from bigbatch.experiments.plan import Candidate, Cluster, candidates, duration, exact_front, ideal, recommended
-from bigbatch.experiments.run import Run
-from bigbatch.experiments.simulated import CORE, computing_on
-from bigbatch.experiments.sweep import LUCK, Sweep, Tuned, only_arm, to_a_loss
-from bigbatch.experiments.tradeoff import Tradeoff
-from bigbatch.sizes import own_size
+from bigbatch.experiments.laboratory.claim import Claim, Column, Finding, Minutes, Verdict
+from bigbatch.experiments.laboratory.point import Point
+from bigbatch.experiments.laboratory.sweep import LUCK, Sweep, Tuned, only_arm, to_a_loss
+from bigbatch.experiments.planning.plan import Candidate, Cluster, candidates, duration, exact_front, ideal, recommended
+from bigbatch.experiments.planning.tradeoff import Tradeoff
+from bigbatch.experiments.runs.run import Run
+from bigbatch.experiments.training.simulated import CORE, computing_on
+from bigbatch.models.sizes import own_size
 
 NETWORK = "ethernet-25g"
 

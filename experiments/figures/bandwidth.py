@@ -7,8 +7,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
-from bigbatch.experiments.bench import size_label
 from bigbatch.experiments.figures.style import GREY, LINES, colour, panels
+from bigbatch.experiments.measuring.bench import size_label
 
 MARKERS = "osD^vPX*<>"
 

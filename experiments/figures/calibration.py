@@ -9,11 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 
-from bigbatch.comm.simulation.network import network_from
-from bigbatch.experiments.bench import size_label
-from bigbatch.experiments.calibrate import WITHIN
+from bigbatch.comm.simulation.network_file import network_from
 from bigbatch.experiments.figures.bandwidth import MARKERS, seconds_label
 from bigbatch.experiments.figures.style import BLUE, GREEN, GREY, ORANGE, colour, panels
+from bigbatch.experiments.measuring.bench import size_label
+from bigbatch.experiments.measuring.calibrate import WITHIN
 
 MEASURED = (
     ("seconds", "both ways at once", BLUE, "o"),

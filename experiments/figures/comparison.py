@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, LogFormatter
 
 from bigbatch.experiments.figures.style import BLUE, GREY, LINES, ORANGE, Line, colour, panels
-from bigbatch.experiments.run import Run
+from bigbatch.experiments.runs.run import Run
 
 
 def draw_comparison(runs: Sequence[Run], path: Path) -> None:

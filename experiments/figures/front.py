@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 
 from bigbatch.comm.simulation.network import FloatArray
 from bigbatch.experiments.figures.style import GREY, colour, panels
-from bigbatch.experiments.plan import Candidate
+from bigbatch.experiments.planning.plan import Candidate
 
 MARKERS = "osD^vP"
 """A kind of point for each strategy, beside its colour."""

@@ -13,7 +13,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from bigbatch.experiments.figures.comparison import smoothed
 from bigbatch.experiments.figures.labels import LABEL_SIZE, End, label_ends
 from bigbatch.experiments.figures.style import CYCLE, GREY, LINES, Line, panels
-from bigbatch.experiments.run import Run, names_of
+from bigbatch.experiments.runs.run import Run, names_of
 
 AXES = {
     "tokens": ("total_tokens", "tokens", "tokens seen by all workers"),

@@ -14,9 +14,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.schedule import Round, transfers
+from bigbatch.comm.schedules.schedule import Round, transfers
+from bigbatch.experiments.figures.shown import Shown
 from bigbatch.experiments.figures.style import BLUE, VERMILION, panels
-from bigbatch.experiments.show import Shown
 
 SHADES = colormaps["cividis_r"]
 """From light, one contribution, to dark, all of them."""

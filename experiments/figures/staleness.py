@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from bigbatch.experiments.figures.style import BLUE, VERMILION, panels
-from bigbatch.experiments.report import counted
-from bigbatch.experiments.run import Run
+from bigbatch.experiments.runs.run import Run
+from bigbatch.experiments.runs.table import counted
 
 DROPPED = "dropped"
 

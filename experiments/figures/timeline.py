@@ -9,7 +9,9 @@ from matplotlib.collections import LineCollection
 from matplotlib.patches import Patch
 
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.trace import (
+from bigbatch.comm.tracing.gather import cut
+from bigbatch.comm.tracing.perfetto import title as title_of
+from bigbatch.comm.wires.recording import (
     ALL_REDUCE,
     ARM,
     COMPUTE,
@@ -21,9 +23,7 @@ from bigbatch.comm.trace import (
     WAIT,
     WORK,
     Span,
-    cut,
 )
-from bigbatch.comm.trace import title as title_of
 from bigbatch.experiments.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, panels
 
 LOOKS: dict[str, tuple[str, str, str]] = {

@@ -8,16 +8,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bigbatch.batches import BatchPlan, DataOrder
-from bigbatch.comm.collective import Collective
 from bigbatch.comm.errors import DeadlineError, MismatchError
 from bigbatch.comm.parameters import FlatParameters, OptimizerFactory
+from bigbatch.comm.reducers.collective import Collective
 from bigbatch.comm.strategies import STRATEGIES
-from bigbatch.comm.strategy import Strategy
-from bigbatch.comm.transport import ANY, Transport
-from bigbatch.model import PADDING, Transformer, TransformerShape, summed_cross_entropy
-from bigbatch.tasks import Task, TokenBatch
-from bigbatch.trainer import Trainer
+from bigbatch.comm.strategies.strategy import Strategy
+from bigbatch.comm.wires.request import ANY
+from bigbatch.comm.wires.transport import Transport
+from bigbatch.models.decoder import PADDING, Transformer, TransformerShape, summed_cross_entropy
+from bigbatch.tasks.task import Task, TokenBatch
+from bigbatch.training.batches import BatchPlan, DataOrder
+from bigbatch.training.trainer import Trainer
 
 VOCABULARY, CONTEXT, UPDATES = 11, 5, 20
 BATCH = 240  # what 1 to 5 workers with 1, 2 and 4 micro-batches can share

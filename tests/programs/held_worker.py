@@ -7,8 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-from bigbatch.comm.server.remote_shard import RemoteShard
-from bigbatch.experiments.cli import main
+from bigbatch.comm.server.network.remote_shard import RemoteShard
+from bigbatch.experiments.commands.main import main
 
 PHASE = sys.argv.pop(1)
 

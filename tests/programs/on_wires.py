@@ -5,8 +5,8 @@ import sys
 import torch
 from bodies import ask_what_runs_beside, name_who_is_missing, refuse_what_differs, strategy_named, train
 
-from bigbatch.comm.conformance import on_wires
-from bigbatch.comm.launch import detect
+from bigbatch.comm.measuring.conformance import on_wires
+from bigbatch.comm.transports.launch import detect
 
 body, names, *oracle = sys.argv[1:]
 torch.set_num_threads(1)

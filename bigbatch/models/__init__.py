@@ -1,0 +1,1 @@
+"""Models, and the sizes of models that were published."""

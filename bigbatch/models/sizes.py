@@ -1,0 +1,176 @@
+"""Sizes of models that were published: what their gradients weigh, and what a token costs.
+
+A simulation needs no weights, only how many there are, in which order their gradients are ready, and how long it takes
+to compute them.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.registry import unknown_name
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """How large a model is.
+
+    Attributes:
+        name: for tables and figures.
+        layers: number of blocks.
+        width: length of a token's vector; 0 if it is not known.
+        context: the longest sequence, in tokens; 0 if it is not known.
+        vocabulary: number of different tokens; 0 if it is not known.
+        parameters: how many are trained.
+        flops_per_token: floating-point operations for forward and backward of one token in a sequence of `context`.
+        parts: how many parameters each part has, in the order in which backward has finished them: the last things of
+            the model first, the embeddings last. They add up to `parameters`.
+    """
+
+    name: str
+    layers: int
+    width: int
+    context: int
+    vocabulary: int
+    parameters: int
+    flops_per_token: float
+    parts: tuple[int, ...]
+
+    @property
+    def beside_embeddings(self) -> int:
+        """Parameters of the blocks' matrices, 12·layers·width²; all of them if the width is not known.
+
+        That is N of Kaplan et al., "Scaling laws for neural language models" (2020), section 2.1.
+        """
+        return 12 * self.layers * self.width**2 or self.parameters
+
+
+def training_flops(multiplied: int, layers: int, width: int, context: int) -> float:
+    """Floating-point operations for forward and backward of one token: 6N + 12·layers·width·context.
+
+    Every parameter of a matrix is multiplied and added once forward and twice backward, six operations; attention to
+    all of the context costs the rest. Kaplan et al., "Scaling laws for neural language models" (2020), section 2.1, for
+    the first term; Chowdhery et al., "PaLM: scaling language modeling with pathways" (2022), appendix B, for both.
+
+    Args:
+        multiplied: N, the parameters with which a token is multiplied: all but those of tables in which it is only
+            looked up. A token table that is the output layer as well counts, once.
+        layers: number of blocks.
+        width: length of a token's vector.
+        context: tokens that each one attends to. No half is taken off for those a causal mask hides, as in the paper.
+    """
+    return 6.0 * multiplied + 12.0 * layers * width * context
+
+
+def _biased_block(width: int) -> int:
+    """Parameters of a block with biases: 4d² + 4d of attention, 8d² + 5d of the two layers, 4d of two norms."""
+    return 12 * width**2 + 13 * width
+
+
+def _gpt(name: str, layers: int, width: int, context: int, vocabulary: int = 50257) -> ModelSize:
+    """A GPT-2, and a GPT-3: blocks, a last norm of 2d, and tables of tokens, also the output layer, and positions.
+
+    Backward has the tokens' gradient whole only when it has come back to where they are looked up.
+    """
+    parts = (2 * width, *[_biased_block(width)] * layers, (vocabulary + context) * width)
+    flops = training_flops(sum(parts) - context * width, layers, width, context)
+    return ModelSize(name, layers, width, context, vocabulary, sum(parts), flops, parts)
+
+
+def _llama(name: str, layers: int, width: int, inner: int, context: int, vocabulary: int) -> ModelSize:
+    """A LLaMA without grouped queries: no biases, norms of d, three matrices a network, an output layer of its own."""
+    table = vocabulary * width
+    parts = (table, width, *[4 * width**2 + 3 * width * inner + 2 * width] * layers, table)
+    flops = training_flops(sum(parts) - table, layers, width, context)
+    return ModelSize(name, layers, width, context, vocabulary, sum(parts), flops, parts)
+
+
+def _bert(name: str, layers: int, width: int, context: int, vocabulary: int) -> ModelSize:
+    """A BERT: a pooler, blocks, and tables of tokens, positions and two segments, with a norm.
+
+    The heads of its pre-training are left out, in the parameters and in the FLOPs, as counts of it mostly do.
+    """
+    embeddings = (vocabulary + context + 2) * width + 2 * width
+    parts = (width**2 + width, *[_biased_block(width)] * layers, embeddings)
+    flops = training_flops(sum(parts) - embeddings, layers, width, context)
+    return ModelSize(name, layers, width, context, vocabulary, sum(parts), flops, parts)
+
+
+MODELS: Mapping[str, ModelSize] = MappingProxyType(
+    {
+        size.name: size
+        for size in (
+            _gpt("gpt2-small", 12, 768, 1024),
+            _gpt("gpt2-medium", 24, 1024, 1024),
+            _gpt("gpt2-large", 36, 1280, 1024),
+            _gpt("gpt2-xl", 48, 1600, 1024),
+            _llama("llama2-7b", 32, 4096, 11008, 4096, 32000),
+            _gpt("gpt3-175b", 96, 12288, 2048),
+            _bert("bert-large", 24, 1024, 512, 30522),
+        )
+    }
+)
+"""Models by name.
+
+Radford et al., "Language models are unsupervised multitask learners" (2019), table 2, for GPT-2; Touvron et al.,
+"Llama 2: open foundation and fine-tuned chat models" (2023), and the configuration released with it; Brown et al.,
+"Language models are few-shot learners" (2020), table 2.1, for GPT-3; Devlin et al., "BERT: pre-training of deep
+bidirectional Transformers for language understanding" (2019), section 3.
+"""
+
+
+def model_named(name: str) -> ModelSize:
+    """The model of that name.
+
+    Raises:
+        ConfigurationError: there is none; says which there are.
+    """
+    if name not in MODELS:
+        raise unknown_name("model", name, MODELS)
+    return MODELS[name]
+
+
+def model_of(parameters: int, flops_per_token: float | None = None, layers: int = 32) -> ModelSize:
+    """A model of which only these numbers are known.
+
+    Args:
+        parameters: how many are trained.
+        flops_per_token: floating-point operations for forward and backward of one token; six for every parameter if
+            it is not given.
+        layers: over how many parts the parameters are spread, as evenly as can be.
+
+    Raises:
+        ConfigurationError: fewer than one layer, fewer parameters than layers, or FLOPs below 0.
+    """
+    if layers < 1 or parameters < layers:
+        raise ConfigurationError(
+            f"A model of {parameters} parameter(s) in {layers} layer(s) was asked for; it needs at least one layer, "
+            "and one parameter for each."
+        )
+    flops = 6.0 * parameters if flops_per_token is None else flops_per_token
+    if not (math.isfinite(flops) and flops >= 0):
+        raise ConfigurationError(f"flops_per_token is {flops!r}; it must be a number of 0 or more.")
+    least, over = divmod(parameters, layers)
+    parts = tuple(least + (part < over) for part in range(layers))
+    return ModelSize("given", layers, 0, 0, 0, parameters, flops, parts)
+
+
+def own_size(vocabulary: int, context: int, layers: int, width: int) -> ModelSize:
+    """How large the Transformer of `bigbatch.models.decoder` is.
+
+    A block has 4d² of attention, which has no bias, 8d² + 5d of the two layers and 4d of two norms; the output layer is
+    the token table.
+
+    Args:
+        vocabulary: number of different tokens.
+        context: the longest sequence, in tokens.
+        layers: number of blocks.
+        width: d, the length of a token's vector.
+    """
+    block = 12 * width**2 + 9 * width
+    tables, norm = (vocabulary + context) * width, 2 * width
+    flops = training_flops(layers * block + norm + vocabulary * width, layers, width, context)
+    parts = (norm, *[block] * layers, tables)
+    return ModelSize("transformer", layers, width, context, vocabulary, sum(parts), flops, parts)

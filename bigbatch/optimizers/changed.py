@@ -1,0 +1,109 @@
+"""Optimisers that are changed as they are made: rates for another batch, a schedule, clipped gradients."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.parameters import OptimizerFactory, WholeFactory
+from bigbatch.optimizers.rates import ScalingRule, Schedule
+from bigbatch.optimizers.standard import Named
+
+
+def scaled(make: OptimizerFactory, rule: ScalingRule, batch: int, base: int) -> OptimizerFactory:
+    """The same optimisers, with their rates for another batch.
+
+    Args:
+        make: makes the optimisers.
+        rule: changes their rates; raises ConfigurationError, when one is made, if it cannot.
+        batch: examples behind a step.
+        base: examples for which the rates are meant.
+    """
+    return _changed(make, lambda optimizer: rule(optimizer, batch, base))
+
+
+def scheduled(
+    make: OptimizerFactory, schedule: Schedule, steps: int, warm_up: int, start: float = 0.0
+) -> OptimizerFactory:
+    """The same optimisers, whose rate follows a schedule.
+
+    Before a step the rate of every group is multiplied, and afterwards it is what it was, so that it goes together with
+    whatever else changes rates, and a state always has the peak rate. The number of steps made is kept with the state,
+    as `updates` of every group. Steps beyond `steps` are made at the last one's rate.
+
+    Args:
+        make: makes the optimisers.
+        schedule: see `bigbatch.optimizers.rates`.
+        steps: how many there will be.
+        warm_up: of them.
+        start: the share s of the peak rate from which the warm-up rises; in it the schedule's factor f becomes
+            s + (1 - s)f, so that a rise by equal parts remains one and ends where it did.
+
+    Raises:
+        ConfigurationError: the warm-up is longer than all; marked `everywhere`, for every rank finds the same.
+    """
+    if warm_up > steps:
+        error = ConfigurationError(
+            f"A warm-up of {warm_up} steps of the optimiser is longer than an arm, which has {steps}. Use a shorter "
+            "--warmup, more --tokens or a smaller --batch-size."
+        )
+        error.everywhere = True
+        raise error
+
+    def follow(optimizer: Optimizer) -> None:
+        peaks: list[float] = []
+
+        def before(*_: Any) -> None:
+            groups = optimizer.param_groups
+            peaks[:] = [group["lr"] for group in groups]
+            updates = groups[0].get("updates", 0) + 1
+            step = min(updates, steps)
+            factor = schedule(step, steps, warm_up)
+            if step <= warm_up:
+                factor = start + (1 - start) * factor
+            for group in groups:
+                group["updates"] = updates
+                group["lr"] *= factor
+
+        def after(*_: Any) -> None:
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak
+
+        optimizer.register_step_pre_hook(before)
+        optimizer.register_step_post_hook(after)
+
+    return _changed(make, follow)
+
+
+def clipped(make: OptimizerFactory, most: float) -> OptimizerFactory:
+    """The same optimisers, for which a longer gradient is shortened to the length `most`.
+
+    That is the norm over all parameters of the mean gradient, which is what an optimiser gets. Gradients are changed in
+    place.
+
+    Source: Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks" (2013), section 3.2.
+    """
+
+    def clip(optimizer: Optimizer) -> None:
+        def before(*_: Any) -> None:
+            every = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            gradients = [parameter.grad for parameter in every if parameter.grad is not None]
+            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+            torch._foreach_mul_(gradients, torch.clamp(most / norm, max=1.0))
+
+        optimizer.register_step_pre_hook(before)
+
+    return WholeFactory("--clip", _changed(make, clip))
+
+
+def _changed(make: OptimizerFactory, change: Callable[[Optimizer], None]) -> OptimizerFactory:
+    """A factory of optimisers that are changed as soon as they are made."""
+
+    def build(named: Named) -> Optimizer:
+        optimizer = make(named)
+        change(optimizer)
+        return optimizer
+
+    return WholeFactory(make.what, build) if isinstance(make, WholeFactory) else build

@@ -1,0 +1,68 @@
+"""The optimisers that have a name here: a learning rate in, a factory out."""
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from bigbatch.comm.parameters import OptimizerFactory, WholeFactory
+from bigbatch.optimizers.layerwise import LAMB, LARS
+
+Named = list[tuple[str, nn.Parameter]]
+
+
+def lean(kind: type[Optimizer]) -> Callable[..., Optimizer]:
+    """The same optimiser, which does not import torch's compiler.
+
+    Torch guards `add_param_group` and `step` against being compiled, and to do so imports the compiler when the first
+    optimiser is made: most of a second in every process, as long as torch itself takes. Nobody compiles ours, so they
+    go without the guards; what they compute is torch's own.
+    """
+    unguarded = {
+        "add_param_group": inspect.unwrap(kind.add_param_group),
+        "step": torch.no_grad()(inspect.unwrap(kind.step)),
+    }
+    return type(kind.__name__, (kind,), unguarded)
+
+
+SGD, ADAM, ADAMW = map(lean, (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW))
+
+
+def sgd(learning_rate: float) -> OptimizerFactory:
+    """Stochastic gradient descent with momentum 0.9 (Sutskever et al. 2013, in torch's form)."""
+    return partial(SGD, lr=learning_rate, momentum=0.9, fused=True)
+
+
+def adam(learning_rate: float) -> OptimizerFactory:
+    """Adam (Kingma and Ba 2015), β = 0.9 and 0.95."""
+    return partial(ADAM, lr=learning_rate, betas=(0.9, 0.95), fused=True)
+
+
+def adamw(learning_rate: float) -> OptimizerFactory:
+    """Adam with decoupled weight decay 0.1 (Loshchilov and Hutter 2019), β = 0.9 and 0.95.
+
+    Only matrices decay; biases and norms, which have one dimension, do not.
+    """
+
+    def build(named: Named) -> torch.optim.Optimizer:
+        groups = [
+            {"params": [(name, p) for name, p in named if p.dim() >= 2], "weight_decay": 0.1},
+            {"params": [(name, p) for name, p in named if p.dim() < 2], "weight_decay": 0.0},
+        ]
+        kept = [group for group in groups if group["params"]]
+        return ADAMW(kept, lr=learning_rate, betas=(0.9, 0.95), fused=True)
+
+    return build
+
+
+def lars(learning_rate: float) -> OptimizerFactory:
+    """LARS (You et al. 2017), momentum 0.9, weight decay 0.0005, c = 0.001; give it a rate above 1."""
+    return WholeFactory("lars", lambda named: LARS(named, lr=learning_rate))
+
+
+def lamb(learning_rate: float) -> OptimizerFactory:
+    """LAMB (You et al. 2020), β = 0.9 and 0.95 and weight decay 0.1 as `adamw`, ε = 10⁻⁶."""
+    return WholeFactory("lamb", lambda named: LAMB(named, lr=learning_rate))

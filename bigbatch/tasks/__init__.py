@@ -1,0 +1,13 @@
+"""Tasks by name: what is learnt, and from which text."""
+
+from bigbatch.comm.registry import Registry
+
+TASKS = Registry(
+    "task",
+    "bigbatch.tasks",
+    {
+        "language-modelling": "bigbatch.tasks.language_modelling:LanguageModelling",
+        "documents": "bigbatch.tasks.documents:Documents",
+    },
+)
+"""All tasks; other packages add theirs as entry points of the group "bigbatch.tasks"."""

@@ -1,0 +1,87 @@
+"""Language modelling: predict the next token of a long text."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from bigbatch.comm.cache import cache_folder
+from bigbatch.comm.errors import ConfigurationError
+from bigbatch.models.decoder import PADDING, summed_cross_entropy
+from bigbatch.tasks.corpora import Corpus, standard_library, text_file
+from bigbatch.tasks.task import Split, Task, TokenBatch
+from bigbatch.tasks.vocabulary import Vocabulary, learn_vocabulary
+
+
+class LanguageModelling(Task):
+    """Predict the next token. The text is cut into windows of `context` tokens that do not overlap.
+
+    Args:
+        tokens: (tokens,) of each split.
+        context: tokens in a window; the last window of a split may be shorter and is padded.
+        vocabulary_size: number of different tokens.
+        corpus_sha256: identifies the data.
+    """
+
+    def __init__(
+        self,
+        tokens: Mapping[Split, NDArray[np.int32]],
+        context: int,
+        vocabulary_size: int,
+        corpus_sha256: str,
+    ) -> None:
+        self._tokens = tokens
+        self.example_tokens = context
+        self.vocabulary_size = vocabulary_size
+        self.corpus_sha256 = corpus_sha256
+        # The last token of a split is only ever a target.
+        self.sizes = {split: -(-(len(numbers) - 1) // context) for split, numbers in tokens.items()}
+
+    @classmethod
+    def prepare(cls, text: Path | None, context: int, vocabulary: int) -> Self:
+        """Read the text, learn its vocabulary, and encode it."""
+        cache = cache_folder()
+        corpus = standard_library(cache) if text is None else text_file(text)
+        return cls.from_corpus(corpus, learn_vocabulary(corpus, vocabulary, cache), context)
+
+    @classmethod
+    def from_corpus(cls, corpus: Corpus, vocabulary: Vocabulary, context: int) -> Self:
+        """Encode a corpus.
+
+        Raises:
+            ConfigurationError: a split has less than one window.
+        """
+        tokens: dict[Split, NDArray[np.int32]] = {
+            "training": vocabulary.encode(corpus.training),
+            "validation": vocabulary.encode(corpus.validation),
+        }
+        for split, numbers in tokens.items():
+            if len(numbers) <= context:
+                raise ConfigurationError(
+                    f"The {split} part of {corpus.name} has {len(numbers)} tokens, too few for a context of {context}: "
+                    f"name a longer text, or use --context {max(1, len(numbers) - 1)} or less."
+                )
+        return cls(tokens, context, vocabulary.size, corpus.sha256)
+
+    def batch(self, split: Split, examples: NDArray[np.int64]) -> TokenBatch:
+        """Windows by number: tokens, and the same moved on by one as targets; padded to the longest."""
+        pieces = self._windows(split, examples)
+        windows = np.full((len(pieces), max(map(len, pieces), default=1)), PADDING, dtype=np.int64)
+        for row, piece in enumerate(pieces):
+            windows[row, : len(piece)] = piece
+        # What stands in a padded place does not matter: nothing that counts comes after it.
+        tokens = np.where(windows[:, :-1] == PADDING, 0, windows[:, :-1])
+        return TokenBatch(torch.from_numpy(tokens), torch.from_numpy(windows[:, 1:].copy()))
+
+    def _windows(self, split: Split, examples: NDArray[np.int64]) -> list[NDArray[np.int32]]:
+        """The tokens of each example, and the one that follows the last."""
+        numbers, context = self._tokens[split], self.example_tokens
+        return [numbers[start : start + context + 1] for start in (examples * context).tolist()]
+
+    def loss(self, model: nn.Module, batch: TokenBatch) -> tuple[Tensor, int]:
+        """Summed cross-entropy of the next tokens."""
+        return summed_cross_entropy(model(batch.tokens), batch.targets)

@@ -1,0 +1,78 @@
+"""A byte-pair vocabulary, learnt from the training text."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from bigbatch.comm.cache import keep
+from bigbatch.comm.errors import ConfigurationError
+from bigbatch.tasks.corpora import Corpus
+
+END = "<|end|>"
+"""Stands after every document."""
+
+SMALLEST = 257
+"""256 bytes and the end of a document: any text can be written with these."""
+
+
+class Vocabulary:
+    """Turns text into token numbers and back (byte-level byte-pair encoding: Sennrich et al. 2016).
+
+    Attributes:
+        size: number of different tokens; it can be less than asked for if the text is short.
+        end: the token behind every document.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.size: int = tokenizer.get_vocab_size()
+        end = tokenizer.token_to_id(END)
+        assert end is not None, "every vocabulary is learnt with it"
+        self.end: int = end
+
+    def encode(self, documents: tuple[str, ...]) -> NDArray[np.int32]:
+        """(tokens,) all documents one after the other, an end token behind each."""
+        pieces = [[*encoding.ids, self.end] for encoding in self._tokenizer.encode_batch(list(documents))]
+        return np.concatenate([np.array(piece, dtype=np.int32) for piece in pieces])
+
+    def decode(self, tokens: NDArray[np.int32]) -> str:
+        """The text behind token numbers."""
+        return str(self._tokenizer.decode(tokens.tolist()))
+
+
+def learn_vocabulary(corpus: Corpus, size: int, cache: Path) -> Vocabulary:
+    """Learn the byte pairs of a corpus's training text, or take them from `cache`.
+
+    Args:
+        corpus: its validation text is not looked at.
+        size: number of different tokens, at most.
+        cache: a folder; it need not exist.
+
+    Raises:
+        ConfigurationError: the size is less than 257.
+    """
+    if size < SMALLEST:
+        raise ConfigurationError(
+            f"A vocabulary of {size} tokens cannot write every text: it takes at least {SMALLEST}, 256 bytes and the "
+            "end of a document."
+        )
+    key = hashlib.sha256(f"{corpus.sha256} {size} {tokenizers.__version__}".encode()).hexdigest()[:16]
+    kept = cache / f"vocabulary-{key}.json"
+    if kept.is_file():
+        return Vocabulary(Tokenizer.from_str(kept.read_text(encoding="utf-8")))
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus.training, trainer)
+    keep(kept, tokenizer.to_str())
+    return Vocabulary(tokenizer)

@@ -1,0 +1,219 @@
+"""The training loop: one for every strategy."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from bigbatch.comm.parameters import FlatParameters
+from bigbatch.comm.strategies.strategy import Squares, Strategy
+from bigbatch.comm.wires.recording import COMPUTE
+from bigbatch.tasks.task import Split, Task
+from bigbatch.training.batches import BatchPlan, DataOrder
+from bigbatch.training.compute_model import Pace
+from bigbatch.training.noise import NoiseScale, measurable, noise_scale
+from bigbatch.training.pushes import MicroBatchSquares, Pushes
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one update took and brought. Times and bytes are this worker's.
+
+    Attributes:
+        number: 1, 2, ...; a worker that came too late for an update leaves its number out.
+        applied: False if it was skipped on every rank.
+        tokens: tokens behind it: of all workers if the update is everybody's, else of this worker.
+        loss: mean loss over those tokens before the update, in nats.
+        workers: whose tokens those are.
+        total_tokens: behind all updates so far, of all workers.
+        seconds: from its begin to its end; what is done between updates is not timed.
+        communication_seconds: time it stood still while data moved: communication that is exposed.
+        total_communication_seconds: time in which data moved, hidden behind backward or exposed.
+        waiting_seconds: time it stood still for slower workers.
+        bytes_sent: bytes it sent.
+        gradient_square: the estimate of |G|² so far, see `bigbatch.training.noise`; NaN where that is not measured.
+        gradient_variance: the estimate of tr Σ so far, of one example; NaN where that is not measured.
+    """
+
+    number: int
+    applied: bool
+    tokens: int
+    loss: float
+    workers: int
+    total_tokens: int
+    seconds: float
+    communication_seconds: float
+    total_communication_seconds: float
+    waiting_seconds: float
+    bytes_sent: int
+    gradient_square: float = math.nan
+    gradient_variance: float = math.nan
+
+    @property
+    def noise_scale(self) -> float:
+        """The gradient noise scale so far, in examples; NaN if it is not known."""
+        return noise_scale(self.gradient_square, self.gradient_variance)
+
+    @property
+    def compute_seconds(self) -> float:
+        """The rest of the time: reading data, forward, backward, and the worker's part of the update."""
+        return self.seconds - self.communication_seconds - self.waiting_seconds
+
+
+class Trainer:
+    """Trains any module on any task over any strategy.
+
+    Args:
+        model: the worker's own copy.
+        task: draws examples, computes the loss.
+        strategy: started on `parameters`.
+        parameters: the model's.
+        plan: how a batch is divided.
+        examples: how many to see in all; the last batch may be short.
+        seed: of the order of the examples.
+        overlap: push buckets while backward still runs.
+        pace: how long computing takes, if the clock is a simulated one.
+        measure_noise: estimate the gradient noise scale, unless there is but one draw of the gradient an update: over
+            the workers if the strategy tells squares, else over this worker's own micro-batches.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        strategy: Strategy,
+        parameters: FlatParameters,
+        plan: BatchPlan,
+        examples: int,
+        seed: int = 0,
+        *,
+        overlap: bool = True,
+        pace: Pace | None = None,
+        measure_noise: bool = False,
+    ) -> None:
+        self.model = model
+        self.task = task
+        self.strategy = strategy
+        self.parameters = parameters
+        self.plan = plan
+        self.examples = examples
+        self._order = DataOrder(task.sizes["training"], seed)
+        self._device = parameters.values.device
+        self._pace = pace or Pace()
+        self._noise: NoiseScale | None = None
+        self._micro_batch_squares: MicroBatchSquares | None = None
+        if measure_noise and measurable(plan.workers, plan.accumulation, tells_squares=strategy.tells_squares):
+            self._noise = NoiseScale()
+            strategy.with_squares = strategy.tells_squares and plan.workers > 1
+            if not strategy.with_squares:
+                self._micro_batch_squares = MicroBatchSquares(parameters)
+        self._pushes = Pushes(strategy, self._micro_batch_squares, overlap=overlap)
+        if overlap and pace is None and len(strategy.buckets) > 1:
+            self._pushes.watch()
+
+    @property
+    def worker(self) -> int:
+        """This worker's number."""
+        assert self.strategy.worker is not None, "only workers train"
+        return self.strategy.worker
+
+    def updates(self) -> Iterator[Update]:
+        """Make every update, one at each turn of the iteration; what the caller does in between is not timed."""
+        strategy, transport = self.strategy, self.strategy.transport
+        number = strategy.next_update
+        while number < self.plan.updates(self.examples):
+            started, sent = transport.now(), transport.bytes_sent
+            communicated, waited = strategy.communication_seconds, strategy.waiting_seconds
+            communicated_in_all = strategy.total_communication_seconds
+            with transport.update(number + 1):
+                tokens, loss = self._accumulate(number)
+                report = strategy.step(tokens, loss)
+                strategy.pull()
+            self._measure(number, tokens, report.squares)
+            number = report.next_update
+            yield Update(
+                number=number,
+                applied=report.applied,
+                tokens=int(report.weight),
+                loss=report.loss / report.weight if report.weight else float("nan"),
+                workers=report.workers,
+                total_tokens=int(report.total_weight),
+                seconds=transport.now() - started,
+                communication_seconds=strategy.communication_seconds - communicated,
+                total_communication_seconds=strategy.total_communication_seconds - communicated_in_all,
+                waiting_seconds=strategy.waiting_seconds - waited,
+                bytes_sent=transport.bytes_sent - sent,
+                gradient_square=self._noise.gradient_square if self._noise is not None else math.nan,
+                gradient_variance=self._noise.gradient_variance if self._noise is not None else math.nan,
+            )
+
+    def _measure(self, update: int, tokens: int, squares: Squares | None) -> None:
+        """Let an update count for the noise scale, if as many examples are behind every draw."""
+        if self._noise is None:
+            return
+        plan = self.plan
+        share = plan.micro_batch * plan.accumulation
+        if self._micro_batch_squares is not None:
+            if sum(map(len, plan.micro_batches(update, self.worker, self.examples))) == share:
+                self._noise.add(self._micro_batch_squares.of(tokens), plan.micro_batch, share)
+        elif squares is not None and (update + 1) * plan.global_batch <= self.examples:
+            self._noise.add(squares, share, plan.global_batch)
+
+    def warm_up(self) -> None:
+        """Compute one micro-batch and forget it, so that the first update is not the slowest for being the first."""
+        for places in self.plan.micro_batches(0, self.worker, self.examples):
+            loss, _ = self._loss("training", self._order.at(places))
+            loss.backward()  # type: ignore[no-untyped-call]
+            break
+
+    def _accumulate(self, update: int) -> tuple[int, float]:
+        """Add up and push the gradients of this worker's micro-batches: the tokens behind them, and the summed loss."""
+        self.parameters.gradients.zero_()
+        if self._micro_batch_squares is not None:
+            self._micro_batch_squares.begin()
+        tokens, losses = 0, [torch.zeros((), device=self._device)]
+        micro_batches = list(self.plan.micro_batches(update, self.worker, self.examples))
+        span, spend, backward = self.strategy.transport.span, self.strategy.transport.spend, 0.0
+        self._pace.begin()
+        for places in micro_batches:
+            spend(backward, "backward")
+            with span(COMPUTE, "forward"):
+                loss, counted = self._loss("training", self._order.at(places))
+            if places is micro_batches[-1]:
+                self._pushes.begin()
+            with span(COMPUTE, "backward"):
+                loss.backward()  # type: ignore[no-untyped-call]
+                if self._micro_batch_squares is not None:
+                    self._micro_batch_squares.end_draw(counted)
+            spend(self._pace.forward(counted), "forward")
+            backward = self._pace.backward(counted)
+            tokens += counted
+            losses.append(loss.detach())
+        self._pushes.finish(backward)
+        return tokens, float(torch.stack(losses).double().sum())
+
+    def _loss(self, split: Split, examples: NDArray[np.int64]) -> tuple[Tensor, int]:
+        return self.task.loss(self.model, self.task.batch(split, examples).to(self._device))
+
+    def validate(self, examples: int | None = None) -> float:
+        """Mean loss per token on held-out examples, in nats; the workers share them.
+
+        Args:
+            examples: look at only the first so many.
+        """
+        self.strategy.align()
+        size = self.task.sizes["validation"]
+        mine = np.arange(self.worker, min(size, examples or size), self.plan.workers)
+        total, counted = 0.0, 0
+        self.model.eval()
+        with torch.no_grad():
+            for start in range(0, len(mine), self.plan.micro_batch):
+                loss, tokens = self._loss("validation", mine[start : start + self.plan.micro_batch])
+                total, counted = total + float(loss), counted + tokens
+        self.model.train()
+        loss_sum, tokens_sum = self.strategy.total(np.array([total, counted])).tolist()
+        return float(loss_sum / tokens_sum)

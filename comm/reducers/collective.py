@@ -1,0 +1,141 @@
+"""All-reduce as an operation on tensors, whoever carries it out: a schedule of ours, shared memory, or a library."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bigbatch.comm.collectives import bind
+from bigbatch.comm.parameters import OnHost
+from bigbatch.comm.reducers.execute import execute
+from bigbatch.comm.wires.agreement import agree
+from bigbatch.comm.wires.recording import ALL_REDUCE, WAIT
+from bigbatch.comm.wires.transport import Transport
+
+
+@dataclass
+class Reduction:
+    """A sum under way.
+
+    Attributes:
+        asked: when it was started, in seconds on the transport's clock, as are the others.
+        began: when every rank had come to it and data began to move, or None if the library does not tell.
+        ended: when it was complete; known once it was waited for.
+        wait: returns when the tensor holds the sum; raises what went wrong.
+    """
+
+    asked: float
+    began: float | None = None
+    ended: float = math.nan
+    wait: Callable[[], None] = field(init=False)
+
+    @property
+    def moving(self) -> tuple[float, float]:
+        """(begin, end) of the time in which data moved; at most that, where the library does not tell."""
+        return self.asked if self.began is None else self.began, self.ended
+
+
+class Collective(ABC):
+    """Sums tensors over all ranks, in place.
+
+    Every rank must ask for the same sums in the same order.
+
+    Args:
+        transport: all ranks.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
+        self._line = transport.line(idle=lambda: transport.span(WAIT))
+        self._calls = 0
+        self._introduced: set[tuple[int, torch.dtype]] = set()
+
+    def allocate(self, elements: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Memory for tensors that will be summed, filled with zeros; all ranks call it together."""
+        return torch.zeros(elements, dtype=dtype, device=device)
+
+    def introduce(self, tensor: Tensor) -> None:
+        """Make sure that all ranks mean the same, before the first sum of a tensor of that length and dtype.
+
+        Raises:
+            MismatchError: on every rank, if their tensors differ in length or dtype; names the rank and its tensor.
+            DeadlineError: on every rank that came, if one did not; names it.
+        """
+        self._calls += 1
+        signature = (tensor.numel(), tensor.dtype)
+        if signature in self._introduced or self.transport.size == 1:
+            return
+        what = f"{tensor.numel()} × {str(tensor.dtype).removeprefix('torch.')}"
+        agree(self.transport, "tensor of all-reduce", [(f"number {self._calls}", what)])
+        self._introduced.add(signature)
+
+    def reduce(self, tensor: Tensor) -> None:
+        """Sum `tensor`, (elements,), over all ranks. No sum may be under way.
+
+        Raises:
+            MismatchError, DeadlineError: see `introduce`; later, a rank that left the others in the lurch.
+        """
+        self.introduce(tensor)
+        with self.transport.span(ALL_REDUCE, nbytes=tensor.nbytes):
+            self._sum(tensor)
+
+    def start(self, tensor: Tensor) -> Reduction:
+        """Begin to sum `tensor`; it must be left alone until `wait` on the result returns.
+
+        Several may be under way. They are carried out in the order of their start, and may be waited for in any.
+        """
+        reduction = Reduction(asked=self.transport.now())
+
+        def work() -> None:
+            self.transport.barrier()  # what comes before is waiting for others, what comes after is moving data
+            reduction.began = self.transport.now()
+            self.reduce(tensor)
+            reduction.ended = self.transport.now()
+
+        reduction.wait = self._line.submit(work)
+        return reduction
+
+    def in_turn(self, work: Callable[[], None]) -> None:
+        """Do other communication when its turn comes: after what is under way, and before what is started later."""
+        self._line.submit(work)()
+
+    def close(self) -> None:
+        """Give back what it holds, memory from `allocate` included; all ranks together."""
+        self._line.close()
+
+    @abstractmethod
+    def _sum(self, tensor: Tensor) -> None:
+        """Sum a tensor that all ranks agree on."""
+
+
+class Scheduled(Collective):
+    """Runs one of our schedules.
+
+    Args:
+        algorithm: yields the rounds; see `bigbatch.comm.collectives`.
+        transport: moves the data.
+    """
+
+    def __init__(self, algorithm: Callable[..., Any], transport: Transport) -> None:
+        super().__init__(transport)
+        self._algorithm = algorithm
+
+    def _sum(self, tensor: Tensor) -> None:
+        host = OnHost(tensor)
+        buffer = host.fetch()
+        execute(bind(self._algorithm, buffer.nbytes, self.transport.nodes), self.transport, buffer)
+        host.deliver()
+
+
+def covered(intervals: Iterable[tuple[float, float]], first: float = -math.inf, stop: float = math.inf) -> float:
+    """The seconds from `first` to `stop` in which at least one of the intervals, (begin, end) each, was under way."""
+    total, reached = 0.0, first
+    for begin, end in sorted(intervals):
+        until = min(end, stop)
+        total += max(0.0, until - max(begin, reached))
+        reached = max(reached, until)
+    return total

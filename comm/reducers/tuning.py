@@ -1,0 +1,84 @@
+"""Tuning: which all-reduce is the fastest here, for every size; measured once and kept."""
+
+import json
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from bigbatch.comm.cache import cache_folder, keep
+from bigbatch.comm.reducers.collective import Collective
+from bigbatch.comm.reducers.measure import Reducing, measure
+from bigbatch.comm.wires.agreement import share
+from bigbatch.comm.wires.transport import Transport
+
+SIZES = (1 << 10, 1 << 14, 1 << 18, 1 << 22, 1 << 24)
+"""Bytes of the buffers to measure: what lies between is nearest to one of them."""
+
+SECONDS_A_SIZE = 0.5
+"""About how long to measure each."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How long every all-reduce takes on one layout of ranks.
+
+    Attributes:
+        layout: how many ranks on each node, and over which wires.
+        seconds: size in bytes -> name -> median.
+    """
+
+    layout: str
+    seconds: dict[int, dict[str, float]]
+
+    def ranking(self, nbytes: int) -> list[str]:
+        """The names, fastest first, for buffers of about that many bytes."""
+        nearest = min(self.seconds, key=lambda size: abs(np.log(size) - np.log(max(1, nbytes))))
+        times = self.seconds[nearest]
+        return sorted(times, key=lambda name: times[name])
+
+
+def layout_of(transport: Transport) -> str:
+    """A name for where the ranks are and what they talk over: a table measured for one does not serve another."""
+    nodes = "-".join(str(len(node)) for node in transport.nodes)
+    return f"{transport.wires}-{nodes}"
+
+
+def tune(collectives: Mapping[str, Collective], transport: Transport, say: Callable[[str], None]) -> Tuning:
+    """Measure every size, and keep the table for `load_tuning`. Every rank calls it, and gets the same.
+
+    Args:
+        collectives: to measure, by name.
+        transport: whose ranks take part.
+        say: is told how far it is.
+    """
+    operations = {name: Reducing(collective) for name, collective in collectives.items()}
+    seconds = {}
+    for size in SIZES:
+        say(f"measuring {len(collectives)} all-reduces of {size / 1024:,.0f} KB on {layout_of(transport)} ...")
+        rows, _ = measure(operations, transport, size, SECONDS_A_SIZE)
+        for row in rows:
+            if not row.exact:
+                say(f"{row.algorithm} is left out: it gave a wrong sum of {size / 1024:,.0f} KB")
+        seconds[size] = {row.algorithm: row.median for row in rows if row.exact}
+    tuning = Tuning(layout_of(transport), seconds)
+    if transport.rank == 0:
+        keep(cache_folder() / _file_name(transport), json.dumps(seconds, indent=1))
+    return tuning
+
+
+def load_tuning(transport: Transport) -> Tuning | None:
+    """Rank 0's table for this layout, on every rank; None if nobody measured it yet."""
+    content = None
+    if transport.rank == 0:
+        kept = cache_folder() / _file_name(transport)
+        content = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else None
+    content = share(transport, content, "look for a table of measurements")[0]
+    if content is None:
+        return None
+    return Tuning(layout_of(transport), {int(size): times for size, times in content.items()})
+
+
+def _file_name(transport: Transport) -> str:
+    return f"tuning-{platform.node()}-{layout_of(transport)}.json"

@@ -1,0 +1,190 @@
+"""Schedules: what moves when.
+
+A collective is a function of the number of ranks that yields rounds; a round is a table of transfers that may
+happen at once. The same rounds are executed on real wires (`execute`), proven (`prove`) and counted
+(`account`).
+
+The buffer is cut into as many chunks as the schedule names; chunk c of k holds the elements from `c·n // k` up
+to `(c + 1)·n // k`, so that sizes which do not divide lose nothing.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from bigbatch.comm.errors import BigBatchError, ConfigurationError
+
+IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Round:
+    """Transfers that may happen at once; row i of every array describes transfer i.
+
+    All sends of a round read the values from before the round. Several arrivals at one target are taken in the
+    table's order, so that every run gives the same bytes.
+
+    Attributes:
+        source: (transfers,) the rank that sends.
+        target: (transfers,) the rank that receives.
+        first: (transfers,) the first chunk moved ...
+        stop: (transfers,) ... and one past the last.
+        reduce: (transfers,) whether the target adds what arrives (True) or replaces its own by it (False).
+    """
+
+    source: IntArray
+    target: IntArray
+    first: IntArray
+    stop: IntArray
+    reduce: BoolArray
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+
+Schedule = Callable[[int], Iterable[Round]]
+"""A function of the number of ranks that yields rounds."""
+
+
+def moved(source: ArrayLike, target: ArrayLike, *, chunk: ArrayLike, reduce: ArrayLike) -> Round:
+    """A round in which every source sends one chunk.
+
+    Args:
+        source: (transfers,) the rank that sends; here and below a scalar stands for every transfer.
+        target: (transfers,) the rank that receives.
+        chunk: (transfers,) the chunk moved.
+        reduce: (transfers,) whether the target adds (True) or replaces (False).
+    """
+    first = np.asarray(chunk, dtype=np.int64)
+    return spanned(source, target, first=first, stop=first + 1, reduce=reduce)
+
+
+def spanned(source: ArrayLike, target: ArrayLike, *, first: ArrayLike, stop: ArrayLike, reduce: ArrayLike) -> Round:
+    """A round in which every source sends the chunks from `first` up to, not including, `stop`."""
+    shape = np.broadcast_shapes((1,), *(np.shape(column) for column in (source, target, first, stop, reduce)))
+
+    def column(values: ArrayLike) -> IntArray:
+        return np.broadcast_to(np.asarray(values, dtype=np.int64), shape)
+
+    reduces = np.broadcast_to(np.asarray(reduce, dtype=np.bool_), shape)
+    return Round(column(source), column(target), column(first), column(stop), reduces)
+
+
+def joined(rounds: Sequence[Round]) -> Round:
+    """Rounds that happen at the same time, as one; earlier ones come first where both reach the same rank."""
+    return Round(*(np.concatenate([getattr(round_, field.name) for round_ in rounds]) for field in fields(Round)))
+
+
+def rounds_of(schedule: Schedule, size: int) -> list[Round]:
+    """All rounds of a schedule for `size` ranks, once they have been seen to make sense.
+
+    Raises:
+        ConfigurationError: a round names ranks or chunks that cannot be, or there are none to be had; names them.
+    """
+    name = getattr(schedule, "__name__", None) or getattr(getattr(schedule, "func", None), "__name__", str(schedule))
+    try:
+        made = list(schedule(size))
+    except BigBatchError:
+        raise
+    except Exception as error:  # it may be anyone's generator
+        raise ConfigurationError(
+            f"{name} cannot make rounds for {size} ranks: {type(error).__name__}: {error}. Look at that function."
+        ) from error
+    rounds = []
+    for number, round_ in enumerate(made, start=1):
+        where = f"Round {number} of {name} for {size} ranks"
+        if not isinstance(round_, Round):
+            raise ConfigurationError(
+                f"{where} is a {type(round_).__name__}. Yield rounds, as bigbatch.comm.schedules.schedule.moved makes "
+                "them."
+            )
+        ends = np.concatenate([round_.source, round_.target])
+        if len(ends) and not 0 <= ends.min() <= ends.max() < size:
+            raise ConfigurationError(
+                f"{where} names rank {ends.min() if ends.min() < 0 else ends.max()}, but the ranks are 0 to {size - 1}."
+            )
+        if (round_.source == round_.target).any():
+            alone = round_.source[round_.source == round_.target][0]
+            raise ConfigurationError(f"{where} has rank {alone} send to itself. What a rank has it need not send.")
+        if ((round_.first < 0) | (round_.stop <= round_.first)).any():
+            raise ConfigurationError(f"{where} moves chunks from below 0, or none at all.")
+        rounds.append(round_)
+    return rounds
+
+
+def chunk_count(rounds: Iterable[Round]) -> int:
+    """The number of chunks a schedule cuts the buffer into: one past the highest that any transfer names."""
+    return max((int(round_.stop.max()) for round_ in rounds if len(round_)), default=1)
+
+
+def chunk_bounds(elements: int, chunks: int) -> IntArray:
+    """(chunks + 1,) where each chunk of a buffer begins, in elements; the last entry is the end."""
+    return np.arange(chunks + 1, dtype=np.int64) * elements // chunks
+
+
+PACKET_BYTES = 1024 * 1024
+"""The size of a packet: small against a processor's cache, large against a message's latency."""
+
+
+MOST_PACKETS = 64
+"""Of one transfer: those of larger ones are larger, as more would hide nothing that so many do not."""
+
+
+def packets(round_: Round, nbytes: IntArray) -> IntArray:
+    """(transfers,) in how many messages each transfer of a round travels.
+
+    What the target adds comes in packets of about `PACKET_BYTES`, so that it can add one, which is then still in its
+    cache, while the next arrives. It remains one message if the target replaces, and so needs no other place for it;
+    if the target must keep what it has until that was sent; or if something else than a sum over just the same chunks
+    arrives there too, so that whole transfers must be taken in in the table's order.
+
+    Args:
+        round_: the transfers.
+        nbytes: (transfers,) their sizes.
+    """
+    counts = np.ones(len(round_), dtype=np.int64)
+    long = round_.reduce & (nbytes > PACKET_BYTES)
+    if long.any():
+        cut = long & ~sent_by_target(round_) & (_alike(round_) == _overlapping(round_, round_.target))
+        counts[cut] = np.minimum(MOST_PACKETS, -(-nbytes[cut] // PACKET_BYTES))
+    return counts
+
+
+def sent_by_target(round_: Round) -> BoolArray:
+    """(transfers,) whether the target itself sends, in the same round, something of what it receives."""
+    return _overlapping(round_, round_.source) > 0
+
+
+def _overlapping(round_: Round, end: IntArray) -> IntArray:
+    """(transfers,) how many have the target at that end of theirs, `source` or `target`, and some of the same chunks.
+
+    Of those at the same rank, all but the ones that begin after it ends, and the ones that end before it begins.
+    """
+    width = int(round_.stop.max(initial=0)) + 1
+    begins = np.sort(end * width + round_.first, kind="stable")
+    stops = np.sort(end * width + round_.stop, kind="stable")
+    here = round_.target * width
+    return np.searchsorted(begins, here + round_.stop, "left") - np.searchsorted(stops, here + round_.first, "right")
+
+
+def _alike(round_: Round) -> IntArray:
+    """(transfers,) how many add to just the same chunks of the same target."""
+    width = int(round_.stop.max(initial=0)) + 1
+    keys = np.where(round_.reduce, (round_.target * width + round_.first) * width + round_.stop, -1)
+    _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
+    return np.asarray(counts)[inverse]
+
+
+def transfers(round_: Round) -> Iterator[tuple[int, int, int, int, bool]]:
+    """The rows of a round as (source, target, first, stop, reduce), in the table's order."""
+    return zip(
+        round_.source.tolist(),
+        round_.target.tolist(),
+        round_.first.tolist(),
+        round_.stop.tolist(),
+        round_.reduce.tolist(),
+        strict=True,
+    )

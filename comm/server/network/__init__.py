@@ -1,0 +1,1 @@
+"""Servers on a network, on ZeroMQ, for workers that come and go."""

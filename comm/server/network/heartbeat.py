@@ -1,0 +1,60 @@
+"""Heartbeats: a thread that tells servers that their worker is alive while it computes."""
+
+import threading
+from collections.abc import Callable, Sequence
+
+from bigbatch.comm.server.network.messages import Kind, Message
+from bigbatch.comm.server.network.remote_shard import RemoteShard, Wire
+
+BEATS = 5
+"""Heartbeats within the silence after which a server goes on without a worker."""
+
+
+class Heartbeat(threading.Thread):
+    """Beats from its beginning to `stop`, on wires of its own.
+
+    A server that has forgotten the worker, or was started again, is found out here first, and the worker told.
+
+    Args:
+        shards: that the worker has joined.
+        dial: makes a wire to the server of that address.
+    """
+
+    def __init__(self, shards: Sequence[RemoteShard], dial: Callable[[str], Wire]) -> None:
+        super().__init__(name="heartbeat", daemon=True)
+        self._shards = shards
+        self._dial = dial
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        """Beat until stopped."""
+        wires = [self._dial(shard.name) for shard in self._shards]
+        self._heard = dict.fromkeys(self._shards, wires[0].now())
+        try:
+            while not self._ended.is_set():
+                interval = min(shard.patience for shard in self._shards) / BEATS
+                for shard, wire in zip(self._shards, wires, strict=True):
+                    wire.send(Message(Kind.HEARTBEAT, shard.session, shard.life).frames())
+                    self._listen(shard, wire, interval / len(wires))
+        finally:
+            for wire in wires:
+                wire.close()
+
+    def stop(self) -> None:
+        """Beat no more, and wait until the wires are given back."""
+        self._ended.set()
+        self.join()
+
+    def _listen(self, shard: RemoteShard, wire: Wire, seconds: float) -> None:
+        until = wire.now() + seconds
+        while (left := until - wire.now()) > 0 and not self._ended.is_set():
+            frames = wire.receive(left)
+            if frames is None:
+                if wire.now() - self._heard[shard] > shard.patience:
+                    shard.tell(f"The server at {shard.name} does not answer; this worker waits for it")
+                    self._heard[shard] = float("inf")  # that is said once
+                continue
+            self._heard[shard] = wire.now()
+            message = Message.of(frames)
+            if message.kind is Kind.GONE and message.life == shard.life:
+                shard.hurry = True

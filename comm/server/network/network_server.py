@@ -1,0 +1,501 @@
+"""A server on a network: a shard whose workers come, go, fall silent and repeat themselves."""
+
+import json
+import math
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bigbatch.comm.errors import MalformedError
+from bigbatch.comm.server.network.messages import Frame, Kind, Message, Stage
+from bigbatch.comm.server.report import Report, Waiting
+from bigbatch.comm.server.shard import Shard
+
+LONGEST_NOTE = 64
+"""Numbers in a note, at most."""
+
+MOST_WORKERS = 1024
+"""Workers at the same time, at most; and sessions of former workers that are remembered."""
+
+RATE_SECONDS = 10.0
+"""The rates that a status shows are over about that long."""
+
+COUNTED = ("messages", "malformed", "refused", "repeated", "dropped workers", "turned away")
+"""What happens, and how often: messages in all and those of each kind, workers that fell silent, and connections that
+failed for their keys or spoke no ZeroMQ."""
+
+Outgoing = tuple[bytes, list[Frame]]
+"""To whom, and the frames."""
+
+
+@dataclass
+class Session:
+    """What a server knows of one worker.
+
+    Attributes:
+        number: the session's.
+        life: how often the worker has joined.
+        worker: its number in the shard; None if it takes no part now.
+        heard: when it was last heard, in seconds.
+        pushed: the number of its last push.
+        why: if it takes no part, why not.
+        share: the number of the share of the data that it computes on, if any.
+        pushes: its number in the shard, now and in former lives -> the shares behind its last pushes, in order.
+        asked: (number, attempt) of the read that it asks for.
+        answered: the same of the last one that was answered.
+        address: where the answer goes.
+        has: the version that it says to have.
+        waiting: its gradient, until it reads.
+        notes: number -> (when it came, its numbers).
+    """
+
+    number: int
+    life: int = 0
+    worker: int | None = None
+    heard: float = 0.0
+    pushed: int = 0
+    why: str = ""
+    share: int | None = None
+    pushes: dict[int, list[int]] = field(default_factory=dict)
+    asked: tuple[int, int] = (-1, -1)
+    answered: tuple[int, int] = (-1, -1)
+    address: bytes = b""
+    has: int = 0
+    waiting: Waiting = field(default_factory=lambda: Waiting(0.0))
+    notes: dict[int, tuple[float, list[float]]] = field(default_factory=dict)
+
+    @property
+    def notes_in_order(self) -> int:
+        """How many of its notes have come, up to the first that has not."""
+        return next(number for number in count() if number not in self.notes)
+
+
+class NetworkServer:
+    """Serves one shard to workers that come and go as they like.
+
+    It has no sockets and no clock: `receive` and `tick` are told what time it is, and say what is to be sent. Every
+    request may come late, twice, or out of order: a push counts once, and of the attempts to read only the last.
+
+    The data are cut into shares. A worker is given the number of its next share when it reads; a share whose worker
+    goes away before its gradient has come is given to the next.
+
+    Args:
+        shard: what is served.
+        shares: how many there are.
+        announcement: JSON for whoever asks what is trained here.
+        facts: (what, name, value) of what workers must have, too.
+        patience: seconds of silence after which a worker takes part no more.
+        expected: nobody reads before so many have joined.
+        noted: called with (session, row) for every note that arrives.
+        tell: called with who comes and goes, in sentences without their full stops.
+        last: whether no other work follows this.
+
+    Attributes:
+        shard: what is served.
+        lost: gradients that were acknowledged and are not in the parameters, because an earlier server was ended.
+        most_workers: how many took part at the same time, at most.
+        counts: how often what is `COUNTED` has happened.
+        sessions: everybody who has ever joined, by session.
+    """
+
+    def __init__(
+        self,
+        shard: Shard,
+        shares: int,
+        announcement: str,
+        facts: Sequence[tuple[str, str, str]] = (),
+        patience: float = 5.0,
+        expected: int = 1,
+        noted: Callable[[int, NDArray[np.float64]], None] = lambda *_: None,
+        tell: Callable[[str], None] = lambda _: None,
+        *,
+        last: bool = True,
+    ) -> None:
+        self.shard = shard
+        self.lost = 0
+        self.most_workers = 0
+        self.counts = Counter(dict.fromkeys(COUNTED, 0))
+        self.sessions: dict[int, Session] = {}
+        self._shares = shares
+        self._announcement = announcement
+        self._facts = [list(fact) for fact in facts]
+        self._patience = patience
+        self._expected = expected
+        self._noted = noted
+        self._tell = tell
+        self._last = last
+        self._next_share = 0
+        self._returned: deque[int] = deque()
+        self._next_worker = 0
+        self._ticked: float | None = None
+        self._left = -math.inf
+        self._done = 0
+        self._progress: deque[tuple[float, int, float]] = deque()
+        self._copy: tuple[int, NDArray[Any]] | None = None
+        self._handlers: Mapping[Kind, Callable[[bytes, Message, float], list[Outgoing]]] = {
+            Kind.HELLO: self._hello,
+            Kind.STATUS: self._status,
+            Kind.JOIN: self._join,
+            Kind.PUSH: self._within(self._push),
+            Kind.READ: self._within(self._read),
+            Kind.NOTE: self._within(self._note),
+            Kind.HEARTBEAT: self._within(self._heartbeat),
+            Kind.LEAVE: self._leave,
+        }
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest frame that a worker has reason to send, parameters and the facts about them included."""
+        return max(self.shard.values.nbytes, 4 * len(json.dumps(self._facts)), 2**16)
+
+    @property
+    def present(self) -> list[Session]:
+        """Those who take part."""
+        return [session for session in self.sessions.values() if session.worker is not None]
+
+    def stage(self, now: float) -> Stage:
+        """How far the work is. Shares that nobody comes back for in time stay undone."""
+        waits = self._returned and self.undone and now < self._left + self._patience
+        if self._next_share < self._shares or waits:
+            return Stage.OPEN
+        if self.present:
+            return Stage.CLOSING
+        return Stage.FINISHED
+
+    @property
+    def progress(self) -> tuple[int, ...]:
+        """Changes whenever there is something new to keep."""
+        return self.shard.clocks.done, self._done, self._next_share, self.shard.dropped
+
+    @property
+    def undone(self) -> int:
+        """Shares whose gradient has not come."""
+        return max(0, self._shares - self._done)
+
+    def receive(self, sender: bytes, frames: Sequence[Frame], now: float) -> list[Outgoing]:
+        """Take what has arrived.
+
+        Args:
+            sender: where answers go.
+            frames: of the message.
+            now: in seconds.
+
+        Returns:
+            What is to be sent; the buffers in it do not change afterwards.
+        """
+        self.counts["messages"] += 1
+        try:
+            message = Message.of(frames)
+            handler = self._handlers[message.kind]
+        except (MalformedError, KeyError):
+            self.counts["malformed"] += 1
+            return []
+        try:
+            return handler(sender, message, now)
+        except MalformedError as error:
+            self.counts["malformed"] += 1
+            return self._refuse(sender, message, str(error))
+
+    def tick(self, now: float) -> list[Outgoing]:
+        """Go on without those who have been silent for too long; call it several times a second."""
+        if self._ticked is not None and now - self._ticked > self._patience / 4:
+            # The server itself was asleep: what was sent meanwhile has yet to be read.
+            for session in self.present:
+                session.heard += now - self._ticked
+        self._ticked = now
+        self._progress.append((now, self.shard.version, self.shard.tokens))
+        while len(self._progress) > 2 and self._progress[1][0] < now - RATE_SECONDS:
+            self._progress.popleft()
+        silent = [session for session in self.present if now - session.heard > self._patience]
+        for session in silent:
+            self.counts["dropped workers"] += 1
+            self._remove(
+                session,
+                f"The server heard nothing of this worker for {now - session.heard:.1f} s and went on without it, at "
+                f"version {self.shard.version}",
+                now,
+            )
+        return self._let_read(now) if silent else []
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it takes to go on later. Gradients that still wait for others' are not in it; their shares are."""
+        unsettled = [*self._returned]
+        sessions = {}
+        for number, session in self.sessions.items():
+            waiting = [share for worker, shares in session.pushes.items() for share in self._unsettled(worker, shares)]
+            unsettled += waiting if session.share is None else [*waiting, session.share]
+            notes = [[key, when, *row] for key, (when, row) in session.notes.items()]
+            sessions[str(number)] = {"life": session.life, "pushed": session.pushed - len(waiting), "notes": notes}
+        return {
+            "shard": self.shard.state_dict(),
+            "next_share": self._next_share,
+            "unsettled": sorted(unsettled),
+            "sessions": sessions,
+            "lost": self.lost,
+        }
+
+    def _unsettled(self, worker: int, shares: Sequence[int]) -> Sequence[int]:
+        """The shares behind those gradients of a worker, present or gone, that still wait for others'."""
+        return shares[max(0, len(shares) - self.shard.pending(worker)) :]
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave; every worker must join again."""
+        self.shard.load_state_dict(state["shard"])
+        self.lost = state["lost"]
+        self._next_share = state["next_share"]
+        self._returned = deque(state["unsettled"])
+        self._done = self._next_share - len(self._returned)
+        why = f"The server was started again and goes on from version {self.shard.version}"
+        for number, kept in state["sessions"].items():
+            notes = {int(key): (when, row) for key, when, *row in kept["notes"]}
+            self.sessions[int(number)] = Session(int(number), kept["life"], pushed=kept["pushed"], why=why, notes=notes)
+
+    def status(self, now: float) -> dict[str, Any]:
+        """How things are, in types that JSON can write."""
+        shard = self.shard
+        last = (now, shard.version, shard.tokens)
+        first = self._progress[0] if self._progress else last
+        seconds = max(last[0] - first[0], 1e-9)
+        return {
+            **shard.statistics(),
+            "shares": {"handed_out": self._next_share, "returned": len(self._returned), "of": self._shares},
+            "tokens": shard.tokens,
+            "updates_per_second": (last[1] - first[1]) / seconds,
+            "tokens_per_second": (last[2] - first[2]) / seconds,
+            "gradients_lost": self.lost,
+            "updates_skipped": shard.skipped,
+            "counts": dict(self.counts),
+            "workers": [
+                {
+                    "worker": session.worker,
+                    "joined": session.life,
+                    "pushed": session.pushed,
+                    "clock": shard.clocks.pushed[session.worker],
+                    "has_version": shard.has(session.worker) if session.answered[0] >= 0 else None,
+                    "silent_seconds": now - session.heard,
+                    "waits": session.asked != session.answered,
+                }
+                for session in self.present
+                if session.worker is not None
+            ],
+        }
+
+    # Requests that need no session.
+
+    def _hello(self, sender: bytes, _: Message, now: float) -> list[Outgoing]:
+        stage = self.stage(now)
+        if stage is Stage.FINISHED and not self._last:
+            stage = Stage.CLOSING
+        return [(sender, Message(Kind.WELCOME, number=stage, payload=(self._announcement.encode(),)).frames())]
+
+    def _status(self, sender: bytes, _: Message, now: float) -> list[Outgoing]:
+        return [(sender, Message(Kind.STATE, payload=(json.dumps(self.status(now)).encode(),)).frames())]
+
+    def _join(self, sender: bytes, message: Message, now: float) -> list[Outgoing]:
+        theirs = message.entries()
+        if theirs != self._facts:
+            return self._refuse(sender, message, difference(theirs, self._facts))
+        session = self.sessions.get(message.session, Session(message.session))
+        if session.worker is None and len(self.present) >= MOST_WORKERS:
+            return self._refuse(sender, message, f"{MOST_WORKERS} workers take part already")
+        if message.life < session.life:
+            return []
+        known = session.pushed
+        if message.life > session.life:
+            self._remove(session, "It joins again", now)
+            self._forget_some()
+            self.sessions[message.session] = session
+            self.lost += max(0, message.version - known)
+            session.life, session.heard, session.pushed = message.life, now, max(known, message.version)
+            session.asked = session.answered = (-1, -1)
+            session.worker, self._next_worker = self._next_worker, self._next_worker + 1
+            session.waiting = Waiting(now, finite=False)
+            self.shard.join(session.worker)
+            self.most_workers = max(self.most_workers, len(self.present))
+            lost = f"; {message.version - known} of its gradients are lost" if message.version > known else ""
+            self._tell(f"Worker {session.worker} joins, of {len(self.present)} now{lost}")
+        answer = Message(
+            Kind.JOINED,
+            message.session,
+            message.life,
+            number=session.pushed,
+            attempt=session.notes_in_order,
+            version=known,
+            weight=self._patience,
+        )
+        return [(sender, answer.frames()), *self._let_read(now)]
+
+    def _leave(self, sender: bytes, message: Message, now: float) -> list[Outgoing]:
+        session = self.sessions.get(message.session)
+        if session is not None and session.life == message.life:
+            self._remove(session, "It has left", now)
+        return [(sender, answer_to(message, Kind.LEFT)), *self._let_read(now)]
+
+    # Requests of a session.
+
+    def _within(
+        self, handler: Callable[[bytes, Session, Message, float], list[Outgoing]]
+    ) -> Callable[[bytes, Message, float], list[Outgoing]]:
+        """Hand a request to `handler` if its sender takes part; else tell it why it does not."""
+
+        def handle(sender: bytes, message: Message, now: float) -> list[Outgoing]:
+            session = self.sessions.get(message.session)
+            if session is None or session.worker is None or session.life != message.life:
+                why = "The server does not know this worker" if session is None else session.why
+                gone = Message(Kind.GONE, message.session, message.life, payload=(why.encode(),))
+                return [(sender, gone.frames())]
+            session.heard = now
+            return handler(sender, session, message, now)
+
+        return handle
+
+    def _push(self, sender: bytes, session: Session, message: Message, now: float) -> list[Outgoing]:
+        assert session.worker is not None, "who takes part has a number"
+        if message.number <= session.pushed:
+            self.counts["repeated"] += 1
+            return [(sender, answer_to(message, Kind.TAKEN))]
+        shard = self.shard
+        gradient = message.array(0, shard.values.numpy().dtype, len(shard.values))
+        if len(message.payload) != 1:
+            raise MalformedError(f"A push came with {len(message.payload)} buffers instead of one.")
+        if session.answered[0] != session.pushed or message.version != shard.has(session.worker):
+            has = shard.has(session.worker) if session.answered[0] == session.pushed else "none"
+            return self._refuse(
+                sender,
+                message,
+                f"the gradient was computed on version {message.version}, but the worker has read {has}",
+            )
+        if message.number != session.pushed + 1 or not 0 <= message.weight < math.inf:
+            return self._refuse(
+                sender,
+                message,
+                f"push {message.number} with weight {message.weight:g} does not follow {session.pushed}",
+            )
+        landing = shard.landing()
+        np.copyto(landing.numpy(), gradient)
+        shard.push(session.worker, landing, message.weight, message.loss, finite=message.flag)
+        session.pushed = message.number
+        session.waiting = Waiting(now, message.weight, message.loss, message.flag)
+        self._done += 1
+        if session.share is not None:  # of several servers, the first's shares are computed, and the last may differ
+            session.pushes.setdefault(session.worker, []).append(session.share)
+            session.share = None
+        left = {worker: [*self._unsettled(worker, shares)] for worker, shares in session.pushes.items()}
+        session.pushes = {worker: shares for worker, shares in left.items() if shares}
+        return [(sender, answer_to(message, Kind.TAKEN)), *self._let_read(now)]
+
+    def _read(self, sender: bytes, session: Session, message: Message, now: float) -> list[Outgoing]:
+        asked = (message.number, message.attempt)
+        if asked <= session.asked:
+            self.counts["repeated"] += 1
+            return []
+        session.asked, session.address, session.has = asked, sender, message.version
+        return self._let_read(now)
+
+    def _note(self, sender: bytes, session: Session, message: Message, now: float) -> list[Outgoing]:
+        row = message.array(0, np.float64)
+        if len(row) > LONGEST_NOTE:
+            raise MalformedError(f"A note of {len(row)} numbers came; {LONGEST_NOTE} is the most.")
+        if message.number not in session.notes:
+            self._noted(message.session, row)
+            session.notes[message.number] = (now, row.tolist())
+        return [(sender, answer_to(message, Kind.NOTED))]
+
+    def _heartbeat(self, sender: bytes, _: Session, message: Message, now: float) -> list[Outgoing]:  # noqa: ARG002 - like the others
+        return [(sender, answer_to(message, Kind.ALIVE))]
+
+    # What they share.
+
+    def _let_read(self, now: float) -> list[Outgoing]:
+        """Answer everyone who asks to read and may."""
+        if self._expected > len(self.present) and not self.shard.version and not self._next_share:
+            return []
+        return [outgoing for session in self.present for outgoing in self._answer(session, now)]
+
+    def _answer(self, session: Session, now: float) -> Iterator[Outgoing]:
+        worker, waiting = session.worker, session.waiting
+        assert worker is not None, "only those who take part ask"
+        if session.asked == session.answered or session.asked[0] != session.pushed:
+            return
+        begins, again = session.answered[0] < 0, session.answered[0] == session.pushed
+        if not (begins or again or self.shard.readable(worker)):
+            return
+        if session.share is None:
+            session.share = self._take_share()
+        fresh = session.has != self.shard.version
+        report = Report.on(self.shard, worker, waiting, now, fresh=fresh)
+        row = replace(report, next_update=self._shares if session.share is None else session.share).row()
+        self.shard.read(worker)
+        session.answered = session.asked
+        number, attempt = session.asked
+        answer = Message(
+            Kind.VALUES,
+            session.number,
+            session.life,
+            number=number,
+            attempt=attempt,
+            version=self.shard.version,
+            payload=(row.data, self._values().data) if fresh else (row.data,),
+        )
+        yield session.address, answer.frames()
+
+    def _take_share(self) -> int | None:
+        if self._returned:
+            return self._returned.popleft()
+        if self._next_share == self._shares:
+            return None
+        self._next_share += 1
+        return self._next_share - 1
+
+    def _values(self) -> NDArray[Any]:
+        """A copy of the parameters that stays as it is; one for all who read the same version."""
+        if self._copy is None or self._copy[0] != self.shard.version:
+            self._copy = self.shard.version, self.shard.values.numpy().copy()
+        return self._copy[1]
+
+    def _remove(self, session: Session, why: str, now: float) -> None:
+        """Go on without a worker; its share is the next one's to compute."""
+        if session.worker is None:
+            return
+        self.shard.leave(session.worker)
+        if session.share is not None:
+            self._returned.append(session.share)
+        self._tell(f"Worker {session.worker} goes: {why[0].lower()}{why[1:]}")
+        session.worker, session.share, session.why = None, None, why
+        self._left = now
+
+    def _forget_some(self) -> None:
+        """Remember only so many of those who have gone and left no notes."""
+        former = [n for n, session in self.sessions.items() if session.worker is None and not session.notes]
+        for number in former[: max(0, len(former) - MOST_WORKERS)]:
+            del self.sessions[number]
+
+    def _refuse(self, sender: bytes, message: Message, why: str) -> list[Outgoing]:
+        self.counts["refused"] += 1
+        refusal = Message(
+            Kind.REFUSED, message.session, message.life, message.number, message.attempt, payload=(why.encode(),)
+        )
+        return [(sender, refusal.frames())]
+
+
+def answer_to(message: Message, kind: Kind) -> list[Frame]:
+    """An answer that says no more than what it answers."""
+    return Message(kind, message.session, message.life, message.number, message.attempt).frames()
+
+
+def difference(theirs: Any, ours: list[list[str]]) -> str:
+    """The first thing in which a worker's facts differ from the server's, in words."""
+    if not isinstance(theirs, list):
+        return "it did not say what it has"
+    for place, (what, name, value) in enumerate(ours):
+        if place >= len(theirs):
+            return f"the worker lacks the {what} {name!r} ({value})"
+        if theirs[place] != [what, name, value]:
+            text = " ".join(map(str, theirs[place])) if isinstance(theirs[place], list) else str(theirs[place])
+            return f"the worker has {text[:200]!r} where the server has the {what} {name!r}, {value}"
+    return f"the worker has {str(theirs[len(ours)])[:200]} besides, which the server lacks"

@@ -1,0 +1,358 @@
+"""A worker's end: a shard that a server elsewhere holds."""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bigbatch.comm.buffers import Buffer
+from bigbatch.comm.errors import CommunicationError, DeadlineError, MismatchError
+from bigbatch.comm.server.network.messages import NOTHING, Frame, Kind, Message, Stage
+from bigbatch.comm.server.report import Report
+
+FIRST_RETRY, LONGEST_RETRY = 1.0, 60.0
+"""Seconds until a request that was not answered is made again; it doubles every time, so that a slow network is not
+flooded."""
+
+LOOK_SECONDS = 0.1
+"""How often a worker that waits looks whether its heartbeat knows something."""
+
+
+class Wire(ABC):
+    """Carries messages to one server and back. They may come late, twice, out of order or not at all.
+
+    Attributes:
+        name: the server's address, for errors.
+    """
+
+    name: str
+
+    @abstractmethod
+    def send(self, frames: Sequence[Frame]) -> None:
+        """Send one message; its buffers must stay as they are until it is answered."""
+
+    @abstractmethod
+    def receive(self, seconds: float) -> list[Frame] | None:
+        """The next message that comes within `seconds`, or None.
+
+        Raises:
+            CommunicationError: nothing can ever come: the server refuses to talk.
+        """
+
+    @abstractmethod
+    def now(self) -> float:
+        """Seconds; only differences mean anything."""
+
+    def close(self) -> None:  # noqa: B027 - most hold nothing
+        """Give back what it holds."""
+
+
+@dataclass
+class Pending:
+    """A request that is not answered yet.
+
+    Attributes:
+        message: as it was last made.
+        made: when it was made first.
+        retry: when to make it again ...
+        interval: ... and how long after the last time that is.
+    """
+
+    message: Message
+    made: float
+    retry: float
+    interval: float
+
+
+class GoneError(CommunicationError):
+    """The server goes on without this worker; only `RemoteShard` sees this, and joins again."""
+
+
+class RemoteShard:
+    """A shard on a server elsewhere, as one worker uses it: join, then push and read in turns, at last leave.
+
+    Requests are made again until they are answered, which the server counts once. If it has gone on without this
+    worker, or was started again, this joins again by itself and says so.
+
+    Args:
+        wire: to the server.
+        session: a number that no other worker has.
+        deadline: seconds without any answer after which it gives up.
+        first_retry: seconds until a request is made again for the first time.
+        tell: called with what a user should know, as sentences without their full stops.
+
+    Attributes:
+        name: the server's address.
+        session: this worker's.
+        life: how often this worker has joined.
+        bounds: (first, stop) of the elements that this server holds.
+        patience: seconds of silence after which the server goes on without this worker.
+        acknowledged: gradients that the server has acknowledged.
+        hurry: set it to have every open request made again at once.
+        tell: as given.
+    """
+
+    def __init__(
+        self,
+        wire: Wire,
+        session: int,
+        deadline: float,
+        first_retry: float = FIRST_RETRY,
+        tell: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.name = wire.name
+        self.session = session
+        self.life = 0
+        self.patience = float("inf")
+        self.acknowledged = 0
+        self.hurry = False
+        self.tell = tell
+        self._wire = wire
+        self._deadline = deadline
+        self._first_retry = first_retry
+        self._facts: bytes = b""
+        self._pending: dict[Kind, Pending] = {}
+        self._notes: list[Buffer] = []
+        self._notes_open: dict[int, Pending] = {}
+        self._pushed = 0
+        self._version = NOTHING
+        self._answers: dict[Kind, Message] = {}
+        self._heard = wire.now()
+
+    def hello(self) -> tuple[Any, Stage]:
+        """What the server says is trained there, and how far it is.
+
+        Raises:
+            DeadlineError: nobody answers.
+            CommunicationError: the server refuses to talk.
+        """
+        answer = self._ask(Kind.HELLO)
+        return answer.entries(), Stage(answer.number)
+
+    def status(self) -> Any:
+        """How things are at the server; see `NetworkServer.status`."""
+        return self._ask(Kind.STATUS).entries()
+
+    def join(self, facts: Sequence[tuple[str, str, str]]) -> None:
+        """Take part.
+
+        Args:
+            facts: (what, name, value) of what must be the same here and there.
+
+        Raises:
+            MismatchError: it is not; names the first that differs.
+        """
+        self._facts = json.dumps([list(fact) for fact in facts]).encode()
+        self._enter()
+
+    def begin_read(self) -> None:
+        """Ask for the parameters; `finish` waits for them."""
+        self._request(Message(Kind.READ, number=self._pushed, version=self._version))
+
+    def begin(self, gradient: Buffer, weight: float, loss: float, *, finite: bool) -> None:
+        """Push a gradient, and ask for the parameters that come next; `finish` waits for both.
+
+        Args:
+            gradient: (elements,) of this shard, computed on what was last read; it must not change before `finish`.
+            weight: tokens behind it.
+            loss: summed over them, in nats.
+            finite: whether all of this worker's gradient is, the parts for other shards included.
+        """
+        self._pushed += 1
+        self._request(
+            Message(
+                Kind.PUSH,
+                number=self._pushed,
+                version=self._version,
+                weight=weight,
+                loss=loss,
+                flag=finite,
+                payload=(gradient.data,),
+            )
+        )
+        self.begin_read()
+
+    def finish(self, values: Buffer) -> Report:
+        """Wait until this worker may read.
+
+        Args:
+            values: (elements,) where the parameters go, unless they are there already.
+
+        Returns:
+            The server's report; about nothing (no tokens, not applied) if the gradient was lost.
+
+        Raises:
+            DeadlineError: the server does not answer any more.
+            MismatchError: it refuses what it was sent.
+        """
+        while True:
+            try:
+                answer = self._wait_for(Kind.READ)
+                break
+            except GoneError as gone:
+                self._join_again(str(gone))
+        report = Report.of(answer.array(0, np.float64, len(fields(Report))))
+        if report.fresh:
+            np.copyto(values, answer.array(1, values.dtype, len(values)))
+        self._version = answer.version
+        return report
+
+    def note(self, row: NDArray[np.float64]) -> None:
+        """Have the server keep a row of numbers; nobody waits for that before `leave`."""
+        self._notes.append(row)
+        self._send_note(len(self._notes) - 1)
+
+    def leave(self, deadline: float | None = None) -> None:
+        """Take part no more, once everything is kept.
+
+        Args:
+            deadline: seconds without any answer after which it gives up, if other than usual.
+
+        Raises:
+            DeadlineError: the server does not answer any more.
+        """
+        self._deadline = self._deadline if deadline is None else deadline
+        while self._notes_open:
+            try:
+                self._until(lambda: not self._notes_open)
+            except GoneError as gone:
+                self._join_again(str(gone))
+        self._request(Message(Kind.LEAVE))
+        with suppress(GoneError):  # it has heard so already, and its answer is lost
+            self._wait_for(Kind.LEAVE)
+
+    def close(self) -> None:
+        """Give the wire back."""
+        self._wire.close()
+
+    # What is under way.
+
+    def _enter(self) -> None:
+        self.life += 1
+        self._pending.clear()
+        self._answers.clear()
+        self._version = NOTHING
+        # All of them again below: the server may have lost some.
+        self._notes_open.clear()
+        self._request(Message(Kind.JOIN, version=self.acknowledged, payload=(self._facts,)))
+        answer = self._wait_for(Kind.JOIN)
+        self.patience = answer.weight
+        if (missing := self.acknowledged - answer.version) > 0:
+            self.tell(f"Of this worker's gradients that {self.name} had acknowledged, {missing} are lost")
+        self.acknowledged = self._pushed = answer.number
+        for number in range(answer.attempt, len(self._notes)):
+            self._send_note(number)
+
+    def _join_again(self, why: str) -> None:
+        self.tell(f"{why}; this worker has joined {self.name} again")
+        self._enter()
+        self.begin_read()
+
+    def _ask(self, kind: Kind) -> Message:
+        self._request(Message(kind))
+        return self._wait_for(kind)
+
+    def _request(self, message: Message) -> None:
+        own = replace(message, session=self.session, life=self.life)
+        self._answers.pop(message.kind, None)
+        self._pending[message.kind] = self._sent(own)
+
+    def _send_note(self, number: int) -> None:
+        note = Message(Kind.NOTE, self.session, self.life, number, payload=(self._notes[number].data,))
+        self._notes_open[number] = self._sent(note)
+
+    def _sent(self, message: Message) -> Pending:
+        self._wire.send(message.frames())
+        now = self._wire.now()
+        return Pending(message, now, now + self._first_retry, self._first_retry)
+
+    def _wait_for(self, kind: Kind) -> Message:
+        self._until(lambda: kind not in self._pending and (kind is not Kind.READ or Kind.PUSH not in self._pending))
+        return self._answers.pop(kind)
+
+    def _until(self, done: Callable[[], bool]) -> None:
+        """Hear what comes, and make requests again that are not answered, until it is done.
+
+        Raises:
+            DeadlineError: nothing came for too long.
+            GoneError: the server goes on without this worker.
+        """
+        self._heard = self._wire.now()
+        while not done():
+            frames = self._wire.receive(LOOK_SECONDS)
+            now = self._wire.now()
+            if frames is not None:
+                self._hear(frames, now)
+            elif now - self._heard > self._deadline:
+                raise DeadlineError(
+                    f"The server at {self.name} has not answered for {now - self._heard:.0f} s. Is it running, is the "
+                    "address right, and do other workers go on? --deadline allows more."
+                )
+            self._retry(now)
+
+    def _retry(self, now: float) -> None:
+        hurry, self.hurry = self.hurry, False
+        for pending in self._open():
+            if hurry or now >= pending.retry:
+                # Of several attempts to read only the last counts, so each has a number of its own.
+                pending.message = replace(pending.message, attempt=pending.message.attempt + 1)
+                self._wire.send(pending.message.frames())
+                if pending.message.kind in (Kind.HELLO, Kind.JOIN) and pending.message.attempt == 1 and not hurry:
+                    self.tell(f"Waiting for the server at {self.name}")
+                pending.interval = min(2 * pending.interval, LONGEST_RETRY)
+                pending.retry = now + pending.interval
+
+    def _open(self) -> Iterator[Pending]:
+        yield from self._pending.values()
+        yield from self._notes_open.values()
+
+    def _hear(self, frames: Sequence[Frame], now: float) -> None:
+        message = Message.of(frames)
+        if message.kind in (Kind.WELCOME, Kind.STATE):
+            self._answered(REQUEST_OF[message.kind], message)
+            self._heard = now
+            return
+        if (message.session, message.life) != (self.session, self.life):
+            return  # in answer to a former life
+        self._heard = now
+        if message.kind is Kind.GONE:
+            raise GoneError(message.text())
+        if message.kind is Kind.REFUSED:
+            raise MismatchError(f"The server at {self.name} refuses: {message.text()}.")
+        if message.kind is Kind.NOTED:
+            self._notes_open.pop(message.number, None)
+            return
+        request = REQUEST_OF.get(message.kind)
+        if request not in self._pending:
+            return
+        asked = self._pending[request].message
+        if request in (Kind.PUSH, Kind.READ) and message.number != asked.number:
+            return
+        if request is Kind.READ and message.attempt != asked.attempt:
+            return
+        if request is Kind.PUSH:
+            self.acknowledged = message.number
+        self._answered(request, message)
+
+    def _answered(self, request: Kind, message: Message) -> None:
+        if (pending := self._pending.pop(request, None)) is not None:
+            self._answers[request] = message
+            # What took so long once is no reason to ask twice the next time.
+            took = 2 * (self._wire.now() - pending.made)
+            self._first_retry = max(self._first_retry, min(took, LONGEST_RETRY))
+
+
+REQUEST_OF = {
+    Kind.WELCOME: Kind.HELLO,
+    Kind.STATE: Kind.STATUS,
+    Kind.JOINED: Kind.JOIN,
+    Kind.TAKEN: Kind.PUSH,
+    Kind.VALUES: Kind.READ,
+    Kind.LEFT: Kind.LEAVE,
+}
+"""Which request an answer answers."""

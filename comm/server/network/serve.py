@@ -1,0 +1,38 @@
+"""The loop of a server on a network: hear, answer, look who is silent, keep what must not be lost."""
+
+import time
+from collections.abc import Callable
+
+from bigbatch.comm.server.network.network_server import NetworkServer
+from bigbatch.comm.server.network.sockets import Listener
+
+TICK_SECONDS = 0.05
+
+
+def serve(
+    listener: Listener, server: NetworkServer, done: Callable[[float], bool], keep: Callable[[], None], interval: float
+) -> None:
+    """Serve until `done`.
+
+    Args:
+        listener: where requests arrive.
+        server: who answers them.
+        done: told the time in seconds, says whether to end.
+        keep: called about every `interval` seconds in which something has changed.
+        interval: seconds of work that may be lost, at most.
+    """
+    now = ticked = kept = time.time()
+    progress = server.progress
+    while not done(now):
+        arrived = listener.receive(TICK_SECONDS)
+        now = time.time()
+        outgoing = server.receive(*arrived, now) if arrived is not None else []
+        if now - ticked >= TICK_SECONDS:
+            outgoing += server.tick(now)
+            server.counts["turned away"] = listener.turned_away
+            ticked = now
+        for target, frames in outgoing:
+            listener.send(target, frames)
+        if now - kept >= interval and server.progress != progress:
+            keep()
+            kept, progress = now, server.progress

@@ -1,0 +1,104 @@
+"""Networks as files: TOML, read and written."""
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.simulation.network import Network, Piece, Wire
+
+# Keeping.
+
+
+def as_toml(network: Network) -> str:
+    """What `read_network` makes the same network of."""
+    entries = as_entries(network)
+    inside = entries.pop("inside", None)
+    lines = _table(entries, "")
+    return "\n".join([*lines, *([] if inside is None else ["", "[inside]", *_table(inside, "inside.")]), ""])
+
+
+def _table(entries: Mapping[str, Any], prefix: str) -> list[str]:
+    lines = [f"{key} = {_value(value)}" for key, value in entries.items() if key != "larger"]
+    for piece in entries.get("larger", ()):
+        lines += ["", f"[[{prefix}larger]]", *_table(piece, prefix)]
+    return lines
+
+
+def _value(value: Any) -> str:
+    """A string as JSON writes it, which TOML reads alike; a number as Python does, inf included."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+
+
+def read_network(path: Path) -> Network:
+    """A network from a TOML file.
+
+    The keys are `alpha` (seconds), `bandwidth` (bytes a second) and, if wanted, `gamma` (seconds a byte), the other
+    attributes of `Network`, `[inside]` with an `alpha` and a `bandwidth`, and a `[[larger]]` for every size from which
+    on messages cost something else, with `bytes`, `alpha` and `bandwidth`; `[[inside.larger]]` likewise.
+
+    Raises:
+        ConfigurationError: it cannot be read, or says what no network can have; names the key.
+    """
+    try:
+        entries = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"The network {path} cannot be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"The network {path} is not TOML: {error}.") from error
+    try:
+        return network_from(entries, path.stem)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"The network {path}: {error}") from error
+
+
+def network_from(entries: Mapping[str, Any], name: str) -> Network:
+    """A network from what a TOML file says; see `read_network`."""
+    own = {field.name for field in fields(Network)} - {"wires", "inside"}
+    _known(entries, {"alpha", "bandwidth", "larger", "inside", *own})
+    settings = {key: entries[key] for key in own if key in entries}
+    inside = entries.get("inside")
+    if inside is not None:
+        if not isinstance(inside, Mapping):
+            raise ConfigurationError("inside must be a table, with alpha and bandwidth.")
+        _known(inside, {"alpha", "bandwidth", "larger"})
+        settings["inside"] = _wire(inside)
+    return Network(**{"name": name, "wires": _wire(entries), **settings})
+
+
+def as_entries(network: Network) -> dict[str, Any]:
+    """What a TOML file would say; `network_from` makes the same network of it."""
+
+    def of(wires: Wire) -> dict[str, Any]:
+        first, *others = ({"alpha": p.alpha, "bandwidth": p.bandwidth, "bytes": p.least} for p in wires.pieces)
+        del first["bytes"]
+        return {**first, **({"larger": others} if others else {})}
+
+    entries = {field.name: getattr(network, field.name) for field in fields(network)}
+    wires, inside = entries.pop("wires"), entries.pop("inside")
+    return {**entries, **of(wires), **({"inside": of(inside)} if inside is not None else {})}
+
+
+def _wire(entries: Mapping[str, Any]) -> Wire:
+    larger = entries.get("larger", [])
+    if not isinstance(larger, Sequence) or not all(isinstance(entry, Mapping) for entry in larger):
+        raise ConfigurationError("larger must be tables, [[larger]], with bytes, alpha and bandwidth.")
+    for entry in larger:
+        _known(entry, {"bytes", "alpha", "bandwidth"})
+    first = {"bytes": 0, **{key: entries[key] for key in ("alpha", "bandwidth") if key in entries}}
+    pieces = []
+    for entry in (first, *larger):
+        for key in ("bytes", "alpha", "bandwidth"):
+            if key not in entry:
+                raise ConfigurationError(f"{key} is missing.")
+        pieces.append(Piece(entry["bytes"], entry["alpha"], entry["bandwidth"]))
+    return Wire(*pieces)
+
+
+def _known(entries: Mapping[str, Any], known: set[str]) -> None:
+    for key in entries:
+        if key not in known:
+            raise ConfigurationError(f"unknown key {key!r}. Known: {', '.join(sorted(known))}.")

@@ -1,0 +1,93 @@
+"""Servers on a network, as one of their workers sees them: workers join and leave as they like."""
+
+from collections.abc import Sequence
+
+from bigbatch.comm.parameters import Bucket, FlatParameters, OnHost, OptimizerFactory, all_finite
+from bigbatch.comm.schedules.schedule import chunk_bounds
+from bigbatch.comm.server.network.remote_shard import RemoteShard
+from bigbatch.comm.server.report import Report
+from bigbatch.comm.strategies.strategy import StepReport, Strategy
+from bigbatch.comm.wires.transport import Transport
+
+Facts = Sequence[tuple[str, str, str]]
+"""(what, name, value) of what must be the same at a worker and its servers."""
+
+
+def facts_about(parameters: FlatParameters) -> list[tuple[str, str, str]]:
+    """What a server and its workers must agree on: names, shapes and dtypes."""
+    return [("parameter", name, described) for name, described in parameters.signature]
+
+
+class RemoteServers(Strategy):
+    """Every worker is a job of its own, with one rank; the servers tell it which share of the data is next.
+
+    Requests to different servers are in flight together.
+
+    Args:
+        transport: this worker's own, of one rank.
+        shards: in the order in which they hold the parameters.
+        facts: besides those about the parameters.
+    """
+
+    def __init__(self, transport: Transport, shards: Sequence[RemoteShard], facts: Facts) -> None:
+        super().__init__(transport)
+        self._shards = shards
+        self._facts = facts
+
+    @classmethod
+    def in_step(cls) -> bool:
+        """No: workers come and go."""
+        return False
+
+    def start(self, parameters: FlatParameters, optimizer: OptimizerFactory) -> None:
+        """Join every server, and read."""
+        super().start(parameters, optimizer)
+        self._values = OnHost(parameters.values)
+        self._gradients = OnHost(parameters.gradients)
+        self._bounds = chunk_bounds(len(self._values.array), len(self._shards)).tolist()
+        for shard in self._shards:
+            shard.join([*self._facts, *facts_about(parameters)])
+        for shard in self._shards:
+            shard.begin_read()
+        self._finish()
+
+    def push(self, bucket: Bucket) -> None:
+        """Nothing: a gradient is sent whole, so that it counts once or not at all."""
+
+    def step(self, weight: float, loss: float) -> StepReport:
+        """Push to every server, and wait until all let this worker read."""
+        finite = all_finite(self.parameters.gradients)
+        started = self.transport.now()
+        gradients = self._gradients.fetch()
+        for shard, first, stop in self._parts():
+            shard.begin(gradients[first:stop], weight, loss, finite=finite)
+        self.transport.count(messages=2 * len(self._shards), bytes_=gradients.nbytes)
+        reports = self._finish()
+        waited = max(report.waited for report in reports)
+        self.waiting_seconds += waited
+        self._communicated(self.transport.now() - started - waited)
+        first_report = reports[0]
+        return StepReport(
+            version=self.version,
+            applied=all(report.applied for report in reports),
+            weight=first_report.weight,
+            loss=first_report.loss,
+            workers=int(first_report.workers),
+            total_weight=first_report.total_weight,
+            next_update=self.next_update,
+        )
+
+    def _finish(self) -> list[Report]:
+        reports = [shard.finish(self._values.array[first:stop]) for shard, first, stop in self._parts()]
+        self._values.deliver()
+        self.version = int(min(report.version for report in reports))
+        # The first server alone hands out shares.
+        self.next_update = int(reports[0].next_update)
+        return reports
+
+    def _parts(self) -> list[tuple[RemoteShard, int, int]]:
+        return list(zip(self._shards, self._bounds, self._bounds[1:], strict=False))
+
+    def _communicated(self, seconds: float) -> None:
+        self.communication_seconds += seconds
+        self.total_communication_seconds += seconds

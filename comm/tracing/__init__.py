@@ -1,0 +1,1 @@
+"""Traces: the recordings of all ranks brought together, and written for Perfetto."""

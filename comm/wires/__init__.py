@@ -1,0 +1,1 @@
+"""The wires: transports, requests and queues; agreement between ranks; and recording what a rank does."""

@@ -1,0 +1,193 @@
+"""Recording: what one rank does when, as spans.
+
+A `Trace` hangs on a rank's transport (`transport.trace`). The transport tells it of every message and every addition,
+and whoever computes or waits says so with `transport.span`. Without one, nothing is recorded.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+
+from bigbatch.comm.wires.queue import on_line
+from bigbatch.comm.wires.request import ANY, Request
+
+COMPUTE, SEND, RECEIVE, REDUCE, WAIT, ALL_REDUCE = "compute", "send", "receive", "reduce", "wait", "all-reduce"
+"""What a rank does. An all-reduce encloses the messages and waits that it is made of, where they are ours."""
+
+UPDATE, ARM = "update", "arm"
+"""What else lasts: one update of the training, and all of those of one arm that were recorded."""
+
+WORK, COMMUNICATION, BESIDE, LIBRARY = "work", "communication", "beside", "library"
+SENDS, RECEIVES, UPDATES = "sends", "receives", "updates"
+
+MOST_SPANS = 100_000
+"""A rank keeps no more (about 30 MB); what comes later is left out."""
+
+_busy: ContextVar[bool] = ContextVar("_busy", default=False)
+"""Whether what runs now, on its thread or greenlet, is within a span of computing or adding."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Something that lasted, on one rank.
+
+    Attributes:
+        kind: COMPUTE, SEND, RECEIVE, REDUCE, WAIT, ALL_REDUCE, UPDATE or ARM.
+        begin: in seconds on the transport's clock ...
+        end: ... and its end.
+        name: what exactly, or "" if the kind says it all.
+        track: which of the rank's tracks it belongs to.
+        peer: the rank at the other end of a message, sent, received or waited for.
+        tag: the message's.
+        number: the message's among all from that source to that target with that tag, from 0; an update's, from 1.
+        nbytes: how much was moved or added, in bytes.
+    """
+
+    kind: str
+    begin: float
+    end: float
+    name: str = ""
+    track: str = WORK
+    peer: int | None = None
+    tag: int = 0
+    number: int = 0
+    nbytes: int = 0
+
+    def message(self, rank: int) -> tuple[int, int, int, int] | None:
+        """(source, target, tag, number) if this is a message's end at `rank`: the same at both ends of a message."""
+        if self.peer is None or self.kind not in (SEND, RECEIVE):
+            return None
+        ends = (rank, self.peer) if self.kind == SEND else (self.peer, rank)
+        return (*ends, self.tag, self.number)
+
+
+class Trace:
+    """Records the spans of one rank, from any of its threads.
+
+    Both ends of a message count it, by source, target and tag, so that they find each other: messages do not overtake
+    one another. All ranks must therefore begin their traces at the same place of the program, with nothing under way.
+    Everything is counted, whether it is recorded or not. A receive from any rank is counted when it has arrived, and
+    so must not be under way with another of the same tag.
+
+    Args:
+        now: the clock, in seconds.
+        updates: record only during the first so many updates; None records everything.
+
+    Attributes:
+        spans: in the order in which they ended.
+    """
+
+    def __init__(self, now: Callable[[], float], updates: int | None = None) -> None:
+        self.spans: list[Span] = []
+        self._now = now
+        self._updates_left = updates
+        self._recording = updates is None
+        self._track = ""
+        self._numbers: dict[tuple[str, int, int], Iterator[int]] = {}
+
+    def beside(self, now: Callable[[], float]) -> "Trace":
+        """The same trace for work beside the rank's own, on a track of its own; records everything.
+
+        Args:
+            now: that work's clock.
+        """
+        other = Trace(now)
+        other.spans, other._numbers, other._track = self.spans, self._numbers, BESIDE
+        return other
+
+    @contextmanager
+    def span(self, kind: str, name: str = "", nbytes: int = 0) -> Iterator[None]:
+        """Record what is done inside.
+
+        Computing inside of computing or adding is part of that. Neither computing nor a wait that takes no time is
+        recorded: in simulated time, what torch computes takes none, and what is charged for it is a span of its own.
+        """
+        if kind == COMPUTE and _busy.get():
+            yield
+            return
+        begin, recording = self._now(), self._recording
+        busy = _busy.set(kind in (COMPUTE, REDUCE))
+        try:
+            yield
+        finally:
+            _busy.reset(busy)
+        end = self._now()
+        if recording and (end > begin or kind not in (COMPUTE, WAIT)):
+            self._keep(Span(kind, begin, end, name, self._place(), nbytes=nbytes))
+
+    @contextmanager
+    def update(self, number: int) -> Iterator[None]:
+        """Record the update of that number, from 1, and what is done in it, unless enough were recorded."""
+        if self._updates_left == 0:
+            yield
+            return
+        begin, self._recording = self._now(), True
+        yield
+        self._keep(Span(UPDATE, begin, self._now(), track=UPDATES, number=number))
+        if self._updates_left is not None:
+            self._updates_left -= 1
+            self._recording = False
+
+    def message(self, kind: str, begin: Callable[[], Request], peer: int, tag: int, nbytes: int) -> Request:
+        """Begin a message, SEND or RECEIVE, and record it once it was waited for, and the wait."""
+        since = self._now()
+        request = begin()
+        number = None if peer == ANY else self._count(kind, peer, tag)
+        if number is not None and not self._recording:
+            return request
+        posted = Span(kind, since, since, "", SENDS if kind == SEND else RECEIVES, peer, tag, number or 0, nbytes)
+        return TracedRequest(self, request, posted, recorded=self._recording, numbered=number is not None)
+
+    def record(self, span: Span) -> None:
+        """Record what somebody else has measured."""
+        if self._recording:
+            self._keep(span)
+
+    def _keep(self, span: Span) -> None:
+        if len(self.spans) < MOST_SPANS:
+            self.spans.append(span)
+
+    def now(self) -> float:
+        """Seconds on the rank's clock."""
+        return self._now()
+
+    def _count(self, kind: str, peer: int, tag: int) -> int:
+        return next(self._numbers.setdefault((kind, peer, tag), itertools.count()))  # one step each, for threads
+
+    def _place(self) -> str:
+        return self._track or (COMMUNICATION if on_line.get() else WORK)
+
+
+class TracedRequest(Request):
+    """A message under way whose end is recorded.
+
+    Args:
+        trace: where.
+        request: the transport's own.
+        posted: the message so far.
+        recorded: whether to record it.
+        numbered: whether its number is known.
+    """
+
+    def __init__(self, trace: Trace, request: Request, posted: Span, *, recorded: bool, numbered: bool) -> None:
+        self._trace = trace
+        self._request = request
+        self._posted = posted
+        self._recorded = recorded
+        self._numbered = numbered
+
+    def wait(self) -> int:
+        """Wait for the message."""
+        since = self._trace.now()
+        peer = self._request.wait()
+        number = self._posted.number if self._numbered else self._trace._count(RECEIVE, peer, self._posted.tag)
+        if self._recorded:
+            until = self._trace.now()
+            finished = self._request.finished
+            end = until if finished is None else finished
+            self._trace._keep(replace(self._posted, end=end, peer=peer, number=number))
+            if until > since:
+                self._trace._keep(Span(WAIT, since, until, track=self._trace._place(), peer=peer))
+        return peer

@@ -1,0 +1,1 @@
+"""The command line. Only these modules print results or exit."""

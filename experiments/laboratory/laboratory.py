@@ -1,0 +1,332 @@
+"""The laboratory: trains points, which are single runs, many at a time over the cores, and each but once.
+
+A point is a command line. Its run lies in a folder that is named after all that it was asked, so that whoever asks the
+same again finds it there, and a series that was interrupted goes on where it was.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import platform
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from bigbatch.comm.errors import BigBatchError, ConfigurationError
+from bigbatch.experiments.commands.main import parsed, run_quietly
+from bigbatch.experiments.laboratory.point import Point
+from bigbatch.experiments.runs.identity import digest, files_named, source
+from bigbatch.experiments.runs.run import Run, environment, make_folder, unwritable
+
+Result = TypeVar("Result")
+
+FOLDER_OPTION = "--runs"
+"""The option that names the folder of all runs."""
+
+SECONDS_BETWEEN_WORDS = 5.0
+
+
+def identity(point: Point) -> str:
+    """A name for all that makes a run what it is.
+
+    That is every option, the content of every file that one names (the user's text, FILE.py:Name, a network), the
+    source of what trains, and the versions of what that computes with. What such a FILE.py imports is not looked at.
+
+    Raises:
+        click.ClickException: the options are no command line.
+    """
+    options = {**parsed(point.words()), "strategy": point.strategy}
+    contents = {str(path): digest([path]) for path in files_named(options.values())}
+    versions = {name: version for name, version in environment().items() if name != "platform"}
+    everything = {**options, "contents": contents, "source": source(), **versions}
+    return hashlib.sha256(json.dumps(everything, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def read(folder: Path) -> Run | None:
+    """The run in a folder; None if there is none, or not all of it.
+
+    Its last validation is written last of its metrics and again in its summary, so that what was cut off is seen even
+    between two lines.
+    """
+    try:
+        found = Run.read(folder)
+        losses = [record["loss"] for record in found.metrics if record["kind"] == "validation"]
+        return found if losses[-1] == found.summary["arms"][-1]["validation_loss"] else None
+    except (ConfigurationError, LookupError):
+        return None
+
+
+def train(point: Point, folder: Path) -> None:
+    """Train a point in this process; the folder is there once all is through.
+
+    Raises:
+        ConfigurationError: what is asked for cannot be done, or the folder cannot be written.
+    """
+    part = folder.with_name(f"{folder.name}{PART}{platform.node()}-{os.getpid()}")
+    try:
+        make_folder(part, FOLDER_OPTION)
+        run_quietly(point.words(), part)
+        if read(folder) is None:  # else another program has made the same run in the meantime
+            put(part, folder)
+    except OSError as error:
+        if error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(folder.parent):
+            raise unwritable(folder.parent, error, FOLDER_OPTION) from error
+        raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def put(part: Path, folder: Path) -> None:
+    """Give a run's folder its name, in the place of what is damaged there.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    try:
+        part.rename(folder)
+    except OSError:
+        if read(folder) is not None:  # that of another program, which was quicker by a moment
+            return
+        if not folder.exists():
+            raise
+        shutil.rmtree(folder)
+        part.rename(folder)
+
+
+PART = ".part-"
+"""Between a run's name and who trains it: the machine and the process."""
+
+
+def clear(folder: Path) -> None:
+    """Remove what processes of this machine that are no more have left in the folder of all runs."""
+    for part in folder.glob(f"*{PART}*"):
+        machine, _, process = part.name.rpartition(PART)[2].rpartition("-")
+        if machine == platform.node() and process.isdecimal() and not lives(int(process)):
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def lives(process: int) -> bool:
+    """Whether there is a process of that number on this machine."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
+
+
+Inquiry = Generator[Sequence[Point], list[Run], Result]
+"""Asks for points, is sent their runs, may then ask for more, and returns what it found out."""
+
+
+class Laboratory:
+    """Trains points in processes of its own.
+
+    Args:
+        folder: of all runs.
+        processes: how many train at a time, one thread each.
+        tell: takes a sentence about how far it is, now and then.
+
+    Attributes:
+        tell: takes a sentence.
+        base: options of every point, such as the user's own text.
+        made: runs that were made here.
+        found: runs that were there already.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        processes: int,
+        tell: Callable[[str], None],
+        base: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.folder = folder
+        self.base = dict(base or {})
+        self.made = self.found = 0
+        self._processes = processes
+        self.tell = tell
+        self._pool: ProcessPoolExecutor | None = None
+        self._asked: dict[str, Future[Run]] = {}
+        self._end: BigBatchError | None = None
+        self._progress = Progress(tell)
+
+    def runs(self, points: Sequence[Point]) -> list[Run]:
+        """The runs of those points, in their order.
+
+        Raises:
+            BigBatchError: a point cannot be trained.
+        """
+
+        def ask() -> Inquiry[list[Run]]:
+            return (yield points)
+
+        return self.inquire([ask()])[0]
+
+    def inquire(self, inquiries: Sequence[Inquiry[Result]]) -> list[Result]:
+        """Carry several inquiries on at the same time, and return what each has found out.
+
+        What an inquiry asks for next depends on the runs it was sent alone, so that the same points are trained however
+        long each takes. What the first ones ask for is trained first.
+
+        Raises:
+            BigBatchError: a point cannot be trained.
+        """
+        results: dict[int, Result] = {}
+        waiting: dict[int, list[Future[Run]]] = {}
+
+        def go_on(number: int, runs: list[Run] | None) -> None:
+            try:
+                points = inquiries[number].send(runs) if runs is not None else next(inquiries[number])
+                waiting[number] = [self._ask(point) for point in points]
+            except StopIteration as end:
+                waiting.pop(number, None)
+                results[number] = end.value
+
+        for number in range(len(inquiries)):
+            go_on(number, None)
+        while waiting:
+            for number, futures in list(waiting.items()):
+                if all(future.done() for future in futures):
+                    go_on(number, [future.result() for future in futures])
+            undone = {future for futures in waiting.values() for future in futures if not future.done()}
+            if undone:
+                wait(undone, timeout=1.0, return_when=FIRST_COMPLETED)
+                self._progress.look(self.made, self.found, len(undone))
+        return [results[number] for number in range(len(inquiries))]
+
+    def _ask(self, point: Point) -> Future[Run]:
+        """The run of a point, now or later."""
+        name = identity(point)
+        if name not in self._asked:
+            folder = self.folder / name
+            found = read(folder)
+            if found is not None:
+                self.found += 1
+                self._asked[name] = Future()
+                self._asked[name].set_result(found)
+            else:
+                self._asked[name] = self._train(point, folder)
+        return self._asked[name]
+
+    def _train(self, point: Point, folder: Path) -> Future[Run]:
+        promise: Future[Run] = Future()
+
+        def done(trained: Future[None]) -> None:
+            try:
+                trained.result()
+                self.made += 1
+                promise.set_result(Run.read(folder))
+            except BrokenExecutor:
+                promise.set_exception(self._broken())
+            except BaseException as error:
+                promise.set_exception(error)
+
+        pool = self._started()
+        try:
+            with undisturbed():
+                trained = pool.submit(train, point, folder)
+            trained.add_done_callback(done)
+        except BrokenExecutor:
+            promise.set_exception(self._broken())
+        return promise
+
+    def _broken(self) -> BigBatchError:
+        """The error for all runs that are not through when a process has ended; nobody can say which it trained."""
+        if self._end is None:
+            undone = sum(not asked.done() for asked in list(self._asked.values()))
+            count = min(undone, self._processes)
+            runs = "1 run was" if count == 1 else f"{count} runs were"
+            self._end = BigBatchError(
+                f"A process that trained was ended from outside, or ran out of memory, while {runs} under way. "
+                "The same command goes on with what is missing."
+            )
+        return self._end
+
+    def _started(self) -> ProcessPoolExecutor:
+        """The processes, started when the first point is trained."""
+        if self._pool is None:
+            make_folder(self.folder, FOLDER_OPTION)
+            clear(self.folder)
+            os.environ.setdefault("OMP_NUM_THREADS", "1")
+            self._pool = ProcessPoolExecutor(
+                self._processes, multiprocessing.get_context("spawn"), initializer=begin, initargs=(os.getpid(),)
+            )
+        return self._pool
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pool is None:
+            return
+        if error is not None:
+            for process in multiprocessing.active_children():
+                process.terminate()
+        self._pool.shutdown(cancel_futures=True)
+        clear(self.folder)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Processes that are started meanwhile do not see Ctrl-C; this one sees it afterwards.
+
+    Those would otherwise end with a traceback each while they still import, before `begin`.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def begin(parent: int) -> None:
+    """Make a process ready to train points: leave Ctrl-C to its parent, and end with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@dataclass
+class Progress:
+    """Says now and then how many runs are through.
+
+    Attributes:
+        tell: takes the sentence.
+    """
+
+    tell: Callable[[str], None]
+    _began: float = field(default_factory=time.monotonic)
+    _said: float = field(default_factory=time.monotonic)
+
+    def look(self, made: int, found: int, undone: int) -> None:
+        """So many were made and so many found; so many are asked for and not yet there."""
+        now = time.monotonic()
+        if now - self._said < SECONDS_BETWEEN_WORDS:
+            return
+        self._said = now
+        there = f", {found} were there" if found else ""
+        self.tell(f"{now - self._began:.0f} s: {made} runs made{there}, {undone} under way or waiting")
+
+
+def cores() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

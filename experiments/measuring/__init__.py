@@ -1,0 +1,1 @@
+"""Measuring speed: benches, races, targets, and this machine as a network."""

@@ -1,0 +1,258 @@
+"""The bench: all-reduces and servers side by side, as a table, as rows of JSON and as a figure."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from bigbatch.comm.errors import ConfigurationError, LaunchError
+from bigbatch.comm.measuring.served import PlainMessages, Served, incast_bound
+from bigbatch.comm.reducers.collective import Collective
+from bigbatch.comm.reducers.measure import Measurement, Operation, Reducing, measure
+from bigbatch.comm.transports.launch import Launch
+from bigbatch.comm.wires.agreement import share, together
+from bigbatch.comm.wires.transport import Transport
+from bigbatch.experiments.measuring.wires import Wires, all_reduce_named, all_reduces
+
+REFERENCE = "mpi"
+"""What the table compares with, if it is there."""
+
+PORT = "one port"
+"""The name of the measurement of what one worker and one server can move."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """What was measured of one size.
+
+    Attributes:
+        rows: of each all-reduce, then of each number of servers.
+        servers: name of a row -> number of servers, for the latter.
+        memory: what memory allows; see `bigbatch.comm.reducers.measure.measure`.
+        port: the messages of one worker's update through one server and nothing else, if there are servers.
+    """
+
+    rows: list[Measurement]
+    servers: Mapping[str, int]
+    memory: Measurement
+    port: Measurement | None
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """The rows in SI units; those of servers with `servers` and `bound_seconds`, the incast bound."""
+        rows = []
+        for row in self.rows:
+            entry = as_json(row)
+            if self.port is not None and row.algorithm in self.servers:
+                servers = self.servers[row.algorithm]
+                entry |= {
+                    "servers": servers,
+                    "bound_seconds": incast_bound(row.ranks, servers, self.port.median),
+                }
+            rows.append(entry)
+        return rows
+
+
+class Bench:
+    """All-reduces by name and sums by parameter servers, in the processes that one launcher started.
+
+    The last ranks are the servers, as many as the most that were asked for; fewer servers are the first of those.
+    All-reduces are between the other ranks, the workers.
+
+    Args:
+        transport: on which the ranks start together.
+        launch: how the processes were started.
+        names: strategies of the all-reduce family; none given, all that can run here.
+        servers: numbers of servers to measure synchronous updates through.
+
+    Attributes:
+        skipped: names of those that cannot run here, and why.
+
+    Raises:
+        LaunchError: on every rank, if there are fewer than two workers.
+        ConfigurationError: on every rank; a given name that is not of an all-reduce, or of one that cannot run here.
+    """
+
+    def __init__(self, transport: Transport, launch: Launch, names: Sequence[str], servers: Sequence[int] = ()) -> None:
+        most = max(servers, default=0)
+        self._transport = transport
+        self._workers = transport.size - most
+        self._servers = {f"{number} server{'s' if number > 1 else ''}": number for number in servers}
+        self._opened: list[Transport] = []
+        self._check()
+        between = self._among(range(self._workers)) if most else transport
+        self._wires = None if between is None else Wires(between, launch)
+        made = together(transport, lambda: self._make(names))
+        self._collectives: dict[str, Collective] = made[0]
+        kept: list[str]
+        kept, self.skipped = share(transport, [list(self._collectives), made[1]])[0]
+        self._operations = {
+            name: Reducing(self._collectives[name]) if self._collectives else Operation(self._workers) for name in kept
+        }
+        for name, number in self._servers.items():
+            ranks = self._among(range(self._workers + number))
+            self._operations[name] = Operation(self._workers) if ranks is None else Served(ranks, number)
+        self._pair = self._among((0, self._workers)) if most else None
+        if most:
+            self._operations[PORT] = Operation(1) if self._pair is None else PlainMessages(self._pair)
+
+    def run(self, nbytes: int, budget: float) -> Block:
+        """Measure buffers of that many bytes for about `budget` seconds; every rank returns the same.
+
+        Raises:
+            ConfigurationError: on every rank, if a result was not exact.
+        """
+        rows, memory = measure(self._operations, self._transport, nbytes, budget)
+        _refuse_wrong([row.algorithm for row in rows if not row.exact], nbytes, self._workers)
+        port = rows.pop() if self._servers else None
+        return Block(rows, self._servers, memory, port)
+
+    def overhead(self, budget: float) -> float:
+        """Seconds that a request to a server costs apart from moving and adding, the worker's own part included.
+
+        It is how much longer one worker's update of 4 bytes through one server takes than its messages alone. The
+        other ranks wait meanwhile. Every rank returns the same.
+
+        Args:
+            budget: about how many seconds to spend.
+
+        Raises:
+            ConfigurationError: on every rank, if a result was not exact.
+        """
+        found: tuple[float, list[str]] = 0.0, []
+        if self._pair is not None:
+            operations = {"update": Served(self._pair, 1), PORT: PlainMessages(self._pair)}
+            rows, _ = measure(operations, self._pair, 4, budget)
+            found = rows[0].median - rows[1].median, [row.algorithm for row in rows if not row.exact]
+        seconds: float
+        seconds, wrong = share(self._transport, found, "hear how long a request takes")[0]
+        _refuse_wrong(wrong, nbytes=4, ranks=1)
+        return seconds
+
+    def close(self) -> None:
+        """Give back memory and wires; all ranks together."""
+        for collective in self._collectives.values():
+            collective.close()
+        if self._wires is not None:
+            self._wires.close()
+        for transport in self._opened:
+            transport.close()
+
+    def _check(self) -> None:
+        if self._workers < 2:
+            most = self._transport.size - self._workers
+            besides = f" besides the {most} that serve{'s' if most == 1 else ''}" if most else ""
+            error = LaunchError(
+                f"A bench needs at least two ranks{besides}: start it with mpirun -n {2 + most} or more, or with -n 2."
+            )
+            error.everywhere = True
+            raise error
+
+    def _among(self, ranks: Sequence[int]) -> Transport | None:
+        """Wires between those ranks; None on the others."""
+        if self._transport.rank not in ranks:
+            return None
+        self._opened.append(self._transport.among(ranks))
+        return self._opened[-1]
+
+    def _make(self, names: Sequence[str]) -> tuple[dict[str, Collective], dict[str, str]]:
+        """The all-reduces by name, and why others cannot run; all workers together, and nothing on servers."""
+        collectives: dict[str, Collective] = {}
+        skipped: dict[str, str] = {}
+        if self._wires is None:
+            return collectives, skipped
+        for name in names or all_reduces():
+            strategy = all_reduce_named(name)
+            try:
+                collectives[name] = self._wires.on(strategy, strategy.collective)
+            except ConfigurationError as error:
+                if names:
+                    raise
+                skipped[name] = str(error)
+        return collectives, skipped
+
+
+def _refuse_wrong(names: Sequence[str], nbytes: int, ranks: int) -> None:
+    """Raise an error, which every rank does, if there is a name of something whose result was not exact."""
+    if names:
+        error = ConfigurationError(
+            f"{', '.join(names)} gave a wrong sum of {nbytes} bytes over {ranks} ranks, so its times mean nothing. "
+            "bigbatch-exp show NAME --proof says what goes wrong with an all-reduce."
+        )
+        error.everywhere = True
+        raise error
+
+
+def as_json(row: Measurement) -> dict[str, Any]:
+    """The measurement in SI units: seconds (median and quartiles), bytes a second."""
+    return {
+        "algorithm": row.algorithm,
+        "ranks": row.ranks,
+        "bytes": row.nbytes,
+        "seconds": row.median,
+        "seconds_low": row.low,
+        "seconds_high": row.high,
+        "algbw": row.algbw,
+        "busbw": row.busbw,
+        "exact": row.exact,
+    }
+
+
+def print_bench(
+    console: Console,
+    rows: Sequence[dict[str, Any]],
+    memory: Sequence[dict[str, Any]],
+    ports: Sequence[dict[str, Any]] = (),
+    overhead: float | None = None,
+) -> None:
+    """Print a block for every size, fastest first, below what memory allows and what a port can move."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
+    reference = any(row["algorithm"] == REFERENCE for row in rows)
+    heads = ["", "time\nms", "quartiles\nms", "algbw\nGB/s", "busbw\nGB/s"]
+    heads += [f"\n× {REFERENCE}"] if reference else []
+    heads += ["bound\nms", "bound\n÷ time"] if ports else []
+    for number, head in enumerate(heads):
+        table.add_column(head, justify="right" if number else "left", no_wrap=True)
+    for limit in memory:
+        block = sorted((row for row in rows if row["bytes"] == limit["bytes"]), key=lambda row: row["seconds"])
+        times = {row["algorithm"]: row["seconds"] for row in block}
+        limits = [("what memory allows", limit)]
+        limits += [("one port, both ways", port) for port in ports if port["bytes"] == limit["bytes"]]
+        table.add_row(f"[bold]{size_label(limit['bytes'])}[/bold]")
+        for name, row in [(f"[dim]{name}[/dim]", row) for name, row in limits] + [(r["algorithm"], r) for r in block]:
+            bound = row.get("bound_seconds")
+            table.add_row(
+                f"  {name}",
+                f"{1e3 * row['seconds']:.3f}",
+                f"{1e3 * row['seconds_low']:.3f} – {1e3 * row['seconds_high']:.3f}",
+                f"{row['algbw'] / 1e9:.2f}",
+                f"{row['busbw'] / 1e9:.2f}" if row["ranks"] > 1 else "",
+                *([f"{times[REFERENCE] / row['seconds']:.2f}" if row["ranks"] > 1 else ""] if reference else []),
+                *([f"{1e3 * bound:.3f}", f"{bound / row['seconds']:.2f}"] if bound is not None else []),
+            )
+        table.add_section()
+    console.print(table)
+    console.print(
+        f"\n{rows[0]['ranks']} ranks, float32, in place; every result of every repetition was exact. What memory "
+        "allows: every rank reads and writes its own buffer once, which no all-reduce in memory can do without."
+    )
+    if overhead is not None:
+        console.print(
+            "\nServers are ranks besides those; they make a synchronous update as in training, whose new values are "
+            "the sums. One port: one worker and one server send the buffer there and back while nobody else moves "
+            "anything. Bound: max(1, W/K) times that for W workers and K servers, the incast of W buffers on K ports. "
+            "It leaves adding out, and has every port as fast as one alone; on one machine all ports are the same "
+            "cores and the same memory, so that K servers do not reach a K-th.\n\n"
+            f"A request costs {1e3 * overhead:.3f} ms apart from moving and adding: an update of 4 bytes by one worker "
+            "takes so much longer than its messages alone."
+        )
+
+
+def size_label(nbytes: int) -> str:
+    """A size in the unit it was probably given in: 4096 is "4 KB"."""
+    for unit, factor in (("GB", 2**30), ("MB", 2**20), ("KB", 2**10)):
+        if nbytes >= factor:
+            return f"{nbytes / factor:.4g} {unit}"
+    return f"{nbytes} B"

@@ -1,0 +1,205 @@
+"""A race: the same training in turns, over strategies, over torch's DistributedDataParallel and without exchange."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from bigbatch.comm.parameters import Bucket, FlatParameters, OptimizerFactory
+from bigbatch.comm.strategies.strategy import StepReport, Strategy
+from bigbatch.comm.transports.launch import Launch
+from bigbatch.comm.wires.agreement import share, together
+from bigbatch.comm.wires.transport import Transport
+from bigbatch.experiments.measuring.wires import Wires, all_reduce_named
+from bigbatch.models.decoder import Transformer, TransformerShape
+from bigbatch.optimizers import OPTIMIZERS
+from bigbatch.tasks.language_modelling import LanguageModelling
+from bigbatch.tasks.task import Task
+from bigbatch.training.batches import BatchPlan, DataOrder
+from bigbatch.training.trainer import Trainer
+
+LAYERS, WIDTH, HEADS, VOCABULARY = 5, 256, 4, 1024
+"""4.2 million parameters."""
+
+LEARNING_RATE = 1e-3
+
+UPDATES_A_TURN = 10
+"""After one that is not counted: what ran before has left its own data in the caches."""
+
+ENDLESS = 2**40
+"""More examples than any race sees."""
+
+DDP, NOTHING = "DistributedDataParallel", "no exchange"
+
+
+class NoExchange(Strategy):
+    """Every worker goes its own way: what the processes could do if exchanging gradients took no time."""
+
+    def start(self, parameters: FlatParameters, optimizer: OptimizerFactory) -> None:
+        """Begin to count."""
+        super().start(parameters, optimizer)
+        self.optimizer = optimizer(parameters.named_parameters())
+        self._steps, self._weight = 0, 0.0
+
+    def push(self, bucket: Bucket) -> None:
+        """Nothing."""
+
+    def step(self, weight: float, loss: float) -> StepReport:
+        """The worker's own update."""
+        applied = self.parameters.apply(self.optimizer, weight)
+        self.version += applied
+        self._steps += 1
+        self._weight += weight
+        return StepReport(self.version, applied, weight, loss, 1, self._weight, self._steps)
+
+
+class Contestant(ABC):
+    """Something that trains on this rank."""
+
+    @abstractmethod
+    def update(self) -> None:
+        """Make one update."""
+
+    def close(self) -> None:  # noqa: B027 - ordinary memory goes with the last who uses it
+        """Give memory back; all ranks together."""
+
+
+class OverStrategy(Contestant):
+    """Our trainer over a strategy."""
+
+    def __init__(self, strategy: Strategy, task: Task, model: nn.Module, plan: BatchPlan) -> None:
+        parameters = FlatParameters(model)
+        strategy.start(parameters, OPTIMIZERS.load("adamw")(LEARNING_RATE))
+        self._strategy = strategy
+        self._updates = Trainer(model, task, strategy, parameters, plan, ENDLESS).updates()
+
+    def update(self) -> None:
+        """The trainer's next."""
+        next(self._updates)
+
+    def close(self) -> None:
+        """The strategy's."""
+        self._strategy.close()
+
+
+class OverTorch(Contestant):
+    """The loop that PyTorch's documentation shows: DistributedDataParallel (over gloo), backward, step."""
+
+    def __init__(self, rank: int, task: Task, model: nn.Module, plan: BatchPlan) -> None:
+        self._model = DistributedDataParallel(model, gradient_as_bucket_view=True)
+        self._optimizer = OPTIMIZERS.load("adamw")(LEARNING_RATE)(list(model.named_parameters()))
+        self._task, self._plan, self._rank = task, plan, rank
+        self._order = DataOrder(task.sizes["training"], seed=0)
+        self._update = 0
+
+    def update(self) -> None:
+        """One update on this rank's micro-batch."""
+        for places in self._plan.micro_batches(self._update, self._rank, ENDLESS):
+            loss, tokens = self._task.loss(self._model, self._task.batch("training", self._order.at(places)))
+            (loss / tokens).backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=False)
+        self._update += 1
+
+
+def race(
+    transport: Transport,
+    launch: Launch,
+    names: Sequence[str],
+    micro_batch: int,
+    context: int,
+    turns: int,
+    say: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """Train the same model in turns of a few updates each.
+
+    Args:
+        transport: between all ranks.
+        launch: how they were started.
+        names: strategies of the all-reduce family; `DDP` and `NOTHING` take part besides.
+        micro_batch: examples that a rank computes for an update.
+        context: tokens in an example.
+        turns: of each contestant, besides one to warm up.
+        say: is told how far it is.
+
+    Returns:
+        A row for each contestant: `contestant`, `ranks`, `parameters`, `tokens_per_update`, `tokens_per_second` (over
+        all ranks, the median of the turns; `_low` and `_high` are the quartiles), and `against`: by how much it is
+        faster than `DDP` and than `NOTHING`, turn by turn, the median.
+
+    Raises:
+        ConfigurationError: a name that is not of an all-reduce, or of one that cannot run here.
+    """
+    torch.set_num_threads(1)
+    strategies = [all_reduce_named(name) for name in names]
+    task = together(transport, lambda: LanguageModelling.prepare(None, context, VOCABULARY))
+    plan = BatchPlan(micro_batch, 1, transport.size)
+    shape = TransformerShape(task.vocabulary_size, context, LAYERS, WIDTH, HEADS)
+    wires = Wires(transport, launch)
+    torchs = all_reduce_named("allreduce")
+    wires.on(torchs, torchs.collective)  # DistributedDataParallel runs on the process group that this makes
+    contestants: dict[str, Contestant] = {
+        name: OverStrategy(wires.on(strategy, strategy), task, Transformer(shape), plan)
+        for name, strategy in zip(names, strategies, strict=True)
+    }
+    contestants[DDP] = OverTorch(transport.rank, task, Transformer(shape), plan)
+    contestants[NOTHING] = OverStrategy(NoExchange(transport), task, Transformer(shape), plan)
+    tokens = plan.global_batch * task.example_tokens
+    speeds: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(turns + 1):
+        say(f"turn {turn} of {turns} ..." if turn else "warming up ...")
+        for name, contestant in contestants.items():
+            contestant.update()
+            transport.barrier()
+            started = transport.now()
+            for _ in range(UPDATES_A_TURN):
+                contestant.update()
+            slowest = max(share(transport, transport.now() - started, "end its turn"))
+            if turn:
+                speeds[name].append(tokens * UPDATES_A_TURN / slowest)
+    for contestant in contestants.values():
+        contestant.close()
+    wires.close()
+    parameters = sum(parameter.numel() for parameter in Transformer(shape).parameters())
+    return [
+        {
+            "contestant": name,
+            "ranks": transport.size,
+            "parameters": parameters,
+            "tokens_per_update": tokens,
+            "tokens_per_second": float(np.median(values)),
+            "tokens_per_second_low": float(np.quantile(values, 0.25)),
+            "tokens_per_second_high": float(np.quantile(values, 0.75)),
+            "against": {
+                other: float(np.median(np.divide(values, speeds[other]))) for other in (DDP, NOTHING) if other != name
+            },
+        }
+        for name, values in speeds.items()
+    ]
+
+
+def print_race(console: Console, rows: Sequence[dict[str, Any]]) -> None:
+    """Print a line for each contestant, fastest first."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for number, head in enumerate(("", "tokens/s", "quartiles", f"× {DDP}", f"× {NOTHING}")):
+        table.add_column(head, justify="right" if number else "left", no_wrap=True)
+    for row in sorted(rows, key=lambda row: -row["tokens_per_second"]):
+        table.add_row(
+            row["contestant"],
+            f"{row['tokens_per_second']:,.0f}",
+            f"{row['tokens_per_second_low']:,.0f} – {row['tokens_per_second_high']:,.0f}",
+            *(f"{row['against'].get(other, 1.0):.3f}" for other in (DDP, NOTHING)),
+        )
+    console.print(table)
+    first = rows[0]
+    console.print(
+        f"\n{first['ranks']} ranks, {first['parameters']:,} parameters, {first['tokens_per_update']:,} tokens an "
+        "update, in turns; ratios are medians of turn against turn."
+    )

@@ -1,0 +1,196 @@
+"""How fast everything is meant to be, and how fast it is: ratios, each measured in one run."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from bigbatch.comm.errors import BigBatchError
+from bigbatch.experiments.measuring.bench import size_label
+from bigbatch.experiments.measuring.noise_speed import noise_ratio
+from bigbatch.experiments.measuring.optimizer_speed import optimizer_ratios
+from bigbatch.experiments.measuring.race import DDP, NOTHING
+from bigbatch.experiments.measuring.simulator_speed import ALLOWED, simulator_seconds
+from bigbatch.experiments.measuring.wires import all_reduce_named
+from bigbatch.experiments.runs.run import SUMMARY
+from bigbatch.experiments.training.launcher import launch_command, launch_environment
+
+MB = 2**20
+
+Measured = dict[str, Any]
+"""Name of a measurement -> what its command wrote."""
+
+SECONDS_TO_END = 590
+"""A measurement that takes longer hangs."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A ratio to reach.
+
+    Attributes:
+        what: is compared.
+        at_least: the ratio.
+        ratios: label of a case -> what was reached there, from the measurements.
+    """
+
+    what: str
+    at_least: float
+    ratios: Callable[[Measured], dict[str, float]]
+
+
+def faster(
+    algorithm: str, than: str, bench: str, least: int, most: int = 2**62
+) -> Callable[[Measured], dict[str, float]]:
+    """How many times less time an all-reduce takes than another, for every size from `least` to `most` bytes."""
+
+    def ratios(measured: Measured) -> dict[str, float]:
+        seconds = {(row["algorithm"], row["bytes"]): row["seconds"] for row in measured[bench]["rows"]}
+        sizes = sorted({size for _, size in seconds if least <= size <= most})
+        return {size_label(size): seconds[than, size] / seconds[algorithm, size] for size in sizes}
+
+    return ratios
+
+
+def against(other: str) -> Callable[[Measured], dict[str, float]]:
+    """How many times as many tokens a second training over shared memory sees."""
+
+    def ratios(measured: Measured) -> dict[str, float]:
+        (row,) = (row for row in measured["race"] if row["contestant"] == "shared")
+        return {f"{row['tokens_per_update']} tokens": row["against"][other]}
+
+    return ratios
+
+
+def near_bound(algorithm: str) -> Callable[[Measured], dict[str, float]]:
+    """How near servers come to their incast bound: bound over time, for every size."""
+
+    def ratios(measured: Measured) -> dict[str, float]:
+        rows = [row for row in measured["bench-servers"]["rows"] if row["algorithm"] == algorithm]
+        return {size_label(row["bytes"]): row["bound_seconds"] / row["seconds"] for row in rows}
+
+    return ratios
+
+
+def request_overhead(measured: Measured) -> dict[str, float]:
+    """How many times the overhead of a request fits into what it may be."""
+    seconds = measured["bench-servers"]["overhead_seconds"]
+    return {f"{1e3 * seconds:.3f} ms": OVERHEAD_AT_MOST / max(seconds, CLOCK_TICK)}
+
+
+def simulator_allowance(measured: Measured) -> dict[str, float]:
+    """How many times what the simulator does fits into the time that it may take."""
+    return {name: ALLOWED[name] / seconds for name, seconds in measured["simulator"].items()}
+
+
+def optimizer_allowance(measured: Measured) -> dict[str, float]:
+    """How many times a step of our optimisers fits into the time that it may take."""
+    return {name: STEP_AT_MOST / ratio for name, ratio in measured["optimizers"].items()}
+
+
+def noise_allowance(measured: Measured) -> dict[str, float]:
+    """How many times an update that measures the noise scale fits into the time that it may take."""
+    return {f"{measured['noise']:.3f}": NOISE_AT_MOST / measured["noise"]}
+
+
+NOISE_AT_MOST = 1.02
+"""Updates in whose time one that measures the gradient noise scale may be made."""
+
+STEP_AT_MOST = 1.3
+"""Steps of torch's fused AdamW in whose time an optimiser of ours may make one, on 4 million parameters."""
+
+OVERHEAD_AT_MOST = 0.3e-3
+"""Seconds that a request to a server may cost apart from moving and adding its bytes."""
+
+CLOCK_TICK = 1e-9
+"""Seconds; a difference of two times may be less, or nothing."""
+
+TARGETS = (
+    Target("shared against mpi, 2 ranks", 4, faster("shared", "mpi", "bench-2", 4 * MB)),
+    Target("shared against gloo, 2 ranks", 8, faster("shared", "allreduce", "bench-2", 4 * MB)),
+    Target("shared against gloo, 4 ranks", 6, faster("shared", "allreduce", "bench-4", 4 * MB)),
+    Target("ring against mpi, 2 ranks", 1.8, faster("ring", "mpi", "bench-2", 32 * MB)),
+    Target("shared against mpi, 2 ranks", 2, faster("shared", "mpi", "bench-2", MB // 4, MB // 4)),
+    Target("training, shared against " + DDP, 1.25, against(DDP)),
+    Target("training, shared against " + NOTHING, 0.95, against(NOTHING)),
+    Target("1 server against its incast bound, 4 workers", 0.5, near_bound("1 server")),
+    Target("0.3 ms against a request's overhead", 1, request_overhead),
+    Target("the simulator's allowance against its time", 1, simulator_allowance),
+    Target("1.3 steps of fused AdamW against one of LAMB", 1, optimizer_allowance),
+    Target("1.02 updates against one that measures the noise scale", 1, noise_allowance),
+)
+"""mpi is MPI_Allreduce in place; training is of 4 million parameters on 2 ranks.
+
+The incast bound is of moving alone. Where memory is the wire, adding takes about as long as moving: hence a half.
+"""
+
+
+def measure_all(folder: Path) -> list[dict[str, Any]]:
+    """Run every measurement, in processes of its own, and hold it against the targets.
+
+    Args:
+        folder: where the measurements are kept.
+
+    Returns:
+        A row for each target: `what`, `at_least`, `reached` (in the worst case) and `cases`.
+
+    Raises:
+        BigBatchError: a measurement failed; it has said why itself.
+    """
+    bench = ["bench", "--algorithms", "shared,ring,mpi,allreduce", "--seconds", "8", "--bytes"]
+    commands = {
+        "bench-2": (2, [*bench, "256KB,4MB,32MB,128MB"]),
+        "bench-4": (4, [*bench, "4MB,32MB,128MB"]),
+        "bench-servers": (
+            5,
+            ["bench", "--algorithms", "ring,naive", "--servers", "1", "--seconds", "8", "--bytes", "32MB"],
+        ),
+        "race": (2, ["race", "--json"]),
+    }
+    measured: Measured = {}
+    for name, (ranks, arguments) in commands.items():
+        print(f"── {name}", file=sys.stderr, flush=True)
+        place = folder / name
+        out = ["--out", str(place)] if name.startswith("bench") else []
+        command = launch_command(all_reduce_named("ring"), ranks, [*arguments, *out])
+        try:
+            result = subprocess.run(
+                command, env=launch_environment(command), stdout=subprocess.PIPE, timeout=SECONDS_TO_END, check=False
+            )
+        except subprocess.TimeoutExpired as error:
+            raise BigBatchError(
+                f"The measurement {name} was not done after {SECONDS_TO_END} s, and was ended."
+            ) from error
+        if result.returncode:
+            raise BigBatchError(f"The measurement {name} ended with exit status {result.returncode}; see above.")
+        measured[name] = json.loads((place / SUMMARY).read_text(encoding="utf-8") if out else result.stdout)
+    print("── simulator", file=sys.stderr, flush=True)
+    measured["simulator"] = simulator_seconds()
+    print("── optimizers", file=sys.stderr, flush=True)
+    measured["optimizers"] = optimizer_ratios()
+    print("── noise scale", file=sys.stderr, flush=True)
+    measured["noise"] = noise_ratio()
+    return [
+        {"what": target.what, "at_least": target.at_least, "reached": min(cases.values()), "cases": cases}
+        for target in TARGETS
+        for cases in [target.ratios(measured)]
+    ]
+
+
+def print_targets(console: Console, reached: Sequence[dict[str, Any]]) -> None:
+    """Print a line for each target."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for number, head in enumerate(("", "at least", "reached", "", "case by case")):
+        table.add_column(head, justify="right" if number in (1, 2) else "left")
+    for row in reached:
+        cases = ", ".join(f"{name} {ratio:.2f}" for name, ratio in row["cases"].items())
+        met = "yes" if row["reached"] >= row["at_least"] else "[bold]no[/bold]"
+        table.add_row(row["what"], f"{row['at_least']:g} ×", f"{row['reached']:.2f} ×", met, cases)
+    console.print(table)

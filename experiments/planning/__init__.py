@@ -1,0 +1,1 @@
+"""Planning: simulated updates of large models, and the trade-off of time against cost."""

@@ -1,0 +1,1 @@
+"""Runs: their folders, their tables, and what makes a run what it is."""

@@ -1,0 +1,320 @@
+"""A run: a folder that holds what was asked, what happened and what came out."""
+
+import errno
+import json
+import math
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeGuard
+
+import numpy as np
+import torch
+
+import bigbatch
+from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.tracing.perfetto import write_trace
+from bigbatch.comm.wires.recording import Span
+
+CONFIG, METRICS, SUMMARY, TRACE = "config.json", "metrics.jsonl", "summary.json", "trace.json"
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class RunWriter:
+    """Writes a run's folder as it happens.
+
+    Args:
+        folder: made if it is not there; an earlier run's files in it are replaced.
+
+    Raises:
+        ConfigurationError: it cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        make_folder(folder)
+        try:
+            for stale in (SUMMARY, TRACE):
+                (folder / stale).unlink(missing_ok=True)
+            # Line by line, so that an interrupted run leaves whole lines.
+            self._metrics = (folder / METRICS).open("w", buffering=1, encoding="utf-8")
+        except OSError as error:
+            raise unwritable(folder, error) from error
+
+    def config(self, config: dict[str, Any]) -> None:
+        """Write down what was asked for, and on what."""
+        write_json(self.folder / CONFIG, config)
+
+    def metric(self, record: dict[str, Any]) -> None:
+        """Add a line to what happened."""
+        self._metrics.write(json.dumps(_finite(record)) + "\n")
+
+    def trace(self, ranks: Sequence[Sequence[Span]]) -> None:
+        """Write down what every rank did when, so far."""
+        write_trace(self.folder / TRACE, ranks)
+
+    def summary(self, summary: dict[str, Any]) -> None:
+        """Write down what came out."""
+        write_json(self.folder / SUMMARY, summary)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._metrics.close()
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as read back from its folder.
+
+    Attributes:
+        folder: where it lies.
+        summary: what came out.
+        metrics: what happened, in order.
+    """
+
+    folder: Path
+    summary: dict[str, Any]
+    metrics: list[dict[str, Any]]
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Read a run back.
+
+        Raises:
+            ConfigurationError: there is no finished run in that folder.
+        """
+        summary = read_summary(folder)
+        if not is_run(summary) or not (folder / METRICS).is_file():
+            raise ConfigurationError(
+                f"{folder} holds no run of an experiment, and so no losses. Name the folder of a strategy's run or "
+                "of a comparison."
+            )
+        lines = _text(folder / METRICS).splitlines()
+        return cls(folder, summary, [_parsed(line, folder / METRICS) for line in lines])
+
+    def config(self) -> dict[str, Any]:
+        """What was asked for; empty if the folder does not say.
+
+        Raises:
+            ConfigurationError: its file cannot be read.
+        """
+        return read_config(self.folder)
+
+    def curve(self, arm: str, kind: str) -> list[dict[str, Any]]:
+        """The metrics of one kind, "update" or "validation", of one arm."""
+        return [record for record in self.metrics if record["arm"] == arm and record["kind"] == kind]
+
+
+def first_reaching(places: Sequence[float], losses: Sequence[float | None], target: float) -> float | None:
+    """Where a curve first is as low as the target, between two places on a straight line over the place's logarithm.
+
+    Args:
+        places: ascending, and not below 0: updates, tokens or seconds.
+        losses: at those places, in nats; None is no number.
+        target: in nats.
+
+    Returns:
+        None if it never is.
+    """
+    before: tuple[float, float] | None = None
+    for place, loss in zip(places, losses, strict=True):
+        if loss is None or not math.isfinite(loss):
+            continue
+        if loss <= target:
+            if before is None or before[0] <= 0 or place <= before[0]:
+                return place
+            share = (before[1] - target) / (before[1] - loss)
+            return float(before[0] * (place / before[0]) ** share)
+        before = place, loss
+    return None
+
+
+def is_run(summary: dict[str, Any]) -> bool:
+    """Whether a summary is that of an experiment's run."""
+    return "strategy" in summary and _dictionaries(summary.get("arms"))
+
+
+def is_comparison(summary: dict[str, Any]) -> bool:
+    """Whether a summary is that of several runs of the same arms."""
+    runs = summary.get("runs")
+    return _dictionaries(runs) and all(is_run(run) for run in runs)
+
+
+def _dictionaries(value: Any) -> TypeGuard[list[dict[str, Any]]]:
+    return isinstance(value, list) and bool(value) and all(isinstance(entry, dict) for entry in value)
+
+
+def runs_in(folder: Path) -> list[Run]:
+    """The run in a folder, or the runs inside that `compare` has made there.
+
+    Raises:
+        ConfigurationError: there is none, or one has not finished.
+    """
+    summary = read_summary(folder)
+    if not is_comparison(summary):
+        return [Run.read(folder)]
+    return [Run.read(folder / folder_name(run["strategy"])) for run in summary["runs"]]
+
+
+def folder_name(strategy: str) -> str:
+    """What a strategy's run is called inside the folder of a comparison."""
+    return strategy.replace("/", "-").replace(":", "-")
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """What came out, of anything that has a folder.
+
+    Raises:
+        ConfigurationError: there is no such folder, or nothing has come out there.
+    """
+    if not folder.is_dir():
+        raise ConfigurationError(f"There is no folder {folder}. Name one that a run has written.")
+    if (folder / SUMMARY).is_file():
+        return _parsed(_text(folder / SUMMARY), folder / SUMMARY)
+    if (folder / CONFIG).is_file() or (folder / METRICS).is_file():
+        raise ConfigurationError(f"The run {folder} has not finished: it has no {SUMMARY}. Wait, or run it again.")
+    inner = sorted(str(path.parent) for path in folder.glob(f"*/{SUMMARY}"))
+    advice = f"name one of {', '.join(inner)}" if inner else "name one that a run has written"
+    raise ConfigurationError(f"The folder {folder} is no run, since it has no {SUMMARY}: {advice}.")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What was asked for; empty if the folder does not say.
+
+    Raises:
+        ConfigurationError: its file cannot be read.
+    """
+    return _parsed(_text(folder / CONFIG), folder / CONFIG) if (folder / CONFIG).is_file() else {}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigurationError(f"The file {path} cannot be read: {reason}. Run it again.") from error
+
+
+def _parsed(text: str, path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigurationError(f"The file {path} is damaged ({error}). Run it again.") from error
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"The file {path} is damaged: it should hold names and values. Run it again.")
+    return content
+
+
+def names_of(folders: Sequence[Path]) -> list[str]:
+    """A name for each of several different folders: its own, with those above it as far as that tells them apart."""
+    parts = [folder.resolve().parts for folder in folders]
+    names = ["/".join(own[-1:]) for own in parts]
+    for depth in range(2, max(map(len, parts), default=0) + 1):
+        names = [
+            "/".join(own[-depth:]) if names.count(name) > 1 else name for own, name in zip(parts, names, strict=True)
+        ]
+    return names
+
+
+def trace_of(run: Path) -> Path:
+    """The trace of a run's folder; a file is taken to be one itself.
+
+    Raises:
+        ConfigurationError: there is no such run, or it wrote no trace.
+    """
+    if run.is_file():
+        return run
+    if not run.is_dir():
+        raise ConfigurationError(f"There is no run {run}. Name the folder that a run with --trace has written.")
+    if not (run / TRACE).is_file():
+        inner = sorted(path.parent for path in run.glob(f"*/{TRACE}"))
+        advice = f"name one of {', '.join(map(str, inner))}" if inner else "run again with --trace"
+        raise ConfigurationError(f"There is no {TRACE} in {run}: {advice}.")
+    return run / TRACE
+
+
+def make_folder(folder: Path, option: str = "--out") -> None:
+    """Make a folder, and those above it, unless they are there.
+
+    Args:
+        folder: which.
+        option: with which the user can name another.
+
+    Raises:
+        ConfigurationError: it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise unwritable(folder, error, option) from error
+
+
+def unwritable(folder: Path, error: OSError, option: str = "--out") -> ConfigurationError:
+    """The error for a folder that cannot be written.
+
+    Args:
+        folder: which.
+        error: why.
+        option: with which the user can name another.
+    """
+    advice = "Make room there, or name" if error.errno in FULL else "Name"
+    return ConfigurationError(
+        f"The folder {folder} cannot be written: {error.strerror}. {advice} another with {option}."
+    )
+
+
+def new_folder(name: str) -> Path:
+    """A folder for a run of that name that is not there yet, below ./runs."""
+    stem = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder, number = stem, 1
+    while folder.exists():
+        number += 1
+        folder = stem.with_name(f"{stem.name}-{number}")
+    return folder
+
+
+def environment() -> dict[str, Any]:
+    """What a run was made with and on."""
+    return {
+        "bigbatch": bigbatch.__version__,
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+    }
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file whole or not at all; what is not a finite number becomes null: JSON has no word for it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.write_text(json.dumps(_finite(content), indent=2) + "\n", encoding="utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for what JSON has no number for."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,72 @@
+"""Starting the processes of a job ourselves, with whatever launcher the strategy can use and the machine has."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from bigbatch.comm.errors import LaunchError
+from bigbatch.comm.strategies.strategy import Strategy
+
+MPI_HINT = "pip install 'bigbatch[mpich]' (or load your cluster's MPI module)"
+
+
+def launch_command(strategy: type[Strategy], workers: int, arguments: list[str]) -> list[str]:
+    """The command that starts `bigbatch-exp ARGUMENTS` with that many workers.
+
+    Raises:
+        LaunchError: no program that could do so is installed.
+    """
+    ranks = str(strategy.ranks_for(workers))
+    module = ["-m", "bigbatch.experiments", *arguments]
+    for program in strategy.launchers:
+        if program == "mpirun" and (mpirun := find_mpirun()):
+            return [mpirun, "-n", ranks, sys.executable, *module]
+        if program == "torchrun":
+            standalone = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks]
+            return [sys.executable, *standalone, *module]
+    raise LaunchError(
+        f"{strategy.__name__} with {workers} workers needs {ranks} processes, and there is no mpirun to start them. "
+        f"Install an MPI with: {MPI_HINT}"
+    )
+
+
+def find_mpirun() -> str | None:
+    """The mpirun installed beside this Python, else the one on the PATH, else None."""
+    beside = Path(sysconfig.get_path("scripts")) / "mpirun"
+    return str(beside) if beside.exists() else shutil.which("mpirun")
+
+
+def launch_environment(command: list[str]) -> dict[str, str]:
+    """The environment for a launch command.
+
+    One thread a process for OpenMP, unless the user says otherwise: ranks share the cores. Open MPI refuses root
+    and more ranks than cores unless told that they are wanted.
+    """
+    environment = {"OMP_NUM_THREADS": "1", **os.environ}
+    if Path(command[0]).name == "mpirun" and "Open MPI" in version(command[0]):
+        environment.setdefault("PRTE_MCA_rmaps_default_mapping_policy", ":oversubscribe")
+        environment.setdefault("OMPI_MCA_rmaps_base_oversubscribe", "1")
+        if os.geteuid() == 0:
+            environment.setdefault("OMPI_ALLOW_RUN_AS_ROOT", "1")
+            environment.setdefault("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
+    return environment
+
+
+def version(mpirun: str) -> str:
+    """What a launcher says of itself, in one line."""
+    try:
+        result = subprocess.run([mpirun, "--version"], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"does not answer: {error}"
+    lines = [" ".join(line.split()) for line in result.stdout.splitlines() if "ersion" in line or "Open MPI" in line]
+    return lines[0] if lines else "unknown"
+
+
+def become(command: list[str]) -> None:
+    """Replace this process by the launcher, so that signals and the exit status are the launcher's own."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execvpe(command[0], command, launch_environment(command))  # noqa: S606 - no shell is what we want

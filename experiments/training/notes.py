@@ -1,0 +1,83 @@
+"""Notes: lines of a worker's metrics, sent to its server as rows of numbers."""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bigbatch.comm.errors import MalformedError
+from bigbatch.experiments.training.history import NOISE, History, without_unmeasured
+from bigbatch.training.trainer import Update
+
+UPDATE, VALIDATION, PEAK = 0.0, 1.0, 2.0
+"""The first number of a note."""
+
+UPDATE_FIELDS = [field.name for field in dataclasses.fields(Update)]
+NOTED: dict[float, list[str]] = {
+    UPDATE: [*UPDATE_FIELDS, "noise_scale", "compute_seconds", "total_seconds"],
+    VALIDATION: ["update", "tokens", "seconds", "loss"],
+    PEAK: ["bytes"],
+}
+KINDS = {UPDATE: "update", VALIDATION: "validation", PEAK: "peak"}
+WHOLE = {"number", "tokens", "workers", "total_tokens", "bytes_sent", "update", "bytes"}
+"""What is counted, and so must be a finite number."""
+
+
+def row_of(record: dict[str, Any]) -> NDArray[np.float64]:
+    """A line of metrics as a note."""
+    kind = next(number for number, name in KINDS.items() if name == record["kind"])
+    complete = {**dict.fromkeys(NOISE, math.nan), **record}
+    return np.array([kind, *(complete[name] for name in NOTED[kind])], dtype=np.float64)
+
+
+def record_of(row: NDArray[np.float64]) -> dict[str, Any]:
+    """A note as a line of metrics.
+
+    Raises:
+        MalformedError: it is none.
+    """
+    try:
+        kind, *numbers = row.tolist()
+        values: dict[str, Any] = dict(zip(NOTED[kind], numbers, strict=True))
+        for name in WHOLE & values.keys():
+            values[name] = int(values[name])
+    except (KeyError, ValueError, OverflowError) as error:
+        raise MalformedError(f"A note of {len(row)} numbers says nothing that is known here") from error
+    if "applied" in values:
+        values["applied"] = bool(values["applied"])
+        values = without_unmeasured(values)
+    return {"kind": KINDS[kind], **values}
+
+
+def rank_of(notes: Iterable[tuple[float, Sequence[float]]]) -> dict[str, Any] | None:
+    """What one worker's notes say about it, as `summarise` takes it; None if it never made an update."""
+    history, peak = History(), 0
+    for _, row in notes:
+        record = record_of(np.array(row))
+        if record["kind"] == "update":
+            history.add(Update(**{name: record[name] for name in UPDATE_FIELDS if name in record}))
+        elif record["kind"] == "validation":
+            history.validated(record["update"], record["tokens"], record["seconds"], record["loss"])
+        else:
+            peak = record["bytes"]
+    return {"peak": peak, "history": history.totals(), "statistics": {}} if history.updates else None
+
+
+class Busy:
+    """How long at least one worker was at an update, of which one hears when it ends.
+
+    Attributes:
+        seconds: so far.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._reached = -math.inf
+
+    def add(self, begin: float, end: float) -> None:
+        """An update from `begin` to `end`, in seconds on any clock; no earlier one ended later."""
+        self.seconds += max(0.0, end - max(begin, self._reached))
+        self._reached = max(self._reached, end)

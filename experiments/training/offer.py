@@ -1,0 +1,128 @@
+"""What a server on a network trains, and what it tells its workers about that."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import bigbatch
+from bigbatch.comm.errors import MismatchError
+from bigbatch.comm.parameters import OptimizerFactory, refuse_parts
+from bigbatch.comm.strategies.parameter_server import ParameterServer, Setup
+from bigbatch.comm.strategies.remote import Facts
+from bigbatch.experiments.training.settings import Settings
+from bigbatch.models.decoder import Transformer, TransformerShape
+from bigbatch.tasks.task import Task
+from bigbatch.training.batches import Arm, BatchPlan
+
+
+@dataclass(frozen=True)
+class Announcement:
+    """What a server tells whoever asks what is trained there.
+
+    Attributes:
+        version: of bigbatch.
+        settings: the experiment's, as JSON has them.
+        arm: the name of the arm that is trained now.
+        micro_batch: examples that a worker computes at once.
+        accumulation: micro-batches behind a gradient.
+        examples: to be seen in all.
+        part: which part of the parameters the server holds ...
+        parts: ... of how many.
+    """
+
+    version: str
+    settings: dict[str, Any]
+    arm: str
+    micro_batch: int
+    accumulation: int
+    examples: int
+    part: int
+    parts: int
+
+    @classmethod
+    def of(cls, entries: Any, name: str) -> Self:
+        """As the server at `name` has sent it.
+
+        Raises:
+            MismatchError: it is of another version of bigbatch.
+        """
+        try:
+            announcement = cls(**entries)
+            announcement.plan.updates(announcement.examples)
+            if announcement.version != bigbatch.__version__:
+                raise ValueError(announcement.version)
+        except (TypeError, ValueError, ZeroDivisionError) as error:
+            raise MismatchError(
+                f"The server at {name} announces what this bigbatch, version {bigbatch.__version__}, does not "
+                f"understand ({error}). Install the same version on both sides."
+            ) from error
+        return announcement
+
+    @property
+    def plan(self) -> BatchPlan:
+        """A batch is one worker's share: the server says which one is next."""
+        return BatchPlan(self.micro_batch, self.accumulation, workers=1)
+
+
+def model_of(settings: Settings, task: Task) -> Transformer:
+    """The model that an experiment trains."""
+    return Transformer(
+        TransformerShape(task.vocabulary_size, settings.context, settings.layers, settings.width, settings.heads),
+        settings.seed,
+    )
+
+
+def facts_of(task: Task) -> Facts:
+    """What servers and workers must have alike besides the parameters."""
+    return [("corpus", "sha256", task.corpus_sha256), ("vocabulary", "size", str(task.vocabulary_size))]
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a server trains, and how.
+
+    Attributes:
+        name: the strategy's, as the user wrote it.
+        setup: what kind of server.
+        settings: what the user asked for.
+        plan: of the accumulated arm, with as many workers as must be there to begin.
+        part: which part of the parameters this server holds; `setup` says of how many.
+        patience: seconds of silence after which a worker takes part no more.
+    """
+
+    name: str
+    setup: Setup
+    settings: Settings
+    plan: BatchPlan
+    part: int
+    patience: float
+
+    @property
+    def strategy(self) -> type[ParameterServer]:
+        """The same kind of server among ranks."""
+        return ParameterServer.configured(asdict(self.setup))
+
+    def optimizer(self, task: Task, arm: Arm) -> OptimizerFactory:
+        """What makes an arm's optimiser, for this server's part.
+
+        Raises:
+            ConfigurationError: it must see the whole, and there are several servers; or as `Settings.optimizer_for`.
+        """
+        updates = arm.plan.updates(self.settings.examples(task.example_tokens))
+        made = self.settings.optimizer_for(arm.plan, updates, self.strategy)
+        refuse_parts(made, self.setup.servers)
+        return made
+
+    def as_json(self) -> dict[str, Any]:
+        """In types that JSON can write."""
+        return {
+            **self.settings.as_json(),
+            **asdict(self.setup),
+            "plan": asdict(self.plan),
+            "part": self.part,
+            "patience": self.patience,
+            "bigbatch version": bigbatch.__version__,
+        }
+
+
+OF_ONE_START = ("device", "threads", "deadline", "patience")
+"""What a server that goes on from a snapshot may do differently."""

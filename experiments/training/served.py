@@ -1,0 +1,259 @@
+"""Experiments over servers on a network: what `ps serve` and `ps worker` do."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import bigbatch
+from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.parameters import FlatParameters, OptimizerFactory
+from bigbatch.comm.schedules.schedule import chunk_bounds
+from bigbatch.comm.server.network.messages import Stage
+from bigbatch.comm.server.network.network_server import NetworkServer
+from bigbatch.comm.server.network.serve import serve
+from bigbatch.comm.server.network.snapshots import Snapshots
+from bigbatch.comm.server.network.sockets import Listener
+from bigbatch.comm.server.shard import Shard
+from bigbatch.comm.strategies.remote import RemoteServers, facts_about
+from bigbatch.experiments.runs.run import RunWriter, environment
+from bigbatch.experiments.training.experiment import noise_remarks
+from bigbatch.experiments.training.history import summarise
+from bigbatch.experiments.training.notes import Busy, rank_of, record_of
+from bigbatch.experiments.training.offer import OF_ONE_START, Announcement, Offer, facts_of, model_of
+from bigbatch.tasks import TASKS
+from bigbatch.tasks.task import Task
+from bigbatch.training.batches import Arm
+from bigbatch.training.memory import peak_bytes
+
+LINGER_SECONDS = 3.0
+"""How long a server that is done tells so to its workers, who ask twice a second."""
+
+
+class ServedExperiment:
+    """The server's part of an experiment: arm after arm, until all is trained.
+
+    Args:
+        offer: what is trained.
+        listener: where workers come.
+        folder: of the run.
+        snapshots: where to keep what must not be lost, if anywhere ...
+        interval: ... every so many seconds.
+        tell: called with what the user should know, in sentences without their full stops.
+    """
+
+    def __init__(
+        self,
+        offer: Offer,
+        listener: Listener,
+        folder: Path,
+        snapshots: Snapshots | None,
+        interval: float,
+        tell: Callable[[str], None],
+    ) -> None:
+        self._offer = offer
+        self._listener = listener
+        self._folder = folder
+        self._snapshots = snapshots
+        self._interval = interval
+        self._tell = tell
+
+    def run(self) -> None:
+        """Serve until everything is trained, and write the run's folder.
+
+        Raises:
+            ConfigurationError: what was asked cannot be done, or the snapshot is of something else.
+            KeyboardInterrupt: somebody ended it; what it has is kept in a snapshot.
+        """
+        settings = self._offer.settings
+        torch.set_num_threads(settings.threads)
+        task_class: type[Task] = TASKS.load(settings.task)
+        task = task_class.prepare(settings.text, settings.context, settings.vocabulary)
+        arms = settings.chosen_arms(self._offer.plan)
+        for arm in arms:
+            self._offer.optimizer(task, arm)  # what it refuses, it refuses before anybody has come
+        earlier, endpoint = self._earlier(), ""
+        results: list[dict[str, Any]] = json.loads(earlier["results"]) if earlier else []
+        with RunWriter(self._folder) as writer:
+            writer.config({"strategy": self._offer.name, **self._offer.as_json(), "environment": environment()})
+            for arm in arms[len(results) :]:
+                served = ServedArm(self._offer, task, arm, writer, self._tell, last=arm is arms[-1])
+                if earlier is not None:
+                    served.go_on(earlier["arm"])
+                    self._tell(
+                        f"Went on with the arm {arm.name} from version {served.server.shard.version}, kept "
+                        f"{time.time() - earlier['when']:.1f} s ago; what may have come after that is done again"
+                    )
+                    earlier = None
+                if not endpoint:
+                    endpoint = self._listener.open(served.server.largest)
+                    self._tell(f"Serving at {endpoint}, {self._listener.audience}")
+                self._serve(served, results)
+                results.append(served.summary())
+            writer.summary(
+                {
+                    "strategy": self._offer.name,
+                    "workers": max(result["workers"] for result in results),
+                    "task": settings.task,
+                    "corpus_sha256": task.corpus_sha256,
+                    "parameters": served.parameters,
+                    "arms": results,
+                    "environment": environment(),
+                }
+            )
+        if self._snapshots is not None:
+            self._snapshots.remove()
+        until = time.time() + LINGER_SECONDS
+        serve(self._listener, served.server, lambda now: now > until, lambda: None, LINGER_SECONDS)
+
+    def _serve(self, served: "ServedArm", results: list[dict[str, Any]]) -> None:
+        def keep() -> None:
+            if self._snapshots is not None:
+                asked, before = json.dumps(self._offer.as_json()), json.dumps(results)
+                arm = served.server.state_dict()
+                self._snapshots.save({"when": time.time(), "asked": asked, "results": before, "arm": arm})
+
+        try:
+            serve(self._listener, served.server, served.finished, keep, self._interval)
+        except KeyboardInterrupt:
+            keep()
+            raise
+
+    def _earlier(self) -> dict[str, Any] | None:
+        """What an earlier server of the same experiment has kept."""
+        state = self._snapshots.newest() if self._snapshots is not None else None
+        if state is None:
+            return None
+        before, now = json.loads(state["asked"]), json.loads(json.dumps(self._offer.as_json()))
+        for key in now.keys() - set(OF_ONE_START):
+            if before.get(key) != now[key]:
+                raise ConfigurationError(
+                    f"The snapshot is of another experiment: {key} was {before.get(key)!r} and is {now[key]!r} now. "
+                    "Use the same options to go on, or another folder to begin anew."
+                )
+        return state
+
+
+class ServedArm:
+    """One arm, as its server sees it: the workers' notes become the run's metrics and the arm's row.
+
+    Args:
+        offer: what is trained.
+        task: what is learnt.
+        arm: which arm.
+        writer: of the run.
+        tell: called with who comes and goes.
+        last: whether it is the last.
+
+    Attributes:
+        server: of this arm.
+        parameters: elements of the whole model.
+    """
+
+    def __init__(
+        self, offer: Offer, task: Task, arm: Arm, writer: RunWriter, tell: Callable[[str], None], *, last: bool
+    ) -> None:
+        self._offer = offer
+        self._arm = arm
+        self._writer = writer
+        self._workers: dict[int, int] = {}
+        self._validated: set[float] = set()
+        self._busy = Busy()
+        self._remarks = noise_remarks(offer.settings, arm, tells_squares=RemoteServers.tells_squares)
+        for remark in self._remarks:
+            tell(remark)
+        self._examples = offer.settings.examples(task.example_tokens)
+        parameters = FlatParameters(model_of(offer.settings, task))
+        self.parameters = len(parameters.values)
+        announcement = Announcement(
+            bigbatch.__version__,
+            offer.settings.as_json(),
+            arm.name,
+            arm.plan.micro_batch,
+            arm.plan.accumulation,
+            self._examples,
+            offer.part,
+            offer.setup.servers,
+        )
+        self.server = NetworkServer(
+            self._shard(parameters, offer.optimizer(task, arm)),
+            announcement.plan.updates(self._examples),
+            json.dumps(asdict(announcement)),
+            [*facts_of(task), *facts_about(parameters)],
+            offer.patience,
+            offer.plan.workers,
+            self._noted,
+            tell,
+            last=last,
+        )
+
+    def _shard(self, parameters: FlatParameters, optimizer: OptimizerFactory) -> Shard:
+        setup = self._offer.setup
+        bounds = chunk_bounds(len(parameters.values), setup.servers).tolist()
+        first, stop = bounds[self._offer.part : self._offer.part + 2]
+        return Shard(
+            parameters.values[first:stop].clone(),
+            parameters.pieces(first, stop),
+            optimizer,
+            setup.rule(),
+            setup.treatment(),
+        )
+
+    def finished(self, now: float) -> bool:
+        """Whether the arm is trained."""
+        return self.server.stage(now) is Stage.FINISHED
+
+    def go_on(self, state: dict[str, Any]) -> None:
+        """From what an earlier server of this arm has kept."""
+        self.server.load_state_dict(state)
+        notes = [
+            (when, number, row)
+            for number, session in self.server.sessions.items()
+            for when, row in session.notes.values()
+        ]
+        for when, number, row in sorted(notes):
+            self._record(number, np.array(row), when)
+
+    def _noted(self, session: int, row: NDArray[np.float64]) -> None:
+        """A worker has noted something."""
+        self._record(session, row, time.time())
+
+    def _record(self, session: int, row: NDArray[np.float64], when: float) -> None:
+        """Make a note a line of the metrics; their time is that in which any worker trained."""
+        record = record_of(row)
+        worker = self._workers.setdefault(session, len(self._workers))
+        if record["kind"] == "update":
+            self._busy.add(when - record["seconds"], when)
+            record["total_seconds"] = self._busy.seconds
+        if record["kind"] == "validation":
+            record["seconds"] = self._busy.seconds
+            if record["update"] in self._validated:  # one worker's is enough
+                return
+            self._validated.add(record["update"])
+        if record["kind"] != "peak":
+            self._writer.metric({**record, "arm": self._arm.name, "worker": worker})
+
+    def summary(self) -> dict[str, Any]:
+        """The arm's row."""
+        sessions = self.server.sessions.values()
+        ranks = [rank for rank in (rank_of(session.notes.values()) for session in sessions) if rank is not None]
+        ranks.sort(key=lambda rank: -rank["history"]["tokens"])
+        shard = self.server.shard
+        statistics = {
+            "consistency": self._offer.setup.consistency,
+            **shard.statistics(),
+            "gradients_lost": self.server.lost,
+            "shares_undone": self.server.undone,
+            "counts": dict(self.server.counts),
+        }
+        server = {"peak": peak_bytes(torch.device("cpu")), "history": None, "statistics": statistics}
+        there = replace(self._arm, plan=replace(self._arm.plan, workers=max(1, self.server.most_workers)))
+        row = summarise(there, [*ranks, server], shard.tokens, self._busy.seconds)
+        made = shard.version + shard.skipped
+        return {**row, "workers": there.plan.workers, "updates": made, "buckets": 1, "remarks": self._remarks}

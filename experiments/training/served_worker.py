@@ -1,0 +1,170 @@
+"""A worker of servers on a network: what `ps worker` does."""
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bigbatch.comm.errors import CommunicationError, MismatchError
+from bigbatch.comm.parameters import FlatParameters
+from bigbatch.comm.server.network.heartbeat import Heartbeat
+from bigbatch.comm.server.network.messages import Stage
+from bigbatch.comm.server.network.remote_shard import RemoteShard, Wire
+from bigbatch.comm.strategies.remote import RemoteServers
+from bigbatch.comm.transports.alone import Alone
+from bigbatch.experiments.training.experiment import train
+from bigbatch.experiments.training.notes import row_of
+from bigbatch.experiments.training.offer import Announcement, facts_of, model_of
+from bigbatch.experiments.training.progress import Reporter
+from bigbatch.experiments.training.settings import Settings
+from bigbatch.optimizers import optimizer_named
+from bigbatch.tasks import TASKS
+from bigbatch.tasks.task import Task
+from bigbatch.training.memory import peak_bytes, reset_peak
+from bigbatch.training.trainer import Trainer
+
+ASK_SECONDS = 0.5
+"""How often a worker that has nothing to do asks whether there is more."""
+
+
+FAREWELL_SECONDS = 2.0
+"""How long a worker that is interrupted tries to say so."""
+
+
+@dataclass(frozen=True)
+class NetworkWorker:
+    """A worker's part: train whatever the servers announce, until they say that all is done.
+
+    Attributes:
+        addresses: of the servers.
+        dial: makes a wire to one of them.
+        text: this worker's own copy of the text, if the experiment has one.
+        task: the task, if it is not one of bigbatch's own; a server cannot name a file to be run here.
+        device: what it computes on.
+        threads: of torch.
+        deadline: seconds without an answer after which it gives up.
+        reporter: tells how far it is.
+    """
+
+    addresses: Sequence[str]
+    dial: Callable[[str], Wire]
+    text: Path | None
+    task: str | None
+    device: torch.device
+    threads: int
+    deadline: float
+    reporter: Reporter
+
+    def run(self) -> None:
+        """Work until all is done.
+
+        Raises:
+            MismatchError: the servers do not belong together, or train what this worker has not.
+            CommunicationError: a server refuses to talk, or does not answer any more.
+        """
+        torch.set_num_threads(self.threads)
+        wires = [self.dial(address) for address in self.addresses]
+        try:
+            while True:
+                shards = [self._shard(wire) for wire in wires]
+                stage, announcement, shards = self._ask(shards)
+                if stage is Stage.FINISHED:
+                    return
+                if stage is Stage.OPEN:
+                    self._train(announcement, shards)
+                else:
+                    time.sleep(ASK_SECONDS)
+        finally:
+            for wire in wires:
+                wire.close()
+
+    def _shard(self, wire: Wire) -> RemoteShard:
+        session = random.SystemRandom().getrandbits(64)
+        return RemoteShard(wire, session, self.deadline, tell=self.reporter.tell)
+
+    def _ask(self, shards: list[RemoteShard]) -> tuple[Stage, Announcement, list[RemoteShard]]:
+        """How far the servers are, what they train, and the servers in the order of the parameters."""
+        answers = [(shard, *shard.hello()) for shard in shards]
+        announced = {shard: Announcement.of(entries, shard.name) for shard, entries, _ in answers}
+        first = next(iter(announced.values()))
+        ordered = sorted(shards, key=lambda shard: announced[shard].part)
+        parts = [announced[shard].part for shard in ordered]
+        if parts != list(range(first.parts)):
+            raise MismatchError(
+                f"The servers {', '.join(self.addresses)} hold the parts "
+                f"{', '.join(str(part + 1) for part in parts)} of {first.parts}. Name every server of one "
+                "experiment, with a --server each."
+            )
+        stages = {shard: stage for shard, _, stage in answers}
+        if stages[ordered[0]] is Stage.FINISHED:  # it hands out the work
+            return Stage.FINISHED, first, ordered
+        for shard in ordered:
+            if replace(announced[shard], part=first.part) != first:
+                if announced[shard].arm != first.arm:
+                    return Stage.CLOSING, first, ordered  # one of them is an arm ahead
+                raise MismatchError(
+                    f"The servers {ordered[0].name} and {shard.name} do not train the same: start them with the same "
+                    "options."
+                )
+        stage = Stage.CLOSING if len(set(stages.values())) > 1 else stages[ordered[0]]
+        return stage, first, ordered
+
+    def _train(self, announcement: Announcement, shards: list[RemoteShard]) -> None:
+        settings = self._settings(announcement)
+        task_class: type[Task] = TASKS.load(settings.task)
+        task = task_class.prepare(self.text, settings.context, settings.vocabulary)
+        reset_peak(self.device)
+        model = model_of(settings, task).to(self.device)
+        parameters = FlatParameters(model)
+        strategy = RemoteServers(Alone(), shards, facts_of(task))
+        strategy.start(parameters, optimizer_named("sgd", settings.learning_rate))
+
+        def note(record: dict[str, Any]) -> None:
+            for shard in shards:
+                shard.note(row_of(record))
+
+        heartbeat = Heartbeat(shards, self.dial)
+        heartbeat.start()
+        try:
+            trainer = Trainer(
+                model,
+                task,
+                strategy,
+                parameters,
+                announcement.plan,
+                announcement.examples,
+                settings.seed,
+                overlap=False,
+                measure_noise=settings.noise_scale,
+            )
+            train(trainer, announcement.arm, settings, self.reporter, note)
+            note({"kind": "peak", "bytes": peak_bytes(self.device)})
+        except KeyboardInterrupt:
+            for shard in shards:
+                with suppress(CommunicationError):
+                    shard.leave(FAREWELL_SECONDS)
+            raise
+        finally:
+            heartbeat.stop()
+        for shard in shards:
+            shard.leave()
+        strategy.close()
+
+    def _settings(self, announcement: Announcement) -> Settings:
+        try:
+            settings = Settings(**{**announcement.settings, "text": self.text})
+        except TypeError as error:
+            raise MismatchError(f"The server's settings are not those of this bigbatch ({error}).") from error
+        if self.task is not None:
+            return replace(settings, task=self.task)
+        if settings.task not in TASKS.names():
+            raise MismatchError(
+                f"The server trains the task {settings.task!r}, which is not one of bigbatch's own: name your copy of "
+                "it with --task."
+            )
+        return settings

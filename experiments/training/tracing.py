@@ -1,0 +1,50 @@
+"""Recording what every rank does in the first updates of every arm."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from bigbatch.comm.tracing.gather import clock_offset, gather, joined
+from bigbatch.comm.wires.recording import Span, Trace
+from bigbatch.comm.wires.transport import Transport
+from bigbatch.experiments.training.settings import Settings
+
+
+class Tracing:
+    """Records what every rank does in the first updates of every arm, if that was asked for.
+
+    Start-up, and validation between updates, are not recorded.
+
+    Args:
+        transport: all ranks.
+        settings: what the user asked for.
+        write: takes every rank's spans of all arms so far; called on rank 0 after each.
+    """
+
+    def __init__(
+        self, transport: Transport, settings: Settings, write: Callable[[Sequence[Sequence[Span]]], None]
+    ) -> None:
+        self._transport = transport
+        self._settings = settings
+        self._write = write
+        self._ranks: list[list[Span]] = []
+
+    @contextmanager
+    def arm(self, name: str, *, works: bool) -> Iterator[None]:
+        """Record the arm of that name; all ranks come to it and leave it together.
+
+        Args:
+            name: the arm's.
+            works: whether this rank makes updates; one that only serves records all it does.
+        """
+        if not self._settings.trace:
+            yield
+            return
+        transport = self._transport
+        offset = clock_offset(transport)
+        trace = transport.trace = Trace(transport.now, self._settings.trace_updates if works else None)
+        yield
+        transport.trace = None
+        gathered = gather(transport, trace, offset, name)
+        if transport.rank == 0:
+            self._ranks = joined(self._ranks, gathered)
+            self._write(self._ranks)
