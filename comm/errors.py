@@ -16,11 +16,14 @@ Each message says what happened, to whom, and what to do.
 class BigBatchError(Exception):
     """Any error that bigbatch raises on purpose.
 
-    Attributes:
-        everywhere: True if every rank of the job raised this very error, so that one rank may speak for all.
+    Args:
+        message: what happened, to whom, and what to do.
+        everywhere: whether every rank of the job raises this very error, so that one rank may speak for all.
     """
 
-    everywhere: bool = False
+    def __init__(self, message: str = "", *, everywhere: bool = False) -> None:
+        super().__init__(message)
+        self.everywhere = everywhere
 
 
 class ConfigurationError(BigBatchError):

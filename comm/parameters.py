@@ -45,12 +45,11 @@ def refuse_parts(optimizer: OptimizerFactory, parts: int) -> None:
         ConfigurationError: it must, and there are several; marked `everywhere`, for every rank finds the same.
     """
     if parts > 1 and isinstance(optimizer, WholeFactory):
-        error = ConfigurationError(
+        raise ConfigurationError(
             f"{optimizer.what} looks at the whole of a tensor or gradient, but each of {parts} servers would hold only "
-            "a part of it. Use one server (--servers 1, without --colocated), or an all-reduce."
+            "a part of it. Use one server (--servers 1, without --colocated), or an all-reduce.",
+            everywhere=True,
         )
-        error.everywhere = True
-        raise error
 
 
 @dataclass(frozen=True)

@@ -45,12 +45,11 @@ def scheduled(
         ConfigurationError: the warm-up is longer than all; marked `everywhere`, for every rank finds the same.
     """
     if warm_up > steps:
-        error = ConfigurationError(
+        raise ConfigurationError(
             f"A warm-up of {warm_up} steps of the optimiser is longer than an arm, which has {steps}. Use a shorter "
-            "--warmup, more --tokens or a smaller --batch-size."
+            "--warmup, more --tokens or a smaller --batch-size.",
+            everywhere=True,
         )
-        error.everywhere = True
-        raise error
 
     def follow(optimizer: Optimizer) -> None:
         peaks: list[float] = []

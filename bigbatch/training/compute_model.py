@@ -1,11 +1,11 @@
-"""Pace: how long a worker computes, as far as a clock has to be told."""
+"""Compute models: how long a worker computes, as far as a clock has to be told."""
 
 from collections.abc import Iterator
 
 from bigbatch.comm.simulation.computing import Computing
 
 
-class Pace:
+class ComputeModel:
     """On a real clock computing takes its own time, and nobody has to be told."""
 
     def begin(self) -> None:
@@ -20,7 +20,7 @@ class Pace:
         return 0.0
 
 
-class SimulatedPace(Pace):
+class SimulatedComputeModel(ComputeModel):
     """So long as its computing takes, times a factor that is drawn for every update.
 
     Args:

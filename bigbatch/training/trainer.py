@@ -14,7 +14,7 @@ from bigbatch.comm.strategies.strategy import Squares, Strategy
 from bigbatch.comm.wires.recording import COMPUTE
 from bigbatch.tasks.task import Split, Task
 from bigbatch.training.batches import BatchPlan, DataOrder
-from bigbatch.training.compute_model import Pace
+from bigbatch.training.compute_model import ComputeModel
 from bigbatch.training.noise import NoiseScale, measurable, noise_scale
 from bigbatch.training.pushes import MicroBatchSquares, Pushes
 
@@ -76,7 +76,7 @@ class Trainer:
         examples: how many to see in all; the last batch may be short.
         seed: of the order of the examples.
         overlap: push buckets while backward still runs.
-        pace: how long computing takes, if the clock is a simulated one.
+        compute_model: how long computing takes, if the clock is a simulated one.
         measure_noise: estimate the gradient noise scale, unless there is but one draw of the gradient an update: over
             the workers if the strategy tells squares, else over this worker's own micro-batches.
     """
@@ -92,7 +92,7 @@ class Trainer:
         seed: int = 0,
         *,
         overlap: bool = True,
-        pace: Pace | None = None,
+        compute_model: ComputeModel | None = None,
         measure_noise: bool = False,
     ) -> None:
         self.model = model
@@ -103,7 +103,7 @@ class Trainer:
         self.examples = examples
         self._order = DataOrder(task.sizes["training"], seed)
         self._device = parameters.values.device
-        self._pace = pace or Pace()
+        self._compute_model = compute_model or ComputeModel()
         self._noise: NoiseScale | None = None
         self._micro_batch_squares: MicroBatchSquares | None = None
         if measure_noise and measurable(plan.workers, plan.accumulation, tells_squares=strategy.tells_squares):
@@ -112,7 +112,7 @@ class Trainer:
             if not strategy.with_squares:
                 self._micro_batch_squares = MicroBatchSquares(parameters)
         self._pushes = Pushes(strategy, self._micro_batch_squares, overlap=overlap)
-        if overlap and pace is None and len(strategy.buckets) > 1:
+        if overlap and compute_model is None and len(strategy.buckets) > 1:
             self._pushes.watch()
 
     @property
@@ -178,7 +178,7 @@ class Trainer:
         tokens, losses = 0, [torch.zeros((), device=self._device)]
         micro_batches = list(self.plan.micro_batches(update, self.worker, self.examples))
         span, spend, backward = self.strategy.transport.span, self.strategy.transport.spend, 0.0
-        self._pace.begin()
+        self._compute_model.begin()
         for places in micro_batches:
             spend(backward, "backward")
             with span(COMPUTE, "forward"):
@@ -189,8 +189,8 @@ class Trainer:
                 loss.backward()  # type: ignore[no-untyped-call]
                 if self._micro_batch_squares is not None:
                     self._micro_batch_squares.end_draw(counted)
-            spend(self._pace.forward(counted), "forward")
-            backward = self._pace.backward(counted)
+            spend(self._compute_model.forward(counted), "forward")
+            backward = self._compute_model.backward(counted)
             tokens += counted
             losses.append(loss.detach())
         self._pushes.finish(backward)

@@ -28,7 +28,7 @@ from bigbatch.comm.buffers import Buffer
 from bigbatch.comm.errors import ConfigurationError, LaunchError
 from bigbatch.comm.reducers.execute import UNDER_WAY
 from bigbatch.comm.schedules.schedule import PACKET_BYTES
-from bigbatch.comm.wires.agreement import share
+from bigbatch.comm.wires.agreement import all_gather
 from bigbatch.comm.wires.transport import Transport
 
 SIZES = (*(4 * 4**power for power in range(7)), *(2**power for power in range(16, 27)))
@@ -100,33 +100,31 @@ def measure_points(
         LaunchError: on every rank, if there are not two.
     """
     if transport.size != 2:
-        error = LaunchError(
+        raise LaunchError(
             f"Messages are measured between two ranks, and there {'is' if transport.size == 1 else 'are'} "
-            f"{transport.size}: start it with mpirun -n 2, or without mpirun."
+            f"{transport.size}: start it with mpirun -n 2, or without mpirun.",
+            everywhere=True,
         )
-        error.everywhere = True
-        raise error
     if memory < 2 * PACKET_BYTES:
-        little = ConfigurationError(
-            f"{memory} bytes of memory are too little to measure in: give at least {2 * PACKET_BYTES}, two packets."
+        raise ConfigurationError(
+            f"{memory} bytes of memory are too little to measure in: give at least {2 * PACKET_BYTES}, two packets.",
+            everywhere=True,
         )
-        little.everywhere = True
-        raise little
     sizes = [size for size in sizes if 2 * size <= memory]
     meter = Meter(transport, sizes, memory)
     started = transport.now()
     meter.turn()  # to warm up: memory that was never touched costs more
-    longest = max(share(transport, transport.now() - started, "say how long a turn takes"))
+    longest = max(all_gather(transport, transport.now() - started, "say how long a turn takes"))
     # A simulated clock may stand still, and repeats itself exactly.
     turns = int(np.clip(budget / longest, FEWEST_TURNS, MOST_TURNS)) if longest else FEWEST_TURNS
     say(f"{turns} turns over {len(sizes)} sizes, in {memory / 2**20:g} MB of each rank's memory ...")
     own = [meter.turn() for _ in range(turns)]
     # Which turns a program beside this one slowed is the same for both ranks: the slower one of them counts.
-    slowest = np.max(share(transport, own, "tell its times"), axis=0)
+    slowest = np.max(all_gather(transport, own, "tell its times"), axis=0)
     medians: dict[str, Seconds] = {"duplex": {}, "ping_pong": {}, "incast": {}, "adding": {}}
     for (kind, size), seconds in zip(meter.kinds, np.median(slowest, axis=0).tolist(), strict=True):
         medians[kind][size] = seconds
-    return Points(**medians, flops=min(share(transport, _flops(transport), "tell how fast it computes")))
+    return Points(**medians, flops=min(all_gather(transport, _flops(transport), "tell how fast it computes")))
 
 
 class Walk:

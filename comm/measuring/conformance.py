@@ -25,7 +25,7 @@ from bigbatch.comm.schedules.account import account
 from bigbatch.comm.schedules.prove import prove
 from bigbatch.comm.schedules.schedule import Round
 from bigbatch.comm.transports.cluster import Cluster
-from bigbatch.comm.wires.agreement import share
+from bigbatch.comm.wires.agreement import all_gather
 from bigbatch.comm.wires.transport import Transport
 
 Algorithm = Callable[..., Iterable[Round]]
@@ -100,7 +100,7 @@ def is_alike_everywhere(collective: Collective) -> Findings:
     """Numbers whose sum depends on the order: still the same bytes on every rank."""
     buffer = _filled(collective, _random(collective.transport.rank))
     collective.reduce(buffer)
-    everyone = share(collective.transport, buffer.numpy().tobytes().hex())
+    everyone = all_gather(collective.transport, buffer.numpy().tobytes().hex())
     different = [rank for rank, result in enumerate(everyone) if result != everyone[0]]
     if different:
         yield f"Ranks {different} end with other bytes than rank 0: sums are made in different orders."
@@ -249,7 +249,7 @@ def on_wires(make: MakeCollective, transport: Transport) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, check in WIRE_CHECKS.items():
         collective = make(transport)
-        everyones = share(transport, list(check(collective))[:1], f"end the check {name!r}")
+        everyones = all_gather(transport, list(check(collective))[:1], f"end the check {name!r}")
         collective.close()
         first = next((findings[0] for findings in everyones if findings), None)
         if first is not None:

@@ -50,7 +50,7 @@ class Collective(ABC):
 
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
-        self._line = transport.line(idle=lambda: transport.span(WAIT))
+        self._queue = transport.queue(idle=lambda: transport.span(WAIT))
         self._calls = 0
         self._introduced: set[tuple[int, torch.dtype]] = set()
 
@@ -96,16 +96,16 @@ class Collective(ABC):
             self.reduce(tensor)
             reduction.ended = self.transport.now()
 
-        reduction.wait = self._line.submit(work)
+        reduction.wait = self._queue.submit(work)
         return reduction
 
     def in_turn(self, work: Callable[[], None]) -> None:
         """Do other communication when its turn comes: after what is under way, and before what is started later."""
-        self._line.submit(work)()
+        self._queue.submit(work)()
 
     def close(self) -> None:
         """Give back what it holds, memory from `allocate` included; all ranks together."""
-        self._line.close()
+        self._queue.close()
 
     @abstractmethod
     def _sum(self, tensor: Tensor) -> None:

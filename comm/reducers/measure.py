@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bigbatch.comm.reducers.collective import Collective
-from bigbatch.comm.wires.agreement import share
+from bigbatch.comm.wires.agreement import all_gather
 from bigbatch.comm.wires.transport import Transport
 
 FEWEST_TURNS, MOST_TURNS = 2, 15
@@ -202,13 +202,13 @@ def measure(
     for name in works:  # to warm up
         repeat(name)
     round_seconds = (1 + REPETITIONS) * (transport.now() - started)
-    longest = max(share(transport, round_seconds, "say how long a turn takes"))
+    longest = max(all_gather(transport, round_seconds, "say how long a turn takes"))
     # A simulated clock may stand still, and repeats itself exactly.
     turns = int(np.clip(budget / longest, FEWEST_TURNS, MOST_TURNS)) if longest else FEWEST_TURNS
     for _ in range(turns):
         for name in works:
             turn(name)
-    everyone = share(transport, [seconds, exact], "tell its times")
+    everyone = all_gather(transport, [seconds, exact], "tell its times")
     rows = [
         Measurement(
             name,

@@ -10,7 +10,7 @@ import numpy as np
 from bigbatch.comm.cache import cache_folder, keep
 from bigbatch.comm.reducers.collective import Collective
 from bigbatch.comm.reducers.measure import Reducing, measure
-from bigbatch.comm.wires.agreement import share
+from bigbatch.comm.wires.agreement import all_gather
 from bigbatch.comm.wires.transport import Transport
 
 SIZES = (1 << 10, 1 << 14, 1 << 18, 1 << 22, 1 << 24)
@@ -74,7 +74,7 @@ def load_tuning(transport: Transport) -> Tuning | None:
     if transport.rank == 0:
         kept = cache_folder() / _file_name(transport)
         content = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else None
-    content = share(transport, content, "look for a table of measurements")[0]
+    content = all_gather(transport, content, "look for a table of measurements")[0]
     if content is None:
         return None
     return Tuning(layout_of(transport), {int(size): times for size, times in content.items()})

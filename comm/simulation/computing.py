@@ -149,7 +149,7 @@ class Stragglers:
 
     @property
     def random(self) -> bool:
-        """Whether updates differ by luck."""
+        """Whether the factors are random."""
         return bool(self.exponential or self.lognormal)
 
     def factors(self, worker: int, seed: int) -> Iterator[float]:

@@ -235,9 +235,9 @@ def all_reduce_by(algorithm: Callable[..., Any]) -> type[AllReduce]:
             if size <= MOST_RANKS_PROVEN:
                 proof = prove(bind(algorithm, parameters.nbytes, self.transport.nodes), size)
                 if not proof.holds:
-                    error = ConfigurationError(f"{type(self).__name__} over {size} ranks is no all-reduce: {proof}.")
-                    error.everywhere = True
-                    raise error
+                    raise ConfigurationError(
+                        f"{type(self).__name__} over {size} ranks is no all-reduce: {proof}.", everywhere=True
+                    )
             super().start(parameters, optimizer)
 
     ByAlgorithm.__name__ = ByAlgorithm.__qualname__ = algorithm.__name__

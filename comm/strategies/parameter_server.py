@@ -109,7 +109,7 @@ class ParameterServer(Strategy):
     def __init__(self, transport: Transport) -> None:
         super().__init__(transport)
         if self.setup.colocated:
-            transport.check_beside()
+            transport.check_threads()
         self._rule = self.setup.rule()
         self._servers = range(0 if self.setup.colocated else self.workers, transport.size)
         self._sending: list[Request] = []
@@ -201,7 +201,7 @@ class ParameterServer(Strategy):
         if self.worker is None:
             self.service(self.transport).run()
             return None
-        serving = self.transport.beside(lambda end: self.service(end).run())
+        serving = self.transport.start_thread(lambda end: self.service(end).run())
         result = self._take_part(work)
         serving.wait()
         return result
@@ -275,11 +275,11 @@ class ParameterServer(Strategy):
         """Read the newest parameters while nobody pushes."""
         if self._rule.alike:
             return
-        assert self._among_workers is not None, "only workers look at parameters"
-        self._among_workers.barrier()
+        assert self._workers_group is not None, "only workers look at parameters"
+        self._workers_group.barrier()
         self._ask_and_hear(READ)
         self.pull()
-        self._among_workers.barrier()
+        self._workers_group.barrier()
 
     def _ask(self, want: float, weight: float = 0.0, loss: float = 0.0, finite: bool = True) -> None:
         for server in self._servers:

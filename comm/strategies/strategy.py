@@ -131,7 +131,7 @@ class Strategy(ABC):
         self.waiting_seconds = 0.0
         self.remarks: list[str] = []
         self.with_squares = False
-        self._among_workers = Group(transport, range(self.workers)) if self.worker is not None else None
+        self._workers_group = Group(transport, range(self.workers)) if self.worker is not None else None
 
     @classmethod
     def configured(cls, choices: Mapping[str, Any]) -> type[Self]:
@@ -252,9 +252,9 @@ class Strategy(ABC):
 
     def total(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """The sum of every worker's `values`, (elements,), on every worker: the same bytes everywhere."""
-        assert self._among_workers is not None, "only workers have something to add"
+        assert self._workers_group is not None, "only workers have something to add"
         result = values.astype(np.float64)
-        execute(recursive_doubling, self._among_workers, result)
+        execute(recursive_doubling, self._workers_group, result)
         return result
 
     def statistics(self) -> dict[str, Any]:

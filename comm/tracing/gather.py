@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bigbatch.comm.wires.agreement import share
+from bigbatch.comm.wires.agreement import all_gather
 from bigbatch.comm.wires.recording import (
     ARM,
     UPDATE,
@@ -71,7 +71,7 @@ def gather(transport: Transport, trace: Trace, offset: float, arm: str = "") -> 
     updates = [(span.begin, span.end) for span in spans if span.kind == UPDATE]
     if updates and arm:
         spans.append(Span(ARM, min(updates)[0], max(end for _, end in updates), arm, UPDATES))
-    everyones = [times for theirs in share(transport, _ends(updates)) for times in theirs]
+    everyones = [times for theirs in all_gather(transport, _ends(updates)) for times in theirs]
     if everyones:
         spans = cut(spans, min(begin for begin, _ in everyones), max(end for _, end in everyones))
     if transport.rank:

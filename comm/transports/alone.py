@@ -26,7 +26,7 @@ class OwnWindow(Windows):
 
 
 @dataclass(eq=False)
-class Message(Request):
+class LocalMessage(Request):
     """One end of a message that the rank sends to itself."""
 
     transport: "Alone"
@@ -37,7 +37,7 @@ class Message(Request):
 
     def wait(self) -> int:
         """Wait until the other end has come and the values have moved."""
-        wait_until(lambda: self.moved, self.transport.deadline, self._give_up, self.transport.look_beside)
+        wait_until(lambda: self.moved, self.transport.deadline, self._give_up, self.transport.check_on_threads)
         return 0
 
     def _give_up(self) -> NoReturn:
@@ -52,10 +52,10 @@ class Mailbox:
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._sends: list[Message] = []
-        self._receives: list[Message] = []
+        self._sends: list[LocalMessage] = []
+        self._receives: list[LocalMessage] = []
 
-    def send(self, message: Message) -> None:
+    def send(self, message: LocalMessage) -> None:
         """Move it to the first receive with its tag, or keep it for one."""
         with self._lock:
             receive = _take(self._receives, message.tag)
@@ -64,7 +64,7 @@ class Mailbox:
             else:
                 _move(message, receive)
 
-    def receive(self, message: Message) -> None:
+    def receive(self, message: LocalMessage) -> None:
         """Fill it from the first send with its tag, or keep it for one."""
         with self._lock:
             send = _take(self._sends, message.tag)
@@ -74,14 +74,14 @@ class Mailbox:
                 _move(send, message)
 
 
-def _take(messages: list[Message], tag: int) -> Message | None:
+def _take(messages: list[LocalMessage], tag: int) -> LocalMessage | None:
     found = next((message for message in messages if message.tag == tag), None)
     if found is not None:
         messages.remove(found)
     return found
 
 
-def _move(send: Message, receive: Message) -> None:
+def _move(send: LocalMessage, receive: LocalMessage) -> None:
     if send.buffer.nbytes != receive.buffer.nbytes:
         raise MismatchError(
             f"Rank 0 sent itself {send.buffer.nbytes} bytes and expected {receive.buffer.nbytes} (tag {send.tag}). "
@@ -102,17 +102,17 @@ class Alone(OnThreads):
         """Ordinary memory: there is nobody to share it with."""
         return OwnWindow(np.zeros(nbytes, dtype=np.uint8))
 
-    def _beside(self, work: Callable[[Transport], None]) -> Request:
+    def _start_thread(self, work: Callable[[Transport], None]) -> Request:
         self._mailbox = self._mailbox or Mailbox()
-        return super()._beside(work)
+        return super()._start_thread(work)
 
     def _isend(self, buffer: Buffer, target: int, tag: int) -> Request:  # noqa: ARG002 - there is only one
-        message = Message(self, "send to", buffer, tag)
+        message = LocalMessage(self, "send to", buffer, tag)
         self._own_mailbox().send(message)
         return message
 
     def _irecv(self, buffer: Buffer, source: int, tag: int) -> Request:  # noqa: ARG002 - there is only one
-        message = Message(self, "receive from", buffer, tag)
+        message = LocalMessage(self, "receive from", buffer, tag)
         self._own_mailbox().receive(message)
         return message
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from bigbatch.comm.buffers import Buffer, Phantom
 from bigbatch.comm.errors import CommunicationError, ConfigurationError, DeadlineError, DeadlockError
 from bigbatch.comm.simulation.network import FREE, Network, Route
-from bigbatch.comm.wires.queue import Line, on_line
+from bigbatch.comm.wires.queue import CommunicationQueue, on_queue
 from bigbatch.comm.wires.recording import COMPUTE
 from bigbatch.comm.wires.request import ANY, Request, Windows
 from bigbatch.comm.wires.transport import DEFAULT_DEADLINE, Group, Transport, consecutive_nodes
@@ -260,7 +260,7 @@ class Awaited(Request):
         raise NotImplementedError
 
 
-class Message(Awaited):
+class SimulatedMessage(Awaited):
     """One end of a message, posted by `transport`.
 
     Args:
@@ -295,13 +295,13 @@ class Message(Awaited):
         return f"{self.operation} {peer} (tag {self.tag}, {self.nbytes} bytes)"
 
 
-class Send(Message):
+class Send(SimulatedMessage):
     """The sender's end."""
 
     operation = "send to"
 
 
-class Receive(Message):
+class Receive(SimulatedMessage):
     """The receiver's end."""
 
     operation = "receive from"
@@ -323,7 +323,7 @@ class Receive(Message):
 
 
 @dataclass(eq=False)
-class Beside(Awaited):
+class GreenletThread(Awaited):
     """The end of the work beside that of `transport`."""
 
     def __str__(self) -> str:
@@ -371,7 +371,7 @@ class Mailbox:
 
 
 class Turn(Awaited):
-    """The end of some work on a line, for what comes after it."""
+    """The end of some work in a queue, for what comes after it."""
 
     def __str__(self) -> str:
         return f"{self.transport} waits to {self.what()}"
@@ -381,7 +381,7 @@ class Turn(Awaited):
         return "communicate in its turn"
 
 
-class GreenletLine(Line):
+class GreenletQueue(CommunicationQueue):
     """Carries out work on greenlets beside a rank's own, each after the one before it.
 
     Args:
@@ -400,7 +400,7 @@ class GreenletLine(Line):
         failures: list[Exception] = []
 
         def in_turn(_: Transport) -> None:
-            on_line.set(True)
+            on_queue.set(True)
             if before is not None:
                 before.wait()
             try:
@@ -409,7 +409,7 @@ class GreenletLine(Line):
                 failures.append(failure)
             turn.finish(turn.peer, self._transport.cluster.now)
 
-        done, self._last = self._transport.beside(in_turn), turn
+        done, self._last = self._transport.start_thread(in_turn), turn
 
         def wait() -> None:
             with self.idle():
@@ -497,9 +497,9 @@ class ClusterTransport(Transport):
         group.barrier()
         return ClusterWindows(buffers, group)
 
-    def line(self, idle: Callable[[], AbstractContextManager[None]] = nullcontext) -> Line:
+    def queue(self, idle: Callable[[], AbstractContextManager[None]] = nullcontext) -> CommunicationQueue:
         """A line of greenlets."""
-        return GreenletLine(self, idle) if self.size > 1 else super().line(idle)
+        return GreenletQueue(self, idle) if self.size > 1 else super().queue(idle)
 
     @property
     def shares_memory(self) -> bool:
@@ -514,15 +514,15 @@ class ClusterTransport(Transport):
         self.barrier()
         return texts
 
-    def check_beside(self) -> None:
+    def check_threads(self) -> None:
         """There is always room for a greenlet more."""
 
-    def _beside(self, work: Callable[[Transport], None]) -> Request:
+    def _start_thread(self, work: Callable[[Transport], None]) -> Request:
         """On a greenlet; the mailbox is the rank's."""
         end = self._second_end()
         end._name = f"rank {self.rank}, beside its own work,"
         end.last = None
-        ended = Beside(self, self.rank)
+        ended = GreenletThread(self, self.rank)
 
         def finishing(transport: Transport) -> None:
             work(transport)

@@ -41,7 +41,7 @@ class MPIRequest(Request):
         status = self._transport.status
         try:
             arrived = partial(self._pending.Test, status)
-            wait_until(arrived, self._transport.deadline, self._give_up, self._transport.look_beside)
+            wait_until(arrived, self._transport.deadline, self._give_up, self._transport.check_on_threads)
         except self._transport.error as error:
             raise CommunicationError(
                 f"Rank {self._transport.rank} could not {self._operation} {self._named()} {self._what()}: {error}. "
@@ -126,7 +126,7 @@ class MPITransport(OnThreads):
         self.count(messages=0, bytes_=2 * (self.size - 1) * buffer.nbytes // self.size)
         self._communicator.Allreduce(self._in_place, buffer)
 
-    def among(self, ranks: Sequence[int]) -> Transport:
+    def split(self, ranks: Sequence[int]) -> Transport:
         """An MPI communicator of those ranks."""
         everyone = self._communicator.Get_group()
         group = everyone.Incl(ranks)
@@ -143,7 +143,7 @@ class MPITransport(OnThreads):
         on_node.Free()
         return windows
 
-    def check_beside(self) -> None:
+    def check_threads(self) -> None:
         """Two threads must be allowed to be in MPI at the same time."""
         mpi = load_mpi()
         if mpi.Query_thread() < mpi.THREAD_MULTIPLE:

@@ -51,7 +51,7 @@ def wait_until(
         time.sleep(min(max(SHORTEST_SLEEP, SLEEP_SHARE * waited), LONGEST_SLEEP))
 
 
-class Beside(Request):
+class WorkThread(Request):
     """Work in a thread of its own. Nobody would hear its error there: `wait` and `check` raise it in their callers'.
 
     Args:
@@ -90,21 +90,21 @@ class OnThreads(Transport):
 
     def __init__(self, rank: int, size: int, deadline: float = DEFAULT_DEADLINE) -> None:
         super().__init__(rank, size, deadline)
-        self._besides: list[Beside] = []
+        self._threads: list[WorkThread] = []
 
-    def check_beside(self) -> None:
+    def check_threads(self) -> None:
         """There is always room for a thread more."""
 
-    def look_beside(self) -> None:
+    def check_on_threads(self) -> None:
         """Raise what went wrong beside this rank's own work; every wait that lasts calls it."""
-        for other in self._besides:
+        for other in self._threads:
             other.check()
 
-    def _beside(self, work: Callable[[Transport], None]) -> Request:
-        self._besides.append(Beside(work, self._second_end()))
-        return self._besides[-1]
+    def _start_thread(self, work: Callable[[Transport], None]) -> Request:
+        self._threads.append(WorkThread(work, self._second_end()))
+        return self._threads[-1]
 
     def _second_end(self) -> Self:
         end = super()._second_end()
-        end._besides = []
+        end._threads = []
         return end

@@ -11,7 +11,7 @@ from bigbatch.comm.wires.transport import Transport
 Result = TypeVar("Result")
 
 
-def share(transport: Transport, value: Any, occasion: str = "tell the others what it has") -> list[Any]:
+def all_gather(transport: Transport, value: Any, occasion: str = "tell the others what it has") -> list[Any]:
     """Every rank's `value`, by rank, on every rank; anything that JSON can write, and small.
 
     Args:
@@ -50,7 +50,7 @@ def together(transport: Transport, attempt: Callable[[], Result]) -> Result:
         result.append(attempt())
     except BigBatchError as error:
         failure = error
-    failures = share(transport, None if failure is None else [type(failure).__name__, str(failure)])
+    failures = all_gather(transport, None if failure is None else [type(failure).__name__, str(failure)])
     failed = [rank for rank, theirs in enumerate(failures) if theirs is not None]
     if not failed:
         return result[0]
@@ -80,9 +80,7 @@ def agree(transport: Transport, what: str, entries: Sequence[tuple[str, Any]]) -
     lists = _read(transport, texts, f"compare {what}s")
     for rank, theirs in enumerate(lists):
         if theirs != lists[0]:
-            error = MismatchError(_difference(what, rank, theirs, lists[0]))
-            error.everywhere = True
-            raise error
+            raise MismatchError(_difference(what, rank, theirs, lists[0]), everywhere=True)
 
 
 def _difference(what: str, rank: int, theirs: list[Any], ours: list[Any]) -> str:

@@ -1,4 +1,4 @@
-"""The line: communication that was asked for, carried out one after the other."""
+"""Communication queues: work on the wires, carried out one piece after the other."""
 
 from collections import deque
 from collections.abc import Callable
@@ -6,11 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 
-on_line: ContextVar[bool] = ContextVar("on_line", default=False)
-"""Whether what runs now, on its thread or greenlet, is carried out by a line beside the rank's own work."""
+on_queue: ContextVar[bool] = ContextVar("on_queue", default=False)
+"""Whether what runs now, on its thread or greenlet, is carried out by a queue beside the rank's own work."""
 
 
-class Line:
+class CommunicationQueue:
     """Carries out work in the order in which it was submitted, so that all ranks do the same at the same time.
 
     Args:
@@ -29,13 +29,13 @@ class Line:
         self._failure: BaseException | None = None
 
     def submit(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Put `work` at the end of the line; the function returned waits until it is done.
+        """Put `work` at the end of the queue; the function returned waits until it is done.
 
         Waiting raises what the work raised, or what any work before it did: after a failure nothing is carried out.
         """
         if self._threaded:
             if self._thread is None:
-                self._thread = ThreadPoolExecutor(1, "communication", initializer=on_line.set, initargs=(True,))
+                self._thread = ThreadPoolExecutor(1, "communication", initializer=on_queue.set, initargs=(True,))
             result = self._thread.submit(self.carry_out, work).result
 
             def wait_for_thread() -> None:
@@ -64,7 +64,7 @@ class Line:
             self._thread = None
 
     def carry_out(self, work: Callable[[], None]) -> None:
-        """Do some work of the line, unless something before it has failed: then raise that again."""
+        """Do some work of the queue, unless something before it has failed: then raise that again."""
         if self._failure is not None:
             raise self._failure
         try:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 
-from bigbatch.comm.wires.queue import on_line
+from bigbatch.comm.wires.queue import on_queue
 from bigbatch.comm.wires.request import ANY, Request
 
 COMPUTE, SEND, RECEIVE, REDUCE, WAIT, ALL_REDUCE = "compute", "send", "receive", "reduce", "wait", "all-reduce"
@@ -87,7 +87,7 @@ class Trace:
         self._track = ""
         self._numbers: dict[tuple[str, int, int], Iterator[int]] = {}
 
-    def beside(self, now: Callable[[], float]) -> "Trace":
+    def of_thread(self, now: Callable[[], float]) -> "Trace":
         """The same trace for work beside the rank's own, on a track of its own; records everything.
 
         Args:
@@ -157,7 +157,7 @@ class Trace:
         return next(self._numbers.setdefault((kind, peer, tag), itertools.count()))  # one step each, for threads
 
     def _place(self) -> str:
-        return self._track or (COMMUNICATION if on_line.get() else WORK)
+        return self._track or (COMMUNICATION if on_queue.get() else WORK)
 
 
 class TracedRequest(Request):

@@ -13,7 +13,7 @@ import numpy as np
 
 from bigbatch.comm.buffers import Buffer
 from bigbatch.comm.errors import CommunicationError, ConfigurationError, DeadlineError
-from bigbatch.comm.wires.queue import Line
+from bigbatch.comm.wires.queue import CommunicationQueue
 from bigbatch.comm.wires.recording import Trace
 from bigbatch.comm.wires.request import ANY, Request, Windows
 
@@ -168,7 +168,7 @@ class Transport(ABC):
                 )
         self.nodes = pretended
 
-    def among(self, ranks: Sequence[int]) -> "Transport":
+    def split(self, ranks: Sequence[int]) -> "Transport":
         """Wires between some of the ranks, numbered anew from 0 in the order given; they call it together."""
         return Group(self, ranks)
 
@@ -190,7 +190,7 @@ class Transport(ABC):
         """Whether `windows` can be had."""
         return type(self).windows is not Transport.windows
 
-    def beside(self, work: Callable[["Transport"], None]) -> Request:
+    def start_thread(self, work: Callable[["Transport"], None]) -> Request:
         """Begin `work` beside this rank's own, on an end of the same wires with counters of its own.
 
         The two take each other's messages if they receive with the same tag. Each may send to the other, as to its
@@ -201,13 +201,13 @@ class Transport(ABC):
             wait of this rank comes before.
 
         Raises:
-            BigBatchError: as `check_beside`.
+            BigBatchError: as `check_threads`.
         """
-        self.check_beside()
-        return self._beside(work)
+        self.check_threads()
+        return self._start_thread(work)
 
-    def check_beside(self) -> None:
-        """Refuse what `beside` would.
+    def check_threads(self) -> None:
+        """Refuse what `start_thread` would.
 
         Raises:
             ConfigurationError: this transport does nothing beside a rank's own work.
@@ -218,23 +218,23 @@ class Transport(ABC):
             "them with mpirun."
         )
 
-    def _beside(self, work: Callable[["Transport"], None]) -> Request:
+    def _start_thread(self, work: Callable[["Transport"], None]) -> Request:
         raise NotImplementedError
 
-    def line(self, idle: Callable[[], AbstractContextManager[None]] = nullcontext) -> Line:
-        """A line on which communication goes on beside this rank's own work, if this transport can do that.
+    def queue(self, idle: Callable[[], AbstractContextManager[None]] = nullcontext) -> CommunicationQueue:
+        """A queue on which communication goes on beside this rank's own work, if this transport can do that.
 
         Args:
             idle: entered by whoever waits for what goes on there.
         """
-        return Line(threaded=self.threaded and self.size > 1, idle=idle)
+        return CommunicationQueue(threaded=self.threaded and self.size > 1, idle=idle)
 
     def _second_end(self) -> Self:
         """Another end of this rank's wires, with counters and scratch of its own."""
         end = copy.copy(self)
         end.messages_sent = end.bytes_sent = 0
         end._scratch = np.empty(0, dtype=np.uint8)
-        end.trace = None if self.trace is None else self.trace.beside(end.now)
+        end.trace = None if self.trace is None else self.trace.of_thread(end.now)
         return end
 
     def scratch(self, elements: int, dtype: np.dtype[Any]) -> Buffer:

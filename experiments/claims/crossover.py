@@ -261,7 +261,7 @@ def straggler_cells(network: Network, workers: int, strength: float, seeds: int,
         network: what messages cost.
         workers: how many.
         strength: an update's mean delay over its computing.
-        seeds: how many are tried; one if there is no luck.
+        seeds: how many are tried; one if nothing is random.
         updates: gradients that each worker makes.
 
     Returns:

@@ -13,8 +13,16 @@ from bigbatch.experiments.claims.critical_batch import fit_of
 from bigbatch.experiments.figures.front import draw_front
 from bigbatch.experiments.laboratory.claim import Claim, Column, Finding, Minutes, Verdict
 from bigbatch.experiments.laboratory.point import Point
-from bigbatch.experiments.laboratory.sweep import LUCK, Sweep, Tuned, only_arm, to_a_loss
-from bigbatch.experiments.planning.plan import Candidate, Cluster, candidates, duration, exact_front, ideal, recommended
+from bigbatch.experiments.laboratory.sweep import SEED_ALLOWANCE, Sweep, Tuned, only_arm, to_a_loss
+from bigbatch.experiments.planning.plan import (
+    Candidate,
+    Deployment,
+    candidates,
+    duration,
+    exact_front,
+    ideal,
+    recommended,
+)
 from bigbatch.experiments.planning.tradeoff import Tradeoff
 from bigbatch.experiments.runs.run import Run
 from bigbatch.experiments.training.simulated import CORE, computing_on
@@ -119,14 +127,16 @@ COLUMNS = (
 )
 
 
-def cluster_of(sweep: Sweep) -> Cluster:
+def cluster_of(sweep: Sweep) -> Deployment:
     """What the sweep's model would train on."""
     size = own_size(*(int(sweep.options[name]) for name in ("vocabulary", "context", "layers", "width")))
     computing = computing_on(CORE, size.flops_per_token)
-    return Cluster(size, network_named(NETWORK), computing, BUCKET_BYTES, overlap=True)
+    return Deployment(size, network_named(NETWORK), computing, BUCKET_BYTES, overlap=True)
 
 
-def predicted(cluster: Cluster, tradeoff: Tradeoff, batches: Sequence[int]) -> tuple[list[Candidate], list[Candidate]]:
+def predicted(
+    cluster: Deployment, tradeoff: Tradeoff, batches: Sequence[int]
+) -> tuple[list[Candidate], list[Candidate]]:
     """All combinations that make one of those batches, in examples, and the front of them."""
     everything = candidates(cluster, tradeoff, STRATEGIES, WORKERS, (1,), MICRO_BATCHES, ACCUMULATIONS)
     tokens = {batch * cluster.size.context for batch in batches}
@@ -144,7 +154,7 @@ def simulated_point(sweep: Sweep, base: dict[str, Any], tuned: dict[int, Tuned],
     """The whole training of one combination on a simulated clock."""
     context = int(sweep.options["context"])
     own = tuned[one.batch // context]
-    patience = LUCK * min(own.reached)
+    patience = SEED_ALLOWANCE * min(own.reached)
     options = {
         **base,
         **{name: value for name, value in sweep.options.items() if name != "noise_scale"},

@@ -16,7 +16,7 @@ from bigbatch.experiments.commands.main import FILE, POSITIVE_NUMBER, TOKENS, co
 from bigbatch.experiments.commands.simulate import CLUSTER_OPTIONS, OUTPUT_OPTIONS, Counts, new_table, with_options
 from bigbatch.experiments.planning.plan import (
     Candidate,
-    Cluster,
+    Deployment,
     Measured,
     advice,
     candidates,
@@ -107,7 +107,7 @@ def plan(
         planned(name, servers[0])
     folder = out or new_folder("plan")
     make_folder(folder)
-    cluster = Cluster(size, network, computing, options["bucket_size"], options["overlap"])
+    cluster = Deployment(size, network, computing, options["bucket_size"], options["overlap"])
     say = told(True)
     found = candidates(cluster, known.tradeoff, names, workers, servers, at_once, accumulations, say)
     front, found = exact_front(cluster, known.tradeoff, found, say)
@@ -158,7 +158,7 @@ def plan(
 
 def _draw(
     folder: Path,
-    cluster: Cluster,
+    cluster: Deployment,
     tradeoff: Tradeoff,
     found: Sequence[Candidate],
     front: Sequence[Candidate],

@@ -122,7 +122,7 @@ def with_options(*options: Callable[[Callable[..., Any]], Callable[..., Any]]) -
     "--straggler", default="none", show_default=True, help="exponential:0.3, lognormal:0.3, slow:RANK:FACTOR."
 )
 @click.option("--servers", type=POSITIVE, default=1, show_default=True, help="Of parameter servers.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the stragglers' luck.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the random factors.")
 @click.option("--bytes", "nbytes", type=BYTES, help="One sum of so many bytes instead of updates.")
 @with_options(*OUTPUT_OPTIONS)
 def simulate(

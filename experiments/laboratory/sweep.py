@@ -18,7 +18,7 @@ MOST_WIDENINGS = 6
 CERTAIN = 1.25
 """A learning rate is given up when it has made so many times as many updates as the best one so far took."""
 
-LUCK = 3.0
+SEED_ALLOWANCE = 3.0
 """Other seeds with the best learning rate may take so many times as many updates as the first."""
 
 
@@ -135,7 +135,7 @@ class Sweep:
             if not wanted or hopeless:
                 break
         rate = best()
-        patience = LUCK * tried[rate] if self.races else math.inf
+        patience = SEED_ALLOWANCE * tried[rate] if self.races else math.inf
         seeds = self.seeds[1:] if math.isfinite(tried[rate]) else ()
         own = yield [self.point(laboratory, batch, rate, patience, seed) for seed in seeds]
         return Tuned(batch, rate, tried, tuple(map(self.score, own)), tuple(own), tuple(runs.values()))

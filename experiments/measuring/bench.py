@@ -13,7 +13,7 @@ from bigbatch.comm.measuring.served import PlainMessages, Served, incast_bound
 from bigbatch.comm.reducers.collective import Collective
 from bigbatch.comm.reducers.measure import Measurement, Operation, Reducing, measure
 from bigbatch.comm.transports.launch import Launch
-from bigbatch.comm.wires.agreement import share, together
+from bigbatch.comm.wires.agreement import all_gather, together
 from bigbatch.comm.wires.transport import Transport
 from bigbatch.experiments.measuring.wires import Wires, all_reduce_named, all_reduces
 
@@ -25,7 +25,7 @@ PORT = "one port"
 
 
 @dataclass(frozen=True)
-class Block:
+class SizeResults:
     """What was measured of one size.
 
     Attributes:
@@ -82,23 +82,23 @@ class Bench:
         self._servers = {f"{number} server{'s' if number > 1 else ''}": number for number in servers}
         self._opened: list[Transport] = []
         self._check()
-        between = self._among(range(self._workers)) if most else transport
+        between = self._split(range(self._workers)) if most else transport
         self._wires = None if between is None else Wires(between, launch)
         made = together(transport, lambda: self._make(names))
         self._collectives: dict[str, Collective] = made[0]
         kept: list[str]
-        kept, self.skipped = share(transport, [list(self._collectives), made[1]])[0]
+        kept, self.skipped = all_gather(transport, [list(self._collectives), made[1]])[0]
         self._operations = {
             name: Reducing(self._collectives[name]) if self._collectives else Operation(self._workers) for name in kept
         }
         for name, number in self._servers.items():
-            ranks = self._among(range(self._workers + number))
+            ranks = self._split(range(self._workers + number))
             self._operations[name] = Operation(self._workers) if ranks is None else Served(ranks, number)
-        self._pair = self._among((0, self._workers)) if most else None
+        self._pair = self._split((0, self._workers)) if most else None
         if most:
             self._operations[PORT] = Operation(1) if self._pair is None else PlainMessages(self._pair)
 
-    def run(self, nbytes: int, budget: float) -> Block:
+    def run(self, nbytes: int, budget: float) -> SizeResults:
         """Measure buffers of that many bytes for about `budget` seconds; every rank returns the same.
 
         Raises:
@@ -107,7 +107,7 @@ class Bench:
         rows, memory = measure(self._operations, self._transport, nbytes, budget)
         _refuse_wrong([row.algorithm for row in rows if not row.exact], nbytes, self._workers)
         port = rows.pop() if self._servers else None
-        return Block(rows, self._servers, memory, port)
+        return SizeResults(rows, self._servers, memory, port)
 
     def overhead(self, budget: float) -> float:
         """Seconds that a request to a server costs apart from moving and adding, the worker's own part included.
@@ -127,7 +127,7 @@ class Bench:
             rows, _ = measure(operations, self._pair, 4, budget)
             found = rows[0].median - rows[1].median, [row.algorithm for row in rows if not row.exact]
         seconds: float
-        seconds, wrong = share(self._transport, found, "hear how long a request takes")[0]
+        seconds, wrong = all_gather(self._transport, found, "hear how long a request takes")[0]
         _refuse_wrong(wrong, nbytes=4, ranks=1)
         return seconds
 
@@ -144,17 +144,16 @@ class Bench:
         if self._workers < 2:
             most = self._transport.size - self._workers
             besides = f" besides the {most} that serve{'s' if most == 1 else ''}" if most else ""
-            error = LaunchError(
-                f"A bench needs at least two ranks{besides}: start it with mpirun -n {2 + most} or more, or with -n 2."
+            raise LaunchError(
+                f"A bench needs at least two ranks{besides}: start it with mpirun -n {2 + most} or more, or with -n 2.",
+                everywhere=True,
             )
-            error.everywhere = True
-            raise error
 
-    def _among(self, ranks: Sequence[int]) -> Transport | None:
+    def _split(self, ranks: Sequence[int]) -> Transport | None:
         """Wires between those ranks; None on the others."""
         if self._transport.rank not in ranks:
             return None
-        self._opened.append(self._transport.among(ranks))
+        self._opened.append(self._transport.split(ranks))
         return self._opened[-1]
 
     def _make(self, names: Sequence[str]) -> tuple[dict[str, Collective], dict[str, str]]:
@@ -177,12 +176,11 @@ class Bench:
 def _refuse_wrong(names: Sequence[str], nbytes: int, ranks: int) -> None:
     """Raise an error, which every rank does, if there is a name of something whose result was not exact."""
     if names:
-        error = ConfigurationError(
+        raise ConfigurationError(
             f"{', '.join(names)} gave a wrong sum of {nbytes} bytes over {ranks} ranks, so its times mean nothing. "
-            "bigbatch-exp show NAME --proof says what goes wrong with an all-reduce."
+            "bigbatch-exp show NAME --proof says what goes wrong with an all-reduce.",
+            everywhere=True,
         )
-        error.everywhere = True
-        raise error
 
 
 def as_json(row: Measurement) -> dict[str, Any]:

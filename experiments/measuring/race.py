@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from bigbatch.comm.parameters import Bucket, FlatParameters, OptimizerFactory
 from bigbatch.comm.strategies.strategy import StepReport, Strategy
 from bigbatch.comm.transports.launch import Launch
-from bigbatch.comm.wires.agreement import share, together
+from bigbatch.comm.wires.agreement import all_gather, together
 from bigbatch.comm.wires.transport import Transport
 from bigbatch.experiments.measuring.wires import Wires, all_reduce_named
 from bigbatch.models.decoder import Transformer, TransformerShape
@@ -161,7 +161,7 @@ def race(
             started = transport.now()
             for _ in range(UPDATES_A_TURN):
                 contestant.update()
-            slowest = max(share(transport, transport.now() - started, "end its turn"))
+            slowest = max(all_gather(transport, transport.now() - started, "end its turn"))
             if turn:
                 speeds[name].append(tokens * UPDATES_A_TURN / slowest)
     for contestant in contestants.values():

@@ -16,7 +16,7 @@ from bigbatch.comm.errors import ConfigurationError
 from bigbatch.experiments.figures.overlay import draw_overlay, incomparable
 from bigbatch.experiments.laboratory.claim import Column
 from bigbatch.experiments.runs.run import Run, is_comparison, is_run, names_of, read_config, read_summary, runs_in
-from bigbatch.experiments.runs.table import Block, compared_verdict, setting, table_of, verdict
+from bigbatch.experiments.runs.table import TableSection, compared_verdict, setting, table_of, verdict
 
 Facts = list[tuple[str, str]]
 """Names and values, as text."""
@@ -68,7 +68,7 @@ class Grid:
     """
 
     heads: list[str]
-    blocks: list[Block]
+    blocks: list[TableSection]
     numbers: list[bool]
     caption: str = ""
 
@@ -201,7 +201,7 @@ def _grid(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], caption:
     texts = {column.key: column.text for column in columns}
     numbers = [all(row.get(key) is None or _is_number(row[key]) for row in rows) for key in heads]
     cells = [[texts.get(key, _text)(row.get(key)) for key in heads] for row in rows]
-    return Grid(list(heads.values()), [Block("", [(row[0], row[1:]) for row in cells])], numbers, caption)
+    return Grid(list(heads.values()), [TableSection("", [(row[0], row[1:]) for row in cells])], numbers, caption)
 
 
 def _facts(values: Mapping[str, Any]) -> Facts:

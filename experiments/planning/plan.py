@@ -304,7 +304,7 @@ def composed(name: str, network: Network, workers: int, workloads: Sequence[Work
 
 
 @dataclass(frozen=True)
-class Cluster:
+class Deployment:
     """What the training runs on.
 
     Attributes:
@@ -328,7 +328,7 @@ class Cluster:
 
 
 def candidates(
-    cluster: Cluster,
+    cluster: Deployment,
     tradeoff: Tradeoff,
     strategies: Sequence[str],
     workers: Sequence[int],
@@ -395,7 +395,7 @@ def _candidate(
     )
 
 
-def simulated(cluster: Cluster, tradeoff: Tradeoff, candidate: Candidate) -> Candidate:
+def simulated(cluster: Deployment, tradeoff: Tradeoff, candidate: Candidate) -> Candidate:
     """The same with an update's time simulated for just this workload."""
     way = candidate.micro_batch, candidate.accumulation
     load, name, count = cluster.workload(*way), candidate.strategy, candidate.workers
@@ -429,7 +429,7 @@ flat network. Composed times that are too short, which were so by up to 12 %, do
 
 
 def exact_front(
-    cluster: Cluster, tradeoff: Tradeoff, found: Sequence[Candidate], say: Callable[[str], None] = lambda _: None
+    cluster: Deployment, tradeoff: Tradeoff, found: Sequence[Candidate], say: Callable[[str], None] = lambda _: None
 ) -> tuple[list[Candidate], list[Candidate]]:
     """The front, every row of which was simulated by itself, and all candidates with these numbers.
 
@@ -458,7 +458,7 @@ def recommended(front: Sequence[Candidate]) -> Candidate:
     return next(candidate for candidate in front if candidate.gpu_hours <= PATIENCE * least)
 
 
-def ideal(tradeoff: Tradeoff, cluster: Cluster, micro_batch: int, gpu_hours: FloatArray) -> FloatArray:
+def ideal(tradeoff: Tradeoff, cluster: Deployment, micro_batch: int, gpu_hours: FloatArray) -> FloatArray:
     """Seconds of a training without communication, on as many workers as have one micro-batch each to compute.
 
     (T/T_min - 1)(C/C_min - 1) = 1, where T_min is S_min micro-batches' time, and C_min that of E_min tokens: the

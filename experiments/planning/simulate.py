@@ -36,10 +36,10 @@ ELEMENT_BYTES = 4
 """Gradients travel as float32."""
 
 UPDATES = 1
-"""Simulated after the first, where one is like the other; with luck in it `UPDATES_WITH_LUCK`, of which the mean is
+"""Simulated after the first, where one is like the other; with random ones `RANDOM_UPDATES`, of which the mean is
 reported."""
 
-UPDATES_WITH_LUCK = 20
+RANDOM_UPDATES = 20
 
 
 @dataclass(frozen=True)
@@ -236,13 +236,13 @@ def all_reduced(
     seed: int,
 ) -> Updates:
     """Updates over an all-reduce that is made of rounds."""
-    luck = [stragglers.factors(worker, seed) for worker in range(workers)]
+    factors = [stragglers.factors(worker, seed) for worker in range(workers)]
     phases = exchanges(algorithm, network, workers, workload)
     begin = np.zeros(workers)
     rough: list[bool] = []
     made = []
     for number in range(updates):
-        compute = workload.compute * np.array([next(factors) for factors in luck])
+        compute = workload.compute * np.array([next(own) for own in factors])
         ready = begin + compute
         asked = [Phase(p.schedule, p.elements, begin + np.asarray(p.ready) * compute, p.itemsize) for p in phases]
         end = replay_phases(asked, network, workers, roughly=lambda: rough.append(True))[-1] if workers > 1 else ready
@@ -299,7 +299,7 @@ def on_cluster(
         workload: what each does in an update.
         stragglers: what slows them.
         updates: how many each makes; fewer where the strategy leaves some out.
-        seed: of the stragglers' luck.
+        seed: of the stragglers' random factors.
         prepare: called on every rank once it has started.
     """
     shares = np.diff(workload.ready(), prepend=0.0).tolist()
@@ -392,16 +392,16 @@ def simulate_row(
         workload: what each does in an update.
         stragglers: what slows them.
         servers: of a parameter server.
-        seed: of the stragglers' luck.
-        updates: how many are simulated after the first, which is left out; None for `UPDATES`, or `UPDATES_WITH_LUCK`
-            if there is luck in it.
+        seed: of the stragglers' random factors.
+        updates: how many are simulated after the first, which is left out; None for `UPDATES`, or `RANDOM_UPDATES`
+            if they are random.
 
     Raises:
         ConfigurationError: no such strategy, or one that cannot be simulated.
     """
     strategy, algorithm = strategy_named(name, servers), rounds_named(name)
     if updates is None:
-        updates = UPDATES_WITH_LUCK if stragglers.random else UPDATES
+        updates = RANDOM_UPDATES if stragglers.random else UPDATES
     if algorithm is None:
         made = on_cluster(strategy, network, workers, workload, stragglers, 1 + updates, seed)
         return made.row(name, workers, network, workload, served_bytes(strategy, workers, workload))

@@ -47,7 +47,7 @@ def setting(summary: Summary) -> str:
 
 
 @dataclass(frozen=True)
-class Block:
+class TableSection:
     """Rows of a table that belong together.
 
     Attributes:
@@ -59,14 +59,14 @@ class Block:
     rows: list[tuple[str, list[str]]]
 
 
-def table_of(summaries: Sequence[Summary]) -> tuple[list[str], list[Block]]:
+def table_of(summaries: Sequence[Summary]) -> tuple[list[str], list[TableSection]]:
     """Columns and rows: a column for every arm of a run; or for several runs a column for each, arm after arm."""
     workers = summaries[0]["workers"]
     if len(summaries) == 1:
-        return _names(summaries[0]), [Block("", _rows(summaries[0]["arms"], workers))]
+        return _names(summaries[0]), [TableSection("", _rows(summaries[0]["arms"], workers))]
     arms = {name: [_arm(summary, name) for summary in summaries] for name in _names(summaries[0])}
     heads = [summary["strategy"] for summary in summaries]
-    return heads, [Block(name, _rows(own, workers)) for name, own in arms.items()]
+    return heads, [TableSection(name, _rows(own, workers)) for name, own in arms.items()]
 
 
 def print_table(console: Console, summaries: Sequence[Summary]) -> None:

@@ -13,7 +13,7 @@ import torch
 import bigbatch
 from bigbatch.comm.parameters import FlatParameters, OptimizerFactory
 from bigbatch.comm.strategies.strategy import Strategy
-from bigbatch.comm.wires.agreement import agree, share, together
+from bigbatch.comm.wires.agreement import agree, all_gather, together
 from bigbatch.comm.wires.transport import Transport
 from bigbatch.experiments.runs.run import RunWriter, environment
 from bigbatch.experiments.training.history import History, summarise, without_unmeasured
@@ -26,7 +26,7 @@ from bigbatch.models.sizes import own_size
 from bigbatch.tasks import TASKS
 from bigbatch.tasks.task import Task
 from bigbatch.training.batches import Arm, BatchPlan
-from bigbatch.training.compute_model import Pace
+from bigbatch.training.compute_model import ComputeModel
 from bigbatch.training.memory import peak_bytes, reset_peak
 from bigbatch.training.trainer import Trainer
 
@@ -156,7 +156,7 @@ class Experiment:
             examples,
             settings.seed,
             overlap=settings.overlap,
-            pace=self._pace(strategy, model, task, shape, arm.plan.micro_batch),
+            compute_model=self._compute_model(strategy, model, task, shape, arm.plan.micro_batch),
             measure_noise=settings.noise_scale,
         )
         remarks = [*strategy.remarks, *noise_remarks(settings, arm, tells_squares=strategy.tells_squares)]
@@ -169,7 +169,7 @@ class Experiment:
             "until": None if history is None else history.until(settings.target),
             "statistics": strategy.statistics(),
         }
-        ranks = share(transport, mine)
+        ranks = all_gather(transport, mine)
         buckets = len(strategy.buckets)
         strategy.close()
         first = next(rank["until"] for rank in ranks if rank["until"] is not None)
@@ -181,9 +181,9 @@ class Experiment:
         updates = arm.plan.updates(self.settings.examples(task.example_tokens))
         return self.settings.optimizer_for(arm.plan, updates, self.strategy)
 
-    def _pace(
+    def _compute_model(
         self, strategy: Strategy, model: Transformer, task: Task, shape: TransformerShape, micro_batch: int
-    ) -> Pace | None:
+    ) -> ComputeModel | None:
         """How long this worker computes on a simulated clock; None on a real one, or for who does not work."""
         if self.simulation is None or strategy.worker is None:
             return None
@@ -198,7 +198,7 @@ class Experiment:
             return fastest(compute) / tokens
 
         size = own_size(shape.vocabulary, shape.context, shape.layers, shape.width)
-        return self.simulation.pace(strategy.worker, size, seconds_per_token, micro_batch)
+        return self.simulation.compute_model(strategy.worker, size, seconds_per_token, micro_batch)
 
 
 @lru_cache(maxsize=1)

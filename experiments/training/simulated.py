@@ -12,7 +12,7 @@ from bigbatch.comm.simulation.presets import network_named
 from bigbatch.comm.transports.cluster import Cluster
 from bigbatch.comm.wires.transport import Transport
 from bigbatch.models.sizes import ModelSize
-from bigbatch.training.compute_model import Pace, SimulatedPace
+from bigbatch.training.compute_model import ComputeModel, SimulatedComputeModel
 
 NETWORK = "ethernet-10g"
 """What is simulated if no network is named."""
@@ -53,7 +53,7 @@ class Simulation:
         straggler: what slows workers, in the words of `stragglers_named`.
         gpu: what a worker computes on: `core`, `measured` (here, now) or a GPU's name.
         utilisation: the share of its operations a second that a GPU reaches.
-        seed: of the stragglers' luck.
+        seed: of the stragglers' random factors.
         measured: micro-batch -> seconds a token takes here, where that was measured.
 
     Raises:
@@ -88,7 +88,9 @@ class Simulation:
             Computing(measure()) if self.gpu == MEASURED else computing_on(self.gpu, flops_per_token, self.utilisation)
         )
 
-    def pace(self, worker: int, size: ModelSize, measure: Callable[[], float], micro_batch: int) -> Pace:
+    def compute_model(
+        self, worker: int, size: ModelSize, measure: Callable[[], float], micro_batch: int
+    ) -> ComputeModel:
         """How long a worker computes; what is measured is measured once for all who compute as many examples at once.
 
         Args:
@@ -104,7 +106,7 @@ class Simulation:
             return self.measured[micro_batch]
 
         computing = self.computing(size.flops_per_token, once)
-        return SimulatedPace(computing, self.stragglers.factors(worker, self.seed))
+        return SimulatedComputeModel(computing, self.stragglers.factors(worker, self.seed))
 
     def run(self, ranks: int, work: Callable[[Transport], Any], deadline: float) -> None:
         """Do `work` on so many simulated ranks, the first of which are the workers.

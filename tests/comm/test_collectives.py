@@ -31,7 +31,7 @@ from bigbatch.comm.strategies.all_reduce import AllReduce
 from bigbatch.comm.strategies.auto import Fastest
 from bigbatch.comm.transports.alone import Alone
 from bigbatch.comm.transports.cluster import Cluster
-from bigbatch.comm.wires.queue import Line
+from bigbatch.comm.wires.queue import CommunicationQueue
 
 ALL_REDUCES = [name for name in STRATEGIES.names() if issubclass(STRATEGIES.load(name), AllReduce) and name != "auto"]
 ON_ANY_TRANSPORT = [name for name in ALL_REDUCES if name not in ("mpi", "allreduce")]
@@ -349,21 +349,21 @@ def test_auto_takes_the_fastest_that_a_table_names():
 
 @pytest.mark.parametrize("threaded", [True, False])
 def test_a_line_keeps_the_order_and_stops_at_a_failure(threaded):
-    line, done = Line(threaded=threaded), []
+    queue, done = CommunicationQueue(threaded=threaded), []
 
     def fail():
         raise ValueError("broken")
 
-    waits = [line.submit(partial(done.append, number)) for number in range(3)]
+    waits = [queue.submit(partial(done.append, number)) for number in range(3)]
     waits[2]()
     assert done == [0, 1, 2]
     waits[0]()
-    broken, after = line.submit(fail), line.submit(partial(done.append, 4))
+    broken, after = queue.submit(fail), queue.submit(partial(done.append, 4))
     for wait in (broken, after):
         with pytest.raises(ValueError, match="broken"):
             wait()
     assert done == [0, 1, 2]
-    line.close()
+    queue.close()
 
 
 def test_covered_seconds_are_counted_once():

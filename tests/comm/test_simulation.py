@@ -42,7 +42,7 @@ from bigbatch.comm.wires.transport import consecutive_nodes
 from bigbatch.experiments.planning.simulate import Workload, all_reduced, bare_row, on_cluster, simulate_row
 from bigbatch.models.sizes import model_of
 from bigbatch.training.batches import BatchPlan
-from bigbatch.training.compute_model import SimulatedPace
+from bigbatch.training.compute_model import SimulatedComputeModel
 from bigbatch.training.trainer import Trainer
 
 ALPHA, BETA, GAMMA = 5e-6, 1 / 12.5e9, 1 / 40e9
@@ -394,9 +394,13 @@ def trained(workers, strategy, straggler, network):
         own.start(parameters, optimizer)
 
         def work():
-            pace = SimulatedPace(Computing(1e-3), stragglers.factors(transport.rank, seed=3))
+            compute_model = SimulatedComputeModel(Computing(1e-3), stragglers.factors(transport.rank, seed=3))
             plan = BatchPlan(BATCH // workers, 1, workers)
-            list(Trainer(model, Sequences(), own, parameters, plan, EXAMPLES, seed=7, pace=pace).updates())
+            list(
+                Trainer(
+                    model, Sequences(), own, parameters, plan, EXAMPLES, seed=7, compute_model=compute_model
+                ).updates()
+            )
             return copy.deepcopy(flat(model)).numpy().tobytes(), transport.now()
 
         return own.run(work), own.statistics()

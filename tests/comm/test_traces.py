@@ -242,7 +242,7 @@ def test_work_beside_has_a_track_of_its_own():
         def serve(end: Transport) -> None:
             end.irecv(np.empty(1), 0, tag=1).wait()
 
-        serving = transport.beside(serve)
+        serving = transport.start_thread(serve)
         transport.spend(3.0)
         transport.isend(np.ones(1), 0, tag=1).wait()
         serving.wait()

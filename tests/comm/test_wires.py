@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from bodies import ask_what_runs_beside
+from bodies import ask_what_runs_in_a_thread
 from jobs import PROGRAMS, Run, launcher
 from torch import nn
 
@@ -21,7 +21,7 @@ from bigbatch.comm.transports.alone import Alone
 from bigbatch.comm.transports.cluster import Cluster
 from bigbatch.comm.transports.launch import Launch, Launcher, detect, first_host
 from bigbatch.comm.transports.torch_distributed import TorchTransport
-from bigbatch.comm.wires.agreement import agree, share, together
+from bigbatch.comm.wires.agreement import agree, all_gather, together
 from bigbatch.comm.wires.request import ANY
 from bigbatch.comm.wires.transport import Group
 
@@ -124,11 +124,11 @@ def test_a_group_hears_from_any_of_its_ranks_by_their_new_numbers_and_from_nobod
 
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_work_beside_a_ranks_own_answers_everyone_on_a_cluster(size):
-    Cluster(size).run(ask_what_runs_beside)
+    Cluster(size).run(ask_what_runs_in_a_thread)
 
 
 def test_work_beside_the_only_rank_answers_it():
-    ask_what_runs_beside(Alone())
+    ask_what_runs_in_a_thread(Alone())
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
@@ -140,7 +140,7 @@ def test_work_beside_a_ranks_own_answers_everyone_under_mpirun(run: Run, ranks):
 def test_work_beside_a_ranks_own_has_a_clock_of_its_own_from_then_on():
     def work(transport):
         transport.spend(1.0)
-        working = transport.beside(lambda end: end.spend(5.0))
+        working = transport.start_thread(lambda end: end.spend(5.0))
         transport.spend(2.0)
         before = transport.now()
         working.wait()
@@ -151,7 +151,7 @@ def test_work_beside_a_ranks_own_has_a_clock_of_its_own_from_then_on():
 
 def test_a_deadlock_of_work_beside_a_ranks_own_is_told_too():
     def work(transport):
-        transport.beside(lambda end: end.irecv(np.zeros(1), 0, tag=7).wait()).wait()
+        transport.start_thread(lambda end: end.irecv(np.zeros(1), 0, tag=7).wait()).wait()
 
     with pytest.raises(
         DeadlockError,
@@ -167,7 +167,7 @@ def test_an_error_of_work_beside_a_ranks_own_ends_the_ranks_wait(run):
         raise ValueError("broken")
 
     def work(transport):
-        transport.beside(fail)
+        transport.start_thread(fail)
         transport.irecv(np.zeros(1)).wait()
 
     with pytest.raises(ValueError, match="broken"):
@@ -176,16 +176,16 @@ def test_an_error_of_work_beside_a_ranks_own_ends_the_ranks_wait(run):
 
 def test_transports_that_do_one_thing_at_a_time_refuse_another():
     with pytest.raises(ConfigurationError, match="so that no rank can train and serve: start them with mpirun"):
-        Group(Cluster(2).transports[0], [0, 1]).beside(lambda _: None)
+        Group(Cluster(2).transports[0], [0, 1]).start_thread(lambda _: None)
     transport = TorchTransport(0, 1, "")
     with pytest.raises(ConfigurationError, match="TorchTransport does nothing beside"):
-        transport.beside(lambda _: None)
+        transport.start_thread(lambda _: None)
     transport.close()
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_sharing_gives_everyone_everything(size):
-    values = Cluster(size).run(lambda t: share(t, {"rank": t.rank, "text": "ä" * t.rank}))
+    values = Cluster(size).run(lambda t: all_gather(t, {"rank": t.rank, "text": "ä" * t.rank}))
     assert values == [[{"rank": rank, "text": "ä" * rank} for rank in range(size)]] * size
 
 

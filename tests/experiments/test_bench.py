@@ -16,7 +16,7 @@ from bigbatch.comm.reducers.measure import Measurement, Reducing, measure
 from bigbatch.comm.transports.cluster import Cluster
 from bigbatch.comm.transports.launch import Launch, Launcher
 from bigbatch.experiments.commands.main import cli
-from bigbatch.experiments.measuring.bench import Bench, Block
+from bigbatch.experiments.measuring.bench import Bench, SizeResults
 from bigbatch.experiments.measuring.simulator_speed import ALLOWED
 from bigbatch.experiments.measuring.targets import TARGETS
 
@@ -115,7 +115,7 @@ def test_the_incast_bound_is_of_the_busiest_port(servers, bound):
         return Measurement(name, ranks, nbytes=1000, seconds=np.full(3, seconds), exact=True)
 
     rows = [row("ring", 4, 5e-3), row("servers", 4, 9e-3)]
-    block = Block(rows, {"servers": servers}, memory=row("memory", 4, 1e-3), port=row("one port", 1, 2e-3))
+    block = SizeResults(rows, {"servers": servers}, memory=row("memory", 4, 1e-3), port=row("one port", 1, 2e-3))
     ring_row, served = block.as_json()
     assert list(ring_row) == ROW_KEYS
     assert list(served) == [*ROW_KEYS, "servers", "bound_seconds"]

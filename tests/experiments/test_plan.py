@@ -18,7 +18,7 @@ from bigbatch.experiments.commands.main import cli
 from bigbatch.experiments.planning.plan import (
     MARGIN,
     Candidate,
-    Cluster,
+    Deployment,
     Measured,
     advice,
     candidates,
@@ -39,7 +39,7 @@ from bigbatch.experiments.planning.tradeoff import Tradeoff, kaplan
 from bigbatch.models.sizes import model_named, own_size
 
 SIZE = own_size(vocabulary=503, context=40, layers=3, width=64)
-SMALL = Cluster(SIZE, network_named("ethernet-1g"), Computing(5e-5), bucket_bytes=150_000, overlap=True)
+SMALL = Deployment(SIZE, network_named("ethernet-1g"), Computing(5e-5), bucket_bytes=150_000, overlap=True)
 TRADEOFF = Tradeoff(least_updates=700.0, critical_batch=3_000.0)
 
 
@@ -82,7 +82,7 @@ def test_time_and_cost_of_a_row_by_hand():
     alpha, beta, gamma = 3e-5, 1 / 2e8, 1 / 9e9
     workers, micro_batch, accumulation = 4, 3, 5
     network = Network("plain", wire(alpha, 1 / beta), gamma)
-    cluster = Cluster(SIZE, network, Computing(2e-5), bucket_bytes=1 << 30, overlap=False)
+    cluster = Deployment(SIZE, network, Computing(2e-5), bucket_bytes=1 << 30, overlap=False)
     (row,) = candidates(cluster, TRADEOFF, ["ring"], [workers], [1], [micro_batch], [accumulation])
     tokens = micro_batch * accumulation * 40
     n = 4 * SIZE.parameters

@@ -180,7 +180,7 @@ def name_who_is_missing(make: Callable[[Transport], Collective], transport: Tran
         collective.reduce(memory)
 
 
-def ask_what_runs_beside(transport: Transport) -> None:
+def ask_what_runs_in_a_thread(transport: Transport) -> None:
     """Every rank asks what runs beside each rank, itself included, with all questions under way at once."""
     questions = 5
 
@@ -192,7 +192,7 @@ def ask_what_runs_beside(transport: Transport) -> None:
         assert end.messages_sent == questions * end.size
 
     sent = transport.messages_sent
-    answering = transport.beside(answer)
+    answering = transport.start_thread(answer)
     for question in range(questions):
         asked, answers = np.array([transport.rank + 1.0, question + 10.0]), np.zeros((transport.size, 2))
         ranks = range(transport.size)

@@ -3,7 +3,7 @@
 import sys
 
 import torch
-from bodies import ask_what_runs_beside, name_who_is_missing, refuse_what_differs, strategy_named, train
+from bodies import ask_what_runs_in_a_thread, name_who_is_missing, refuse_what_differs, strategy_named, train
 
 from bigbatch.comm.measuring.conformance import on_wires
 from bigbatch.comm.transports.launch import detect
@@ -28,7 +28,7 @@ def equal_the_oracle(strategy, transport):
 
 
 BODIES = {
-    "beside": lambda _, transport: ask_what_runs_beside(transport),
+    "beside": lambda _, transport: ask_what_runs_in_a_thread(transport),
     "conform": conform,
     "differ": lambda strategy, transport: refuse_what_differs(strategy.collective, transport),
     "missing": lambda strategy, transport: name_who_is_missing(strategy.collective, transport),
