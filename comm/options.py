@@ -44,6 +44,10 @@ class Kind(ABC):
         """The value in a type that JSON can write; `read` takes it back."""
         return value
 
+    def show(self, value: Any) -> str:
+        """The value as a help text shows it."""
+        return str(self.write(value))
+
 
 class Text(Kind):
     """Any word.
@@ -90,33 +94,6 @@ class Name(Text):
         return name
 
 
-class Names(Kind):
-    """Several names, separated by commas; in Python a sequence of them. Each is taken once.
-
-    Args:
-        known: gives the names.
-    """
-
-    metavar = "NAMES"
-
-    def __init__(self, known: Callable[[], Iterable[str]]) -> None:
-        self._one = Name(known)
-
-    def read(self, value: Any) -> tuple[str, ...]:
-        """ "large,small" -> ("large", "small")."""  # noqa: D210 - it begins with a quotation mark
-        parts = value.split(",") if isinstance(value, str) else value
-        if not isinstance(parts, Sequence):
-            raise ValueError("is no list of names")
-        names = [self._one.read(part.strip() if isinstance(part, str) else part) for part in parts if part != ""]
-        if not names:
-            raise ValueError(f"names nothing; known: {', '.join(self._one.names())}")
-        return tuple(dict.fromkeys(names))
-
-    def write(self, value: Any) -> str:
-        """("large", "small") -> "large,small"."""
-        return ",".join(value)
-
-
 class Whole(Kind):
     """A whole number.
 
@@ -157,6 +134,10 @@ class Number(Kind):
 
     def __init__(self, *, above: float = -math.inf, least: float = -math.inf, most: float = math.inf) -> None:
         self.above, self.least, self.most = above, least, most
+
+    def show(self, value: Any) -> str:
+        """0.001 -> "0.001"."""
+        return f"{value:g}"
 
     def read(self, value: Any) -> float:
         """3, "3e0" -> 3.0."""
@@ -216,6 +197,7 @@ class Count(Kind):
         self.things = things
         self.metavar = metavar  # type: ignore[misc]  # of this one alone
         self._units = {unit.lower(): factor for unit, factor in units.items()}
+        self._spelled = units
         self._example = example
 
     def read(self, value: Any) -> int:
@@ -231,6 +213,11 @@ class Count(Kind):
             raise ValueError(f"is not a number of {self.things}; write {self._example}")
         return number
 
+    def show(self, value: Any) -> str:
+        """With the largest unit that divides it: 500000 -> "500k"."""
+        factor = max(factor for factor in self._spelled.values() if value % factor == 0)
+        return f"{value // factor}{next(unit for unit, size in self._spelled.items() if size == factor)}"
+
 
 TOKENS = Count("tokens", {"": 1, "k": 1_000, "M": 1_000_000}, "300000, 300k or 0.3M", "TOKENS")
 BYTES = Count(
@@ -239,6 +226,38 @@ BYTES = Count(
     "262144, 256KB or 0.25MB (a KB has 1024 bytes)",
     "BYTES",
 )
+
+
+class Several(Kind):
+    """Several values of a kind, separated by commas; in Python a sequence of them. Each is taken once.
+
+    Args:
+        one: the kind of each.
+        ascending: whether they are put in order.
+    """
+
+    def __init__(self, one: Kind, *, ascending: bool = False) -> None:
+        self.one = one
+        self.metavar = f"{one.metavar},..."  # type: ignore[misc]  # of this one alone
+        self._ascending = ascending
+
+    def read(self, value: Any) -> tuple[Any, ...]:
+        """The values, as in "large,small" -> ("large", "small")."""
+        parts = value.split(",") if isinstance(value, str) else value
+        if not isinstance(parts, Sequence):
+            raise ValueError("is no list")
+        read = [self.one.read(part.strip() if isinstance(part, str) else part) for part in parts if part != ""]
+        if not read:
+            raise ValueError("names nothing")
+        return tuple(sorted(set(read)) if self._ascending else dict.fromkeys(read))
+
+    def write(self, value: Any) -> str:
+        """As in ("large", "small") -> "large,small"."""
+        return ",".join(str(self.one.write(part)) for part in value)
+
+    def show(self, value: Any) -> str:
+        """Each as its kind shows it."""
+        return ",".join(self.one.show(part) for part in value)
 
 
 @dataclass(frozen=True)
@@ -253,6 +272,7 @@ class Option:
         missing: what happens if the value is None, for help texts: "any length".
         short: a second flag of one letter, or "".
         group: the heading it stands under in help texts.
+        spelled: the flag, if it is not the name's: where that would be one of Python's own words.
     """
 
     name: str
@@ -262,11 +282,12 @@ class Option:
     missing: str = ""
     short: str = ""
     group: str = ""
+    spelled: str = ""
 
     @property
     def flag(self) -> str:
         """As a command line has it: "--bucket-size"."""
-        return f"--{self.name.replace('_', '-')}"
+        return self.spelled or f"--{self.name.replace('_', '-')}"
 
     def read(self, value: Any) -> Any:
         """The value that something stands for; None is the default's None.
@@ -290,9 +311,18 @@ class Option:
         return [self.flag, str(self.kind.write(value))]
 
 
-def option(default: Any, kind: Kind, help: str, *, missing: str = "", short: str = "") -> Any:  # noqa: A002 - click's word
+def option(
+    default: Any,
+    kind: Kind,
+    help: str,  # noqa: A002 - click's word
+    *,
+    missing: str = "",
+    short: str = "",
+    flag: str = "",
+) -> Any:
     """A field of `Options`; see `Option`."""
-    return field(default=default, metadata={"option": Option("", kind, default, help, missing, short)})
+    described = Option("", kind, default, help, missing, short, spelled=flag)
+    return field(default=default, metadata={"option": described})
 
 
 @dataclass(frozen=True)
@@ -330,10 +360,7 @@ class Options:
         known = [one.name for one in options_of(type(self))]
         for name in entries:
             if name not in known:
-                close = difflib.get_close_matches(name, known, n=1)
-                perhaps = f" (did you mean {close[0]!r}?)" if close else ""
-                listed = ", ".join(known) or "it has none"
-                raise ConfigurationError(f"{type(self).__name__} has no option {name!r}{perhaps}. Known: {listed}.")
+                raise unknown_option(name, known, type(self).__name__)
         return self._replaced(entries)
 
     def _replaced(self, entries: Mapping[str, Any]) -> Self:
@@ -347,6 +374,15 @@ class Options:
         for name in _nested(type(self)):
             values |= getattr(self, name).flat()
         return values
+
+    def offered(self, group: str = "") -> list["Option"]:
+        """The options with this object's values as defaults.
+
+        Args:
+            group: the heading of those that have none.
+        """
+        values = self.flat()
+        return [replace(one, default=values[one.name], group=one.group or group) for one in options_of(type(self))]
 
     def written(self) -> dict[str, Any]:
         """`flat` in types that JSON can write; `of` takes it back."""
@@ -384,3 +420,16 @@ def own_options(kind: type[Options]) -> list[Option]:
 def options_of(kind: type[Options]) -> list[Option]:
     """The options of a class and of those nested in it, in order."""
     return [*own_options(kind), *(one for inner in _nested(kind).values() for one in options_of(inner))]
+
+
+def unknown_option(name: str, known: Sequence[str], what: str) -> ConfigurationError:
+    """The error for a name that no option has.
+
+    Args:
+        name: what was asked for.
+        known: the names of the options.
+        what: whose options these are, for the message.
+    """
+    close = difflib.get_close_matches(name, known, n=1)
+    perhaps = f" (did you mean {close[0]!r}?)" if close else ""
+    return ConfigurationError(f"{what} has no option {name!r}{perhaps}. Known: {', '.join(known) or 'none'}.")

@@ -1,5 +1,6 @@
 """Registries: names for the things a user can choose, open to other packages and to files."""
 
+import ast
 import difflib
 import importlib
 import importlib.util
@@ -45,6 +46,35 @@ class Registry:
         if ":" in name:
             return _attribute(name, self.kind)
         raise unknown_name(self.kind, name, self.names(), "; or name your own as FILE.py:Name")
+
+    def summary(self, name: str) -> str:
+        """The first paragraph of what a registered object says about itself, read from its source without running it.
+
+        Args:
+            name: one of `names`.
+        """
+        path = self._built_in.get(name) or next(point.value for point in entry_points(group=self._group, name=name))
+        place, _, attribute = path.partition(":")
+        return _first_paragraph(place, attribute)
+
+
+def _first_paragraph(place: str, attribute: str) -> str:
+    """The first paragraph of the documentation of something in a module; empty if that cannot be read."""
+    spec = importlib.util.find_spec(place)
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        return ""
+    tree = ast.parse(Path(spec.origin).read_bytes())
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == attribute:
+            text = (ast.get_docstring(node) or "").partition("\n\n")[0]
+            return " ".join(text.split())
+    return ""
+
+
+def import_object(path: str) -> Any:
+    """The object at "module:attribute", which is one of bigbatch's own and so is there."""
+    place, _, attribute = path.partition(":")
+    return getattr(importlib.import_module(place), attribute)
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], otherwise: str = "") -> ConfigurationError:

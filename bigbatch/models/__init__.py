@@ -1,1 +1,6 @@
-"""Models, and the sizes of models that were published."""
+"""Models by name: each builds itself from a task and the model settings, and says how large it is."""
+
+from bigbatch.comm.registry import Registry
+
+MODELS = Registry("model", "bigbatch.models", {"decoder": "bigbatch.models.decoder:Decoder"})
+"""All models; other packages add theirs as entry points of the group "bigbatch.models"."""

@@ -1,4 +1,4 @@
-"""A decoder-only pre-norm Transformer, and the loss it is trained with."""
+"""A decoder-only pre-norm Transformer."""
 
 import math
 from dataclasses import dataclass
@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from torch import Tensor, nn
 
-PADDING = -100
-"""A target that does not count: torch's own choice for `ignore_index`."""
+from bigbatch.models.model import Model
+from bigbatch.models.settings import ModelSettings
+from bigbatch.models.sizes import ModelSize, own_size
+from bigbatch.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -112,15 +114,18 @@ class Transformer(nn.Module):
         return F.linear(self.norm(x), self.tokens.weight)
 
 
-def summed_cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, int]:
-    """The cross-entropy summed, never averaged, over the targets that count, and how many those are.
+class Decoder(Model):
+    """The Transformer above, which predicts every next token of a sequence."""
 
-    Args:
-        logits: (batch, sequence, vocabulary).
-        targets: (batch, sequence) token numbers, `PADDING` where there is nothing to predict.
+    @classmethod
+    def build(cls, task: Task, settings: ModelSettings, seed: int) -> Transformer:
+        """A Transformer for sequences of the task's tokens, as long as its examples."""
+        shape = TransformerShape(
+            task.vocabulary_size, task.example_tokens, settings.layers, settings.width, settings.heads
+        )
+        return Transformer(shape, seed)
 
-    Returns:
-        The loss, a scalar in nats, and the number of tokens behind it.
-    """
-    loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=PADDING, reduction="sum")
-    return loss, int((targets != PADDING).sum())
+    @classmethod
+    def size(cls, task: Task, settings: ModelSettings) -> ModelSize:
+        """Its sizes by formula, see `bigbatch.models.sizes.own_size`."""
+        return own_size(task.vocabulary_size, task.example_tokens, settings.layers, settings.width)

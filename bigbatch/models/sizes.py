@@ -98,7 +98,7 @@ def _bert(name: str, layers: int, width: int, context: int, vocabulary: int) -> 
     return ModelSize(name, layers, width, context, vocabulary, sum(parts), flops, parts)
 
 
-MODELS: Mapping[str, ModelSize] = MappingProxyType(
+PUBLISHED: Mapping[str, ModelSize] = MappingProxyType(
     {
         size.name: size
         for size in (
@@ -127,9 +127,9 @@ def model_named(name: str) -> ModelSize:
     Raises:
         ConfigurationError: there is none; says which there are.
     """
-    if name not in MODELS:
-        raise unknown_name("model", name, MODELS)
-    return MODELS[name]
+    if name not in PUBLISHED:
+        raise unknown_name("model", name, PUBLISHED)
+    return PUBLISHED[name]
 
 
 def model_of(parameters: int, flops_per_token: float | None = None, layers: int = 32) -> ModelSize:

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from torch.optim import Optimizer, RMSprop
 
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.registry import Registry
 
 Schedule = Callable[[int, int, int], float]
 """(step from 1, steps in all, steps of warm-up) -> factor of the peak rate."""
@@ -73,14 +72,6 @@ def _progress(step: int, steps: int, warm_up: int) -> float:
     """0 at the peak, 1 one step after the last."""
     peak = max(1, warm_up)
     return (step - peak) / (steps + 1 - peak)
-
-
-SCHEDULES = Registry(
-    "schedule",
-    "bigbatch.schedules",
-    {name: f"bigbatch.optimizers.rates:{name}" for name in ("constant", "linear", "cosine", "noam", "wsd")},
-)
-"""All schedules; other packages add theirs as entry points of the group "bigbatch.schedules"."""
 
 
 def unscaled(optimizer: Optimizer, batch: int, base: int) -> None:
@@ -142,15 +133,3 @@ def sqrt_scaling(optimizer: Optimizer, batch: int, base: int) -> None:
         group.update({"alpha": scaled[0]} if isinstance(optimizer, RMSprop) else {"betas": scaled})
         if "eps" in group:
             group["eps"] /= math.sqrt(factor)
-
-
-SCALING_RULES = Registry(
-    "scaling rule",
-    "bigbatch.scaling_rules",
-    {
-        "none": "bigbatch.optimizers.rates:unscaled",
-        "linear": "bigbatch.optimizers.rates:linear_scaling",
-        "sqrt": "bigbatch.optimizers.rates:sqrt_scaling",
-    },
-)
-"""All scaling rules; other packages add theirs as entry points of the group "bigbatch.scaling_rules"."""

@@ -1,7 +1,6 @@
 """Language modelling: predict the next token of a long text."""
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Self
 
 import numpy as np
@@ -11,8 +10,9 @@ from torch import Tensor, nn
 
 from bigbatch.comm.cache import cache_folder
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.models.decoder import PADDING, summed_cross_entropy
 from bigbatch.tasks.corpora import Corpus, standard_library, text_file
+from bigbatch.tasks.loss import PADDING, summed_cross_entropy
+from bigbatch.tasks.settings import DataSettings
 from bigbatch.tasks.task import Split, Task, TokenBatch
 from bigbatch.tasks.vocabulary import Vocabulary, learn_vocabulary
 
@@ -42,11 +42,11 @@ class LanguageModelling(Task):
         self.sizes = {split: -(-(len(numbers) - 1) // context) for split, numbers in tokens.items()}
 
     @classmethod
-    def prepare(cls, text: Path | None, context: int, vocabulary: int) -> Self:
+    def prepare(cls, settings: DataSettings) -> Self:
         """Read the text, learn its vocabulary, and encode it."""
         cache = cache_folder()
-        corpus = standard_library(cache) if text is None else text_file(text)
-        return cls.from_corpus(corpus, learn_vocabulary(corpus, vocabulary, cache), context)
+        corpus = standard_library(cache) if settings.text is None else text_file(settings.text)
+        return cls.from_corpus(corpus, learn_vocabulary(corpus, settings.vocabulary, cache), settings.context)
 
     @classmethod
     def from_corpus(cls, corpus: Corpus, vocabulary: Vocabulary, context: int) -> Self:
@@ -85,3 +85,12 @@ class LanguageModelling(Task):
     def loss(self, model: nn.Module, batch: TokenBatch) -> tuple[Tensor, int]:
         """Summed cross-entropy of the next tokens."""
         return summed_cross_entropy(model(batch.tokens), batch.targets)
+
+    def metrics(self, model: nn.Module, batches: Iterable[TokenBatch]) -> dict[str, float]:
+        """`accuracy`: the share of the next tokens that the model holds for the likeliest."""
+        right = counted = 0
+        for batch in batches:
+            counts = batch.targets != PADDING
+            right += int((model(batch.tokens).argmax(-1) == batch.targets)[counts].sum())
+            counted += int(counts.sum())
+        return {"accuracy": right / counted} if counted else {}

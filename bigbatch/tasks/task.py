@@ -1,15 +1,16 @@
 """Tasks: what is learnt. A task draws examples and says how wrong a model is about them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from bigbatch.tasks.settings import DataSettings
 
 Split = Literal["training", "validation"]
 
@@ -22,7 +23,10 @@ class Batch(Protocol):
 
 
 class Task(ABC):
-    """What is learnt: two methods, and the number of examples.
+    """What is learnt: how its data are prepared, what a batch is, its summed loss, and its metrics.
+
+    To add one, derive from this class and name it in the entry-point group "bigbatch.tasks", or on the command line
+    as FILE.py:Task.
 
     Attributes:
         corpus_sha256: identifies the data.
@@ -38,13 +42,11 @@ class Task(ABC):
 
     @classmethod
     @abstractmethod
-    def prepare(cls, text: Path | None, context: int, vocabulary: int) -> Self:
+    def prepare(cls, settings: DataSettings) -> Self:
         """Read what the task learns from.
 
         Args:
-            text: the user's own file, or None for the task's default.
-            context: tokens a model sees at once.
-            vocabulary: number of different tokens, at most.
+            settings: what the user chose about the data: the text, the context, the vocabulary.
 
         Raises:
             ConfigurationError: the text is missing, empty, not text or too small.
@@ -57,6 +59,15 @@ class Task(ABC):
     @abstractmethod
     def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, int]:
         """The model's loss on a batch, summed over tokens, in nats; and the number of those tokens."""
+
+    def metrics(self, model: nn.Module, batches: Iterable[Any]) -> dict[str, float]:  # noqa: ARG002 - for others
+        """What else the task measures of a trained model, by name; nothing unless overridden.
+
+        Args:
+            model: in evaluation mode, with gradients switched off.
+            batches: held-out examples, on the model's device.
+        """
+        return {}
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from bigbatch.comm.parameters import FlatParameters
 from bigbatch.comm.strategies.strategy import Squares, Strategy
 from bigbatch.comm.wires.recording import COMPUTE
 from bigbatch.tasks.task import Split, Task
-from bigbatch.training.batches import BatchPlan, DataOrder
+from bigbatch.training.batches import BatchPlan
 from bigbatch.training.compute_model import ComputeModel
 from bigbatch.training.noise import NoiseScale, measurable, noise_scale
+from bigbatch.training.order import DataOrder
 from bigbatch.training.pushes import MicroBatchSquares, Pushes
 
 

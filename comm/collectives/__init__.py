@@ -7,10 +7,13 @@ buffer so that they can follow each other, and `nodes`, which ranks share a mach
 import inspect
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bigbatch.comm.registry import Registry
-from bigbatch.comm.schedules.schedule import Schedule
+
+if TYPE_CHECKING:  # a command line that only names algorithms must not wait for NumPy
+    from bigbatch.comm.schedules.schedule import Schedule
+
 
 ALGORITHMS = Registry(
     "algorithm",
@@ -44,7 +47,7 @@ def segments_for(nbytes: int) -> int:
     return min(MOST_SEGMENTS, max(1, nbytes // SEGMENT_BYTES))
 
 
-def bind(algorithm: Callable[..., Any], nbytes: int, nodes: Nodes = ()) -> Schedule:
+def bind(algorithm: Callable[..., Any], nbytes: int, nodes: Nodes = ()) -> "Schedule":
     """A schedule, a function of the number of ranks alone, from an algorithm.
 
     Args:
@@ -57,7 +60,7 @@ def bind(algorithm: Callable[..., Any], nbytes: int, nodes: Nodes = ()) -> Sched
 
 
 @lru_cache(maxsize=256)
-def _bound(algorithm: Callable[..., Any], segments: int, nodes: Nodes) -> Schedule:
+def _bound(algorithm: Callable[..., Any], segments: int, nodes: Nodes) -> "Schedule":
     wanted = set(inspect.signature(algorithm).parameters) - set(getattr(algorithm, "keywords", ()))
     extra = {name: value for name, value in (("segments", segments), ("nodes", nodes)) if name in wanted}
     return partial(algorithm, **extra) if extra else algorithm

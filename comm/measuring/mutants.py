@@ -9,10 +9,7 @@ from torch import Tensor
 
 from bigbatch.comm.collectives.recursive_doubling import recursive_doubling
 from bigbatch.comm.collectives.ring import ring
-from bigbatch.comm.measuring.conformance import (
-    conform,
-    conform_collective,
-)
+from bigbatch.comm.measuring.conformance import conform, conform_collective
 from bigbatch.comm.parameters import OnHost
 from bigbatch.comm.reducers.collective import Collective
 from bigbatch.comm.reducers.execute import execute

@@ -9,14 +9,7 @@ import numpy as np
 
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.registry import unknown_name
-
-UTILISATION = 0.4
-"""The part of a GPU's peak that training a large Transformer reaches.
-
-Model FLOPs utilisations that were published: GPT-3 21 %, Megatron-Turing NLG 30 %, Gopher 33 %, PaLM 46 % (Chowdhery et
-al., "PaLM: scaling language modeling with pathways", 2022, table 3); Llama 3 405B 38 % to 43 % on H100s (Grattafiori et
-al., "The Llama 3 herd of models", 2024, table 4).
-"""
+from bigbatch.comm.simulation import UTILISATION
 
 FORWARD_SHARE = 1 / 3
 """The part of an update's computing that is its forward pass.

@@ -5,7 +5,8 @@ from typing import Any
 
 from bigbatch.comm.collectives import ALGORITHMS
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.registry import Registry
+from bigbatch.comm.options import Options
+from bigbatch.comm.registry import Registry, import_object
 
 
 class Strategies(Registry):
@@ -14,6 +15,30 @@ class Strategies(Registry):
     def names(self) -> list[str]:
         """The algorithms first, then the others."""
         return list(dict.fromkeys([*ALGORITHMS.names(), *super().names()]))
+
+    def summary(self, name: str) -> str:
+        """What a strategy says about itself in a paragraph; of an algorithm, what that says."""
+        return super().summary(name) if name in super().names() else ALGORITHMS.summary(name)
+
+    def known(self, name: str) -> bool:
+        """Whether a word can name a strategy: one that is registered, a variant of one, or a file's."""
+        head = name.partition(":")[0]
+        return head in self.names() or ":" in name
+
+    def options(self, name: str) -> Options:
+        """The options that a strategy offers, with their defaults; those of bigbatch's own are known without torch.
+
+        Raises:
+            ConfigurationError: there is no such strategy.
+        """
+        head, _, variant = name.partition(":")
+        if not variant and head in OPTIONS:
+            kind: type[Options] = import_object(OPTIONS[head])
+            return kind()
+        if not variant and head in ALGORITHMS.names() and head not in super().names():
+            return Options()
+        offered: Options = self.load(name).options
+        return offered
 
     def load(self, name: str) -> Any:
         """The strategy of that name: a class.
@@ -38,6 +63,12 @@ class Strategies(Registry):
             )
         return all_reduce_by(found)
 
+
+OPTIONS = {
+    **dict.fromkeys(("hierarchical", "shared", "auto", "mpi", "allreduce"), "bigbatch.comm.options:Options"),
+    "ps": "bigbatch.comm.server.options:ServerOptions",
+}
+"""Built-in strategy -> its class of options: what a command line asks for before anybody waits for torch."""
 
 STRATEGIES = Strategies(
     "strategy",

@@ -9,13 +9,7 @@ from typing import Any
 import numpy as np
 
 from bigbatch.comm.wires.agreement import all_gather
-from bigbatch.comm.wires.recording import (
-    ARM,
-    UPDATE,
-    UPDATES,
-    Span,
-    Trace,
-)
+from bigbatch.comm.wires.recording import ARM, UPDATE, UPDATES, Span, Trace
 from bigbatch.comm.wires.transport import Transport
 
 PINGS = 8

@@ -26,10 +26,11 @@ from numpy.typing import NDArray
 from bigbatch.comm.buffers import Buffer, Phantom
 from bigbatch.comm.errors import CommunicationError, ConfigurationError, DeadlineError, DeadlockError
 from bigbatch.comm.simulation.network import FREE, Network, Route
+from bigbatch.comm.wires import DEFAULT_DEADLINE
 from bigbatch.comm.wires.queue import CommunicationQueue, on_queue
 from bigbatch.comm.wires.recording import COMPUTE
 from bigbatch.comm.wires.request import ANY, Request, Windows
-from bigbatch.comm.wires.transport import DEFAULT_DEADLINE, Group, Transport, consecutive_nodes
+from bigbatch.comm.wires.transport import Group, Transport, consecutive_nodes
 
 Result = TypeVar("Result")
 

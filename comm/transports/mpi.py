@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from bigbatch.comm.buffers import Buffer
 from bigbatch.comm.errors import CommunicationError, DeadlineError, LaunchError, MismatchError
 from bigbatch.comm.transports.waits import OnThreads, wait_until
+from bigbatch.comm.wires import DEFAULT_DEADLINE
 from bigbatch.comm.wires.request import ANY, Request, Windows
-from bigbatch.comm.wires.transport import DEFAULT_DEADLINE, Transport, nodes_among
+from bigbatch.comm.wires.transport import Transport, nodes_among
 
 if TYPE_CHECKING:
     from mpi4py import MPI

@@ -15,8 +15,9 @@ from torch.distributed import HashStore, PrefixStore, Store, TCPStore  # type: i
 from bigbatch.comm.buffers import Buffer
 from bigbatch.comm.errors import CommunicationError, DeadlineError
 from bigbatch.comm.transports.mpi import MPITransport
+from bigbatch.comm.wires import DEFAULT_DEADLINE
 from bigbatch.comm.wires.request import ANY, Request
-from bigbatch.comm.wires.transport import DEFAULT_DEADLINE, Transport
+from bigbatch.comm.wires.transport import Transport
 
 EVERY = -2
 """The peer of a collective: all the others."""

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from threading import Thread
 from typing import NoReturn, Self
 
+from bigbatch.comm.wires import DEFAULT_DEADLINE
 from bigbatch.comm.wires.request import Request
-from bigbatch.comm.wires.transport import DEFAULT_DEADLINE, Transport
+from bigbatch.comm.wires.transport import Transport
 
 YIELDS = 800
 """How often a wait gives way to other processes before it begins to sleep, which takes 50 µs more than it is told to:

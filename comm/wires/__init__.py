@@ -1,1 +1,4 @@
 """The wires: transports, requests and queues; agreement between ranks; and recording what a rank does."""
+
+DEFAULT_DEADLINE = 300.0
+"""Seconds after which a wait gives up."""

@@ -13,12 +13,10 @@ import numpy as np
 
 from bigbatch.comm.buffers import Buffer
 from bigbatch.comm.errors import CommunicationError, ConfigurationError, DeadlineError
+from bigbatch.comm.wires import DEFAULT_DEADLINE
 from bigbatch.comm.wires.queue import CommunicationQueue
 from bigbatch.comm.wires.recording import Trace
 from bigbatch.comm.wires.request import ANY, Request, Windows
-
-DEFAULT_DEADLINE = 300.0
-"""Seconds after which a wait gives up."""
 
 
 class Transport(ABC):

@@ -3,3 +3,17 @@
 A module here has a class `Figure`, derived from `bigbatch.experiments.laboratory.claim.Claim`; the module's name, with
 dashes for underscores, is the figure's. There is nothing else to register.
 """
+
+import pkgutil
+
+from bigbatch.comm.registry import Registry
+
+CLAIMS = Registry(
+    "figure",
+    "bigbatch.figures",
+    {
+        module.name.replace("_", "-"): f"{__name__}.{module.name}:Figure"
+        for module in pkgutil.iter_modules(__path__)
+    },
+)
+"""All figures; other packages add theirs as entry points of the group "bigbatch.figures"."""

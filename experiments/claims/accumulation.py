@@ -15,8 +15,8 @@ from bigbatch.experiments.laboratory.claim import Claim, Column, Finding, Minute
 from bigbatch.experiments.laboratory.point import Point
 from bigbatch.experiments.laboratory.sweep import only_arm
 from bigbatch.experiments.runs.run import Run
-from bigbatch.experiments.training.experiment import task_named
-from bigbatch.models.decoder import Transformer, TransformerShape
+from bigbatch.experiments.training.assemble import Assembly, task_of
+from bigbatch.experiments.training.settings import Settings
 from bigbatch.tasks.documents import Documents
 from bigbatch.tasks.task import Task, TokenBatch
 
@@ -124,10 +124,9 @@ class Figure(Claim):
 
     def _gradient_errors(self, options: dict[str, Any], ways: dict[str, tuple[bool, int]]) -> dict[str, list[float]]:
         """How far each way's gradient is from the whole batch's, relatively, in float64, for several batches."""
-        task = task_named(RIGHT, self.laboratory.base.get("text"), options["context"], options["vocabulary"])
-        sizes = (options[name] for name in ("context", "layers", "width", "heads"))
-        shape = TransformerShape(task.vocabulary_size, *sizes)
-        model = Transformer(shape).double()
+        settings = Settings.of({**self.laboratory.base, **options, "task": RIGHT})
+        assembly = Assembly(settings, task_of(settings.data))
+        task, model = assembly.task, assembly.model().double()
         batch = options["batch_size"]
         if task.sizes["training"] < batch:
             raise ConfigurationError(

@@ -1,1 +1,34 @@
-"""The command line. Only these modules print results or exit."""
+"""The command line: one file a command. Only these modules print results or exit.
+
+A command is a click command in the module of its name, found here by looking; another package adds its own in the
+entry-point group "bigbatch.commands". A folder with a strategy's name holds the commands below that strategy's.
+"""
+
+import pkgutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bigbatch.comm.registry import Registry, import_object
+
+if TYPE_CHECKING:
+    import click
+
+SHARED = ("experiment", "main", "options", "output", "ranks")
+"""Modules here that are no commands."""
+
+
+def _found(folder: Path, package: str) -> dict[str, str]:
+    modules = [module.name for module in pkgutil.iter_modules([str(folder)]) if not module.ispkg]
+    return {name: f"{package}.{name}:{name}" for name in sorted(modules) if name not in SHARED}
+
+
+COMMANDS = Registry("command", "bigbatch.commands", _found(Path(__file__).parent, __name__))
+"""All commands but those that are strategies' names."""
+
+
+def subcommands(strategy: str) -> dict[str, "click.Command"]:
+    """The commands below a strategy's own, by name."""
+    folder = Path(__file__).parent / strategy
+    if not folder.is_dir():
+        return {}
+    return {name: import_object(path) for name, path in _found(folder, f"{__name__}.{strategy}").items()}

@@ -1,84 +1,86 @@
-"""`bigbatch-exp figures` and `figure`: claims about batches and their cost, examined here."""
+"""`bigbatch-exp figure`: a claim about batches and their cost, examined here."""
 
-import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from bigbatch.comm.errors import ConfigurationError, LaunchError
-from bigbatch.comm.transports.launch import Launcher, detect
-from bigbatch.experiments.commands.main import FILE, POSITIVE, console, told
-from bigbatch.experiments.laboratory.claim import CLAIMS, Claim, Finding, summary_of
-from bigbatch.experiments.laboratory.laboratory import Laboratory, cores
-from bigbatch.experiments.runs.run import SUMMARY, folder_name, make_folder, unwritable, write_json
+from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.options import File, Flag, Name, Options, Whole, option
+from bigbatch.experiments.claims import CLAIMS
+from bigbatch.experiments.commands.options import Command, Value, takes
+from bigbatch.experiments.commands.ranks import refuse_launchers
+
+if TYPE_CHECKING:  # whoever only asks for help must not wait for torch
+    from rich.console import Console
+    from rich.table import Table
+
+    from bigbatch.experiments.laboratory.claim import Claim, Finding
 
 ALL = "all"
+"""The word for every figure that is known without a file."""
 
 RUNS, FIGURES = Path("runs") / "points", Path("runs") / "figures"
 
 
-@click.command()
-@click.option("--debug", is_flag=True, help="Show tracebacks.")
-def figures(debug: bool) -> None:  # noqa: ARG001 - the program looks at it
-    """List the claims that can be examined here: who makes them, and how long that takes."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 1, 0))
-    for head in ("figure", "claim", "source"):
-        table.add_column(head)
-    table.add_column("minutes", justify="right", no_wrap=True)
-    table.add_column("--quick", justify="right", no_wrap=True)
-    for name in CLAIMS.names():
-        claim: type[Claim] = CLAIMS.load(name)
-        minutes = (f"{minute:g}" for minute in (claim.minutes.default, claim.minutes.quick))
-        table.add_row(escape(name), escape(claim.claim), escape(claim.source), *minutes)
-    console().print(table)
-    console().print("Minutes are those of two cores; runs that are there already take none.", highlight=False)
+@dataclass(frozen=True)
+class FigureSettings(Options):
+    """How a claim is examined.
+
+    Attributes:
+        quick: whether in its smallest form.
+        text: the user's own text, or None for the task's default.
+        processes: how many train at a time, or None for as many as there are cores.
+        runs: where all runs lie, and are found again.
+        out: below it, each figure has its folder.
+        json: whether to print what was found instead of a table.
+    """
+
+    title: ClassVar[str] = "Figure"
+
+    quick: bool = option(False, Flag(), "Examine the claim in its smallest form.")
+    text: Path | None = option(
+        None, File(), "Text to learn from, a file in UTF-8.", missing="the documentation in Python's standard library"
+    )
+    processes: int | None = option(
+        None, Whole(most=10_000), "Number of processes that train at a time.", missing="as many as there are cores"
+    )
+    runs: Path = option(RUNS, File(), "Folder in which all runs lie, and are found again.")
+    out: Path = option(FIGURES, File(), "Folder below which each figure has its own.")
+    json: bool = option(False, Flag(), "Print what was found as JSON instead of a table.")
 
 
-@click.command()
-@click.argument("names", nargs=-1, required=True)
-@click.option("--quick", is_flag=True, help="In its smallest form.")
-@click.option("--text", type=FILE, help="Your own text. [default: Python's standard library's documentation]")
-@click.option("--processes", type=POSITIVE, help="To train in at a time. [default: as many as there are cores]")
-@click.option("--runs", type=FILE, default=RUNS, show_default=True, help="Where all runs lie, and are found again.")
-@click.option("--out", type=FILE, default=FIGURES, show_default=True, help="Below it, each figure has its folder.")
-@click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON and no table.")
-@click.option("--debug", is_flag=True, help="Show tracebacks.")
-def figure(
-    names: tuple[str, ...],
-    quick: bool,
-    text: Path | None,
-    processes: int | None,
-    runs: Path,
-    out: Path,
-    as_json: bool,
-    debug: bool,  # noqa: ARG001 - the program looks at it
-) -> None:
+@click.command(cls=Command)
+@click.argument("names", nargs=-1, required=True, type=Value(Name(lambda: [ALL, *CLAIMS.names()], "FILE.py:Figure")))
+@takes(FigureSettings)
+def figure(settings: FigureSettings, names: tuple[str, ...]) -> None:
     """Examine a claim here: train what that takes, draw it, and say whether it held. `all` takes every figure.
 
     Runs are kept: the same command draws the figure again without training, and one that was interrupted goes on.
     """
-    if detect().launcher is not Launcher.NONE:
-        raise LaunchError("figure starts the processes that train itself: run it without mpirun or torchrun.")
+    from bigbatch.experiments.commands.output import console, print_json, told
+    from bigbatch.experiments.laboratory.claim import summary_of
+    from bigbatch.experiments.laboratory.laboratory import Laboratory, cores
+    from bigbatch.experiments.runs.run import SUMMARY, folder_name, make_folder, unwritable, write_json
+
+    refuse_launchers("figure starts the processes that train itself")
+    quick, text = settings.quick, settings.text
     claims = claims_named(names)
-    check_trains(claims, {"--text": text, "--processes": processes})
+    check_trains(claims, {"--text": text, "--processes": settings.processes})
     say = told(True)
     summaries = []
     base = {"text": text and text.resolve()}
-    with going_on(), Laboratory(runs, processes or cores(), say, base) as laboratory:
+    with going_on(), Laboratory(settings.runs, settings.processes or cores(), say, base) as laboratory:
         for name, kind in claims.items():
             began = time.monotonic()
             minutes = kind.minutes.quick if quick else kind.minutes.default
             say(f"── {name}: about {minutes:g} minutes on two cores, less what is there already")
-            folder = out / (folder_name(Path(name).name) + ("-quick" if quick else ""))
+            folder = settings.out / (folder_name(Path(name).name) + ("-quick" if quick else ""))
             make_folder(folder)
             claim = kind(laboratory, quick=quick)
             finding = claim.examine()
@@ -89,13 +91,13 @@ def figure(
             except OSError as error:
                 raise unwritable(folder, error) from error
             summaries.append(summary)
-            if not as_json:
+            if not settings.json:
                 print_finding(console(), name, claim, finding, folder)
-    if as_json:
-        print(json.dumps(summaries, indent=2), flush=True)
+    if settings.json:
+        print_json(summaries)
 
 
-def claims_named(names: Sequence[str]) -> dict[str, type[Claim]]:
+def claims_named(names: Sequence[str]) -> dict[str, type["Claim"]]:
     """The figures of those names, each once; `all` stands for every figure that is known without a file.
 
     Raises:
@@ -105,7 +107,7 @@ def claims_named(names: Sequence[str]) -> dict[str, type[Claim]]:
     return {name: CLAIMS.load(name) for name in chosen}
 
 
-def check_trains(claims: dict[str, type[Claim]], given: dict[str, Any]) -> None:
+def check_trains(claims: dict[str, type["Claim"]], given: dict[str, Any]) -> None:
     """Refuse options about training if no figure trains.
 
     Args:
@@ -133,8 +135,13 @@ def going_on() -> Iterator[None]:
         raise
 
 
-def print_finding(printer: Console, name: str, claim: Claim, finding: Finding, folder: Path) -> None:
+def print_finding(printer: "Console", name: str, claim: "Claim", finding: "Finding", folder: Path) -> None:
     """Print what was claimed, by whom, what was run, the numbers, and the verdict."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from bigbatch.experiments.commands.output import close
+
     facts: list[tuple[str, str]] = [
         (name, claim.claim),
         ("source", claim.source),
@@ -151,11 +158,15 @@ def print_finding(printer: Console, name: str, claim: Claim, finding: Finding, f
     printer.print()
     printer.print(table_of(finding))
     printer.print(f"\n[bold]{finding.verdict.value.upper()}[/bold]: {escape(finding.sentence)}")
-    print(f"\n{folder}/: {', '.join(sorted(entry.name for entry in folder.iterdir()))}", flush=True)
+    close(folder)
 
 
-def table_of(finding: Finding) -> Table:
+def table_of(finding: "Finding") -> "Table":
     """The table of a finding."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
     for column in finding.columns:
         numbers = all(not isinstance(row.get(column.key), str) for row in finding.rows)
@@ -163,6 +174,3 @@ def table_of(finding: Finding) -> Table:
     for row in finding.rows:
         table.add_row(*(escape(column.text(row.get(column.key))) for column in finding.columns))
     return table
-
-
-COMMANDS: dict[str, Any] = {"figures": figures, "figure": figure}

@@ -14,7 +14,7 @@ from bigbatch.comm.server.network.snapshots import Snapshots
 from bigbatch.comm.server.network.sockets import Dialer, Listener
 from bigbatch.comm.strategies.parameter_server import ParameterServer
 from bigbatch.comm.transports.launch import detect
-from bigbatch.comm.wires.transport import DEFAULT_DEADLINE
+from bigbatch.comm.wires import DEFAULT_DEADLINE
 from bigbatch.experiments.commands.main import (
     FILE,
     POSITIVE,

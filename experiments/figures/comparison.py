@@ -5,18 +5,18 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogFormatter
 
 from bigbatch.experiments.figures.style import BLUE, GREY, LINES, ORANGE, Line, colour, panels
 from bigbatch.experiments.runs.run import Run
 
 
-def draw_comparison(runs: Sequence[Run], path: Path) -> None:
-    """Draw one run, or several of the same arms, to a PNG file.
+def comparison(runs: Sequence[Run]) -> Figure:
+    """Draw one run, or several of the same arms.
 
     Args:
         runs: finished runs; each arm has a colour, each run a kind of line. With one arm alone, runs have colours too.
-        path: of the file.
     """
     bars = [(run, arm) for run in runs for arm in run.summary["arms"]]
     several = len(runs) > 1
@@ -61,7 +61,12 @@ def draw_comparison(runs: Sequence[Run], path: Path) -> None:
         x=0.01,
         ha="left",
     )
-    figure.savefig(path)
+    return figure
+
+
+def draw_comparison(runs: Sequence[Run], path: Path) -> None:
+    """Draw what `comparison` has to a PNG file."""
+    comparison(runs).savefig(path)
 
 
 def _simulated(summary: dict[str, Any]) -> str:

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
+from bigbatch.comm.errors import ConfigurationError
 from bigbatch.experiments.figures.style import BLUE, VERMILION, panels
 from bigbatch.experiments.runs.run import Run
 from bigbatch.experiments.runs.table import counted
@@ -17,14 +20,18 @@ def has_staleness(run: Run) -> bool:
     return any(server.get("consistency", "sync") != "sync" for server in servers)
 
 
-def draw_staleness(runs: Sequence[Run], path: Path) -> None:
-    """Draw a histogram for every arm of the runs that have staleness, to a PNG file.
+def staleness(runs: Sequence[Run]) -> Figure:
+    """Draw a histogram for every arm of the runs that have staleness.
 
     Args:
-        runs: finished runs, at least one of which has staleness.
-        path: of the file.
+        runs: finished runs.
+
+    Raises:
+        ConfigurationError: none of them has staleness.
     """
     histograms = [(run, arm) for run in runs if has_staleness(run) for arm in run.summary["arms"]]
+    if not histograms:
+        raise ConfigurationError("No gradient was stale: only servers that are not synchronous have staleness to draw.")
     columns = min(3, len(histograms))
     rows = -(-len(histograms) // columns)
     figure, axes = panels(rows, columns, width=1.5 + 3.2 * columns, height=0.8 + 2.6 * rows)
@@ -44,7 +51,12 @@ def draw_staleness(runs: Sequence[Run], path: Path) -> None:
         axis.set_xlabel("staleness τ (updates)", fontsize=8)
         axis.set_ylabel("share of gradients", fontsize=8)
     figure.suptitle("How old gradients were when they were applied", x=0.01, ha="left")
-    figure.savefig(path)
+    return figure
+
+
+def draw_staleness(runs: Sequence[Run], path: Path) -> None:
+    """Draw what `staleness` has to a PNG file."""
+    staleness(runs).savefig(path)
 
 
 def staleness_shares(servers: Sequence[dict[str, Any]]) -> tuple[dict[int, float], float]:

@@ -1,6 +1,5 @@
 """A claim, and what comes of examining it: the frame into which every figure about a claim fits."""
 
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -8,7 +7,6 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar
 
-from bigbatch.comm.registry import Registry
 from bigbatch.experiments.laboratory.laboratory import Laboratory
 from bigbatch.experiments.runs.run import environment
 
@@ -112,17 +110,6 @@ class Claim(ABC):
     @abstractmethod
     def draw(self, finding: Finding, path: Path) -> None:
         """Draw what `examine` has found, to a PNG file."""
-
-
-CLAIMS = Registry(
-    "figure",
-    "bigbatch.figures",
-    {
-        module.name.replace("_", "-"): f"bigbatch.experiments.claims.{module.name}:Figure"
-        for module in pkgutil.iter_modules([str(Path(__file__).parents[1] / "claims")])
-    },
-)
-"""All figures; other packages add theirs as entry points of the group "bigbatch.figures"."""
 
 
 def summary_of(name: str, claim: Claim, finding: Finding) -> dict[str, Any]:

@@ -1,11 +1,9 @@
 """The laboratory: trains points, which are single runs, many at a time over the cores, and each but once.
 
-A point is a command line. Its run lies in a folder that is named after all that it was asked, so that whoever asks the
+A point is a request. Its run lies in a folder that is named after all that it was asked, so that whoever asks the
 same again finds it there, and a series that was interrupted goes on where it was.
 """
 
-import hashlib
-import json
 import multiprocessing
 import os
 import platform
@@ -23,10 +21,10 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from bigbatch.comm.errors import BigBatchError, ConfigurationError
-from bigbatch.experiments.commands.main import parsed, run_quietly
 from bigbatch.experiments.laboratory.point import Point
-from bigbatch.experiments.runs.identity import digest, files_named, source
-from bigbatch.experiments.runs.run import Run, environment, make_folder, unwritable
+from bigbatch.experiments.runs.run import Run, make_folder, unwritable
+from bigbatch.experiments.training.conduct import conduct_alone
+from bigbatch.experiments.training.identity import identity_of
 
 Result = TypeVar("Result")
 
@@ -43,13 +41,9 @@ def identity(point: Point) -> str:
     source of what trains, and the versions of what that computes with. What such a FILE.py imports is not looked at.
 
     Raises:
-        click.ClickException: the options are no command line.
+        ConfigurationError: there is no such option or strategy, or an option does not take its value.
     """
-    options = {**parsed(point.words()), "strategy": point.strategy}
-    contents = {str(path): digest([path]) for path in files_named(options.values())}
-    versions = {name: version for name, version in environment().items() if name != "platform"}
-    everything = {**options, "contents": contents, "source": source(), **versions}
-    return hashlib.sha256(json.dumps(everything, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    return identity_of(point.request())
 
 
 def read(folder: Path) -> Run | None:
@@ -75,7 +69,7 @@ def train(point: Point, folder: Path) -> None:
     part = folder.with_name(f"{folder.name}{PART}{platform.node()}-{os.getpid()}")
     try:
         make_folder(part, FOLDER_OPTION)
-        run_quietly(point.words(), part)
+        conduct_alone(point.request(), part)
         if read(folder) is None:  # else another program has made the same run in the meantime
             put(part, folder)
     except OSError as error:

@@ -1,9 +1,10 @@
-"""Points: single runs, each a command line whose run is kept."""
+"""Points: single runs in one process, each kept under a name for all that it was asked."""
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from bigbatch.experiments.training.settings import Request
 
 ARM = "accumulated"
 """The arm whose plan is just what the options say."""
@@ -17,24 +18,24 @@ class Point:
     """One training in one process: of one worker, or on a simulated clock of several.
 
     Attributes:
-        options: an experiment's option, with underscores -> its value; True for a flag, None for what is left out.
-            What is not named is as the program has it by default, but for the device, which is the CPU.
+        options: an experiment's option -> its value; None for what is left out. What is not named is as the program
+            has it by default, but for the device, which is the CPU.
         strategy: its name; for one worker, all are the same.
     """
 
     options: Mapping[str, Any]
     strategy: str = "ring"
 
-    def words(self) -> list[str]:
-        """The command line, from the strategy on."""
+    def request(self) -> Request:
+        """What is asked for.
+
+        Raises:
+            ConfigurationError: there is no such option or strategy, or an option does not take its value.
+        """
         workers = {} if self.options.get("simulate") else {"workers": 1}
-        words = [self.strategy]
-        for name, value in {**workers, "arms": ARM, "device": DEVICE, **self.options}.items():
-            if value is not None:
-                flag = f"--{name.replace('_', '-')}"
-                words += [flag] if value is True else [flag, str(value)]
-        return words
+        chosen = {name: value for name, value in self.options.items() if value is not None}
+        return Request.of(self.strategy, {**workers, "arms": ARM, "device": DEVICE, **chosen})
 
     def command(self) -> str:
         """What a user would type to make the same run."""
-        return shlex.join(["bigbatch-exp", *self.words()])
+        return self.request().command()

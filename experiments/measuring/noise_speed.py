@@ -7,30 +7,22 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from bigbatch.comm.parameters import FlatParameters
 from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.comm.transports.alone import Alone
-from bigbatch.experiments.training.experiment import task_named
-from bigbatch.models.decoder import Transformer, TransformerShape
-from bigbatch.optimizers import optimizer_named
-from bigbatch.training.batches import derive_plan
-from bigbatch.training.trainer import Trainer, Update
-
-CONTEXT, VOCABULARY, LAYERS, WIDTH, HEADS = 64, 1024, 2, 96, 4
-"""An experiment's own, unless it is asked for others."""
+from bigbatch.experiments.training.assemble import Assembly, task_of
+from bigbatch.experiments.training.settings import Settings
+from bigbatch.training.trainer import Update
 
 TURNS, UPDATES_A_TURN = 40, 3
 
 
 def updates_of(*, measure_noise: bool) -> Iterator[Update]:
     """Updates of one worker with four micro-batches of 16, without end."""
-    task = task_named("language-modelling", None, CONTEXT, VOCABULARY)
-    model = Transformer(TransformerShape(task.vocabulary_size, CONTEXT, LAYERS, WIDTH, HEADS))
-    parameters = FlatParameters(model)
-    strategy = STRATEGIES.load("ring")(Alone())
-    strategy.start(parameters, optimizer_named("adamw", 1e-3))
-    plan = derive_plan(workers=1, micro_batch=16, accumulation=4)
-    return Trainer(model, task, strategy, parameters, plan, 10**9, measure_noise=measure_noise).updates()
+    settings = Settings.of({"workers": 1, "micro_batch": 16, "accumulate": 4, "noise_scale": measure_noise})
+    assembly = Assembly(settings, task_of(settings.data))
+    strategy = STRATEGIES.load("ring")
+    make = assembly.optimizer(settings.plan(), strategy)
+    return assembly.trainer(strategy(Alone()), make, settings.plan(), torch.device("cpu"), examples=10**9).updates()
 
 
 def noise_ratio() -> float:

@@ -6,11 +6,10 @@ import numpy as np
 import torch
 
 from bigbatch.comm.parameters import FlatParameters
-from bigbatch.experiments.measuring.race import HEADS, LAYERS, LEARNING_RATE, VOCABULARY, WIDTH
-from bigbatch.models.decoder import Transformer, TransformerShape
-from bigbatch.optimizers import optimizer_named
-
-CONTEXT = 64
+from bigbatch.experiments.measuring.race import LEARNING_RATE, RACED
+from bigbatch.experiments.training.assemble import Assembly, task_of
+from bigbatch.experiments.training.settings import Settings
+from bigbatch.optimizers.standard import optimizer_named
 
 TURNS, STEPS_A_TURN = 30, 10
 
@@ -22,10 +21,11 @@ def steps_in_turns(names: tuple[str, ...]) -> dict[str, list[float]]:
         names: in the registry of optimisers; they take turns, each on parameters of its own.
     """
     torch.set_num_threads(1)
-    shape = TransformerShape(VOCABULARY, CONTEXT, LAYERS, WIDTH, HEADS)
+    settings = Settings.of(RACED)
+    assembly = Assembly(settings, task_of(settings.data))
     optimizers = {}
     for name in names:
-        parameters = FlatParameters(Transformer(shape))
+        parameters = FlatParameters(assembly.model())
         generator = torch.Generator().manual_seed(0)
         parameters.gradients.copy_(1e-3 * torch.randn(len(parameters.gradients), generator=generator))
         optimizers[name] = optimizer_named(name, LEARNING_RATE)(parameters.named_parameters()), parameters

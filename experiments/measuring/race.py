@@ -9,7 +9,6 @@ import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bigbatch.comm.parameters import Bucket, FlatParameters, OptimizerFactory
@@ -18,17 +17,18 @@ from bigbatch.comm.transports.launch import Launch
 from bigbatch.comm.wires.agreement import all_gather, together
 from bigbatch.comm.wires.transport import Transport
 from bigbatch.experiments.measuring.wires import Wires, all_reduce_named
-from bigbatch.models.decoder import Transformer, TransformerShape
-from bigbatch.optimizers import OPTIMIZERS
-from bigbatch.tasks.language_modelling import LanguageModelling
-from bigbatch.tasks.task import Task
-from bigbatch.training.batches import BatchPlan, DataOrder
-from bigbatch.training.trainer import Trainer
+from bigbatch.experiments.training.assemble import Assembly, task_of
+from bigbatch.experiments.training.settings import Settings
+from bigbatch.optimizers.standard import optimizer_named
+from bigbatch.training.batches import BatchPlan
+from bigbatch.training.order import DataOrder
 
-LAYERS, WIDTH, HEADS, VOCABULARY = 5, 256, 4, 1024
-"""4.2 million parameters."""
+RACED = {"layers": 5, "width": 256, "heads": 4, "vocabulary": 1024}
+"""Settings of a model with 4.2 million parameters."""
 
 LEARNING_RATE = 1e-3
+
+CPU = torch.device("cpu")
 
 UPDATES_A_TURN = 10
 """After one that is not counted: what ran before has left its own data in the caches."""
@@ -74,11 +74,10 @@ class Contestant(ABC):
 class OverStrategy(Contestant):
     """Our trainer over a strategy."""
 
-    def __init__(self, strategy: Strategy, task: Task, model: nn.Module, plan: BatchPlan) -> None:
-        parameters = FlatParameters(model)
-        strategy.start(parameters, OPTIMIZERS.load("adamw")(LEARNING_RATE))
+    def __init__(self, strategy: Strategy, assembly: Assembly, plan: BatchPlan) -> None:
         self._strategy = strategy
-        self._updates = Trainer(model, task, strategy, parameters, plan, ENDLESS).updates()
+        make = assembly.optimizer(plan, type(strategy))
+        self._updates = assembly.trainer(strategy, make, plan, CPU, examples=ENDLESS).updates()
 
     def update(self) -> None:
         """The trainer's next."""
@@ -92,11 +91,12 @@ class OverStrategy(Contestant):
 class OverTorch(Contestant):
     """The loop that PyTorch's documentation shows: DistributedDataParallel (over gloo), backward, step."""
 
-    def __init__(self, rank: int, task: Task, model: nn.Module, plan: BatchPlan) -> None:
+    def __init__(self, rank: int, assembly: Assembly, plan: BatchPlan) -> None:
+        model = assembly.model()
         self._model = DistributedDataParallel(model, gradient_as_bucket_view=True)
-        self._optimizer = OPTIMIZERS.load("adamw")(LEARNING_RATE)(list(model.named_parameters()))
-        self._task, self._plan, self._rank = task, plan, rank
-        self._order = DataOrder(task.sizes["training"], seed=0)
+        self._optimizer = optimizer_named("adamw", LEARNING_RATE)(list(model.named_parameters()))
+        self._task, self._plan, self._rank = assembly.task, plan, rank
+        self._order = DataOrder(self._task.sizes["training"], seed=0)
         self._update = 0
 
     def update(self) -> None:
@@ -139,18 +139,18 @@ def race(
     """
     torch.set_num_threads(1)
     strategies = [all_reduce_named(name) for name in names]
-    task = together(transport, lambda: LanguageModelling.prepare(None, context, VOCABULARY))
-    plan = BatchPlan(micro_batch, 1, transport.size)
-    shape = TransformerShape(task.vocabulary_size, context, LAYERS, WIDTH, HEADS)
+    settings = Settings.of({**RACED, "context": context})
+    assembly = Assembly(settings, together(transport, lambda: task_of(settings.data)))
+    task, plan = assembly.task, BatchPlan(micro_batch, 1, transport.size)
     wires = Wires(transport, launch)
     torchs = all_reduce_named("allreduce")
     wires.on(torchs, torchs.collective)  # DistributedDataParallel runs on the process group that this makes
     contestants: dict[str, Contestant] = {
-        name: OverStrategy(wires.on(strategy, strategy), task, Transformer(shape), plan)
+        name: OverStrategy(wires.on(strategy, strategy), assembly, plan)
         for name, strategy in zip(names, strategies, strict=True)
     }
-    contestants[DDP] = OverTorch(transport.rank, task, Transformer(shape), plan)
-    contestants[NOTHING] = OverStrategy(NoExchange(transport), task, Transformer(shape), plan)
+    contestants[DDP] = OverTorch(transport.rank, assembly, plan)
+    contestants[NOTHING] = OverStrategy(NoExchange(transport), assembly, plan)
     tokens = plan.global_batch * task.example_tokens
     speeds: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(turns + 1):
@@ -167,7 +167,7 @@ def race(
     for contestant in contestants.values():
         contestant.close()
     wires.close()
-    parameters = sum(parameter.numel() for parameter in Transformer(shape).parameters())
+    parameters = sum(parameter.numel() for parameter in assembly.model().parameters())
     return [
         {
             "contestant": name,

@@ -140,7 +140,7 @@ def make_page(folders: Sequence[Path]) -> str:
         ]
         sections.append(section)
     environment = Environment(autoescape=True, undefined=StrictUndefined)
-    template = (files("bigbatch.experiments") / TEMPLATE).read_text(encoding="utf-8")
+    template = (files("bigbatch.experiments.pages") / TEMPLATE).read_text(encoding="utf-8")
     return environment.from_string(template).render(
         title=f"bigbatch: {titles[0]}" if len(titles) == 1 else f"bigbatch: {len(titles)} runs",
         version=bigbatch.__version__,

@@ -11,15 +11,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeGuard
+from typing import TYPE_CHECKING, Any, Self, TypeGuard
 
 import numpy as np
 import torch
 
 import bigbatch
 from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.registry import Registry
 from bigbatch.comm.tracing.perfetto import write_trace
 from bigbatch.comm.wires.recording import Span
+
+if TYPE_CHECKING:  # only whoever draws waits for Matplotlib
+    from matplotlib.figure import Figure
 
 CONFIG, METRICS, SUMMARY, TRACE = "config.json", "metrics.jsonl", "summary.json", "trace.json"
 
@@ -114,6 +118,59 @@ class Run:
     def curve(self, arm: str, kind: str) -> list[dict[str, Any]]:
         """The metrics of one kind, "update" or "validation", of one arm."""
         return [record for record in self.metrics if record["arm"] == arm and record["kind"] == kind]
+
+    @property
+    def updates(self) -> "Records":
+        """What happened in every update of every arm, in order."""
+        return Records(record for record in self.metrics if record["kind"] == "update")
+
+    @property
+    def validations(self) -> "Records":
+        """Every validation loss that was measured, in order."""
+        return Records(record for record in self.metrics if record["kind"] == "validation")
+
+    def figure(self, name: str = "comparison") -> "Figure":
+        """A figure of this run, which a notebook shows and `savefig` writes.
+
+        Args:
+            name: see `DRAWINGS`.
+
+        Raises:
+            ConfigurationError: there is no figure of that name, or this run has nothing to draw in it.
+        """
+        figure: Figure = DRAWINGS.load(name)([self])
+        return figure
+
+
+class Records(list[dict[str, Any]]):
+    """Lines of a run's metrics, one dictionary each."""
+
+    def to_pandas(self) -> Any:
+        """The lines as a pandas data frame, a column for each name.
+
+        Raises:
+            ConfigurationError: pandas is not installed.
+        """
+        try:
+            import pandas as pd  # type: ignore[import-untyped, import-not-found, unused-ignore]
+        except ImportError:
+            raise ConfigurationError(
+                "pandas is not installed, so that there are no data frames: pip install pandas, or use the records as "
+                "they are, a list of dictionaries."
+            ) from None
+        return pd.DataFrame(self)
+
+
+DRAWINGS = Registry(
+    "drawing",
+    "bigbatch.drawings",
+    {
+        "comparison": "bigbatch.experiments.figures.comparison:comparison",
+        "losses": "bigbatch.experiments.figures.overlay:overlaid",
+        "staleness": "bigbatch.experiments.figures.staleness:staleness",
+    },
+)
+"""Figures of runs: functions of a sequence of runs. Other packages add theirs in the group "bigbatch.drawings"."""
 
 
 def first_reaching(places: Sequence[float], losses: Sequence[float | None], target: float) -> float | None:

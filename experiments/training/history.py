@@ -4,7 +4,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from bigbatch.experiments.runs.run import first_reaching
+from bigbatch.experiments.runs.run import environment, first_reaching
+from bigbatch.experiments.training.settings import Request
+from bigbatch.tasks.task import Task
 from bigbatch.training.batches import Arm
 from bigbatch.training.noise import noise_scale
 from bigbatch.training.trainer import Update
@@ -174,3 +176,34 @@ def summarise(
     if servers:
         row["servers"] = servers
     return row
+
+
+def summary_of(
+    request: Request,
+    workers: int,
+    task: Task,
+    parameters: int,
+    arms: list[dict[str, Any]],
+    simulated: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What came out of an experiment, as summary.json holds it.
+
+    Args:
+        request: what was asked for.
+        workers: how many trained.
+        task: what was learnt.
+        parameters: how many the model has.
+        arms: the arms' rows; see `summarise`.
+        simulated: what was simulated, if anything.
+    """
+    return {
+        "strategy": request.strategy,
+        "workers": workers,
+        "task": request.settings.data.task,
+        "target": request.settings.observation.target,
+        "corpus_sha256": task.corpus_sha256,
+        "parameters": parameters,
+        "arms": arms,
+        "simulated": simulated,
+        "environment": environment(),
+    }

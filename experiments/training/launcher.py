@@ -2,13 +2,20 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 
-from bigbatch.comm.errors import LaunchError
+from bigbatch.comm.errors import BigBatchError, LaunchError
 from bigbatch.comm.strategies.strategy import Strategy
+
+SECONDS_TO_END = 10
+"""How long processes that were interrupted may take to end by themselves."""
+
+STANDARD_ERROR = 2
+"""The number of a process's standard error."""
 
 MPI_HINT = "pip install 'bigbatch[mpich]' (or load your cluster's MPI module)"
 
@@ -63,6 +70,46 @@ def version(mpirun: str) -> str:
         return f"does not answer: {error}"
     lines = [" ".join(line.split()) for line in result.stdout.splitlines() if "ersion" in line or "Open MPI" in line]
     return lines[0] if lines else "unknown"
+
+
+def start(command: list[str]) -> None:
+    """Start a job's processes and wait for their end; what they print as results is left out.
+
+    Where standard error is not the process's own, as in a notebook, what they say there is passed on line by line.
+
+    Raises:
+        BigBatchError: they failed; says what they said last, unless that was seen already.
+    """
+    said = ""
+    with subprocess.Popen(
+        command,
+        env=launch_environment(command),
+        stdout=subprocess.DEVNULL,
+        stderr=None if _own_standard_error() else subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            for line in process.stderr or ():
+                said = line.strip() or said
+                sys.stderr.write(line)
+            status = process.wait()
+        except BaseException:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(SECONDS_TO_END)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            raise
+    if status:
+        raise BigBatchError(f"The processes ended with exit status {status}: {said or 'see their message above'}.")
+
+
+def _own_standard_error() -> bool:
+    """Whether what is written to sys.stderr goes where started processes write by themselves."""
+    try:
+        return sys.stderr.fileno() == STANDARD_ERROR
+    except (OSError, ValueError, AttributeError):  # something else that lines are written to
+        return False
 
 
 def become(command: list[str]) -> None:

@@ -8,8 +8,8 @@ from bigbatch.comm.errors import MismatchError
 from bigbatch.comm.parameters import OptimizerFactory, refuse_parts
 from bigbatch.comm.strategies.parameter_server import ParameterServer, Setup
 from bigbatch.comm.strategies.remote import Facts
-from bigbatch.experiments.training.settings import Settings
-from bigbatch.models.decoder import Transformer, TransformerShape
+from bigbatch.experiments.training.assemble import Assembly, facts_about_task
+from bigbatch.experiments.training.settings import Request
 from bigbatch.tasks.task import Task
 from bigbatch.training.batches import Arm, BatchPlan
 
@@ -63,17 +63,9 @@ class Announcement:
         return BatchPlan(self.micro_batch, self.accumulation, workers=1)
 
 
-def model_of(settings: Settings, task: Task) -> Transformer:
-    """The model that an experiment trains."""
-    return Transformer(
-        TransformerShape(task.vocabulary_size, settings.context, settings.layers, settings.width, settings.heads),
-        settings.seed,
-    )
-
-
 def facts_of(task: Task) -> Facts:
     """What servers and workers must have alike besides the parameters."""
-    return [("corpus", "sha256", task.corpus_sha256), ("vocabulary", "size", str(task.vocabulary_size))]
+    return [("corpus", name, str(value)) for name, value in facts_about_task(task).items()]
 
 
 @dataclass(frozen=True)
@@ -81,41 +73,38 @@ class Offer:
     """What a server trains, and how.
 
     Attributes:
-        name: the strategy's, as the user wrote it.
-        setup: what kind of server.
-        settings: what the user asked for.
+        request: what the user asked for.
+        strategy: the same kind of server among ranks, with its options.
         plan: of the accumulated arm, with as many workers as must be there to begin.
-        part: which part of the parameters this server holds; `setup` says of how many.
+        part: which part of the parameters this server holds; the strategy's options say of how many.
         patience: seconds of silence after which a worker takes part no more.
     """
 
-    name: str
-    setup: Setup
-    settings: Settings
+    request: Request
+    strategy: type[ParameterServer]
     plan: BatchPlan
     part: int
     patience: float
 
     @property
-    def strategy(self) -> type[ParameterServer]:
-        """The same kind of server among ranks."""
-        return ParameterServer.configured(asdict(self.setup))
+    def setup(self) -> Setup:
+        """What kind of server it is."""
+        return self.strategy.setup
 
-    def optimizer(self, task: Task, arm: Arm) -> OptimizerFactory:
+    def optimizer(self, assembly: Assembly, arm: Arm) -> OptimizerFactory:
         """What makes an arm's optimiser, for this server's part.
 
         Raises:
-            ConfigurationError: it must see the whole, and there are several servers; or as `Settings.optimizer_for`.
+            ConfigurationError: it must see the whole, and there are several servers; or as `Assembly.optimizer`.
         """
-        updates = arm.plan.updates(self.settings.examples(task.example_tokens))
-        made = self.settings.optimizer_for(arm.plan, updates, self.strategy)
+        made = assembly.optimizer(arm.plan, self.strategy)
         refuse_parts(made, self.setup.servers)
         return made
 
-    def as_json(self) -> dict[str, Any]:
-        """In types that JSON can write."""
+    def written(self) -> dict[str, Any]:
+        """All of it in types that JSON can write."""
         return {
-            **self.settings.as_json(),
+            **self.request.written(),
             **asdict(self.setup),
             "plan": asdict(self.plan),
             "part": self.part,

@@ -23,12 +23,10 @@ from bigbatch.comm.server.network.sockets import Listener
 from bigbatch.comm.server.shard import Shard
 from bigbatch.comm.strategies.remote import RemoteServers, facts_about
 from bigbatch.experiments.runs.run import RunWriter, environment
-from bigbatch.experiments.training.experiment import noise_remarks
-from bigbatch.experiments.training.history import summarise
+from bigbatch.experiments.training.assemble import Assembly, noise_remarks, task_of
+from bigbatch.experiments.training.history import summarise, summary_of
 from bigbatch.experiments.training.notes import Busy, rank_of, record_of
-from bigbatch.experiments.training.offer import OF_ONE_START, Announcement, Offer, facts_of, model_of
-from bigbatch.tasks import TASKS
-from bigbatch.tasks.task import Task
+from bigbatch.experiments.training.offer import OF_ONE_START, Announcement, Offer, facts_of
 from bigbatch.training.batches import Arm
 from bigbatch.training.memory import peak_bytes
 
@@ -71,19 +69,18 @@ class ServedExperiment:
             ConfigurationError: what was asked cannot be done, or the snapshot is of something else.
             KeyboardInterrupt: somebody ended it; what it has is kept in a snapshot.
         """
-        settings = self._offer.settings
-        torch.set_num_threads(settings.threads)
-        task_class: type[Task] = TASKS.load(settings.task)
-        task = task_class.prepare(settings.text, settings.context, settings.vocabulary)
-        arms = settings.chosen_arms(self._offer.plan)
+        settings = self._offer.request.settings
+        torch.set_num_threads(settings.machine.threads)
+        assembly = Assembly(settings, task_of(settings.data))
+        arms = settings.batch.chosen_arms(self._offer.plan)
         for arm in arms:
-            self._offer.optimizer(task, arm)  # what it refuses, it refuses before anybody has come
+            self._offer.optimizer(assembly, arm)  # what it refuses, it refuses before anybody has come
         earlier, endpoint = self._earlier(), ""
         results: list[dict[str, Any]] = json.loads(earlier["results"]) if earlier else []
         with RunWriter(self._folder) as writer:
-            writer.config({"strategy": self._offer.name, **self._offer.as_json(), "environment": environment()})
+            writer.config({**self._offer.written(), "environment": environment()})
             for arm in arms[len(results) :]:
-                served = ServedArm(self._offer, task, arm, writer, self._tell, last=arm is arms[-1])
+                served = ServedArm(self._offer, assembly, arm, writer, self._tell, last=arm is arms[-1])
                 if earlier is not None:
                     served.go_on(earlier["arm"])
                     self._tell(
@@ -96,17 +93,8 @@ class ServedExperiment:
                     self._tell(f"Serving at {endpoint}, {self._listener.audience}")
                 self._serve(served, results)
                 results.append(served.summary())
-            writer.summary(
-                {
-                    "strategy": self._offer.name,
-                    "workers": max(result["workers"] for result in results),
-                    "task": settings.task,
-                    "corpus_sha256": task.corpus_sha256,
-                    "parameters": served.parameters,
-                    "arms": results,
-                    "environment": environment(),
-                }
-            )
+            workers = max(result["workers"] for result in results)
+            writer.summary(summary_of(self._offer.request, workers, assembly.task, served.parameters, results))
         if self._snapshots is not None:
             self._snapshots.remove()
         until = time.time() + LINGER_SECONDS
@@ -115,7 +103,7 @@ class ServedExperiment:
     def _serve(self, served: "ServedArm", results: list[dict[str, Any]]) -> None:
         def keep() -> None:
             if self._snapshots is not None:
-                asked, before = json.dumps(self._offer.as_json()), json.dumps(results)
+                asked, before = json.dumps(self._offer.written()), json.dumps(results)
                 arm = served.server.state_dict()
                 self._snapshots.save({"when": time.time(), "asked": asked, "results": before, "arm": arm})
 
@@ -130,7 +118,7 @@ class ServedExperiment:
         state = self._snapshots.newest() if self._snapshots is not None else None
         if state is None:
             return None
-        before, now = json.loads(state["asked"]), json.loads(json.dumps(self._offer.as_json()))
+        before, now = json.loads(state["asked"]), json.loads(json.dumps(self._offer.written()))
         for key in now.keys() - set(OF_ONE_START):
             if before.get(key) != now[key]:
                 raise ConfigurationError(
@@ -145,7 +133,7 @@ class ServedArm:
 
     Args:
         offer: what is trained.
-        task: what is learnt.
+        assembly: what the experiment is made of.
         arm: which arm.
         writer: of the run.
         tell: called with who comes and goes.
@@ -157,7 +145,14 @@ class ServedArm:
     """
 
     def __init__(
-        self, offer: Offer, task: Task, arm: Arm, writer: RunWriter, tell: Callable[[str], None], *, last: bool
+        self,
+        offer: Offer,
+        assembly: Assembly,
+        arm: Arm,
+        writer: RunWriter,
+        tell: Callable[[str], None],
+        *,
+        last: bool,
     ) -> None:
         self._offer = offer
         self._arm = arm
@@ -165,27 +160,26 @@ class ServedArm:
         self._workers: dict[int, int] = {}
         self._validated: set[float] = set()
         self._busy = Busy()
-        self._remarks = noise_remarks(offer.settings, arm, tells_squares=RemoteServers.tells_squares)
+        self._remarks = noise_remarks(assembly.settings, arm, tells_squares=RemoteServers.tells_squares)
         for remark in self._remarks:
             tell(remark)
-        self._examples = offer.settings.examples(task.example_tokens)
-        parameters = FlatParameters(model_of(offer.settings, task))
+        parameters = FlatParameters(assembly.model())
         self.parameters = len(parameters.values)
         announcement = Announcement(
             bigbatch.__version__,
-            offer.settings.as_json(),
+            assembly.settings.written(),
             arm.name,
             arm.plan.micro_batch,
             arm.plan.accumulation,
-            self._examples,
+            assembly.examples,
             offer.part,
             offer.setup.servers,
         )
         self.server = NetworkServer(
-            self._shard(parameters, offer.optimizer(task, arm)),
-            announcement.plan.updates(self._examples),
+            self._shard(parameters, offer.optimizer(assembly, arm)),
+            announcement.plan.updates(assembly.examples),
             json.dumps(asdict(announcement)),
-            [*facts_of(task), *facts_about(parameters)],
+            [*facts_of(assembly.task), *facts_about(parameters)],
             offer.patience,
             offer.plan.workers,
             self._noted,

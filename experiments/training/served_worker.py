@@ -10,23 +10,22 @@ from typing import Any
 
 import torch
 
-from bigbatch.comm.errors import CommunicationError, MismatchError
-from bigbatch.comm.parameters import FlatParameters
+from bigbatch.comm.errors import CommunicationError, ConfigurationError, MismatchError
 from bigbatch.comm.server.network.heartbeat import Heartbeat
 from bigbatch.comm.server.network.messages import Stage
 from bigbatch.comm.server.network.remote_shard import RemoteShard, Wire
 from bigbatch.comm.strategies.remote import RemoteServers
 from bigbatch.comm.transports.alone import Alone
-from bigbatch.experiments.training.experiment import train
+from bigbatch.experiments.training.arm import train
+from bigbatch.experiments.training.assemble import Assembly, task_of
 from bigbatch.experiments.training.notes import row_of
-from bigbatch.experiments.training.offer import Announcement, facts_of, model_of
+from bigbatch.experiments.training.offer import Announcement, facts_of
 from bigbatch.experiments.training.progress import Reporter
 from bigbatch.experiments.training.settings import Settings
-from bigbatch.optimizers import optimizer_named
+from bigbatch.models import MODELS
+from bigbatch.optimizers.standard import optimizer_named
 from bigbatch.tasks import TASKS
-from bigbatch.tasks.task import Task
 from bigbatch.training.memory import peak_bytes, reset_peak
-from bigbatch.training.trainer import Trainer
 
 ASK_SECONDS = 0.5
 """How often a worker that has nothing to do asks whether there is more."""
@@ -45,6 +44,7 @@ class NetworkWorker:
         dial: makes a wire to one of them.
         text: this worker's own copy of the text, if the experiment has one.
         task: the task, if it is not one of bigbatch's own; a server cannot name a file to be run here.
+        model: the model, likewise.
         device: what it computes on.
         threads: of torch.
         deadline: seconds without an answer after which it gives up.
@@ -55,6 +55,7 @@ class NetworkWorker:
     dial: Callable[[str], Wire]
     text: Path | None
     task: str | None
+    model: str | None
     device: torch.device
     threads: int
     deadline: float
@@ -116,32 +117,25 @@ class NetworkWorker:
 
     def _train(self, announcement: Announcement, shards: list[RemoteShard]) -> None:
         settings = self._settings(announcement)
-        task_class: type[Task] = TASKS.load(settings.task)
-        task = task_class.prepare(self.text, settings.context, settings.vocabulary)
+        assembly = Assembly(settings, task_of(settings.data))
         reset_peak(self.device)
-        model = model_of(settings, task).to(self.device)
-        parameters = FlatParameters(model)
-        strategy = RemoteServers(Alone(), shards, facts_of(task))
-        strategy.start(parameters, optimizer_named("sgd", settings.learning_rate))
+        strategy = RemoteServers(Alone(), shards, facts_of(assembly.task))
 
         def note(record: dict[str, Any]) -> None:
             for shard in shards:
                 shard.note(row_of(record))
 
+        trainer = assembly.trainer(
+            strategy,
+            optimizer_named("sgd", settings.update.learning_rate),  # the servers make the updates, not this one
+            announcement.plan,
+            self.device,
+            examples=announcement.examples,
+            overlap=False,
+        )
         heartbeat = Heartbeat(shards, self.dial)
         heartbeat.start()
         try:
-            trainer = Trainer(
-                model,
-                task,
-                strategy,
-                parameters,
-                announcement.plan,
-                announcement.examples,
-                settings.seed,
-                overlap=False,
-                measure_noise=settings.noise_scale,
-            )
             train(trainer, announcement.arm, settings, self.reporter, note)
             note({"kind": "peak", "bytes": peak_bytes(self.device)})
         except KeyboardInterrupt:
@@ -156,15 +150,24 @@ class NetworkWorker:
         strategy.close()
 
     def _settings(self, announcement: Announcement) -> Settings:
+        """The settings that the servers announced, with this worker's own text, task and model.
+
+        Raises:
+            MismatchError: they are not settings of this bigbatch, or name what only the servers have.
+        """
+        own = {"text": self.text, "task": self.task, "model": self.model}
+        entries = {**announcement.settings, **{name: value for name, value in own.items() if value is not None}}
         try:
-            settings = Settings(**{**announcement.settings, "text": self.text})
-        except TypeError as error:
+            settings = Settings.of({**entries, "text": self.text})
+        except ConfigurationError as error:
             raise MismatchError(f"The server's settings are not those of this bigbatch ({error}).") from error
-        if self.task is not None:
-            return replace(settings, task=self.task)
-        if settings.task not in TASKS.names():
-            raise MismatchError(
-                f"The server trains the task {settings.task!r}, which is not one of bigbatch's own: name your copy of "
-                "it with --task."
-            )
+        for what, name, given, known in (
+            ("task", settings.data.task, self.task, TASKS.names()),
+            ("model", settings.model.model, self.model, MODELS.names()),
+        ):
+            if given is None and name not in known:  # never a file that a server names
+                raise MismatchError(
+                    f"The server trains the {what} {name!r}, which is not one of bigbatch's own: name your copy of it "
+                    f"with --{what}."
+                )
         return settings

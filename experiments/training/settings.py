@@ -1,232 +1,341 @@
-"""What a user can ask of an experiment."""
+"""What a user can ask of an experiment: every option, with its default, its unit and a sentence.
+
+A new option is one field here (or in the settings of the data or the model, or in the options of a strategy), and the
+code that uses it. Nothing here imports torch: a command line that is only looked at must answer at once.
+"""
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
-
-import torch
-from torch import nn
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
 
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.parameters import OptimizerFactory
-from bigbatch.comm.strategies.strategy import Strategy
-from bigbatch.comm.transports.launch import Launch
-from bigbatch.optimizers import optimizer_named
-from bigbatch.optimizers.changed import clipped, scaled, scheduled
-from bigbatch.optimizers.rates import SCALING_RULES, SCHEDULES, ScalingRule, Schedule, warm_up_start
-from bigbatch.tasks import TASKS
-from bigbatch.training.batches import ARMS, DEFAULT_BATCH, Arm, BatchPlan, arms_of
-from bigbatch.training.noise import measurable
+from bigbatch.comm.options import (
+    BYTES,
+    Flag,
+    Name,
+    Number,
+    Options,
+    Several,
+    Text,
+    Whole,
+    option,
+    options_of,
+    unknown_option,
+)
+from bigbatch.comm.strategies import STRATEGIES
+from bigbatch.comm.wires import DEFAULT_DEADLINE
+from bigbatch.models.settings import ModelSettings
+from bigbatch.optimizers import OPTIMIZERS, SCALING_RULES, SCHEDULES
+from bigbatch.tasks.settings import DataSettings
+from bigbatch.training.batches import ARMS, DEFAULT_ACCUMULATION, DEFAULT_BATCH, Arm, BatchPlan, arms_of, derive_plan
 
 UNSCALED = "none"
-"""The scaling rule that leaves everything as it is."""
+"""The scaling rule that leaves every rate as it is."""
+
+NETWORK = "ethernet-10g"
+"""The network that is simulated if none is named."""
+
+CORE, MEASURED = "core", "measured"
+"""What simulated workers compute on besides GPUs: a laptop's core, or what this machine is measured to do."""
+
+
+def networks() -> list[str]:
+    """The names of networks that are described here."""
+    from bigbatch.comm.simulation.presets import NETWORKS, THIS_MACHINE
+
+    return [*NETWORKS, THIS_MACHINE]
+
+
+def gpus() -> list[str]:
+    """The names of what a worker can compute on."""
+    from bigbatch.comm.simulation.computing import GPUS
+
+    return [CORE, MEASURED, *GPUS]
 
 
 @dataclass(frozen=True)
-class Settings:
-    """The options of an experiment, as given or by default.
+class BatchSettings(Options):
+    """How a batch is divided, and which arms are compared.
+
+    global batch = micro-batch × accumulation × workers; what is not given follows from the rest.
 
     Attributes:
-        task: a name in the registry of tasks.
-        text: the user's own corpus, or None for the task's default.
-        arms: names, separated by commas.
-        tokens: to train each arm on.
-        validation_tokens: held-out tokens to measure the loss on.
-        target: the validation loss, in nats per token, with which an arm ends; None to train on all tokens.
-        learning_rate: the peak rate, the same for every arm but for what `scaling` makes of it.
-        optimizer: a name in the registry of optimisers.
-        schedule: a name in the registry of schedules.
-        warmup: updates in which the rate rises.
-        scaling: a name in the registry of scaling rules.
-        base_batch: examples behind an update for which the rate is meant, or None for 64.
-        clip: the length of the longest gradient, or None for any.
-        layers, width, heads, context, vocabulary: the Transformer's sizes.
-        seed: of the initial weights and the order of the examples.
-        bucket_size: bytes of gradients that are sent as one, about.
-        overlap: send while backward still runs.
-        node_size: ranks to treat as one machine, or None for those that are.
-        threads: of torch, in every process.
-        device: "auto", "cpu", "cuda" or "cuda:N".
-        deadline: seconds after which a wait gives up.
-        noise_scale: measure the gradient noise scale.
-        trace: write down what every rank does when ...
-        trace_updates: ... in the first so many updates of every arm.
+        workers: how many train; None for as many as a launcher started.
+        batch_size: examples behind an update.
+        micro_batch: examples that a worker computes at once.
+        accumulate: micro-batches whose gradients a worker adds up for an update, in the arm `accumulated`.
+        arms: which arms are run, in order.
+        seed: seed for the initial weights and the order of the examples.
     """
 
-    task: str
-    text: Path | None
-    arms: str
-    tokens: int
-    validation_tokens: int
-    target: float | None
-    learning_rate: float
-    optimizer: str
-    schedule: str
-    warmup: int
-    scaling: str
-    base_batch: int | None
-    clip: float | None
-    layers: int
-    width: int
-    heads: int
-    context: int
-    vocabulary: int
-    seed: int
-    bucket_size: int
-    overlap: bool
-    node_size: int | None
-    threads: int
-    device: str
-    deadline: float
-    noise_scale: bool
-    trace: bool
-    trace_updates: int
+    title: ClassVar[str] = "Batch and arms"
+
+    workers: int | None = option(
+        None, Whole(most=100_000), "Number of workers to start, without mpirun or torchrun.", missing="1", short="-n"
+    )
+    batch_size: int | None = option(
+        None, Whole(), "Global batch of an update, in examples.", missing=f"about {DEFAULT_BATCH}"
+    )
+    micro_batch: int | None = option(
+        None, Whole(), "Examples that a worker computes at once.", missing="what the batch size leaves"
+    )
+    accumulate: int | None = option(
+        None,
+        Whole(),
+        "Micro-batches whose gradients a worker adds up for one update.",
+        missing=str(DEFAULT_ACCUMULATION),
+    )
+    arms: tuple[str, ...] = option(ARMS, Several(Name(lambda: ARMS)), "Arms to run, in this order.")
+    seed: int = option(0, Whole(least=0), "Seed for the initial weights and the order of the examples.")
+
+    def plan(self, workers: int | None = None) -> BatchPlan:
+        """The plan of the accumulated arm.
+
+        Args:
+            workers: how many a launcher started, if one did.
+
+        Raises:
+            ConfigurationError: the numbers contradict each other, or do not divide; names the nearest that do.
+        """
+        if workers is not None and self.workers not in (None, workers):
+            raise ConfigurationError(
+                f"-n asks for {self.workers} workers, but the launcher started {workers}. Leave -n out, or start them "
+                "without it."
+            )
+        return derive_plan(workers or self.workers, self.batch_size, self.micro_batch, self.accumulate)
+
+    def chosen_arms(self, plan: BatchPlan) -> list[Arm]:
+        """The arms asked for, in the order asked for."""
+        known = arms_of(plan)
+        return [known[name] for name in self.arms]
+
+
+@dataclass(frozen=True)
+class UpdateSettings(Options):
+    """How summed gradients become an update.
+
+    Attributes:
+        learning_rate: the peak rate, the same for every arm but for what `scaling` makes of it.
+        optimizer: a name in the registry of optimisers, "torch.optim:CLASS", or FILE.py:name.
+        schedule: a name in the registry of schedules, or FILE.py:name.
+        warmup: updates in which the rate rises.
+        scaling: a name in the registry of scaling rules, or FILE.py:name.
+        base_batch: examples behind an update for which the rate is meant, or None for 64.
+        clip: the norm of the longest gradient, or None for any.
+    """
+
+    title: ClassVar[str] = "Update"
+
+    learning_rate: float = option(1e-3, Number(above=0), "Peak learning rate, the same for every arm.")
+    optimizer: str = option(
+        "adamw", Name(OPTIMIZERS.names, "torch.optim:CLASS or FILE.py:name"), "Optimiser that makes the updates."
+    )
+    schedule: str = option(
+        "constant", Name(SCHEDULES.names, "FILE.py:name"), "How the learning rate goes from update to update."
+    )
+    warmup: int = option(0, Whole(least=0), "Updates in which the learning rate rises to its peak.")
+    scaling: str = option(
+        UNSCALED, Name(SCALING_RULES.names, "FILE.py:name"), "How the learning rate grows with the global batch."
+    )
+    base_batch: int | None = option(
+        None, Whole(), "Global batch for which --learning-rate is meant.", missing=str(DEFAULT_BATCH)
+    )
+    clip: float | None = option(
+        None, Number(above=0), "Norm to which longer gradients are shortened.", missing="no limit"
+    )
+
+
+@dataclass(frozen=True)
+class WireSettings(Options):
+    """How gradients travel.
+
+    Attributes:
+        bucket_size: bytes of gradients that are sent as one; see `FlatParameters.buckets`.
+        overlap: whether buckets are sent while backward still runs.
+        node_size: ranks to treat as one machine, or None for those that are.
+        deadline: seconds after which a wait gives up.
+    """
+
+    title: ClassVar[str] = "Wires"
+
+    bucket_size: int = option(25 * 2**20, BYTES, "Target size of a gradient bucket.")
+    overlap: bool = option(True, Flag(), "Send gradient buckets while backward still runs.")
+    node_size: int | None = option(
+        None, Whole(), "Number of ranks to treat as one machine.", missing="those that share one"
+    )
+    deadline: float = option(
+        DEFAULT_DEADLINE, Number(above=0), "Seconds that a rank waits for another before it gives up."
+    )
+
+
+@dataclass(frozen=True)
+class MachineSettings(Options):
+    """What every process computes on.
+
+    Attributes:
+        threads: of torch, in every process.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+    """
+
+    title: ClassVar[str] = "Machine"
+
+    threads: int = option(1, Whole(most=1024), "Threads that torch uses in every process.")
+    device: str = option("auto", Text("DEVICE"), "Device to compute on: auto, cpu, cuda or cuda:N.")
+
+
+@dataclass(frozen=True)
+class ObservationSettings(Options):
+    """What is measured and recorded on the way.
+
+    Attributes:
+        target: the validation loss, in nats per token, with which an arm ends; None to train on all tokens.
+        noise_scale: whether to measure the gradient noise scale.
+        trace: whether to record what every rank does when ...
+        trace_updates: ... in the first updates of each arm, as many as this.
+    """
+
+    title: ClassVar[str] = "Observation"
+
+    target: float | None = option(
+        None,
+        Number(above=0),
+        "Validation loss, in nats per token, at which an arm ends early.",
+        missing="train on all tokens",
+    )
+    noise_scale: bool = option(False, Flag(), "Measure the gradient noise scale of every arm.")
+    trace: bool = option(False, Flag(), "Write trace.json, which records what every rank does when.")
+    trace_updates: int = option(20, Whole(), "Number of updates that a trace records of each arm, from its first.")
+
+
+@dataclass(frozen=True)
+class SimulationSettings(Options):
+    """The cluster in simulated time, if the experiment runs on one.
+
+    Attributes:
+        simulate: how many workers; None for real processes.
+        network: a preset's name, or FILE.toml.
+        straggler: what slows workers, in the words of `bigbatch.comm.simulation.computing.stragglers_named`.
+        gpu: what a worker computes on: `core`, `measured` (here, now) or a GPU's name.
+
+    Raises:
+        ConfigurationError: half of a simulation: what is simulated, but not how many workers.
+    """
+
+    title: ClassVar[str] = "Simulated time"
+
+    simulate: int | None = option(
+        None,
+        Whole(most=1 << 20),
+        "Number of workers to simulate, all in this process and in simulated time.",
+        missing="real processes",
+    )
+    network: str = option(NETWORK, Name(networks, "FILE.toml"), "Network whose messages are simulated.")
+    straggler: str = option(
+        "none",
+        Text("WORDS"),
+        "What slows simulated workers: exponential:0.3, lognormal:0.3, slow:RANK:FACTOR or fail:RANK:SECONDS; several "
+        "are joined by commas.",
+    )
+    gpu: str = option(CORE, Name(gpus), "What a simulated worker computes on.")
 
     def __post_init__(self) -> None:
-        if self.width % self.heads:
-            near = self.width // self.heads * self.heads
+        super().__post_init__()
+        if self.simulate is None:
+            for one in options_of(type(self))[1:]:
+                if getattr(self, one.name) != one.default:
+                    raise ConfigurationError(
+                        f"{one.flag} says what is simulated: add --simulate WORKERS, or leave it out."
+                    )
+
+
+@dataclass(frozen=True)
+class Settings(Options):
+    """Everything that a user can ask of an experiment besides the strategy and its own options."""
+
+    data: DataSettings = field(default_factory=DataSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    batch: BatchSettings = field(default_factory=BatchSettings)
+    update: UpdateSettings = field(default_factory=UpdateSettings)
+    wires: WireSettings = field(default_factory=WireSettings)
+    machine: MachineSettings = field(default_factory=MachineSettings)
+    observation: ObservationSettings = field(default_factory=ObservationSettings)
+    simulation: SimulationSettings = field(default_factory=SimulationSettings)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        workers, simulated = self.batch.workers, self.simulation.simulate
+        if simulated is not None and workers not in (None, simulated):
             raise ConfigurationError(
-                f"Width {self.width} cannot be divided by {self.heads} heads. The nearest widths that can are "
-                f"{near or self.heads} and {near + self.heads}."
+                f"-n asks for {workers} workers, --simulate for {simulated}. Leave -n out: there are no processes to "
+                "start."
             )
 
-    def check(self, plan: BatchPlan, name: str, strategy: type[Strategy]) -> None:
-        """Refuse now, in one process, what every process would refuse later, or what would mean nothing.
+    def plan(self, started: int | None = None) -> BatchPlan:
+        """The plan of the accumulated arm, for as many workers as were started, are simulated, or are asked for.
 
         Args:
-            plan: of the accumulated arm.
-            name: the strategy's, as the user wrote it.
-            strategy: that is to train the arms.
+            started: how many workers a launcher started, if one did.
 
         Raises:
-            ConfigurationError: an unknown arm, task, optimiser, schedule or scaling rule; a batch for which the rule
-                cannot scale; a base batch and no rule; a target, and workers that are not in step; a noise scale that
-                no arm can measure; or a number of workers with which the strategy cannot work.
+            ConfigurationError: the numbers contradict each other, or do not divide.
         """
-        strategy.workers_among(strategy.ranks_for(plan.workers))
-        arms = self.chosen_arms(plan)
-        TASKS.load(self.task)
-        SCHEDULES.load(self.schedule)
-        if self.base_batch is not None and self.scaling == UNSCALED:
-            raise ConfigurationError(
-                f"--base-batch {self.base_batch} says from which batch to scale: add --scaling linear or sqrt, or "
-                "leave it out."
-            )
-        if self.target is not None and not strategy.in_step():
-            raise ConfigurationError(
-                f"--target {self.target:g} asks how long all workers take, but those of {name} are not in step, so "
-                "that one's updates, tokens and seconds are not the others': leave --target out, or use ps:sync or an "
-                "all-reduce."
-            )
-        for arm in arms:
-            make = self._scaled(arm.plan, strategy)
-            if self.scaling != UNSCALED:
-                make([("weight", nn.Parameter(torch.zeros(1, 1)))])  # only an optimiser knows whether it can
-        self._check_noise_scale(arms, tells_squares=strategy.tells_squares)
-
-    def optimizer_for(self, plan: BatchPlan, updates: int, strategy: type[Strategy]) -> OptimizerFactory:
-        """The factory of one arm's optimisers.
-
-        Args:
-            plan: the arm's.
-            updates: that it makes.
-            strategy: that makes them.
-
-        Raises:
-            ConfigurationError: as `check`; or the warm-up is longer than the arm, marked `everywhere`, for every rank
-                finds the same.
-        """
-        make = self._scaled(plan, strategy)
-        if (self.schedule, self.warmup) != ("constant", 0):
-            schedule: Schedule = SCHEDULES.load(self.schedule)
-            steps_per_update = strategy.steps_per_update(plan.workers)
-            start = warm_up_start(SCALING_RULES.load(self.scaling), *self._batches(plan, strategy))
-            make = scheduled(make, schedule, updates * steps_per_update, self.warmup * steps_per_update, start)
-        return make if self.clip is None else clipped(make, self.clip)
-
-    def _scaled(self, plan: BatchPlan, strategy: type[Strategy]) -> OptimizerFactory:
-        """As named, with its rates for the examples behind one step."""
-        make = optimizer_named(self.optimizer, self.learning_rate)
-        rule: ScalingRule = SCALING_RULES.load(self.scaling)
-        if self.scaling == UNSCALED:
-            return make
-        return scaled(make, rule, *self._batches(plan, strategy))
-
-    def _batches(self, plan: BatchPlan, strategy: type[Strategy]) -> tuple[int, int]:
-        """Examples behind one step, and those for which the rate is meant."""
-        behind_a_step = plan.global_batch // plan.workers * strategy.gradients_per_step(plan.workers)
-        return behind_a_step, self.base_batch or DEFAULT_BATCH
+        return self.batch.plan(started or self.simulation.simulate)
 
     def examples(self, example_tokens: int) -> int:
         """How many examples, of that many tokens each, an arm sees."""
-        return math.ceil(self.tokens / example_tokens)
+        return math.ceil(self.data.tokens / example_tokens)
 
-    def _check_noise_scale(self, arms: Sequence[Arm], *, tells_squares: bool) -> None:
-        if self.noise_scale and all(unmeasured(arm, tells_squares=tells_squares) for arm in arms):
-            raise ConfigurationError(
-                f"--noise-scale compares the gradients behind one update, but every arm of {self.arms} has only one "
-                "that can be told from others: use --accumulate 2 or more with the arm accumulated, or an all-reduce "
-                "over two or more workers."
-            )
 
-    def as_json(self) -> dict[str, Any]:
-        """The settings in types that JSON can write."""
-        return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
+@dataclass(frozen=True)
+class Request:
+    """An experiment as a user asks for it: a strategy by name, with its own options, and the settings.
 
-    def chosen_arms(self, plan: BatchPlan) -> list[Arm]:
-        """The arms asked for, in the order asked for.
+    Attributes:
+        strategy: the strategy's name, as the user wrote it.
+        settings: what every experiment can be asked.
+        options: what was chosen among the strategy's own options, by name.
+    """
+
+    strategy: str
+    settings: Settings = field(default_factory=Settings)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, strategy: str, choices: Mapping[str, Any]) -> Self:
+        """From values by name, of settings and of the strategy's own options alike.
 
         Raises:
-            ConfigurationError: there is no such arm, or none at all.
+            ConfigurationError: there is no such strategy or option, or an option does not take its value.
         """
-        known = arms_of(plan)
-        names = [name.strip() for name in self.arms.split(",") if name.strip()]
-        for name in names:
-            if name not in known:
-                raise ConfigurationError(f"Unknown arm {name!r}. Known: {', '.join(ARMS)}.")
-        if not names:
-            raise ConfigurationError(f"No arm was named. Known: {', '.join(ARMS)}.")
-        return [known[name] for name in dict.fromkeys(names)]
+        known = {one.name for one in options_of(Settings)}
+        own = {name: value for name, value in choices.items() if name not in known}
+        settings = Settings.of({name: value for name, value in choices.items() if name in known})
+        if not own:
+            return cls(strategy, settings)
+        offered = STRATEGIES.load(strategy).options
+        names = [one.name for one in options_of(type(offered))]
+        for name in own:
+            if name not in names:
+                raise unknown_option(name, [*sorted(known), *names], f"An experiment over {strategy}")
+        chosen = offered.changed(own).flat()
+        return cls(strategy, settings, {name: chosen[name] for name in own})
 
+    def written(self) -> dict[str, Any]:
+        """All of it in types that JSON can write."""
+        return {"strategy": self.strategy, **self.settings.written(), **self.options}
 
-def unmeasured(arm: Arm, *, tells_squares: bool) -> str:
-    """Why an arm cannot measure the gradient noise scale, as a sentence without its full stop; empty if it can.
+    def words(self) -> list[str]:
+        """The command line, from the strategy's name on, that asks for the same."""
+        words = [self.strategy, *self.settings.words()]
+        if self.options:
+            offered = STRATEGIES.load(self.strategy).options
+            for one in options_of(type(offered)):
+                if one.name in self.options:
+                    words += one.words(self.options[one.name])
+        return words
 
-    Args:
-        arm: which.
-        tells_squares: what the strategy says of itself.
-    """
-    if measurable(arm.plan.workers, arm.plan.accumulation, tells_squares=tells_squares):
-        return ""
-    several = f", and its {arm.plan.workers} workers' do not come together" if arm.plan.workers > 1 else ""
-    return f"The arm {arm.name} cannot measure the noise scale: a worker's gradient is one micro-batch's alone{several}"
-
-
-def resolve_device(name: str, launch: Launch) -> torch.device:
-    """The device this process computes on.
-
-    "auto" takes a GPU if every process on this machine can have its own, and "cuda" shares those there are.
-
-    Raises:
-        ConfigurationError: no such device here.
-    """
-    gpus = torch.cuda.device_count()
-    if name == "auto":
-        return torch.device("cuda", launch.local_rank) if gpus >= launch.local_size else torch.device("cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigurationError(f"Unknown device {name!r}. Use auto, cpu, cuda or cuda:N.")
-    if device.type == "cpu":
-        return device
-    if not gpus or (device.index or 0) >= gpus:
-        seen = f"only {gpus}" if gpus else "no"
-        raise ConfigurationError(
-            f"The device {name!r} was asked for, but torch {torch.__version__} sees {seen} GPU here. Use --device cpu, "
-            "or install a torch that was built for your GPU."
-        )
-    return device if device.index is not None else torch.device("cuda", launch.local_rank % gpus)
+    def command(self) -> str:
+        """What a user would type to ask for the same."""
+        return shlex.join(["bigbatch-exp", *self.words()])

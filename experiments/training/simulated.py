@@ -6,18 +6,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from bigbatch.comm.simulation.computing import UTILISATION, Computing, Stragglers, gpu_named, stragglers_named
+from bigbatch.comm.simulation import UTILISATION
+from bigbatch.comm.simulation.computing import Computing, Stragglers, gpu_named, stragglers_named
 from bigbatch.comm.simulation.network import Network
 from bigbatch.comm.simulation.presets import network_named
 from bigbatch.comm.transports.cluster import Cluster
 from bigbatch.comm.wires.transport import Transport
+from bigbatch.experiments.training.settings import CORE, MEASURED, Settings
 from bigbatch.models.sizes import ModelSize
 from bigbatch.training.compute_model import ComputeModel, SimulatedComputeModel
-
-NETWORK = "ethernet-10g"
-"""What is simulated if no network is named."""
-
-CORE, MEASURED = "core", "measured"
 
 CORE_FLOPS = 5e10
 """What one core of a laptop reaches in the matrix products of a small Transformer, in float32 operations a second: the
@@ -132,16 +129,18 @@ class Simulation:
         }
 
 
-def simulation_of(workers: int, network: str, straggler: str, gpu: str, node_size: int | None, seed: int) -> Simulation:
-    """The simulation that a command line asks for.
+def simulation_of(settings: Settings) -> Simulation:
+    """The simulation that the settings ask for.
 
     Raises:
         ConfigurationError: an unknown name, or a bad file.
     """
-    described = network_named(network)
-    if node_size is not None:
-        described = described.with_nodes(node_size)
-    return Simulation(workers, described, straggler, gpu, seed=seed)
+    asked = settings.simulation
+    assert asked.simulate is not None, "whoever asks has seen that something is simulated"
+    network = network_named(asked.network)
+    if settings.wires.node_size is not None:
+        network = network.with_nodes(settings.wires.node_size)
+    return Simulation(asked.simulate, network, asked.straggler, asked.gpu, seed=settings.batch.seed)
 
 
 def fastest(attempt: Callable[[], None]) -> float:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from bigbatch.comm.tracing.gather import clock_offset, gather, joined
 from bigbatch.comm.wires.recording import Span, Trace
 from bigbatch.comm.wires.transport import Transport
-from bigbatch.experiments.training.settings import Settings
+from bigbatch.experiments.training.settings import ObservationSettings
 
 
 class Tracing:
@@ -16,12 +16,12 @@ class Tracing:
 
     Args:
         transport: all ranks.
-        settings: what the user asked for.
+        settings: what to observe.
         write: takes every rank's spans of all arms so far; called on rank 0 after each.
     """
 
     def __init__(
-        self, transport: Transport, settings: Settings, write: Callable[[Sequence[Sequence[Span]]], None]
+        self, transport: Transport, settings: ObservationSettings, write: Callable[[Sequence[Sequence[Span]]], None]
     ) -> None:
         self._transport = transport
         self._settings = settings

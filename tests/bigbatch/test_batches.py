@@ -3,7 +3,8 @@
 import pytest
 
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.training.batches import BatchPlan, DataOrder, arms_of, derive_plan
+from bigbatch.training.batches import BatchPlan, arms_of, derive_plan
+from bigbatch.training.order import DataOrder
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.models.decoder import PADDING, Attention, Transformer, TransformerShape, summed_cross_entropy
+from bigbatch.models.decoder import Attention, Transformer, TransformerShape
 from bigbatch.tasks.corpora import Corpus, standard_library, text_file
 from bigbatch.tasks.language_modelling import LanguageModelling
+from bigbatch.tasks.loss import PADDING, summed_cross_entropy
 from bigbatch.tasks.vocabulary import learn_vocabulary
 
 SHAPE = TransformerShape(vocabulary=13, context=7, layers=2, width=8, heads=2)

@@ -25,8 +25,9 @@ from bigbatch.experiments.commands.main import cli
 from bigbatch.experiments.training.history import without_unmeasured
 from bigbatch.experiments.training.notes import rank_of, record_of, row_of
 from bigbatch.tasks.task import Task
-from bigbatch.training.batches import BatchPlan, DataOrder
+from bigbatch.training.batches import BatchPlan
 from bigbatch.training.noise import DECAY, NoiseScale, estimates, noise_scale
+from bigbatch.training.order import DataOrder
 from bigbatch.training.trainer import Trainer, Update
 
 ELEMENTS, EXAMPLES, SEED = 11, 700, 3

@@ -22,10 +22,11 @@ from bigbatch.comm.server.staleness import Scaled, StaleGradients
 from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.comm.transports.cluster import Cluster
 from bigbatch.experiments.commands.main import cli, parsed, run_quietly, settings_of
-from bigbatch.optimizers import optimizer_named
+from bigbatch.optimizers import SCALING_RULES, SCHEDULES
 from bigbatch.optimizers.changed import clipped, scaled, scheduled
 from bigbatch.optimizers.layerwise import LAMB, LARS
-from bigbatch.optimizers.rates import SCALING_RULES, SCHEDULES, cosine, linear_scaling, sqrt_scaling, warm_up_start
+from bigbatch.optimizers.rates import cosine, linear_scaling, sqrt_scaling, warm_up_start
+from bigbatch.optimizers.standard import optimizer_named
 from bigbatch.training.batches import BatchPlan
 
 SHAPES = ((3, 5), (7,), (2, 3, 4), (1, 1), (4, 2), (3,), (17, 31))

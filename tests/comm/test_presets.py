@@ -22,7 +22,7 @@ from bigbatch.comm.simulation.computing import (
 from bigbatch.comm.simulation.network_file import read_network
 from bigbatch.comm.simulation.presets import NETWORKS, network_named
 from bigbatch.models.decoder import Transformer, TransformerShape
-from bigbatch.models.sizes import MODELS, model_named, model_of, own_size
+from bigbatch.models.sizes import PUBLISHED, model_named, model_of, own_size
 
 TOML = "alpha = 3e-6\nbandwidth = 2e9\ngamma = 1e-10\n"
 
@@ -140,7 +140,7 @@ def test_our_own_transformer_has_the_parameters_that_its_size_says(shape):
 
 
 def test_every_name_of_a_model_is_its_own():
-    assert all(model_named(name).name == name for name in MODELS)
+    assert all(model_named(name).name == name for name in PUBLISHED)
 
 
 def test_a_model_of_given_numbers_is_spread_evenly():

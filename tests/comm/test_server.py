@@ -22,7 +22,7 @@ from bigbatch.comm.server.staleness import Compensated, Scaled, StaleGradients
 from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.comm.transports.cluster import Cluster
 from bigbatch.experiments.figures.staleness import staleness_shares
-from bigbatch.optimizers import optimizer_named
+from bigbatch.optimizers.standard import optimizer_named
 
 SGD = partial(torch.optim.SGD, lr=0.5)
 ADAM = partial(torch.optim.Adam, lr=0.5)

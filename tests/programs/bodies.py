@@ -15,9 +15,11 @@ from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.comm.strategies.strategy import Strategy
 from bigbatch.comm.wires.request import ANY
 from bigbatch.comm.wires.transport import Transport
-from bigbatch.models.decoder import PADDING, Transformer, TransformerShape, summed_cross_entropy
+from bigbatch.models.decoder import Transformer, TransformerShape
+from bigbatch.tasks.loss import PADDING, summed_cross_entropy
 from bigbatch.tasks.task import Task, TokenBatch
-from bigbatch.training.batches import BatchPlan, DataOrder
+from bigbatch.training.batches import BatchPlan
+from bigbatch.training.order import DataOrder
 from bigbatch.training.trainer import Trainer
 
 VOCABULARY, CONTEXT, UPDATES = 11, 5, 20

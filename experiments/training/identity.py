@@ -1,21 +1,36 @@
-"""A run's identity: the files and sources that decide what it comes to."""
+"""A run's identity: everything that decides what it comes to."""
 
 import hashlib
+import json
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import bigbatch
 from bigbatch import comm, experiments
 from bigbatch.comm.cache import cache_folder
 from bigbatch.comm.simulation.presets import THIS_MACHINE
+from bigbatch.experiments.runs.run import environment
+from bigbatch.experiments.training.settings import Request
 
 
-def files_named(values: Iterable[Any]) -> list[Path]:
+def identity_of(request: Request) -> str:
+    """A name for all that makes a run what it is.
+
+    That is every option, the content of every file that one names (the user's text, FILE.py:Name, a network), the
+    source of what trains, and the versions of what that computes with. What such a FILE.py imports is not looked at.
+    """
+    options = request.written()
+    contents = {str(path): digest([path]) for path in files_named(request)}
+    versions = {name: version for name, version in environment().items() if name != "platform"}
+    everything = {**options, "contents": contents, "source": source(), **versions}
+    return hashlib.sha256(json.dumps(everything, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def files_named(request: Request) -> list[Path]:
     """The files among the values of options that are there: paths, FILE.py:Name, FILE.toml, this machine's network."""
     paths = []
-    for value in values:
+    for value in (request.strategy, *request.settings.flat().values(), *request.options.values()):
         if isinstance(value, Path):
             paths.append(value)
         elif isinstance(value, str):

@@ -1,0 +1,39 @@
+"""What a user can choose about the model."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.options import Name, Options, Whole, option
+from bigbatch.models import MODELS
+
+
+@dataclass(frozen=True)
+class ModelSettings(Options):
+    """The kind of model, and its sizes.
+
+    Attributes:
+        model: a name in the registry of models, or FILE.py:Model.
+        layers: number of blocks.
+        width: length of a token's vector.
+        heads: number of attention heads, which divides the width.
+
+    Raises:
+        ConfigurationError: the heads do not divide the width; names the nearest widths that they divide.
+    """
+
+    title: ClassVar[str] = "Model"
+
+    model: str = option("decoder", Name(MODELS.names, "FILE.py:Model"), "Kind of model to train.")
+    layers: int = option(2, Whole(), "Number of Transformer blocks.")
+    width: int = option(96, Whole(), "Length of the vector that stands for a token.")
+    heads: int = option(4, Whole(), "Number of attention heads; it must divide the width.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.width % self.heads:
+            near = self.width // self.heads * self.heads
+            raise ConfigurationError(
+                f"Width {self.width} cannot be divided by {self.heads} heads. The nearest widths that can are "
+                f"{near or self.heads} and {near + self.heads}."
+            )

@@ -1,0 +1,36 @@
+"""What a user can choose about the data."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from bigbatch.comm.options import TOKENS, File, Name, Options, Whole, option
+from bigbatch.tasks import TASKS
+
+
+@dataclass(frozen=True)
+class DataSettings(Options):
+    """What is learnt, and from which text.
+
+    Attributes:
+        task: a name in the registry of tasks, or FILE.py:Task.
+        text: the user's own text, or None for the task's default.
+        context: tokens in an example, at most.
+        vocabulary: number of different tokens, at most.
+        tokens: that each arm is trained on.
+        validation_tokens: held-out tokens on which the validation loss is measured.
+    """
+
+    title: ClassVar[str] = "Data"
+
+    task: str = option("language-modelling", Name(TASKS.names, "FILE.py:Task"), "Task to learn.")
+    text: Path | None = option(
+        None,
+        File(),
+        "Text to learn from, a file in UTF-8; its last tenth is held out for validation.",
+        missing="the documentation in Python's standard library",
+    )
+    context: int = option(64, Whole(), "Tokens in an example, at most.")
+    vocabulary: int = option(1024, Whole(most=2**31 - 1), "Number of different tokens, at most.")
+    tokens: int = option(500_000, TOKENS, "Tokens that each arm is trained on.")
+    validation_tokens: int = option(8_000, TOKENS, "Held-out tokens on which the validation loss is measured.")

@@ -1,0 +1,171 @@
+"""What the command line can do, as calls: `bigbatch.run`, `bigbatch.compare` and `bigbatch.simulate`.
+
+The commands do what they do by these calls. `bigbatch` re-exports them.
+"""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from bigbatch.comm.errors import BigBatchError, ConfigurationError, LaunchError
+from bigbatch.comm.options import options_of
+from bigbatch.comm.transports.launch import Launcher, detect
+from bigbatch.experiments.figures.comparison import draw_comparison
+from bigbatch.experiments.figures.staleness import draw_staleness, has_staleness
+from bigbatch.experiments.planning.rows import sum_rows, update_rows
+from bigbatch.experiments.planning.settings import SimulationRequest
+from bigbatch.experiments.runs.run import SUMMARY, Records, Run, folder_name, make_folder, new_folder, write_json
+from bigbatch.experiments.training import launcher
+from bigbatch.experiments.training.assemble import check, strategy_of
+from bigbatch.experiments.training.conduct import Failed, Start, conduct
+from bigbatch.experiments.training.settings import Request, Settings
+
+WORKERS_COMPARED = 4
+"""How many workers each strategy gets in `compare` if nothing else is said."""
+
+
+def run(strategy: str, *, out: str | Path | None = None, quiet: bool = False, **choices: Any) -> Run | None:
+    """Run an experiment over a strategy: the same training in several arms that see the same tokens.
+
+    Several workers are processes of their own: those that mpirun, torchrun or srun has started, or else ones that this
+    call starts and waits for. With `simulate` they are simulated ones, all in this process.
+
+    Args:
+        strategy: the strategy's name: "ring", "ps:async", "my_file.py:MyStrategy".
+        out: the run's folder; None for a new one below ./runs.
+        quiet: whether to show no progress.
+        choices: options by name, as `bigbatch-exp STRATEGY --help` lists them, with underscores: `workers=4`,
+            `tokens="200k"`, `arms=("large", "small")`, `simulate=64`. Values may be given as on the command line.
+
+    Returns:
+        The finished run. In processes that a launcher has started, None on all but rank 0, which writes the run.
+
+    Raises:
+        ConfigurationError: there is no such strategy or option, or what is asked for cannot be done.
+        LaunchError: the processes cannot be started.
+        BigBatchError: the experiment failed; on every rank, if the ranks could agree on that.
+    """
+    folder = None if out is None else Path(out)
+    return conducted(Request.of(strategy, choices), folder, quiet=quiet, start=launcher.start, failed=_told)
+
+
+def conducted(request: Request, out: Path | None, *, quiet: bool, start: Start, failed: Failed) -> Run | None:
+    """Run an experiment, and draw its figures into its folder; see `bigbatch.experiments.training.conduct.conduct`."""
+    finished = conduct(request, out, quiet=quiet, start=start, failed=failed)
+    if finished is not None:
+        draw([finished], finished.folder)
+    return finished
+
+
+def draw(runs: Sequence[Run], folder: Path) -> None:
+    """Draw the figures of finished runs into a folder: comparison.png, and staleness.png where there is staleness."""
+    draw_comparison(runs, folder / "comparison.png")
+    if any(has_staleness(run) for run in runs):
+        draw_staleness(runs, folder / "staleness.png")
+
+
+def compare(
+    *strategies: str,
+    out: str | Path | None = None,
+    quiet: bool = False,
+    tell: Callable[[str], None] = lambda _: None,
+    **choices: Any,
+) -> list[Run]:
+    """Run several strategies, one after the other, with as many workers each and the same options.
+
+    Args:
+        strategies: their names.
+        out: the folder of all; None for a new one below ./runs. Each run has a folder in it.
+        quiet: whether to show no progress.
+        tell: is told which strategy comes next.
+        choices: options by name, as for `run`; four workers if nothing else is said.
+
+    Raises:
+        ConfigurationError: there is no such strategy or option, or what is asked for cannot be done.
+        LaunchError: a launcher has started this process, or no other could be started.
+        BigBatchError: an experiment failed.
+    """
+    if not strategies:
+        raise ConfigurationError("No strategy was named: name those to compare.")
+    known = {one.name for one in options_of(Settings)}
+    settings = Settings.of({name: value for name, value in choices.items() if name in known})
+    own = {name: value for name, value in choices.items() if name not in known}
+    folder = None if out is None else Path(out)
+    return compared(strategies, settings, folder, quiet=quiet, tell=tell, options=own)
+
+
+def compared(
+    strategies: Sequence[str],
+    settings: Settings,
+    out: Path | None,
+    *,
+    quiet: bool,
+    tell: Callable[[str], None],
+    options: Mapping[str, Any] | None = None,
+) -> list[Run]:
+    """Run several strategies with the same settings; see `compare`.
+
+    Args:
+        strategies: their names.
+        settings: of all.
+        out: the folder of all; None for a new one below ./runs.
+        quiet: whether to show no progress.
+        tell: is told which strategy comes next.
+        options: of the strategies, all of which must have them.
+    """
+    if detect().launcher is not Launcher.NONE:
+        raise LaunchError("compare starts the processes of every strategy itself: run it without mpirun or torchrun.")
+    batch = settings.batch
+    counted = settings.simulation.simulate or batch.workers or (batch.micro_batch and batch.accumulate)
+    settings = settings if counted else settings.changed({"workers": WORKERS_COMPARED})
+    requests = {name: Request(name, settings, options or {}) for name in dict.fromkeys(strategies)}
+    for request in requests.values():  # all are looked at before anything runs
+        check(request, settings.plan(), strategy_of(request))
+    folder = out or new_folder("compare")
+    make_folder(folder)
+    runs = []
+    for name, request in requests.items():
+        tell(f"── {name}")
+        try:
+            finished = conduct(request, folder / folder_name(name), quiet=quiet, start=launcher.start, failed=_told)
+        except BigBatchError as error:
+            raise type(error)(f"The strategy {name}: {error}") from error
+        assert finished is not None, "this process is by itself"
+        draw([finished], finished.folder)
+        runs.append(finished)
+    draw(runs, folder)
+    write_json(folder / SUMMARY, {"runs": [run.summary for run in runs]})
+    return runs
+
+
+def simulate(
+    strategies: str | Sequence[str], *, tell: Callable[[str], None] = lambda _: None, **choices: Any
+) -> Records:
+    """Time updates of a large model, or one sum, on simulated clusters of up to thousands of workers.
+
+    Args:
+        strategies: the names of one or several.
+        tell: is told which row comes next.
+        choices: options by name, as `bigbatch-exp simulate --help` lists them, with underscores.
+
+    Returns:
+        A row for every strategy and number of workers, with times in seconds; see
+        `bigbatch.experiments.planning.simulate.Row`.
+
+    Raises:
+        ConfigurationError: there is no such strategy or option, or it cannot be simulated.
+    """
+    names = [strategies] if isinstance(strategies, str) else list(strategies)
+    request = SimulationRequest.of(choices)
+    if request.bytes is not None:
+        return Records(sum_rows(names, request))
+    return Records(asdict(row) for row in update_rows(names, request, tell))
+
+
+def _told(error: Exception, rank: int | None) -> None:
+    """An error that ends all processes of a job: the others cannot say what it was."""
+    where = "" if rank is None else f"on rank {rank}: "
+    sys.stderr.write(f"bigbatch: {where}{error}\n")
+    sys.stderr.flush()

@@ -1,0 +1,43 @@
+"""The command of every strategy: `bigbatch-exp ring` runs an experiment over the ring."""
+
+from typing import Any
+
+import click
+
+from bigbatch.comm.strategies import STRATEGIES
+from bigbatch.experiments.commands.options import Command, Flagged, OutputSettings, configuration, flags
+from bigbatch.experiments.training.settings import Request, Settings
+
+
+def strategy_command(name: str) -> click.Command:
+    """The command that runs an experiment over a strategy.
+
+    Raises:
+        ConfigurationError: there is no such strategy.
+    """
+    offered = STRATEGIES.options(name)
+
+    def run(**parameters: Any) -> None:
+        output = OutputSettings.of({one.made_from.name: parameters.pop(one.made_from.name) for one in OUTPUT})
+        run_strategy(Request.of(name, parameters), output)
+
+    registered = name in STRATEGIES.names()
+    about = STRATEGIES.summary(name) if registered else f"Run an experiment over the strategy {name}."
+    own = [*flags([Settings]), *map(Flagged, offered.offered("Strategy")), *OUTPUT, configuration()]
+    return Command(name, params=own, help=about, callback=run)
+
+
+OUTPUT = flags([OutputSettings])
+"""The options about an experiment's results."""
+
+
+def run_strategy(request: Request, output: OutputSettings) -> None:
+    """Run an experiment in the processes there are, or start them first, and present it."""
+    from bigbatch.experiments import api
+    from bigbatch.experiments.commands.output import present, report
+    from bigbatch.experiments.runs.table import verdict
+    from bigbatch.experiments.training.launcher import become
+
+    run = api.conducted(request, output.out, quiet=output.quiet, start=become, failed=report)
+    if run is not None:
+        present([run], run.folder, run.summary, verdict(run.summary), output)

@@ -1,0 +1,225 @@
+"""Options of `bigbatch.comm.options` on a command line: flags, help in groups, configuration files, completion."""
+
+import functools
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import click
+from click.core import ParameterSource
+from click.shell_completion import CompletionItem
+
+from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.options import File, Flag, Kind, Name, Option, Options, Several, option, options_of, unknown_option
+
+WIDTH = 80
+"""Columns of a help text."""
+
+
+@dataclass(frozen=True)
+class OutputSettings(Options):
+    """Where an experiment's results go.
+
+    Attributes:
+        out: the run's folder, or None for a new one.
+        quiet: whether to show neither progress nor a table.
+        json: whether to print the summary instead of a table.
+    """
+
+    title: ClassVar[str] = "Output"
+
+    out: Path | None = option(None, File(), "Folder of the run.", missing="a new one below ./runs")
+    quiet: bool = option(False, Flag(), "Show neither progress nor a table.")
+    json: bool = option(False, Flag(), "Print the summary as JSON instead of a table.")
+
+
+@dataclass(frozen=True)
+class FolderSettings(Options):
+    """Where the results of a measurement go.
+
+    Attributes:
+        out: the folder, or None for a new one.
+        json: whether to print rows instead of a table.
+    """
+
+    title: ClassVar[str] = "Output"
+
+    out: Path | None = option(None, File(), "Folder of the results.", missing="a new one below ./runs")
+    json: bool = option(False, Flag(), "Print the rows as JSON instead of a table.")
+
+
+class Value(click.ParamType[Any]):
+    """A kind of value on the command line.
+
+    Args:
+        kind: reads it.
+    """
+
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
+        self.name = kind.metavar or "flag"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The value that the text stands for."""
+        try:
+            return self.kind.read(value)
+        except ValueError as error:
+            self.fail(f"{value!r} {error}.", param, ctx)
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:  # noqa: ARG002 - click's signature
+        """What stands for the value in help texts."""
+        return self.kind.metavar
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002 - click's signature
+        """The names that begin so, or files."""
+        if isinstance(self.kind, Name):
+            return [CompletionItem(name) for name in self.kind.names() if name.startswith(incomplete)]
+        if isinstance(self.kind, Several) and isinstance(self.kind.one, Name):
+            before, comma, last = incomplete.rpartition(",")
+            return [CompletionItem(f"{before}{comma}{name}") for name in self.kind.one.names() if name.startswith(last)]
+        return [CompletionItem(incomplete, type="file")] if isinstance(self.kind, File) else []
+
+
+class Flagged(click.Option):
+    """An option made from a field, which knows the heading that it stands under.
+
+    Args:
+        made_from: the field.
+    """
+
+    def __init__(self, made_from: Option) -> None:
+        self.made_from = made_from
+        flags = [made_from.name, *filter(None, [made_from.short]), made_from.flag]
+        if isinstance(made_from.kind, Flag):
+            flags[-1] = f"{made_from.flag}/--no-{made_from.flag[2:]}" if made_from.default else made_from.flag
+            super().__init__(flags, is_flag=True, default=made_from.default, help=made_from.help)
+            return
+        super().__init__(flags, type=Value(made_from.kind), default=made_from.default, help=made_from.help)
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """The flags, and one sentence with the choices and the default."""
+        record = super().get_help_record(ctx)
+        if record is None:
+            return None
+        return record[0].replace("  ", " "), f"{self.made_from.help}{self._choices()}{self._default(ctx)}"
+
+    def _choices(self) -> str:
+        kind = self.made_from.kind
+        kind = kind.one if isinstance(kind, Several) else kind
+        if not isinstance(kind, Name):
+            return ""
+        others = f", or {kind.others}" if kind.others else ""
+        return f" One of: {', '.join(kind.names())}{others}."
+
+    def _default(self, ctx: click.Context) -> str:
+        kind, default = self.made_from.kind, self.get_default(ctx)
+        if isinstance(kind, Flag):
+            return "  [default: on]" if default else ""
+        if default is None:
+            return f"  [default: {self.made_from.missing}]" if self.made_from.missing else ""
+        return f"  [default: {kind.show(default)}]"
+
+
+class Command(click.Command):
+    """A command whose help stands under headings, and which shows tracebacks with --debug."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.params.append(
+            click.Option(["--debug"], is_flag=True, expose_value=False, help="Show the traceback of an error.")
+        )
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """A section for each heading; what has none comes last."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                heading = parameter.made_from.group if isinstance(parameter, Flagged) else ""
+                sections.setdefault(heading or "Other", []).append(record)
+        others = sections.pop("Other", [])
+        for heading, records in {**sections, "Other" if sections else "Options": others}.items():
+            with formatter.section(heading):
+                formatter.write_dl(records, col_max=26)
+
+
+def flags(kinds: Sequence[type[Options]]) -> list[click.Option]:
+    """The options of a command that takes what these classes hold."""
+    return [Flagged(one) for kind in kinds for one in options_of(kind)]
+
+
+def takes(*kinds: type[Options]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Has a command take the options of these classes, and calls it with an object of each before anything else."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def called(*arguments: Any, **parameters: Any) -> Any:
+            made = []
+            for kind in kinds:
+                names = [one.name for one in options_of(kind)]
+                made.append(kind.of({name: parameters.pop(name) for name in names}))
+            return function(*made, *arguments, **parameters)
+
+        own = list(getattr(called, "__click_params__", []))
+        # click takes a function's parameters from last to first.
+        called.__click_params__ = [*own, *reversed(flags(kinds))]  # type: ignore[attr-defined]
+        return called
+
+    return decorate
+
+
+def configuration() -> click.Option:
+    """The option that names a file of options."""
+    return click.Option(["--config"], **_CONFIGURATION)
+
+
+def configured(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Has a command take the option that names a file of options."""
+    return click.option("--config", **_CONFIGURATION)(function)
+
+
+def read_configuration(context: click.Context, _: click.Parameter, path: Path | None) -> None:
+    """Take the options in a TOML file as defaults; what is on the command line goes before them.
+
+    Raises:
+        ConfigurationError: it cannot be read, is not TOML, names what is no option, or gives an option a wrong value.
+    """
+    if path is None:
+        return
+    try:
+        entries = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"The configuration {path} cannot be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"The configuration {path} is not TOML: {error}.") from error
+    context.default_map = {**(context.default_map or {}), **_read_entries(context, path, entries)}
+
+
+def _read_entries(context: click.Context, path: Path, entries: Mapping[str, Any]) -> dict[str, Any]:
+    known = {one.made_from.flag[2:]: one.made_from for one in context.command.params if isinstance(one, Flagged)}
+    read = {}
+    for key, value in entries.items():
+        name = key.replace("_", "-")
+        if name not in known:
+            raise unknown_option(key, sorted(known), f"The configuration {path} names what no command takes: it")
+        try:
+            read[known[name].name] = known[name].kind.read(value)
+        except ValueError as error:
+            raise ConfigurationError(f"The configuration {path} sets {key} to {value!r}, which {error}.") from error
+    return read
+
+
+def given(context: click.Context, name: str) -> bool:
+    """Whether a user has chosen an option, on the command line or in a configuration."""
+    return context.get_parameter_source(name) not in (ParameterSource.DEFAULT, None)
+
+
+_CONFIGURATION: dict[str, Any] = {
+    "type": Value(File()),
+    "is_eager": True,
+    "expose_value": False,
+    "callback": read_configuration,
+    "help": "TOML file of options, which those on the command line override.",
+}

@@ -1,0 +1,109 @@
+"""What commands print: tables and sentences on standard output, progress and errors on standard error."""
+
+import json
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from bigbatch.comm.errors import BigBatchError, ConfigurationError
+from bigbatch.experiments.commands.options import OutputSettings
+from bigbatch.experiments.training.progress import terminal_columns
+
+if TYPE_CHECKING:  # whoever only asks for help must not wait for NumPy
+    from bigbatch.experiments.runs.run import Run
+
+COLUMNS = 100
+"""The width of what is printed where there is no terminal to ask."""
+
+
+def console() -> Console:
+    """Standard output, as wide as the terminal behind it."""
+    return Console(width=terminal_columns(sys.stdout) or COLUMNS, highlight=False)
+
+
+def told(speaking: bool) -> Callable[[str], None]:
+    """Says how far a measurement is, on standard error and on one rank."""
+    return (lambda text: print(text, file=sys.stderr, flush=True)) if speaking else (lambda _: None)
+
+
+def close(folder: Path) -> None:
+    """Print the last line of every command that writes a folder: which one, and what is in it."""
+    print(f"\n{folder}/: {', '.join(sorted(entry.name for entry in folder.iterdir()))}", flush=True)
+
+
+def print_json(content: Any) -> None:
+    """Print rows, or anything else that JSON can write, as JSON."""
+    print(json.dumps(content, indent=2), flush=True)
+
+
+def new_table(*heads: str) -> Table:
+    """A table whose columns but the first are numbers."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for number, head in enumerate(heads):
+        table.add_column(head, justify="right" if number else "left", no_wrap=True)
+    return table
+
+
+def report(error: Exception, rank: int | None = None) -> None:
+    """Print one sentence about an error on standard error, after its traceback if the command line has --debug.
+
+    Args:
+        error: what went wrong.
+        rank: the rank on which it did, if not on all alike.
+    """
+    debug = "--debug" in sys.argv
+    if debug:
+        traceback.print_exception(error)
+    where = "" if rank is None else f"on rank {rank}: "
+    what = str(error) if isinstance(error, BigBatchError) else f"{type(error).__name__}: {error}"
+    hint = "" if debug or isinstance(error, BigBatchError) else " (--debug shows where)"
+    print(f"bigbatch-exp: {where}{what}{hint}", file=sys.stderr, flush=True)
+
+
+def present(
+    runs: Sequence["Run"], folder: Path, summary: dict[str, Any], sentence: str, output: OutputSettings
+) -> None:
+    """Print the table of finished runs and a sentence about them, or the summary."""
+    from bigbatch.experiments.runs.table import print_table, setting
+
+    if output.json:
+        print_json(summary)
+    elif not output.quiet:
+        print()
+        print_table(console(), [run.summary for run in runs])
+        console().print(f"\n{sentence}")
+        if setting(runs[0].summary):
+            console().print(f"\n{setting(runs[0].summary)}")
+        close(folder)
+
+
+def check_ending(path: Path, *endings: str) -> None:
+    """Refuse a file whose name ends otherwise than its kind of file does.
+
+    Raises:
+        ConfigurationError: it does.
+    """
+    if path.suffix.lower() not in endings:
+        raise ConfigurationError(f"{path} would be another kind of file: name one that ends in {endings[0]}.")
+
+
+def write(path: Path, make: Callable[[], object]) -> None:
+    """Have a file written, and print its name.
+
+    Raises:
+        ConfigurationError: it cannot be written.
+    """
+    from bigbatch.experiments.runs.run import make_folder
+
+    make_folder(path.parent)
+    try:
+        make()
+    except OSError as error:
+        raise ConfigurationError(f"The file {path} cannot be written: {error.strerror}. Name another.") from error
+    print(path, flush=True)

@@ -1,0 +1,51 @@
+"""`bigbatch-exp race`: whole trainings in turns, beside torch's own way and beside no exchange at all."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import click
+
+from bigbatch.comm.options import Flag, Options, Whole, option
+from bigbatch.experiments.commands.options import Command, takes
+from bigbatch.experiments.commands.ranks import RankSettings, ranks_of
+
+
+@dataclass(frozen=True)
+class RaceSettings(Options):
+    """What is trained, and how often.
+
+    Attributes:
+        micro_batch: examples that a rank computes at once.
+        context: tokens in an example.
+        turns: of each contestant, ten updates each.
+        json: whether to print rows instead of a table.
+    """
+
+    title: ClassVar[str] = "Race"
+
+    micro_batch: int = option(2, Whole(), "Examples that a rank computes at once.")
+    context: int = option(64, Whole(), "Tokens in an example.")
+    turns: int = option(12, Whole(), "Turns that each contestant takes, of ten updates each.")
+    json: bool = option(False, Flag(), "Print the rows as JSON instead of a table.")
+
+
+@click.command(cls=Command)
+@click.argument("strategies", nargs=-1)
+@takes(RaceSettings, RankSettings)
+def race(settings: RaceSettings, ranks: RankSettings, strategies: tuple[str, ...]) -> None:
+    """Train 4 million parameters in turns: over strategies (shared), over torch's own way, and without exchange."""
+    from bigbatch.experiments.commands.output import console, print_json, told
+    from bigbatch.experiments.measuring import race as racing
+    from bigbatch.experiments.measuring.wires import all_reduce_named
+
+    names = strategies or ("shared",)
+    for name in names:
+        all_reduce_named(name)
+    with ranks_of(ranks) as (transport, launch):
+        speaking = transport.rank == 0
+        shape = settings.micro_batch, settings.context, settings.turns
+        rows = racing.race(transport, launch, names, *shape, told(speaking))
+        if speaking and settings.json:
+            print_json(rows)
+        elif speaking:
+            racing.print_race(console(), rows)

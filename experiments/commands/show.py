@@ -1,0 +1,65 @@
+"""`bigbatch-exp show`: an algorithm's rounds, printed and drawn."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import click
+
+from bigbatch.comm.collectives import ALGORITHMS
+from bigbatch.comm.errors import BigBatchError
+from bigbatch.comm.options import BYTES, File, Flag, Name, Options, Whole, option
+from bigbatch.experiments.commands.options import Command, Value, takes
+
+
+@dataclass(frozen=True)
+class ShowSettings(Options):
+    """What is shown of the rounds.
+
+    Attributes:
+        ranks: how many there are.
+        bytes: size of the buffer.
+        node_size: ranks on a machine, or None if all share one.
+        proof: whether to print how every contribution arrives.
+        account: whether to print messages and bytes of every rank.
+        gif: whether to animate the rounds.
+        out: folder of the figures, or None for one named after the algorithm.
+    """
+
+    title: ClassVar[str] = "Rounds"
+
+    ranks: int = option(4, Whole(most=100_000), "Number of ranks.", short="-n")
+    bytes: int = option(2**20, BYTES, "Size of the buffer.")
+    node_size: int | None = option(None, Whole(), "Number of ranks on a machine, for hierarchical.", missing="all")
+    proof: bool = option(False, Flag(), "Print how every contribution arrives, once, at every rank.")
+    account: bool = option(False, Flag(), "Print messages and bytes of every rank.")
+    gif: bool = option(False, Flag(), "Animate the rounds, chunk by chunk.")
+    out: Path | None = option(None, File(), "Folder of the figures.", missing="runs/show-NAME-RANKS")
+
+
+@click.command(cls=Command)
+@click.argument("name", type=Value(Name(ALGORITHMS.names, "FILE.py:function", "NAME")))
+@takes(ShowSettings)
+def show(settings: ShowSettings, name: str) -> None:
+    """Print and draw an algorithm's rounds: a registered one, or FILE.py:function."""
+    from bigbatch.comm.collectives import bind
+    from bigbatch.comm.wires.transport import consecutive_nodes
+    from bigbatch.experiments.commands.output import close
+    from bigbatch.experiments.figures.rounds import animate_rounds, draw_rounds
+    from bigbatch.experiments.figures.shown import Shown
+    from bigbatch.experiments.runs.run import make_folder
+
+    ranks, nbytes = settings.ranks, settings.bytes
+    nodes = consecutive_nodes(ranks, settings.node_size or ranks)
+    shown = Shown(name.rpartition(":")[2], bind(ALGORITHMS.load(name), nbytes, nodes), ranks)
+    folder = settings.out or Path("runs") / f"show-{shown.name}-{ranks}"
+    make_folder(folder)
+    draw_rounds(shown, folder / "rounds.png")
+    if settings.gif:
+        animate_rounds(shown, folder / "rounds.gif")
+    proof = shown.proof_text() if settings.proof else ()
+    account = shown.account_text(nbytes) if settings.account else ()
+    print("\n".join([*proof, *account] or shown.text()), flush=True)
+    close(folder)
+    if not shown.proof.holds:
+        raise BigBatchError(f"{name} over {ranks} ranks is no all-reduce: {shown.proof}.")

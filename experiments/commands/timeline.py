@@ -1,0 +1,82 @@
+"""`bigbatch-exp timeline`: what every rank did when, drawn from a trace."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import click
+
+from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.options import File, Kind, Number, Options, Text, option
+from bigbatch.experiments.commands.options import Command, Value, takes
+
+
+class Range(Kind):
+    """A range of whole numbers from 1."""
+
+    metavar = "FIRST..LAST"
+
+    def read(self, value: Any) -> tuple[int, int]:
+        """Both ends, as in "2..4" -> (2, 4) and "3" -> (3, 3)."""
+        if isinstance(value, tuple):
+            return value
+        first, _, last = str(value).partition("..")
+        last = last or first
+        if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+            raise ValueError("is no range; write 3 for the third, or 2..4 for the second to the fourth")
+        return int(first), int(last)
+
+
+@dataclass(frozen=True)
+class TimelineSettings(Options):
+    """Which part of the trace is drawn.
+
+    Attributes:
+        arm: whose updates, or None for the first arm's.
+        updates: which, or None for the second.
+        since: instead, from when, in seconds of the trace ...
+        until: ... to when.
+        out: the figure, or None for timeline.png in the run's folder.
+    """
+
+    title: ClassVar[str] = "Timeline"
+
+    arm: str | None = option(None, Text("ARM"), "Arm whose updates are drawn.", missing="the first")
+    updates: tuple[int, int] | None = option(None, Range(), "Updates to draw, as in 2..4.", missing="the second")
+    since: float | None = option(
+        None, Number(), "Draw from this time on instead, in seconds of the trace.", flag="--from", missing="its start"
+    )
+    until: float | None = option(
+        None, Number(), "Draw up to this time, in seconds of the trace.", flag="--to", missing="its end"
+    )
+    out: Path | None = option(None, File(), "The figure.", missing="timeline.png in the run's folder")
+
+
+@click.command(cls=Command)
+@click.argument("run", type=Value(File()))
+@takes(TimelineSettings)
+def timeline(settings: TimelineSettings, run: Path) -> None:
+    """Draw what every rank did when, from the trace of a run that had --trace: a folder, or a trace.json."""
+    from bigbatch.comm.tracing.perfetto import read_trace
+    from bigbatch.experiments.figures.timeline import draw_timeline, range_of_updates
+    from bigbatch.experiments.runs.run import make_folder, trace_of
+
+    first, stop = settings.since, settings.until
+    timed = first is not None or stop is not None
+    if timed and (settings.arm or settings.updates):
+        raise ConfigurationError("--from and --to choose a range of time, --arm and --updates one of updates: use one.")
+    if settings.out is not None and settings.out.suffix.lower() not in ("", ".png"):
+        raise ConfigurationError(
+            f"The figure {settings.out} would be a PNG all the same. Name a file that ends in .png."
+        )
+    path = trace_of(run)
+    ranks = read_trace(path)
+    if not timed:
+        first, stop = range_of_updates(ranks, settings.arm, settings.updates)
+    target = settings.out or path.with_name("timeline.png")
+    make_folder(target.parent)
+    try:
+        draw_timeline(ranks, target, path.parent.resolve().name, first, stop)
+    except OSError as error:
+        raise ConfigurationError(f"The figure {target} cannot be written: {error.strerror}.") from error
+    print(target, flush=True)

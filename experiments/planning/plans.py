@@ -1,0 +1,135 @@
+"""Plans: what a request for a plan asks, found and put into sentences."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bigbatch.comm.simulation.computing import GPUS, gpu_named
+from bigbatch.comm.simulation.network import Network
+from bigbatch.experiments.planning.plan import (
+    Candidate,
+    Deployment,
+    Known,
+    Measured,
+    advice,
+    candidates,
+    exact_front,
+    fitting,
+    known_from,
+    memory_bytes,
+    planned,
+    recommended,
+)
+from bigbatch.experiments.planning.rows import MODEL, network_of
+from bigbatch.experiments.planning.settings import PlanRequest
+from bigbatch.experiments.training.settings import CORE
+from bigbatch.experiments.training.simulated import computing_on
+from bigbatch.models.sizes import ModelSize, model_named
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What came of a request for a plan.
+
+    Attributes:
+        request: what was asked for.
+        size: of the model.
+        network: between the workers.
+        known: how many updates each batch takes, and how that is known.
+        cluster: what the candidates run on.
+        at_once: sequences at once that fit into a worker's memory.
+        candidates: every combination that was looked at.
+        front: those of which no other is both faster and cheaper.
+        best: the one of them that is recommended.
+        advice: what to do, in sentences.
+    """
+
+    request: PlanRequest
+    size: ModelSize
+    network: Network
+    known: Known
+    cluster: Deployment
+    at_once: Sequence[int]
+    candidates: Sequence[Candidate]
+    front: Sequence[Candidate]
+    best: Candidate
+    advice: str
+
+    @property
+    def title(self) -> str:
+        """What is planned, in a few words."""
+        goal = f"a loss of {self.known.target:g}" if self.known.target is not None else "the target"
+        return f"{self.size.name} to {goal}, {self.request.cluster.gpu}, {self.network.name}"
+
+    def written(self) -> dict[str, Any]:
+        """All of it in types that JSON can write."""
+        return {
+            "front": [asdict(one) for one in self.front],
+            "recommended": asdict(self.best),
+            "advice": self.advice,
+            "candidates": [asdict(one) for one in self.candidates],
+            "updates": self.known.as_json(),
+            "model": asdict(self.size),
+            "network": {"name": self.network.name, "source": self.network.source},
+            "gpu": self.request.cluster.gpu,
+            "utilisation": self.request.cluster.utilisation,
+            "price": self.request.price,
+            "memory_bytes": {str(number): memory_bytes(self.size, number) for number in self.at_once},
+        }
+
+    def sentences(self) -> list[str]:
+        """What the numbers rest on."""
+        tradeoff, gpu = self.known.tradeoff, self.request.cluster.gpu
+        said = [
+            f"{self.title}; of {len(self.candidates):,} combinations, those of which no other is both faster and "
+            "cheaper.",
+            f"At least {tradeoff.least_updates:,.0f} updates, critical batch {tradeoff.critical_batch:,.0f} tokens: "
+            f"{self.known.source}.",
+        ]
+        left_out = [number for number in self.request.micro_batch if number not in self.at_once]
+        most = self.best.micro_batch
+        if gpu not in GPUS:
+            said.append("Nothing is known of its memory, so that every micro-batch was taken to fit.")
+        elif left_out:
+            numbers = ", ".join(map(str, left_out))
+            said.append(f"Too many sequences at once for the memory of {gpu}, and left out: {numbers}.")
+        elif most == max(self.at_once) and memory_bytes(self.size, 2 * most) <= GPUS[gpu].memory_bytes:
+            said.append(f"The memory of {gpu} has room for more than {most} sequences at once: see --micro-batch.")
+        said.append(f"Network {self.network.name}: {(self.network.source or 'your own').rstrip('.')}.")
+        return said
+
+
+def planned_for(request: PlanRequest, tell: Callable[[str], None]) -> Plan:
+    """Find the front of time and cost.
+
+    Args:
+        request: what is asked for.
+        tell: is told how far it is.
+
+    Raises:
+        ConfigurationError: an unknown name, a folder without a fit, or a model that fits into no memory.
+    """
+    asked = request.cluster
+    network = network_of(asked)
+    measured = Measured.read(request.fit).size if request.fit is not None else None
+    size = measured if request.model is None and measured is not None else model_named(request.model or MODEL)
+    computing = computing_on(asked.gpu, size.flops_per_token, asked.utilisation)
+    known = known_from(size, request.target, request.critical_batch, request.least_updates, request.fit)
+    at_once = fitting(size, request.micro_batch, None if asked.gpu == CORE else gpu_named(asked.gpu))
+    for name in request.strategies:  # all names are looked up before anything takes long
+        planned(name, request.servers[0])
+    cluster = Deployment(size, network, computing, asked.bucket_size, asked.overlap)
+    found = candidates(
+        cluster,
+        known.tradeoff,
+        list(request.strategies),
+        request.workers,
+        request.servers,
+        at_once,
+        request.accumulate,
+        tell,
+    )
+    front, found = exact_front(cluster, known.tradeoff, found, tell)
+    return Plan(
+        request, size, network, known, cluster, at_once, found, front, recommended(front), advice(front)
+    )

@@ -1,0 +1,290 @@
+"""Assembling an experiment: the one place where settings become a task, a model, optimisers and a trainer."""
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.parameters import FlatParameters, OptimizerFactory
+from bigbatch.comm.strategies import STRATEGIES
+from bigbatch.comm.strategies.strategy import Strategy
+from bigbatch.comm.transports.launch import Launch
+from bigbatch.experiments.training.settings import UNSCALED, Request, Settings
+from bigbatch.models import MODELS
+from bigbatch.models.model import Model
+from bigbatch.models.sizes import ModelSize
+from bigbatch.optimizers import SCALING_RULES, SCHEDULES
+from bigbatch.optimizers.changed import clipped, scaled, scheduled
+from bigbatch.optimizers.rates import ScalingRule, Schedule, warm_up_start
+from bigbatch.optimizers.standard import optimizer_named
+from bigbatch.tasks import TASKS
+from bigbatch.tasks.settings import DataSettings
+from bigbatch.tasks.task import Task
+from bigbatch.training.batches import DEFAULT_BATCH, Arm, BatchPlan
+from bigbatch.training.compute_model import ComputeModel
+from bigbatch.training.noise import measurable
+from bigbatch.training.trainer import Trainer
+
+
+def strategy_of(request: Request) -> type[Strategy]:
+    """The strategy that a request names, with the options that were chosen.
+
+    Raises:
+        ConfigurationError: there is none, or its options contradict each other.
+    """
+    strategy: type[Strategy] = STRATEGIES.load(request.strategy)
+    return strategy.configured(request.options)
+
+
+@lru_cache(maxsize=1)
+def task_of(settings: DataSettings) -> Task:
+    """The task that the settings name, prepared; the last one is kept, for several experiments in one process.
+
+    Raises:
+        ConfigurationError: there is no such task, or its text is of no use.
+    """
+    kind: type[Task] = TASKS.load(settings.task)
+    return kind.prepare(settings)
+
+
+class Assembly:
+    """What an experiment is made of, as its settings name it.
+
+    Args:
+        settings: what was asked for.
+        task: what is learnt; see `task_of`.
+
+    Attributes:
+        settings: what was asked for.
+        task: what is learnt.
+        examples: how many examples an arm sees.
+    """
+
+    def __init__(self, settings: Settings, task: Task) -> None:
+        self.settings = settings
+        self.task = task
+        self.examples = settings.examples(task.example_tokens)
+        self._kind: type[Model] = MODELS.load(settings.model.model)
+
+    def model(self) -> nn.Module:
+        """A new model, the same on every rank.
+
+        Raises:
+            ConfigurationError: it cannot be built for this task.
+        """
+        return self._kind.build(self.task, self.settings.model, self.settings.batch.seed)
+
+    def size(self) -> ModelSize:
+        """How large the model is, for simulated time."""
+        return self._kind.size(self.task, self.settings.model)
+
+    def optimizer(self, plan: BatchPlan, strategy: type[Strategy]) -> OptimizerFactory:
+        """What makes one arm's optimisers.
+
+        Args:
+            plan: the arm's.
+            strategy: that makes the updates.
+
+        Raises:
+            ConfigurationError: the rule cannot scale for that batch; or the warm-up is longer than the arm, marked
+                `everywhere`, for every rank finds the same.
+        """
+        return optimizer_of(self.settings, plan, plan.updates(self.examples), strategy)
+
+    def trainer(
+        self,
+        strategy: Strategy,
+        optimizer: OptimizerFactory,
+        plan: BatchPlan,
+        device: torch.device,
+        *,
+        examples: int | None = None,
+        compute_model: ComputeModel | None = None,
+        overlap: bool | None = None,
+    ) -> Trainer:
+        """Start the strategy on a new model, and make the trainer of both; all ranks together.
+
+        Args:
+            strategy: not started yet.
+            optimizer: makes the optimisers.
+            plan: how a batch is divided.
+            device: what this rank computes on.
+            examples: how many to see in all; None for as many as the settings say.
+            compute_model: how long computing takes, if the clock is a simulated one.
+            overlap: whether buckets are pushed while backward runs; None as the settings say.
+
+        Raises:
+            MismatchError: on every rank, if the ranks have different models.
+        """
+        settings = self.settings
+        model = self.model().to(device)
+        parameters = FlatParameters(model)
+        strategy.bucket_bytes = settings.wires.bucket_size
+        strategy.start(parameters, optimizer)
+        return Trainer(
+            model,
+            self.task,
+            strategy,
+            parameters,
+            plan,
+            self.examples if examples is None else examples,
+            settings.batch.seed,
+            overlap=settings.wires.overlap if overlap is None else overlap,
+            compute_model=compute_model,
+            measure_noise=settings.observation.noise_scale,
+        )
+
+    def metrics(self, model: nn.Module, device: torch.device, micro_batch: int) -> dict[str, float]:
+        """What the task measures of a trained model besides the loss, on as many held-out examples as the loss.
+
+        Args:
+            model: trained; its mode is put back as it was.
+            device: the model's.
+            micro_batch: examples that are computed at once.
+        """
+        wanted = -(-self.settings.data.validation_tokens // self.task.example_tokens)
+        places = np.arange(min(self.task.sizes["validation"], wanted))
+        batches = (
+            self.task.batch("validation", places[first : first + micro_batch]).to(device)
+            for first in range(0, len(places), micro_batch)
+        )
+        training = model.training
+        model.eval()
+        with torch.no_grad():
+            found = self.task.metrics(model, batches)
+        model.train(training)
+        return found
+
+
+def optimizer_of(settings: Settings, plan: BatchPlan, updates: int, strategy: type[Strategy]) -> OptimizerFactory:
+    """The factory of one arm's optimisers.
+
+    Args:
+        settings: what was asked for.
+        plan: the arm's.
+        updates: how many updates the arm makes.
+        strategy: that makes them.
+
+    Raises:
+        ConfigurationError: see `Assembly.optimizer`.
+    """
+    update = settings.update
+    make = _scaled(settings, plan, strategy)
+    if (update.schedule, update.warmup) != ("constant", 0):
+        schedule: Schedule = SCHEDULES.load(update.schedule)
+        steps_per_update = strategy.steps_per_update(plan.workers)
+        start = warm_up_start(SCALING_RULES.load(update.scaling), *_batches(settings, plan, strategy))
+        make = scheduled(make, schedule, updates * steps_per_update, update.warmup * steps_per_update, start)
+    return make if update.clip is None else clipped(make, update.clip)
+
+
+def _scaled(settings: Settings, plan: BatchPlan, strategy: type[Strategy]) -> OptimizerFactory:
+    """The optimisers as named, with their rates for the examples behind one step."""
+    update = settings.update
+    make = optimizer_named(update.optimizer, update.learning_rate)
+    rule: ScalingRule = SCALING_RULES.load(update.scaling)
+    return make if update.scaling == UNSCALED else scaled(make, rule, *_batches(settings, plan, strategy))
+
+
+def _batches(settings: Settings, plan: BatchPlan, strategy: type[Strategy]) -> tuple[int, int]:
+    """Examples behind one step of an optimiser, and those for which the rate is meant."""
+    behind_a_step = plan.global_batch // plan.workers * strategy.gradients_per_step(plan.workers)
+    return behind_a_step, settings.update.base_batch or DEFAULT_BATCH
+
+
+def check(request: Request, plan: BatchPlan, strategy: type[Strategy]) -> None:
+    """Refuse now, in one process, what every process would refuse later, or what would mean nothing.
+
+    Args:
+        request: what was asked for.
+        plan: of the accumulated arm.
+        strategy: that is to train the arms.
+
+    Raises:
+        ConfigurationError: an unknown task, model, optimiser, schedule or scaling rule; a batch for which the rule
+            cannot scale; a base batch and no rule; a target, and workers that are not in step; a noise scale that no
+            arm can measure; or a number of workers with which the strategy cannot work.
+    """
+    settings = request.settings
+    strategy.workers_among(strategy.ranks_for(plan.workers))
+    TASKS.load(settings.data.task)
+    MODELS.load(settings.model.model)
+    SCHEDULES.load(settings.update.schedule)
+    update, target = settings.update, settings.observation.target
+    if update.base_batch is not None and update.scaling == UNSCALED:
+        raise ConfigurationError(
+            f"--base-batch {update.base_batch} says from which batch to scale: add --scaling linear or sqrt, or leave "
+            "it out."
+        )
+    if target is not None and not strategy.in_step():
+        raise ConfigurationError(
+            f"--target {target:g} asks how long all workers take, but those of {request.strategy} are not in step, so "
+            "that one's updates, tokens and seconds are not the others': leave --target out, or use ps:sync or an "
+            "all-reduce."
+        )
+    arms = settings.batch.chosen_arms(plan)
+    for arm in arms:
+        make = _scaled(settings, arm.plan, strategy)
+        if update.scaling != UNSCALED:
+            make([("weight", nn.Parameter(torch.zeros(1, 1)))])  # only an optimiser knows whether it can
+    if settings.observation.noise_scale and all(unmeasured(arm, tells_squares=strategy.tells_squares) for arm in arms):
+        raise ConfigurationError(
+            f"--noise-scale compares the gradients behind one update, but every arm of {','.join(settings.batch.arms)} "
+            "has only one that can be told from others: use --accumulate 2 or more with the arm accumulated, or an "
+            "all-reduce over two or more workers."
+        )
+
+
+def unmeasured(arm: Arm, *, tells_squares: bool) -> str:
+    """Why an arm cannot measure the gradient noise scale, as a sentence without its full stop; empty if it can.
+
+    Args:
+        arm: which.
+        tells_squares: what the strategy says of itself.
+    """
+    if measurable(arm.plan.workers, arm.plan.accumulation, tells_squares=tells_squares):
+        return ""
+    several = f", and its {arm.plan.workers} workers' do not come together" if arm.plan.workers > 1 else ""
+    return f"The arm {arm.name} cannot measure the noise scale: a worker's gradient is one micro-batch's alone{several}"
+
+
+def noise_remarks(settings: Settings, arm: Arm, *, tells_squares: bool) -> list[str]:
+    """What the user should know about an arm whose noise scale was asked for."""
+    remark = unmeasured(arm, tells_squares=tells_squares) if settings.observation.noise_scale else ""
+    return [remark] if remark else []
+
+
+def resolve_device(name: str, launch: Launch) -> torch.device:
+    """The device this process computes on.
+
+    "auto" takes a GPU if every process on this machine can have its own, and "cuda" shares those there are.
+
+    Raises:
+        ConfigurationError: no such device here.
+    """
+    gpus = torch.cuda.device_count()
+    if name == "auto":
+        return torch.device("cuda", launch.local_rank) if gpus >= launch.local_size else torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigurationError(f"Unknown device {name!r}. Use auto, cpu, cuda or cuda:N.")
+    if device.type == "cpu":
+        return device
+    if not gpus or (device.index or 0) >= gpus:
+        seen = f"only {gpus}" if gpus else "no"
+        raise ConfigurationError(
+            f"The device {name!r} was asked for, but torch {torch.__version__} sees {seen} GPU here. Use --device cpu, "
+            "or install a torch that was built for your GPU."
+        )
+    return device if device.index is not None else torch.device("cuda", launch.local_rank % gpus)
+
+
+def facts_about_task(task: Task) -> dict[str, Any]:
+    """What must be the same wherever a task is prepared: names and values."""
+    return {"sha256": task.corpus_sha256, "vocabulary": task.vocabulary_size}

@@ -1,0 +1,137 @@
+"""Conducting an experiment: in this process, in those that a launcher started, or in processes that are started for it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from bigbatch.comm.errors import BigBatchError, ConfigurationError, LaunchError
+from bigbatch.comm.transports.launch import Launch, Launcher, detect
+from bigbatch.comm.wires.transport import Transport
+from bigbatch.experiments.runs.run import Run, new_folder
+from bigbatch.experiments.training.assemble import check, resolve_device, strategy_of
+from bigbatch.experiments.training.experiment import Experiment
+from bigbatch.experiments.training.launcher import launch_command
+from bigbatch.experiments.training.progress import Reporter
+from bigbatch.experiments.training.settings import Request
+from bigbatch.experiments.training.simulated import simulation_of
+
+INTERRUPTED = 130
+"""The exit status of a program that was ended by Ctrl-C, as shells have it."""
+
+Start = Callable[[list[str]], None]
+"""Starts the processes of a job, given their command, and returns when they have ended well."""
+
+Failed = Callable[[Exception, int | None], None]
+"""Told of an error that only this rank knows of, and of the rank, before the whole job is ended."""
+
+
+def conduct(
+    request: Request, out: Path | None, *, quiet: bool, start: Start, failed: Failed, launch: Launch | None = None
+) -> Run | None:
+    """Run an experiment, wherever its ranks are.
+
+    Args:
+        request: what is asked for.
+        out: the run's folder; None for a new one below ./runs.
+        quiet: whether to show no progress.
+        start: starts processes, if it takes several and no launcher has started this one.
+        failed: told of an error that only this rank knows of.
+        launch: how this process was started, if not as its environment says.
+
+    Returns:
+        The run; None on the ranks that write none.
+
+    Raises:
+        BigBatchError: it cannot be done; on every rank, if the ranks could agree on that.
+    """
+    strategy = strategy_of(request)
+    settings = request.settings
+    launch = launch or detect()
+    started = None if launch.launcher is Launcher.NONE else strategy.workers_among(launch.size)
+    simulated = settings.simulation.simulate
+    if simulated is not None and started is not None:
+        raise LaunchError("--simulate runs all ranks in one process: run it without mpirun or torchrun.")
+    plan = settings.plan(started)
+    check(request, plan, strategy)
+    name = f"simulated-{simulated}" if simulated is not None else str(plan.workers)
+    folder = out or new_folder(f"{Path(request.strategy).name.replace(':', '-')}-{name}")
+    if simulated is not None:
+        simulation = simulation_of(settings)
+
+        def work(transport: Transport) -> None:
+            reporter = Reporter(quiet=quiet or transport.rank != 0)
+            Experiment(request, strategy, plan, torch.device("cpu"), folder, reporter, simulation).run(transport)
+
+        simulation.run(strategy.ranks_for(plan.workers), work, settings.wires.deadline)
+        return Run.read(folder)
+    if started is None and strategy.ranks_for(plan.workers) > 1:
+        words = [*request.words(), "--out", str(folder), *(["--quiet"] if quiet else [])]
+        start(launch_command(strategy, plan.workers, words))
+        return Run.read(folder)
+    device = resolve_device(settings.machine.device, launch)
+    reporter = Reporter(quiet=quiet or launch.rank != 0)
+    experiment = Experiment(request, strategy, plan, device, folder, reporter)
+    with connected(
+        lambda: strategy.connect(launch, str(device), settings.wires.deadline), failed, reporter.tell
+    ) as transport:
+        experiment.run(transport)
+        return Run.read(folder) if transport.rank == 0 else None
+
+
+def conduct_alone(request: Request, folder: Path) -> Run:
+    """Run an experiment of one process, quietly, in this process, whoever started it.
+
+    Args:
+        request: what is asked for: one worker, or a simulation.
+        folder: of the run.
+
+    Raises:
+        ConfigurationError: it cannot be done, or would take other processes.
+    """
+
+    def refuse(command: list[str]) -> None:
+        raise ConfigurationError(f"One process cannot do what takes several: {request.command()}.")
+
+    def failed(error: Exception, rank: int | None) -> None:
+        raise AssertionError("an error in a job of one rank is raised") from error
+
+    run = conduct(request, folder, quiet=True, start=refuse, failed=failed, launch=Launch(Launcher.NONE))
+    assert run is not None, "the only rank is rank 0"
+    return run
+
+
+@contextmanager
+def connected(connect: Callable[[], Transport], failed: Failed, tell: Callable[[str], None]) -> Iterator[Transport]:
+    """The transport while the work goes well; an error that only this rank knows of ends the whole job.
+
+    An error on every rank, or in a job of one, is raised.
+
+    Args:
+        connect: makes the transport.
+        failed: told of an error that only this rank knows of.
+        tell: takes what the user should know, a sentence without its full stop.
+    """
+    transport = connect()
+    alone = transport.size == 1
+    try:
+        yield transport
+    except BigBatchError as error:
+        if not error.everywhere and not alone:
+            failed(error, None)
+            transport.abort(1)
+        transport.close()
+        raise
+    except KeyboardInterrupt:
+        if transport.rank == 0:
+            tell("Interrupted; what was measured so far is in the run's folder")
+        if alone:
+            raise
+        transport.abort(INTERRUPTED)
+    except Exception as error:  # a fault of ours, or of a user's model, task or strategy
+        if alone:
+            raise
+        failed(error, transport.rank)
+        transport.abort(1)
+    transport.close()
