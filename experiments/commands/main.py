@@ -7,7 +7,7 @@ import tomllib
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,9 +21,10 @@ from rich.table import Table
 from bigbatch.comm.cache import cache_folder
 from bigbatch.comm.collectives import ALGORITHMS, bind
 from bigbatch.comm.errors import BigBatchError, ConfigurationError, LaunchError
+from bigbatch.comm.options import Flag, Name, Number, Option, Whole, options_of
 from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.comm.strategies.all_reduce import AllReduce
-from bigbatch.comm.strategies.strategy import Option, Strategy
+from bigbatch.comm.strategies.strategy import Strategy
 from bigbatch.comm.tracing.perfetto import read_trace
 from bigbatch.comm.transports.launch import Launch, Launcher, detect
 from bigbatch.comm.wires.agreement import together
@@ -266,10 +267,10 @@ def strategy_command(name: str) -> click.Command:
     @experiment_options
     @simulation_options
     def command(**options: Any) -> None:
-        choices = {option.name: options.pop(option.name) for option in strategy.options}
+        choices = {option.name: options.pop(option.name) for option in offered_by(strategy)}
         run_strategy(name, strategy.configured(choices), choices, options)
 
-    command.params += [as_click(option) for option in strategy.options]
+    command.params += [as_click(option) for option in offered_by(strategy)]
     beside = importlib.import_module(BESIDE[name]).COMMANDS if name in BESIDE else {}
     return StrategyGroup(command, beside) if beside else command
 
@@ -306,17 +307,26 @@ def parsed(words: Sequence[str]) -> dict[str, Any]:
     return strategy_command(words[0]).make_context(words[0], list(words[1:])).params
 
 
+def offered_by(strategy: type[Strategy]) -> list[Option]:
+    """The options of a strategy, each with the value that it has unless somebody chooses another."""
+    values = strategy.options.flat()
+    return [replace(option, default=values[option.name]) for option in options_of(type(strategy.options))]
+
+
 def as_click(option: Option) -> click.Option:
     """A strategy's option, on the command line."""
-    flag = f"--{option.name.replace('_', '-')}"
-    if isinstance(option.default, bool):
+    flag, kind = option.flag, option.kind
+    if isinstance(kind, Flag):
         flags = f"{flag}/--no-{flag[2:]}" if option.default else flag
         return click.Option([flags], is_flag=True, default=option.default, show_default=True, help=option.help)
-    kind: Any = click.Choice(option.known) if option.known else type(option.default)
-    if option.least is not None:
-        whole = isinstance(option.default, int)
-        kind = click.IntRange(min=int(option.least)) if whole else click.FloatRange(min=option.least)
-    return click.Option([flag], type=kind, default=option.default, show_default=True, help=option.help)
+    taken: Any = click.STRING
+    if isinstance(kind, Name) and not kind.others:
+        taken = click.Choice(kind.names())
+    elif isinstance(kind, Whole):
+        taken = click.IntRange(min=kind.least)
+    elif isinstance(kind, Number):
+        taken = click.FLOAT
+    return click.Option([flag], type=taken, default=option.default, show_default=True, help=option.help)
 
 
 def run_strategy(name: str, strategy: type[Strategy], choices: dict[str, Any], options: dict[str, Any]) -> None:
@@ -396,7 +406,7 @@ def run_quietly(words: Sequence[str], folder: Path) -> None:
     name = words[0]
     options = {**parsed(words), "out": folder, "quiet": True}
     strategy: type[Strategy] = STRATEGIES.load(name)
-    choices = {option.name: options.pop(option.name) for option in strategy.options}
+    choices = {option.name: options.pop(option.name) for option in offered_by(strategy)}
     strategy = strategy.configured(choices)
     settings = settings_of(options)
     if options["simulate"] is not None:

@@ -22,6 +22,7 @@ from bigbatch.experiments.commands.main import (
     as_click,
     console,
     experiment_options,
+    offered_by,
     plan_of,
     present,
     settings_of,
@@ -60,7 +61,7 @@ class Part(click.ParamType[tuple[int, int]]):
 
 def serving_options(command: Any) -> Any:
     """An experiment's options, and those of a parameter server but for what only a job of ranks has."""
-    own = [option for option in ParameterServer.options if option.name not in ("servers", "colocated")]
+    own = [option for option in offered_by(ParameterServer) if option.name not in ("servers", "colocated")]
     named = {parameter.name: parameter for parameter in command.params}  # the last of a name is the function's own
     command.params = [parameter for name, parameter in named.items() if name not in UNUSED]
     command.params += [as_click(option) for option in own]
@@ -101,11 +102,12 @@ def serve(
     **options: Any,
 ) -> None:
     """Serve parameters to workers that come and go."""
-    choices = {option.name: options.pop(option.name) for option in ParameterServer.options if option.name in options}
+    own = [option.name for option in offered_by(ParameterServer) if option.name in options]
+    choices = {name: options.pop(name) for name in own}
     options = {**options, **UNUSED}
     settings, plan = settings_of(options), plan_of(options, None)
     server = ParameterServer.configured({**choices, "servers": part[1]})
-    setup = server.setup
+    setup = server.options
     name = f"ps:{setup.consistency}"
     settings.check(plan, name, server)
     snapshots = Snapshots(snapshot_folder) if snapshot_folder is not None else None

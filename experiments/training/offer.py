@@ -6,8 +6,9 @@ from typing import Any, Self
 import bigbatch
 from bigbatch.comm.errors import MismatchError
 from bigbatch.comm.parameters import OptimizerFactory, refuse_parts
-from bigbatch.comm.strategies.parameter_server import ParameterServer, Setup
+from bigbatch.comm.strategies.parameter_server import ParameterServer
 from bigbatch.comm.strategies.remote import Facts
+from bigbatch.comm.strategies.server_options import ServerOptions
 from bigbatch.experiments.training.settings import Settings
 from bigbatch.models.decoder import Transformer, TransformerShape
 from bigbatch.tasks.task import Task
@@ -90,7 +91,7 @@ class Offer:
     """
 
     name: str
-    setup: Setup
+    setup: ServerOptions
     settings: Settings
     plan: BatchPlan
     part: int
@@ -99,7 +100,7 @@ class Offer:
     @property
     def strategy(self) -> type[ParameterServer]:
         """The same kind of server among ranks."""
-        return ParameterServer.configured(asdict(self.setup))
+        return ParameterServer.configured(self.setup.flat())
 
     def optimizer(self, task: Task, arm: Arm) -> OptimizerFactory:
         """What makes an arm's optimiser, for this server's part.
@@ -116,7 +117,7 @@ class Offer:
         """In types that JSON can write."""
         return {
             **self.settings.as_json(),
-            **asdict(self.setup),
+            **self.setup.written(),
             "plan": asdict(self.plan),
             "part": self.part,
             "patience": self.patience,
