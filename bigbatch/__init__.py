@@ -1,8 +1,42 @@
 """bigbatch: what does a bigger batch buy, and what does moving the gradients cost?
 
-Three layers: `bigbatch.comm` (the wires), `bigbatch` itself (the trainer) and `bigbatch.experiments` (the bench).
+Three layers: `bigbatch.comm` (the wires), `bigbatch` itself (the trainer) and `bigbatch.experiments` (the bench). The
+names here are the public ones; they are imported when they are first used, so that `import bigbatch` costs nothing.
+What is not listed here may move.
 """
 
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bigbatch.comm.transports.cluster import Cluster
+    from bigbatch.experiments.api import compare, run, simulate
+    from bigbatch.experiments.runs.run import Run
+    from bigbatch.experiments.training.settings import Settings
+    from bigbatch.training.session import Session, attach
 
 __version__ = version("bigbatch")
+
+_PUBLIC = {
+    "Cluster": "bigbatch.comm.transports.cluster",
+    "Run": "bigbatch.experiments.runs.run",
+    "Session": "bigbatch.training.session",
+    "Settings": "bigbatch.experiments.training.settings",
+    "attach": "bigbatch.training.session",
+    "compare": "bigbatch.experiments.api",
+    "run": "bigbatch.experiments.api",
+    "simulate": "bigbatch.experiments.api",
+}
+
+__all__ = ["Cluster", "Run", "Session", "Settings", "__version__", "attach", "compare", "run", "simulate"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'bigbatch' has no attribute {name!r}; its public names are: {', '.join(__all__)}")
+    return getattr(import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

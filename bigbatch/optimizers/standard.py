@@ -38,11 +38,21 @@ def optimizer_named(name: str, learning_rate: float) -> OptimizerFactory:
             f"The optimiser {name!r} computes the loss several times in a step, which no worker does. Take another."
         )
     if isinstance(found, type) and issubclass(found, torch.optim.Optimizer):
-        build: Callable[..., torch.optim.Optimizer] = found
-        make = partial(build, lr=learning_rate)
-        return WholeFactory(name, make) if found.__name__ in WHOLE_OF_TORCH else make
+        return factory_of(found, lr=learning_rate)
     made: OptimizerFactory = found(learning_rate)
     return made
+
+
+def factory_of(optimizer: Callable[..., Optimizer], **settings: Any) -> OptimizerFactory:
+    """The factory of any class of optimisers, or of a function that makes some.
+
+    Args:
+        optimizer: called with named parameters and the settings.
+        settings: what it is called with besides: `lr=1e-3`.
+    """
+    make = partial(optimizer, **settings)
+    name = getattr(optimizer, "__name__", "")
+    return WholeFactory(f"torch.optim:{name}", make) if name in WHOLE_OF_TORCH else make
 
 
 Named = list[tuple[str, nn.Parameter]]

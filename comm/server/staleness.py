@@ -1,9 +1,10 @@
 """Staleness: what becomes of a gradient that was computed on parameters which have changed since."""
 
 from collections.abc import Callable, Mapping
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from torch import Tensor
+if TYPE_CHECKING:  # a command line that is only looked at must not wait for torch
+    from torch import Tensor
 
 
 class StaleGradients:
@@ -17,7 +18,7 @@ class StaleGradients:
 
     remembers: ClassVar[bool] = False
 
-    def correct(self, gradient: Tensor, weight: float, values: Tensor, read: Tensor | None) -> None:
+    def correct(self, gradient: "Tensor", weight: float, values: "Tensor", read: "Tensor | None") -> None:
         """Correct a gradient in place.
 
         Args:
@@ -59,7 +60,7 @@ class Compensated(StaleGradients):
     def __init__(self, compensation: float) -> None:
         self._compensation = compensation
 
-    def correct(self, gradient: Tensor, weight: float, values: Tensor, read: Tensor | None) -> None:
+    def correct(self, gradient: "Tensor", weight: float, values: "Tensor", read: "Tensor | None") -> None:
         """With g the mean over tokens, of which `gradient` is `weight` times as much."""
         if read is not None and weight:
             gradient.addcmul_(gradient * gradient, values - read, value=self._compensation / weight)

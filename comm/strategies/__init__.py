@@ -66,7 +66,7 @@ class Strategies(Registry):
 
 OPTIONS = {
     **dict.fromkeys(("hierarchical", "shared", "auto", "mpi", "allreduce"), "bigbatch.comm.options:Options"),
-    "ps": "bigbatch.comm.server.options:ServerOptions",
+    "ps": "bigbatch.comm.strategies.server_options:ServerOptions",
 }
 """Built-in strategy -> its class of options: what a command line asks for before anybody waits for torch."""
 

@@ -1,7 +1,7 @@
 """Parameter servers: the workers send gradients, the servers make the updates and send parameters."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
@@ -9,62 +9,15 @@ import numpy as np
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.parameters import Bucket, FlatParameters, OnHost, OptimizerFactory, all_finite, refuse_parts
 from bigbatch.comm.schedules.schedule import chunk_bounds
-from bigbatch.comm.server.consistency import CONSISTENCIES, Consistency
 from bigbatch.comm.server.report import Report, Waiting
 from bigbatch.comm.server.shard import Shard
-from bigbatch.comm.server.staleness import STALE, StaleGradients
-from bigbatch.comm.strategies.strategy import Option, StepReport, Strategy
+from bigbatch.comm.strategies.server_options import ServerOptions
+from bigbatch.comm.strategies.strategy import StepReport, Strategy
 from bigbatch.comm.wires.recording import REDUCE
 from bigbatch.comm.wires.request import ANY, Request
 from bigbatch.comm.wires.transport import Transport
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What kind of parameter server.
-
-    Attributes:
-        consistency: "sync", "async", "ssp" or "backup".
-        staleness: how many gradients a worker may be ahead of the slowest, with "ssp".
-        spares: how many gradients of a version are not waited for, with "backup".
-        stale: "plain", "scaled" or "compensated".
-        compensation: λ, with "compensated".
-        servers: over how many servers the parameters are split.
-        colocated: a server beside every worker's own work instead, so that there are as many.
-
-    Raises:
-        ConfigurationError: an unknown word, or a number of servers where the workers' counts.
-    """
-
-    consistency: str = "sync"
-    staleness: int = 1
-    spares: int = 1
-    stale: str = "plain"
-    compensation: float = 0.04
-    servers: int = 1
-    colocated: bool = False
-
-    def __post_init__(self) -> None:
-        for what, name, known in (("consistency", self.consistency, CONSISTENCIES), ("stale", self.stale, STALE)):
-            if name not in known:
-                raise ConfigurationError(f"Unknown {what} {name!r}. Known: {', '.join(known)}.")
-        if self.colocated and self.servers != Setup.servers:
-            raise ConfigurationError(
-                f"--colocated puts a server beside every worker, so that --servers {self.servers} cannot be chosen. "
-                "Leave one of the two out."
-            )
-
-    def rule(self) -> Consistency:
-        """The rule of consistency."""
-        numbers = {"ssp": (self.staleness,), "backup": (self.spares,)}
-        return CONSISTENCIES[self.consistency](*numbers.get(self.consistency, ()))
-
-    def treatment(self) -> StaleGradients:
-        """What becomes of stale gradients."""
-        numbers = {"compensated": (self.compensation,)}
-        return STALE[self.stale](*numbers.get(self.stale, ()))
 
 
 REQUEST_TAG, GRADIENT_TAG, REPORT_TAG, VALUE_TAG = 1, 2, 3, 4
@@ -90,42 +43,21 @@ class ParameterServer(Strategy):
     Source: Li et al., "Scaling distributed machine learning with the parameter server" (2014).
 
     Attributes:
-        setup: what kind it is.
         bounds: (servers + 1) where each server's part of the flat parameters begins, in elements; set by `start`.
     """
 
-    setup: ClassVar[Setup] = Setup()
-
-    options: ClassVar[tuple[Option, ...]] = (
-        Option("consistency", setup.consistency, "Which gradients make an update.", known=tuple(CONSISTENCIES)),
-        Option("staleness", setup.staleness, "With ssp: gradients that a worker may be ahead of the slowest.", least=0),
-        Option("spares", setup.spares, "With backup: gradients of a version that are not waited for.", least=0),
-        Option("stale", setup.stale, "What becomes of a gradient of an old version.", known=tuple(STALE)),
-        Option("compensation", setup.compensation, "With compensated: the factor λ.", least=0),
-        Option("servers", setup.servers, "Over how many servers the parameters are split.", least=1),
-        Option("colocated", setup.colocated, "A server beside every worker, instead of ranks that only serve."),
-    )
+    options: ClassVar[ServerOptions] = ServerOptions()
 
     def __init__(self, transport: Transport) -> None:
         super().__init__(transport)
-        if self.setup.colocated:
+        if self.options.colocated:
             transport.check_threads()
-        self._rule = self.setup.rule()
-        self._servers = range(0 if self.setup.colocated else self.workers, transport.size)
+        self._rule = self.options.rule()
+        self._servers = range(0 if self.options.colocated else self.workers, transport.size)
         self._sending: list[Request] = []
         self._arriving: list[Request] = []
         self._shard: Shard | None = None
-
-    @classmethod
-    def configured(cls, choices: Mapping[str, Any]) -> type[Self]:
-        """With some of the options chosen."""
-        unknown = set(choices) - {field.name for field in fields(Setup)}
-        if unknown:
-            raise ConfigurationError(f"{cls.__name__} has no option {' or '.join(sorted(unknown))}.")
-        setup = replace(cls.setup, **choices)
-        defaults = {field.name: getattr(setup, field.name) for field in fields(Setup)}
-        options = tuple(replace(option, default=defaults[option.name]) for option in cls.options)
-        return type(cls.__name__, (cls,), {"setup": setup, "options": options, "__doc__": cls.__doc__})
+        self._serving: Request | None = None
 
     @classmethod
     def variant(cls, words: str) -> type[Self]:
@@ -143,29 +75,29 @@ class ParameterServer(Strategy):
     @classmethod
     def ranks_for(cls, workers: int) -> int:
         """The servers are ranks of their own, unless they are beside the workers."""
-        return workers if cls.setup.colocated else workers + cls.setup.servers
+        return workers if cls.options.colocated else workers + cls.options.servers
 
     @classmethod
     def workers_among(cls, ranks: int) -> int:
         """All but the servers; the rule may ask for more than one."""
         workers = super().workers_among(ranks)
-        cls.setup.rule().check(workers)
+        cls.options.rule().check(workers)
         return workers
 
     @classmethod
     def steps_per_update(cls, workers: int) -> int:
         """As the rule of consistency has it."""
-        return cls.setup.rule().updates_of(workers)
+        return cls.options.rule().updates_of(workers)
 
     @classmethod
     def gradients_per_step(cls, workers: int) -> int:
         """As the rule of consistency has it."""
-        return cls.setup.rule().gradients_of(workers)
+        return cls.options.rule().gradients_of(workers)
 
     @classmethod
     def in_step(cls) -> bool:
         """As the rule of consistency has it."""
-        rule = cls.setup.rule()
+        rule = cls.options.rule()
         return rule.alike and rule.everyone
 
     def start(self, parameters: FlatParameters, optimizer: OptimizerFactory) -> None:
@@ -185,8 +117,8 @@ class ParameterServer(Strategy):
                 self._values.part(first, stop),
                 parameters.pieces(first, stop),
                 optimizer,
-                self.setup.rule(),
-                self.setup.treatment(),
+                self.options.rule(),
+                self.options.treatment(),
             )
 
     @property
@@ -194,24 +126,23 @@ class ParameterServer(Strategy):
         """This server's number among the servers."""
         return self._servers.index(self.transport.rank)
 
-    def run(self, work: Callable[[], Result]) -> Result | None:
-        """Work, or serve those who do, or both at the same time."""
+    def enter(self) -> None:
+        """Serve, on a rank that does nothing else; with a server beside every worker, begin to serve in a thread."""
         if self._shard is None:
-            return self._take_part(work)
+            return
         if self.worker is None:
             self.service(self.transport).run()
-            return None
-        serving = self.transport.start_thread(lambda end: self.service(end).run())
-        result = self._take_part(work)
-        serving.wait()
-        return result
+        else:
+            self._serving = self.transport.start_thread(lambda end: self.service(end).run())
 
-    def _take_part(self, work: Callable[[], Result]) -> Result:
-        """Work, and tell the servers when that is done."""
-        result = work()
+    def leave(self) -> None:
+        """Tell the servers that this worker makes no further update, and wait for the server beside it, if any."""
+        if self.worker is None:
+            return
         self._ask(LEAVE)
         self._wait_for_sends()
-        return result
+        if self._serving is not None:
+            self._serving.wait()
 
     def service(self, transport: Transport) -> "Service":
         """What a server does on `transport`, about to begin: every worker has read, and nobody has pushed."""
@@ -326,7 +257,7 @@ class ParameterServer(Strategy):
         """A server's counts."""
         if self._shard is None:
             return {}
-        return {"consistency": self.setup.consistency, **self._shard.statistics()}
+        return {"consistency": self.options.consistency, **self._shard.statistics()}
 
 
 class Service:

@@ -12,6 +12,7 @@ from torch import Tensor
 from bigbatch.comm.collectives.broadcast import broadcast
 from bigbatch.comm.collectives.recursive_doubling import recursive_doubling
 from bigbatch.comm.errors import ConfigurationError, LaunchError
+from bigbatch.comm.options import Options
 from bigbatch.comm.parameters import Bucket, FlatParameters, OnHost, OptimizerFactory
 from bigbatch.comm.reducers.execute import execute
 from bigbatch.comm.transports.launch import Launch
@@ -63,25 +64,6 @@ class StepReport:
     squares: Squares | None = None
 
 
-@dataclass(frozen=True)
-class Option:
-    """Something that a user can choose about a strategy.
-
-    Attributes:
-        name: in words with underscores between.
-        default: what it is if nobody chooses; its type is the option's.
-        help: a sentence for the user.
-        known: the words to choose among; empty if it is a number, a truth value or any word.
-        least: the smallest number.
-    """
-
-    name: str
-    default: Any
-    help: str
-    known: tuple[str, ...] = ()
-    least: float | None = None
-
-
 class Strategy(ABC):
     """One way to turn every worker's gradients into one update.
 
@@ -108,8 +90,8 @@ class Strategy(ABC):
         with_squares: whether `step` is to report squares; whoever wants them says so before the first push.
     """
 
-    options: ClassVar[tuple[Option, ...]] = ()
-    """What a user can choose besides; see `configured`."""
+    options: ClassVar[Options] = Options()
+    """What a user can choose about this strategy: fields of a frozen dataclass, with what was chosen as its values."""
 
     launchers: ClassVar[tuple[str, ...]] = ("mpirun",)
     """The programs that can start the processes, best first: "mpirun", "torchrun"."""
@@ -135,14 +117,18 @@ class Strategy(ABC):
 
     @classmethod
     def configured(cls, choices: Mapping[str, Any]) -> type[Self]:
-        """This strategy with some of its `options` chosen.
+        """This strategy with some of its `options` chosen, by name.
+
+        Returns:
+            A class derived from this one whose `options` have the values chosen.
 
         Raises:
-            ConfigurationError: there is no such option, or they contradict each other.
+            ConfigurationError: there is no such option, it does not take the value, or values contradict each other.
         """
-        if choices:
-            raise ConfigurationError(f"{cls.__name__} has no option {' or '.join(choices)}.")
-        return cls
+        if not choices:
+            return cls
+        body = {"options": cls.options.changed(choices), "__doc__": cls.__doc__, "__module__": cls.__module__}
+        return type(cls.__name__, (cls,), body)
 
     @classmethod
     def variant(cls, words: str) -> type[Self]:
@@ -225,7 +211,16 @@ class Strategy(ABC):
 
     def run(self, work: Callable[[], Result]) -> Result | None:
         """Do `work` if this rank is a worker; else serve until all workers are done, and return None."""
-        return work()
+        self.enter()
+        result = work() if self.worker is not None else None
+        self.leave()
+        return result
+
+    def enter(self) -> None:  # noqa: B027 - most strategies have nothing to do
+        """Begin to take part, once started; a rank that only serves does so until all workers have left."""
+
+    def leave(self) -> None:  # noqa: B027 - most strategies have nothing to do
+        """Take part no more: this worker makes no further update."""
 
     @abstractmethod
     def push(self, bucket: Bucket) -> None:

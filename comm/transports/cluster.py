@@ -30,7 +30,7 @@ from bigbatch.comm.wires import DEFAULT_DEADLINE
 from bigbatch.comm.wires.queue import CommunicationQueue, on_queue
 from bigbatch.comm.wires.recording import COMPUTE
 from bigbatch.comm.wires.request import ANY, Request, Windows
-from bigbatch.comm.wires.transport import Group, Transport, consecutive_nodes
+from bigbatch.comm.wires.transport import Group, Transport, consecutive_nodes, work_on
 
 Result = TypeVar("Result")
 
@@ -110,6 +110,7 @@ class Cluster:
         results: dict[int, Result] = {}
 
         def body(transport: Transport) -> None:
+            work_on(transport)
             results[transport.rank] = work(transport)
 
         for transport in self.transports:

@@ -6,6 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
 from functools import lru_cache, partial
 from typing import Any, NoReturn, Self
 
@@ -291,6 +292,19 @@ class Transport(ABC):
                 f"Rank {self.rank} passed a buffer of shape {buffer.shape} and strides {buffer.strides}; only flat, "
                 "contiguous buffers can be sent without a copy: pass buffer.reshape(-1) of a contiguous array."
             )
+
+
+_current: ContextVar["Transport | None"] = ContextVar("_current", default=None)
+
+
+def current_transport() -> "Transport | None":
+    """The rank's end of the wires in whose work this is called, inside `Cluster.run`; None elsewhere."""
+    return _current.get()
+
+
+def work_on(transport: "Transport") -> None:
+    """Have `current_transport` give this transport, for whatever this thread or greenlet does from now on."""
+    _current.set(transport)
 
 
 @lru_cache(maxsize=4)

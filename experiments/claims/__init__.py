@@ -11,9 +11,6 @@ from bigbatch.comm.registry import Registry
 CLAIMS = Registry(
     "figure",
     "bigbatch.figures",
-    {
-        module.name.replace("_", "-"): f"{__name__}.{module.name}:Figure"
-        for module in pkgutil.iter_modules(__path__)
-    },
+    {module.name.replace("_", "-"): f"{__name__}.{module.name}:Figure" for module in pkgutil.iter_modules(__path__)},
 )
 """All figures; other packages add theirs as entry points of the group "bigbatch.figures"."""

@@ -145,7 +145,7 @@ class Command(click.Command):
                 formatter.write_dl(records, col_max=26)
 
 
-def flags(kinds: Sequence[type[Options]]) -> list[click.Option]:
+def flags(kinds: Sequence[type[Options]]) -> list[Flagged]:
     """The options of a command that takes what these classes hold."""
     return [Flagged(one) for kind in kinds for one in options_of(kind)]
 

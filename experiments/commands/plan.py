@@ -59,9 +59,7 @@ def _draw(folder: Path, found: "Plan") -> None:
     draw_front(found.candidates, found.front, found.best, curve, title, folder / "front.png", found.request.price)
 
 
-def print_front(
-    printer: "Console", front: "Sequence[Candidate]", best: "Candidate", price: float | None
-) -> None:
+def print_front(printer: "Console", front: "Sequence[Candidate]", best: "Candidate", price: float | None) -> None:
     """Print a line for each row of the front, the recommended one marked."""
     from bigbatch.experiments.commands.output import new_table
     from bigbatch.experiments.planning.plan import duration
@@ -84,4 +82,3 @@ def print_front(
             f"{one.efficiency:.1%}",
         )
     printer.print(table)
-

@@ -130,6 +130,4 @@ def planned_for(request: PlanRequest, tell: Callable[[str], None]) -> Plan:
         tell,
     )
     front, found = exact_front(cluster, known.tradeoff, found, tell)
-    return Plan(
-        request, size, network, known, cluster, at_once, found, front, recommended(front), advice(front)
-    )
+    return Plan(request, size, network, known, cluster, at_once, found, front, recommended(front), advice(front))

@@ -1,6 +1,7 @@
 """What a user can ask of the simulator and of the planner."""
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -67,7 +68,7 @@ class Counts(Kind):
 
     def show(self, value: Any) -> str:
         """As a range, if each number is twice the one before."""
-        doubling = all(after == 2 * before for before, after in zip(value, value[1:], strict=False))
+        doubling = all(after == 2 * before for before, after in pairwise(value))
         return f"{value[0]}..{value[-1]}" if doubling and len(value) > 2 else self.write(value)
 
 

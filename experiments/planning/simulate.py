@@ -347,7 +347,7 @@ def served_bytes(strategy: type[Strategy], workers: int, workload: Workload) -> 
     """
     if not issubclass(strategy, ParameterServer):
         return None
-    setup = strategy.setup
+    setup = strategy.options
     senders, servers = (workers - 1, workers) if setup.colocated else (workers, setup.servers)
     return senders * workload.size.parameters * ELEMENT_BYTES // servers
 

@@ -1,4 +1,4 @@
-"""Conducting an experiment: in this process, in those that a launcher started, or in processes that are started for it."""
+"""Conducting an experiment: in this process, in those that a launcher started, or in ones started for it."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -91,10 +91,10 @@ def conduct_alone(request: Request, folder: Path) -> Run:
         ConfigurationError: it cannot be done, or would take other processes.
     """
 
-    def refuse(command: list[str]) -> None:
+    def refuse(_: list[str]) -> None:
         raise ConfigurationError(f"One process cannot do what takes several: {request.command()}.")
 
-    def failed(error: Exception, rank: int | None) -> None:
+    def failed(error: Exception, _: int | None) -> None:
         raise AssertionError("an error in a job of one rank is raised") from error
 
     run = conduct(request, folder, quiet=True, start=refuse, failed=failed, launch=Launch(Launcher.NONE))

@@ -6,8 +6,9 @@ from typing import Any, Self
 import bigbatch
 from bigbatch.comm.errors import MismatchError
 from bigbatch.comm.parameters import OptimizerFactory, refuse_parts
-from bigbatch.comm.strategies.parameter_server import ParameterServer, Setup
+from bigbatch.comm.strategies.parameter_server import ParameterServer
 from bigbatch.comm.strategies.remote import Facts
+from bigbatch.comm.strategies.server_options import ServerOptions
 from bigbatch.experiments.training.assemble import Assembly, facts_about_task
 from bigbatch.experiments.training.settings import Request
 from bigbatch.tasks.task import Task
@@ -87,9 +88,9 @@ class Offer:
     patience: float
 
     @property
-    def setup(self) -> Setup:
+    def setup(self) -> ServerOptions:
         """What kind of server it is."""
-        return self.strategy.setup
+        return self.strategy.options
 
     def optimizer(self, assembly: Assembly, arm: Arm) -> OptimizerFactory:
         """What makes an arm's optimiser, for this server's part.
@@ -105,7 +106,7 @@ class Offer:
         """All of it in types that JSON can write."""
         return {
             **self.request.written(),
-            **asdict(self.setup),
+            **self.setup.written(),
             "plan": asdict(self.plan),
             "part": self.part,
             "patience": self.patience,

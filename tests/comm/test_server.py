@@ -323,16 +323,19 @@ def test_shares_of_staleness_are_of_all_gradients_of_all_servers():
 
 
 def test_names_and_options_say_what_kind_of_server():
-    assert STRATEGIES.load("ps:ssp:3").setup.staleness == 3
-    assert STRATEGIES.load("ps:backup:2").setup.spares == 2
+    assert STRATEGIES.load("ps:ssp:3").options.staleness == 3
+    assert STRATEGIES.load("ps:backup:2").options.spares == 2
     assert STRATEGIES.load("ps:async").configured({"servers": 4, "stale": "scaled"}).ranks_for(5) == 9
     colocated = STRATEGIES.load("ps:async").configured({"colocated": True, "servers": 1})
     assert (colocated.ranks_for(4), colocated.workers_among(4)) == (4, 4)
-    for name, message in (("ps:sspp", "Unknown consistency 'sspp'"), ("ps:ssp:x", "Write sync, async, ssp:S"),
-                          ("ring:3", "comes in no variants")):  # fmt: skip
+    for name, message in (
+        ("ps:sspp", "--consistency cannot be 'sspp': that is not known .did you mean 'ssp'"),
+        ("ps:ssp:x", "Write sync, async, ssp:S"),
+        ("ring:3", "comes in no variants"),
+    ):
         with pytest.raises(ConfigurationError, match=message):
             STRATEGIES.load(name)
-    with pytest.raises(ConfigurationError, match="Unknown stale 'old'"):
+    with pytest.raises(ConfigurationError, match="--stale cannot be 'old'"):
         STRATEGIES.load("ps").configured({"stale": "old"})
     strategy = STRATEGIES.load("ps:backup:3")
     with pytest.raises(ConfigurationError, match="leaves nobody of 3 workers to wait for"):

@@ -1,0 +1,127 @@
+"""`bigbatch-exp ps serve`: a server on a network."""
+
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import click
+
+from bigbatch.comm.options import File, Kind, Number, Options, Text, Whole, option, options_of
+from bigbatch.comm.strategies.server_options import ServerOptions
+from bigbatch.experiments.commands.options import Command, OutputSettings, configuration, flags
+from bigbatch.experiments.commands.ps.status import DEFAULT_ADDRESS
+from bigbatch.experiments.training.settings import Settings
+
+
+class Part(Kind):
+    """A part of several: 2/3 is the second of three."""
+
+    metavar = "PART/PARTS"
+
+    def read(self, value: Any) -> tuple[int, int]:
+        """The part's number from 0 and how many there are, as in "2/3" -> (1, 3)."""
+        if isinstance(value, tuple):
+            return value
+        part, _, parts = str(value).partition("/")
+        if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+            raise ValueError("is no part; write 1/2 for the first of two, and 2/2 for the other")
+        return int(part) - 1, int(parts)
+
+    def write(self, value: Any) -> str:
+        """As in (1, 3) -> "2/3"."""
+        return f"{value[0] + 1}/{value[1]}"
+
+
+@dataclass(frozen=True)
+class ServingSettings(Options):
+    """How a server is reached, and how it lasts.
+
+    Attributes:
+        bind: where it listens.
+        keys: file of keys, or None without encryption.
+        part: which part of the parameters it holds.
+        snapshot: folder in which the state is kept, or None for nowhere.
+        snapshot_seconds: how often.
+        patience: seconds of silence after which a worker takes part no more.
+        workers: how many must be there to begin; batches are planned for them.
+    """
+
+    title: ClassVar[str] = "Server"
+
+    bind: str = option(DEFAULT_ADDRESS, Text("ADDRESS"), "Address to listen at; the port * takes a free one.")
+    keys: Path | None = option(
+        None, File(), "File of keys, as `ps keys` makes them; the same on both sides.", missing="no encryption"
+    )
+    part: tuple[int, int] = option((0, 1), Part(), "Part of the parameters that this server holds.")
+    snapshot: Path | None = option(
+        None, File(), "Folder in which the state is kept, to go on from there.", missing="nothing is kept"
+    )
+    snapshot_seconds: float = option(10.0, Number(above=0), "Seconds between two snapshots.")
+    patience: float = option(5.0, Number(above=0), "Seconds to wait for a worker's heartbeat.")
+    workers: int = option(
+        1, Whole(most=1024), "Number of workers that must be there to begin; batches are planned for them.", short="-n"
+    )
+
+
+UNUSED = {
+    *("workers", "target", "bucket_size", "overlap", "node_size", "device", "deadline", "trace", "trace_updates"),
+    *("simulate", "network", "straggler", "gpu", "servers", "colocated"),
+}
+"""Options of an experiment, or of servers among ranks, that a server on a network does nothing with."""
+
+
+def _serve(**parameters: Any) -> None:
+    """Serve parameters to workers that come and go."""
+    from bigbatch.comm.server.network.keys import Keys
+    from bigbatch.comm.server.network.snapshots import Snapshots
+    from bigbatch.comm.server.network.sockets import Listener
+    from bigbatch.comm.strategies.parameter_server import ParameterServer
+    from bigbatch.experiments import api
+    from bigbatch.experiments.commands.output import present
+    from bigbatch.experiments.runs.run import Run, new_folder
+    from bigbatch.experiments.runs.table import verdict
+    from bigbatch.experiments.training.assemble import check
+    from bigbatch.experiments.training.offer import Offer
+    from bigbatch.experiments.training.progress import Reporter
+    from bigbatch.experiments.training.served import ServedExperiment
+    from bigbatch.experiments.training.settings import Request
+
+    def chosen(kind: type[Options]) -> dict[str, Any]:
+        return {one.name: parameters[one.name] for one in options_of(kind) if one.name in parameters}
+
+    serving, output = ServingSettings.of(chosen(ServingSettings)), OutputSettings.of(chosen(OutputSettings))
+    settings = Settings.of(chosen(Settings))
+    part, parts = serving.part
+    server = ParameterServer.configured({**chosen(ServerOptions), "servers": parts})
+    request = Request(f"ps:{server.options.consistency}", settings)
+    plan = settings.plan()
+    check(request, plan, server)
+    snapshots = Snapshots(serving.snapshot) if serving.snapshot is not None else None
+    keys = Keys.read(serving.keys) if serving.keys is not None else None
+    folder = output.out or new_folder(f"ps-serve-{plan.workers}")
+    reporter = Reporter(quiet=output.quiet)
+    listener = Listener(serving.bind, keys)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        offer = Offer(request, server, plan, part, serving.patience)
+        ServedExperiment(offer, listener, folder, snapshots, serving.snapshot_seconds, reporter.tell).run()
+    except KeyboardInterrupt:
+        if snapshots is not None:
+            reporter.tell(f"Interrupted; the same command goes on from {serving.snapshot}")
+        raise
+    finally:
+        listener.close()
+    finished = Run.read(folder)
+    api.draw([finished], folder)
+    present([finished], folder, finished.summary, verdict(finished.summary), output)
+
+
+def _flags() -> list[click.Option]:
+    """The options that mean something to a server on a network."""
+    experiment = [one for one in flags([Settings, ServerOptions]) if one.name not in UNUSED]
+    return [*flags([ServingSettings]), *experiment, *flags([OutputSettings]), configuration()]
+
+
+serve = Command("serve", params=_flags(), help=_serve.__doc__, callback=_serve)
+"""The command."""

@@ -1,0 +1,97 @@
+"""`bigbatch-exp ps status`: how servers on a network are."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import click
+
+from bigbatch.comm.options import File, Flag, Number, Options, Text, option
+from bigbatch.experiments.commands.options import Command, Value, takes
+
+DEFAULT_ADDRESS = "tcp://127.0.0.1:5555"
+"""Where a server listens and is looked for, if nothing else is said."""
+
+SERVERS = click.option(
+    "--server",
+    "addresses",
+    multiple=True,
+    type=Value(Text("ADDRESS")),
+    default=(DEFAULT_ADDRESS,),
+    show_default=True,
+    help="Address of a server; given once for each.",
+)
+
+
+@dataclass(frozen=True)
+class StatusSettings(Options):
+    """How servers are asked.
+
+    Attributes:
+        keys: file of keys, or None without encryption.
+        json: whether to print JSON instead of tables.
+        deadline: seconds after which a wait gives up.
+    """
+
+    title: ClassVar[str] = "Status"
+
+    keys: Path | None = option(
+        None, File(), "File of keys, as `ps keys` makes them; the same on both sides.", missing="no encryption"
+    )
+    json: bool = option(False, Flag(), "Print the status as JSON instead of tables.")
+    deadline: float = option(10.0, Number(above=0), "Seconds to wait for an answer.")
+
+
+@click.command(cls=Command)
+@SERVERS
+@takes(StatusSettings)
+def status(settings: StatusSettings, addresses: tuple[str, ...]) -> None:
+    """Say how a server is: version, workers and their clocks, staleness, rates."""
+    from bigbatch.comm.server.network.keys import Keys
+    from bigbatch.comm.server.network.remote_shard import RemoteShard
+    from bigbatch.comm.server.network.sockets import Dialer
+    from bigbatch.experiments.commands.output import print_json
+
+    pair = Keys.read(settings.keys) if settings.keys is not None else None
+    states = {}
+    for address in addresses:
+        shard = RemoteShard(Dialer(address, pair), 0, settings.deadline)
+        try:
+            states[address] = shard.status()
+        finally:
+            shard.close()
+    if settings.json:
+        print_json(states)
+        return
+    for address, state in states.items():
+        print_status(address, state)
+
+
+def print_status(address: str, state: dict[str, Any]) -> None:
+    """Print a block of lines for the server, and a line for each worker."""
+    from rich.table import Table
+
+    from bigbatch.experiments.commands.output import console
+    from bigbatch.experiments.runs.table import counted
+
+    shares, counts = state["shares"], state["counts"]
+    mean = counted([state]).mean_staleness or 0.0
+    lines = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    lines.add_row("server", address)
+    lines.add_row("version", str(state["versions"]))
+    lines.add_row("shares of the data", f"{shares['handed_out'] - shares['returned']} of {shares['of']} given out")
+    lines.add_row("rates", f"{state['updates_per_second']:.2f} updates/s, {state['tokens_per_second']:,.0f} tokens/s")
+    fates = f"{state['gradients_taken']} taken, {state['gradients_dropped']} dropped, {state['gradients_lost']} lost"
+    lines.add_row("gradients", f"{fates} with an earlier server")
+    lines.add_row("staleness", f"mean {mean:.2f}; " + ", ".join(f"{tau}: {n}" for tau, n in state["staleness"].items()))
+    lines.add_row("messages", ", ".join(f"{count} {what}" for what, count in sorted(counts.items())) or "none")
+    console().print(lines)
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for head in ("worker", "clock", "pushed", "has version", "last heard", ""):
+        table.add_column(head, justify="right" if head else "left")
+    for one in state["workers"]:
+        has = "none" if one["has_version"] is None else str(one["has_version"])
+        waits = "waits" if one["waits"] else "computes"
+        heard = f"{one['silent_seconds']:.1f} s ago"
+        table.add_row(str(one["worker"]), str(one["clock"]), str(one["pushed"]), has, heard, waits)
+    console().print(table if state["workers"] else "no worker takes part now")
