@@ -246,10 +246,16 @@ class Several(Kind):
         parts = value.split(",") if isinstance(value, str) else value
         if not isinstance(parts, Sequence):
             raise ValueError("is no list")
-        read = [self.one.read(part.strip() if isinstance(part, str) else part) for part in parts if part != ""]
+        read = [self._part(part.strip() if isinstance(part, str) else part) for part in parts if part != ""]
         if not read:
             raise ValueError("names nothing")
         return tuple(sorted(set(read)) if self._ascending else dict.fromkeys(read))
+
+    def _part(self, part: Any) -> Any:
+        try:
+            return self.one.read(part)
+        except ValueError as error:
+            raise ValueError(f"holds {part!r}, which {error}") from None
 
     def write(self, value: Any) -> str:
         """As in ("large", "small") -> "large,small"."""

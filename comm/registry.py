@@ -51,19 +51,21 @@ class Registry:
         """The first paragraph of what a registered object says about itself, read from its source without running it.
 
         Args:
-            name: one of `names`.
+            name: one of `names`, "FILE.py:Attribute" or "package.module:Attribute".
         """
-        path = self._built_in.get(name) or next(point.value for point in entry_points(group=self._group, name=name))
-        place, _, attribute = path.partition(":")
+        entries = (point.value for point in entry_points(group=self._group, name=name))
+        place, _, attribute = (self._built_in.get(name) or next(entries, name)).rpartition(":")
         return _first_paragraph(place, attribute)
 
 
 def _first_paragraph(place: str, attribute: str) -> str:
     """The first paragraph of the documentation of something in a module; empty if that cannot be read."""
-    spec = importlib.util.find_spec(place)
-    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+    try:
+        spec = None if place.endswith(".py") else importlib.util.find_spec(place)
+        source = Path(place if spec is None else str(spec.origin)).read_bytes()
+        tree = ast.parse(source)
+    except (OSError, SyntaxError, ValueError, ModuleNotFoundError):  # whoever loads it says what is wrong
         return ""
-    tree = ast.parse(Path(spec.origin).read_bytes())
     for node in tree.body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == attribute:
             text = (ast.get_docstring(node) or "").partition("\n\n")[0]

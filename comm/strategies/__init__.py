@@ -18,7 +18,10 @@ class Strategies(Registry):
 
     def summary(self, name: str) -> str:
         """What a strategy says about itself in a paragraph; of an algorithm, what that says."""
-        return super().summary(name) if name in super().names() else ALGORITHMS.summary(name)
+        head = name.partition(":")[0]
+        if head in super().names():
+            return super().summary(head)
+        return ALGORITHMS.summary(head) if head in ALGORITHMS.names() else super().summary(name)
 
     def known(self, name: str) -> bool:
         """Whether a word can name a strategy: one that is registered, a variant of one, or a file's."""

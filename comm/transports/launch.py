@@ -5,9 +5,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from bigbatch.comm.errors import LaunchError
-from bigbatch.comm.wires.transport import Transport
+
+if TYPE_CHECKING:  # a command line that only asks who started it must not wait for NumPy
+    from bigbatch.comm.wires.transport import Transport
 
 
 class Launcher(Enum):
@@ -39,7 +42,7 @@ class Launch:
     local_size: int = 1
     address: str = ""
 
-    def connect(self, deadline: float) -> Transport:
+    def connect(self, deadline: float) -> "Transport":
         """The transport this launcher's processes naturally talk over.
 
         MPI under mpirun and srun, torch.distributed under torchrun, none for a single process.
@@ -60,7 +63,7 @@ class Launch:
 
         return MPITransport(self.size, deadline)
 
-    def connect_torch(self, deadline: float, backend: str = "gloo") -> Transport:
+    def connect_torch(self, deadline: float, backend: str = "gloo") -> "Transport":
         """torch.distributed between the launcher's processes, whoever that is.
 
         mpirun gives its processes no address to meet at: MPI itself carries rank 0's to the others.

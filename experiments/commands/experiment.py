@@ -1,5 +1,6 @@
 """The command of every strategy: `bigbatch-exp ring` runs an experiment over the ring."""
 
+import sys
 from typing import Any
 
 import click
@@ -21,8 +22,7 @@ def strategy_command(name: str) -> click.Command:
         output = OutputSettings.of({one.made_from.name: parameters.pop(one.made_from.name) for one in OUTPUT})
         run_strategy(Request.of(name, parameters), output)
 
-    registered = name in STRATEGIES.names()
-    about = STRATEGIES.summary(name) if registered else f"Run an experiment over the strategy {name}."
+    about = STRATEGIES.summary(name) or f"Run an experiment over the strategy {name}."
     own = [*flags([Settings]), *map(Flagged, offered.offered("Strategy")), *OUTPUT, configuration()]
     return Command(name, params=own, help=about, callback=run)
 
@@ -38,6 +38,11 @@ def run_strategy(request: Request, output: OutputSettings) -> None:
     from bigbatch.experiments.runs.table import verdict
     from bigbatch.experiments.training.launcher import become
 
-    run = api.conducted(request, output.out, quiet=output.quiet, start=become, failed=report)
+    passed_on = [*(["--json"] if output.json else []), *(["--debug"] if "--debug" in sys.argv else [])]
+
+    def start(command: list[str]) -> None:
+        become([*command, *passed_on])
+
+    run = api.conducted(request, output.out, quiet=output.quiet, start=start, failed=report)
     if run is not None:
         present([run], run.folder, run.summary, verdict(run.summary), output)

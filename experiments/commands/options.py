@@ -12,7 +12,7 @@ from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.options import File, Flag, Kind, Name, Option, Options, Several, option, options_of, unknown_option
+from bigbatch.comm.options import File, Flag, Kind, Name, Option, Options, Several, option, options_of
 
 WIDTH = 80
 """Columns of a help text."""
@@ -203,7 +203,9 @@ def _read_entries(context: click.Context, path: Path, entries: Mapping[str, Any]
     for key, value in entries.items():
         name = key.replace("_", "-")
         if name not in known:
-            raise unknown_option(key, sorted(known), f"The configuration {path} names what no command takes: it")
+            raise ConfigurationError(
+                f"The configuration {path} has an unknown option {key!r}. Known: {', '.join(sorted(known))}."
+            )
         try:
             read[known[name].name] = known[name].kind.read(value)
         except ValueError as error:

@@ -314,7 +314,7 @@ class Request:
         settings = Settings.of({name: value for name, value in choices.items() if name in known})
         if not own:
             return cls(strategy, settings)
-        offered = STRATEGIES.load(strategy).options
+        offered = STRATEGIES.options(strategy)
         names = [one.name for one in options_of(type(offered))]
         for name in own:
             if name not in names:
@@ -329,11 +329,9 @@ class Request:
     def words(self) -> list[str]:
         """The command line, from the strategy's name on, that asks for the same."""
         words = [self.strategy, *self.settings.words()]
-        if self.options:
-            offered = STRATEGIES.load(self.strategy).options
-            for one in options_of(type(offered)):
-                if one.name in self.options:
-                    words += one.words(self.options[one.name])
+        for one in STRATEGIES.options(self.strategy).offered() if self.options else ():
+            if self.options.get(one.name, one.default) != one.default:
+                words += one.words(self.options[one.name])
         return words
 
     def command(self) -> str:

@@ -70,7 +70,7 @@ class Known(Task):
         self.sizes = {"training": len(gradients), "validation": 1}
 
     @classmethod
-    def prepare(cls, *_: object) -> "Known":
+    def prepare(cls, _: object) -> "Known":
         return cls()
 
     def batch(self, _: str, examples: np.ndarray) -> Tensor:
@@ -322,7 +322,8 @@ def test_a_run_reports_what_it_measured(command, tmp_path, words, measured):
             scale = arm["gradient_variance"] / arm["gradient_square"] if arm["gradient_square"] > 0 else None
             assert arm["noise_scale"] == pytest.approx(scale)
             if words[0] != "ps":  # whose workers differ
-                assert updates[-1]["noise_scale"] == arm["noise_scale"]
+                # A mean over three workers that have the same number may be off by its last bit.
+                assert updates[-1]["noise_scale"] == pytest.approx(arm["noise_scale"], rel=1e-14)
     (row,) = [line for line in outcome.stdout.splitlines() if line.startswith("noise scale, examples")]
     assert row.count("not measured") == 3 - len(measured)
 

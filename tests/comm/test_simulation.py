@@ -559,7 +559,7 @@ def test_one_bare_collective(run: Run, tmp_path):
         (("ring", "--simulate", "4", "-n", "3"), "-n asks for 3 workers, --simulate for 4"),
         (("ring", "--simulate", "4", "--network", "ethernet-10"), "did you mean 'ethernet-10g'?"),
         (("simulate", "allreduce"), "allreduce sends no messages of ours"),
-        (("simulate", "ring", "--workers", "8..4"), "'8..4' is no number of workers"),
+        (("simulate", "ring", "--workers", "8..4"), "'8..4', which is no number of workers"),
     ],
 )
 def test_what_cannot_be_simulated_is_refused_in_one_sentence(run: Run, arguments, sentence):

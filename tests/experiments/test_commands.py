@@ -179,7 +179,10 @@ NEVER_STARTED = {
     "does not divide": (["ring", "--batch-size", "63"], "nearest batch sizes that can are 56 and 64"),
     "no such file": (["none.py:X"], "none.py, which should hold a strategy, does not exist"),
     "does not agree": (["ring", "--batch-size", "64", "--micro-batch", "3", "--accumulate", "4"], "makes 24"),
-    "unknown arm": (["ring", "--arms", "huge"], "Unknown arm 'huge'. Known: large, accumulated, small"),
+    "unknown arm": (
+        ["ring", "--arms", "huge"],
+        "'--arms': 'huge' holds 'huge', which is not known; known: large, accumulated, small",
+    ),
     "unknown task": (["ring", "--task", "chess"], "Unknown task 'chess'"),
     "optimizer that steps by itself": (
         ["ring", "--optimizer", "torch.optim:LBFGS"],
@@ -196,11 +199,11 @@ NEVER_STARTED = {
     "not a number": (["ring", "--tokens", "many"], "not a number of tokens"),
     "bad configuration": (["ring", "--config", "bad.toml"], "unknown option 'batch'"),
     "nobody but spares": (["ps:backup:1"], "--spares 1 leaves nobody of 1 workers to wait for"),
-    "unknown consistency": (["ps", "--consistency", "lax"], "'lax' is not one of 'sync', 'async', 'ssp', 'backup'"),
+    "unknown consistency": (["ps", "--consistency", "lax"], "'lax' is not known; known: sync, async, ssp, backup"),
     "as many servers as workers": (["ps", "--colocated", "--servers", "2"], "so that --servers 2 cannot be chosen"),
     "somebody else's option": (["ring", "--servers", "2"], "No such option"),
     "bench of a server": (["bench", "--algorithms", "ring,ps"], "ps is not an all-reduce"),
-    "bench of no size": (["bench", "--bytes", "4KB,5XB"], "'5XB' is not a number of bytes"),
+    "bench of no size": (["bench", "--bytes", "4KB,5XB"], "'5XB', which is not a number of bytes"),
     "race of nobody": (["race", "nobody"], "Unknown strategy 'nobody'"),
     "other number of workers": (["ring", "-n", "3"], "-n asks for 3 workers, but the launcher started 2"),
 }
@@ -225,7 +228,10 @@ def test_what_cannot_start_is_refused_by_every_rank_and_reported_by_one(monkeypa
 
 
 BAD = {
-    "unknown strategy": (["ringg"], "Unknown strategy 'ringg' (did you mean 'ring'?). Known: ring, recursive-doubling"),
+    "unknown strategy": (
+        ["ringg"],
+        "Unknown strategy or command 'ringg' (did you mean 'ring'?). Known: ring, recursive-doubling",
+    ),
     "no text": (["ring", "--text", "none.txt"], "none.txt cannot be read"),
     "empty text": (["ring", "--text", "empty.txt"], "is empty"),
     "not text": (["ring", "--text", "binary"], "is not text"),

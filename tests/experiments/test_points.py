@@ -9,7 +9,7 @@ import pytest
 from jobs import SMALL, Run
 
 from bigbatch.experiments.runs.run import first_reaching
-from bigbatch.experiments.training.experiment import validation_points
+from bigbatch.experiments.training.arm import validation_points
 
 
 def test_a_loss_is_reached_between_two_places_on_a_line_over_their_logarithm():

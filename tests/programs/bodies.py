@@ -46,7 +46,7 @@ class Sequences(Task):
         self.sizes = {"training": 90, "validation": 7}
 
     @classmethod
-    def prepare(cls, *_: object) -> "Sequences":
+    def prepare(cls, _: object) -> "Sequences":
         return cls()
 
     def batch(self, split: str, examples: np.ndarray) -> TokenBatch:

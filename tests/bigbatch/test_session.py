@@ -1,0 +1,120 @@
+"""Sessions: a loop of one's own over strategies, against a plain loop in one process."""
+
+import numpy as np
+import pytest
+import torch
+from jobs import PROGRAMS, Run, launcher
+from torch import nn
+
+import bigbatch
+from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.transports.cluster import Cluster
+
+FEATURES, OUTPUTS = 5, 3
+
+
+def data(batches: int, seed: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches of different sizes, each with numbers of its own."""
+    generator = np.random.default_rng(seed)
+    sizes = generator.integers(1, 5, size=batches)
+    return [
+        (torch.from_numpy(generator.normal(size=(n, FEATURES))), torch.from_numpy(generator.normal(size=(n, OUTPUTS))))
+        for n in sizes
+    ]
+
+
+def model(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(FEATURES, 4), nn.Tanh(), nn.Linear(4, OUTPUTS)).double()
+
+
+def summed_loss(module: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, int]:
+    inputs, targets = batch
+    return ((module(inputs) - targets) ** 2).sum(), len(inputs)
+
+
+def flat(module: nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.detach().reshape(-1) for parameter in module.parameters()])
+
+
+def plain(batches, workers: int, every: int, epochs: int) -> torch.Tensor:
+    """The oracle: one process, and torch's optimiser on means over all tokens of an update."""
+    module = model(0)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2)
+    for _ in range(epochs):
+        for start in range(0, len(batches), workers * every):
+            optimizer.zero_grad()
+            count = 0
+            for batch in batches[start : start + workers * every]:
+                loss, tokens = summed_loss(module, batch)
+                loss.backward()
+                count += tokens
+            for parameter in module.parameters():
+                parameter.grad /= count
+            optimizer.step()
+    return flat(module)
+
+
+def train(batches, every: int, epochs: int, strategy: str, **more) -> torch.Tensor:
+    module = model(0)
+    session = bigbatch.attach(module, torch.optim.AdamW, lr=1e-2, strategy=strategy, **more)
+    for _ in range(epochs):
+        for step, batch in enumerate(session.shard(batches)):
+            loss, tokens = summed_loss(module, batch)
+            session.backward(loss, tokens, last=(step + 1) % every == 0)
+    return flat(module)
+
+
+@pytest.mark.parametrize("strategy", ["ring", "halving-doubling", "ps"])
+@pytest.mark.parametrize(("workers", "count", "every"), [(1, 7, 2), (3, 12, 1), (4, 13, 1), (3, 17, 2), (2, 9, 4)])
+def test_a_loop_of_ones_own_is_a_plain_loop(strategy, workers, count, every):
+    batches = data(count)
+    ranks = workers + (strategy == "ps")
+    trained = Cluster(ranks).run(lambda _: train(batches, every, 2, strategy))[:workers]
+    for parameters in trained:
+        torch.testing.assert_close(parameters, plain(batches, workers, every, 2), rtol=1e-12, atol=1e-13)
+
+
+def test_an_asynchronous_server_takes_every_workers_gradients():
+    batches = data(11)
+
+    def work(_):
+        module = model(0)
+        with bigbatch.attach(module, torch.optim.SGD, lr=1e-3, strategy="ps:async") as session:
+            reports = [session.backward(*summed_loss(module, batch)) for batch in session.shard(batches)]
+        return session.worker, len(reports), flat(module)
+
+    outcomes = Cluster(4).run(work)
+    assert [worker for worker, *_ in outcomes] == [0, 1, 2, None]
+    assert [made for _, made, _ in outcomes] == [4, 4, 3, 0]
+    assert not torch.equal(outcomes[0][2], flat(model(0)))
+
+
+def test_a_server_beside_every_worker_serves_a_session():
+    batches = data(9)
+    trained = Cluster(3).run(lambda _: train(batches, 1, 1, "ps", options={"colocated": True}))
+    for parameters in trained:
+        torch.testing.assert_close(parameters, plain(batches, 3, 1, 1), rtol=1e-12, atol=1e-13)
+
+
+def test_alone_it_needs_no_launcher():
+    batches = data(6)
+    torch.testing.assert_close(train(batches, 3, 1, "ring"), plain(batches, 1, 3, 1), rtol=1e-12, atol=1e-13)
+
+
+def test_what_is_no_strategy_is_refused():
+    with pytest.raises(ConfigurationError, match="Unknown strategy 'rnig'"):
+        bigbatch.attach(model(0), torch.optim.SGD, lr=0.1, strategy="rnig")
+    with pytest.raises(ConfigurationError, match="has no option 'servers'"):
+        bigbatch.attach(model(0), torch.optim.SGD, lr=0.1, strategy="ring", options={"servers": 2})
+
+
+@pytest.mark.parametrize(("name", "ranks", "strategy"), [("mpirun", 3, "ps"), ("torchrun", 2, "allreduce")])
+def test_a_session_under_a_launcher(run: Run, tmp_path, name, ranks, strategy):
+    outcome = run(*launcher(name, ranks), PROGRAMS / "own_loop.py", strategy, tmp_path, deadline=90)
+    assert outcome.status == 0, outcome.err
+    workers = ranks - (strategy == "ps")
+    expected = plain(data(13), workers, 2, 2)
+    for worker in range(workers):
+        trained = torch.load(tmp_path / f"{worker}.pt", weights_only=True)
+        torch.testing.assert_close(trained, expected, rtol=1e-12, atol=1e-13)
