@@ -33,7 +33,9 @@ from bigbatch.comm.simulation.computing import (
 )
 from bigbatch.comm.simulation.network import FREE, Network, wire
 from bigbatch.comm.simulation.network_file import as_entries, network_from, read_network
-from bigbatch.comm.simulation.replay import Overtaking, Phase, port_bytes, replay, replay_phases
+from bigbatch.comm.simulation.phases import Phase
+from bigbatch.comm.simulation.replay import port_bytes, replay, replay_phases
+from bigbatch.comm.simulation.round_by_round import Overtaking
 from bigbatch.comm.simulation.server_rounds import synchronous_server
 from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.comm.transports.cluster import Cluster
@@ -61,7 +63,7 @@ def follow(monkeypatch):
     def overtake(*_, **__):
         raise Overtaking
 
-    monkeypatch.setattr(replaying, "_round_by_round", overtake)
+    monkeypatch.setattr(replaying, "round_by_round", overtake)
 
 
 def hops(ranks, n):
