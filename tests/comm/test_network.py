@@ -24,8 +24,8 @@ from torch import nn
 from bigbatch.comm.errors import MismatchError
 from bigbatch.comm.parameters import FlatParameters
 from bigbatch.comm.server.consistency import Asynchronous, BackupWorkers, BoundedStaleness, Synchronous
+from bigbatch.comm.server.network.elastic_server import NetworkServer
 from bigbatch.comm.server.network.messages import HEADER, MAGIC, NOTHING, Kind, Message, Stage
-from bigbatch.comm.server.network.network_server import NetworkServer
 from bigbatch.comm.server.network.remote_shard import RemoteShard, Wire
 from bigbatch.comm.server.shard import Shard
 from bigbatch.comm.server.staleness import StaleGradients
@@ -203,7 +203,7 @@ class Worker:
         shard.begin_read()
         self.at("asked", shard)
         report = shard.finish(values)
-        while self.computed < self.pushes and report.next_update < self.network.server._shares:
+        while self.computed < self.pushes and report.next_update < self.network.server.shares.total:
             shard._wire.compute(0.2 + self.network.random.random())
             self.at("computing", shard)
             gradient = np.arange(1.0, ELEMENTS + 1) * self.size + self.computed
@@ -387,7 +387,7 @@ def test_a_gradient_of_a_worker_that_has_gone_is_not_forgotten_by_a_snapshot():
     while not (server.sessions and any(session.pushes for session in server.sessions.values())):
         network.step()
     (session,) = [session for session in server.sessions.values() if session.pushes]
-    server._remove(session, "it has gone", network.time)
+    server.members.remove(session, "it has gone", network.time)
     state = server.state_dict()
     assert len(state["unsettled"]) == 2  # its own, and what the other computes on
     again = new_server(Synchronous(), shares=4)
