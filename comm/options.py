@@ -60,10 +60,10 @@ class Text(Kind):
         self.metavar = metavar  # type: ignore[misc]  # of this one alone
 
     def read(self, value: Any) -> str:
-        """The word itself."""
-        if not isinstance(value, str):
+        """The word itself; a path stands for its text."""
+        if not isinstance(value, str | Path):
             raise ValueError("is no text")
-        return value
+        return str(value)
 
 
 class Name(Text):

@@ -33,8 +33,8 @@ class Point:
             ConfigurationError: there is no such option or strategy, or an option does not take its value.
         """
         workers = {} if self.options.get("simulate") else {"workers": 1}
-        chosen = {name: value for name, value in self.options.items() if value is not None}
-        return Request.of(self.strategy, {**workers, "arms": ARM, "device": DEVICE, **chosen})
+        options = {**workers, "arms": ARM, "device": DEVICE, **self.options}
+        return Request.of(self.strategy, {name: value for name, value in options.items() if value is not None})
 
     def command(self) -> str:
         """What a user would type to make the same run."""

@@ -15,8 +15,8 @@ import bigbatch
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.parameters import FlatParameters, OptimizerFactory
 from bigbatch.comm.schedules.schedule import chunk_bounds
+from bigbatch.comm.server.network.elastic_server import NetworkServer
 from bigbatch.comm.server.network.messages import Stage
-from bigbatch.comm.server.network.network_server import NetworkServer
 from bigbatch.comm.server.network.serve import serve
 from bigbatch.comm.server.network.snapshots import Snapshots
 from bigbatch.comm.server.network.sockets import Listener

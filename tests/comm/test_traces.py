@@ -285,7 +285,7 @@ def test_nothing_is_recorded_or_wrapped_without_a_trace():
         return transport.messages_sent
 
     assert Cluster(2).run(work) == [1, 1]
-    assert {type(request).__module__ for request in requests} == {"bigbatch.comm.transports.cluster"}
+    assert {type(request).__module__ for request in requests} == {"bigbatch.comm.transports.simulated.messages"}
 
 
 def test_too_many_spans_are_left_out(monkeypatch):

@@ -1,5 +1,4 @@
-"""The laboratory: which runs are told apart, and what it does about processes that end, folders that lie there already
-and disks that are full."""
+"""The laboratory: what it does about folders that lie there already, disks that are full and processes that end."""
 
 import errno
 import json
@@ -16,25 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jobs import TINY, Start, made
-from jobs import Run as Command
+from jobs import TINY, Start
+from laboratories import quiet
 
 from bigbatch.comm.errors import BigBatchError, ConfigurationError
-from bigbatch.experiments.commands.figure import claims_named
 from bigbatch.experiments.laboratory import laboratory as module
-from bigbatch.experiments.laboratory.claim import Claim, Column, Finding, Minutes, Verdict, summary_of
-from bigbatch.experiments.laboratory.laboratory import Laboratory, identity, read, train
+from bigbatch.experiments.laboratory.laboratory import identity, read, train
 from bigbatch.experiments.laboratory.point import Point
-from bigbatch.experiments.runs import identity as identities
 from bigbatch.experiments.runs.run import Run, make_folder, write_json
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 
 LONG = {**TINY, "tokens": 10**7}
 """It is ended by whoever waits for it."""
-
-
-@pytest.fixture(autouse=True)
-def _prepared(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BIGBATCH_CACHE", str(cache))
 
 
 @pytest.fixture(scope="session")
@@ -51,94 +45,11 @@ def parts(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("*.part-*"))
 
 
-def quiet(folder: Path, processes: int = 1) -> Laboratory:
-    return Laboratory(folder, processes, lambda _: None)
-
-
 def gone_process() -> int:
     """The number of a process that is no more."""
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     return process.pid
-
-
-# Names.
-
-
-def test_a_command_can_be_pasted_into_a_shell(tmp_path: Path):
-    words = Point({"text": tmp_path / "my text.txt", "optimizer": "it's.py:Mine"}).command()
-    listed = subprocess.run(
-        ["sh", "-c", f'for word in {words}; do echo "$word"; done'], capture_output=True, text=True, check=True
-    )
-    told = [*("bigbatch-exp", "ring", "--workers", "1", "--arms", "accumulated", "--device", "cpu")]
-    told += ["--text", f"{tmp_path}/my text.txt", "--optimizer", "it's.py:Mine"]
-    assert listed.stdout.splitlines() == told
-
-
-def test_points_are_trained_on_the_cpu_unless_they_say_otherwise():
-    assert identity(Point(TINY)) == identity(Point({**TINY, "device": "cpu"}))
-    assert identity(Point(TINY)) != identity(Point({**TINY, "device": "cuda:1"}))
-    assert "--device" not in Point({"device": None}).words()
-
-
-@pytest.mark.parametrize("option", ["optimizer", "task", "schedule", "scaling", "network", "text"])
-def test_a_name_changes_with_the_content_of_the_files_that_options_name(option: str, tmp_path: Path):
-    file = tmp_path / {"network": "wires.toml", "text": "text.txt"}.get(option, "mine.py")
-    value = f"{file}:Mine" if file.suffix == ".py" else file
-    point = Point({**TINY, "simulate": 2, option: value})
-    absent = identity(point)
-    file.write_text("first = 1")
-    first = identity(point)
-    file.write_text("first = 2")
-    second = identity(point)
-    assert len({absent, first, second}) == 3
-    file.write_text("first = 1")
-    assert identity(point) == first
-
-
-def test_a_name_changes_with_the_content_of_a_strategy_in_a_file(tmp_path: Path):
-    file = tmp_path / "mine.py"
-    names = []
-    for remark in ("a", "b", "a"):
-        head = "from bigbatch.comm.strategies import STRATEGIES"
-        file.write_text(f"{head}\n\n\nclass Mine(STRATEGIES.load('ring')):\n    '{remark}'\n")
-        names.append(identity(Point(TINY, f"{file}:Mine")))
-    assert names[0] != names[1]
-    assert names[0] == names[2]
-
-
-def test_a_name_changes_with_a_new_calibration_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("BIGBATCH_CACHE", str(tmp_path))
-    point = Point({**TINY, "simulate": 2, "network": "this-machine"})
-    names = {identity(point)}
-    for latency in (1, 2):
-        (tmp_path / "this-machine.toml").write_text(f"latency = {latency}")
-        names.add(identity(point))
-    assert len(names) == 3
-
-
-def test_a_name_changes_with_the_source_of_what_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    files = identities.source_files()
-    root = Path(identities.bigbatch.__file__).parent
-    covered = {str(file.resolve().relative_to(root.parent.resolve())) for file in files}
-    trainer = {
-        f"bigbatch/{name}.py" for name in ("training/trainer", "optimizers/layerwise", "tasks/task", "models/decoder")
-    }
-    wires = {"comm/collectives/ring.py", "comm/strategies/parameter_server.py", "comm/parameters.py"}
-    assert trainer | wires | {"experiments/training/experiment.py", "experiments/training/simulated.py"} <= covered
-    assert not any("claims" in name or "sweep" in name for name in covered), "a figure's own code trains nothing"
-
-    own = tmp_path / "trainer.py"
-    own.write_bytes(files[0].read_bytes())
-    names = [identity(Point(TINY))]
-    monkeypatch.setattr(identities, "source_files", lambda: [own, *files[1:]])
-    for addition in ("", "# changed\n"):
-        own.write_text(own.read_text() + addition)
-        identities.source.cache_clear()
-        names.append(identity(Point(TINY)))
-    identities.source.cache_clear()
-    assert names[0] == names[1]
-    assert names[1] != names[2]
 
 
 # Folders.
@@ -228,7 +139,7 @@ def test_a_folder_may_appear_while_its_point_trains(
     whole: bool, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     folder = tmp_path / "run"
-    original = module.run_quietly
+    original = module.conduct_alone
 
     def slowly(words: list[str], part: Path) -> None:
         original(words, part)
@@ -237,7 +148,7 @@ def test_a_folder_may_appear_while_its_point_trains(
         if not whole:
             no_summary(folder)
 
-    monkeypatch.setattr(module, "run_quietly", slowly)
+    monkeypatch.setattr(module, "conduct_alone", slowly)
     train(Point(TINY), folder)
     assert read(folder) is not None
     assert (folder / "theirs").exists() == whole, "what is whole is kept, what is damaged is replaced"
@@ -268,7 +179,7 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def fails(_words: list[str], _part: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(module, "run_quietly", fails)
+    monkeypatch.setattr(module, "conduct_alone", fails)
     sentence = (
         rf"{tmp_path} cannot be written: No space left on device\. Make room there, or name another with --runs\."
     )
@@ -281,7 +192,7 @@ def test_another_files_error_is_not_taken_for_the_folders(tmp_path: Path, monkey
     def fails(_words: list[str], _part: Path) -> None:
         Path("nowhere/at all").read_text()
 
-    monkeypatch.setattr(module, "run_quietly", fails)
+    monkeypatch.setattr(module, "conduct_alone", fails)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         train(Point(TINY), tmp_path / "run")
 
@@ -362,78 +273,3 @@ def test_ctrl_c_says_how_to_go_on(training: bool, start: Start, tmp_path: Path):
     assert "Traceback" not in outcome.err
     assert job.gone()
     assert not parts(tmp_path / "points")
-
-
-# The command.
-
-
-class Own(Claim):
-    claim, source, criterion, minutes = "That one is one.", "Peano", "1 = 1", Minutes(0, 0)
-    trains = False
-
-    def examine(self) -> Finding:
-        details = {"rows": "x", "columns": "x", "verdict": "x", "fit": 3}
-        return Finding(Verdict.HELD, "So it is.", "nothing", [Column("a", "a")], [{"a": 1}], details)
-
-    def draw(self, finding: Finding, path: Path) -> None:  # noqa: ARG002 - the frame's own signature
-        path.write_text("")
-
-
-OWN = """
-from test_laboratory import Own as Figure
-
-
-class Trains(Figure):
-    trains = True
-
-
-class Full(Figure):
-    def draw(self, finding, path):
-        raise OSError(28, "No space left on device")
-"""
-
-
-def test_details_replace_nothing():
-    own = Own(quiet(Path("nowhere")), quick=True)
-    summary = summary_of("own", own, own.examine())
-    assert summary["rows"] == [{"a": 1}]
-    assert summary["columns"] == [{"key": "a", "label": "a", "decimals": 0}]
-    assert summary["verdict"] == "held"
-    assert summary["fit"] == 3
-
-
-def test_all_stands_for_every_figure_wherever_it_is(tmp_path: Path):
-    (tmp_path / "own.py").write_text(OWN)
-    every = list(claims_named(["all"]))
-    assert "critical-batch" in every
-    assert sorted(claims_named(["all", "critical-batch"])) == sorted(every)
-    assert sorted(claims_named(["critical-batch", "all"])) == sorted(every)
-    own = f"{tmp_path / 'own.py'}:Figure"
-    assert list(claims_named([own, "all"])) == [own, *every]
-
-
-def test_a_figure_in_a_file(run: Command, tmp_path: Path):
-    (tmp_path / "own.py").write_text(OWN)
-    path = f"{Path(__file__).parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    outcome = run("bigbatch-exp", "figure", "own.py:Figure", "--quick", "--out", "out", PYTHONPATH=path)
-    assert outcome.status == 0, outcome.err
-    assert [entry.name for entry in (tmp_path / "out").iterdir()] == ["own.py-Figure-quick"]
-    assert made(tmp_path / "out") == {"own.py-Figure-quick"}
-    outcome = run("bigbatch-exp", "figure", "own.py:Full", "--out", "out", PYTHONPATH=path)
-    assert outcome.status == 2
-    assert outcome.err.splitlines()[-1].endswith("Make room there, or name another with --out.")
-    assert "Traceback" not in outcome.err
-
-
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        (["scaling", "--text", "nonsense.txt"], "--text would change nothing"),
-        (["crossover", "scaling", "--processes", "3"], "--processes would change nothing"),
-        (["scaling", "--text", "a", "--processes", "3"], "to draw scaling: leave them out"),
-    ],
-)
-def test_options_about_training_are_refused_where_nothing_is_trained(run: Command, words: list[str], told: str):
-    outcome = run("bigbatch-exp", "figure", *words)
-    assert outcome.status == 2
-    assert told in outcome.err

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 
 from bigbatch.comm.schedules.schedule import chunk_bounds, chunk_count
+from bigbatch.comm.simulation.formulas import asynchronous_seconds
 from bigbatch.comm.simulation.network import Network, wire
 from bigbatch.comm.simulation.presets import network_named
 from bigbatch.comm.simulation.replay import replay
 from bigbatch.comm.simulation.server_rounds import synchronous_server
 from bigbatch.experiments.claims import crossover, scaling
 from bigbatch.experiments.laboratory.claim import Verdict
+from bigbatch.experiments.planning import server_against_ring
 
 ALPHA, BETA, GAMMA = 7e-6, 1 / 3e9, 1 / 11e9
 NETWORK = Network("made up", wire(ALPHA, 1 / BETA), GAMMA)
@@ -141,20 +143,24 @@ def test_synchronous_cells_are_what_the_formulas_say():
     p, n = 8, 1 << 19  # no message is so long that its adding is cut into packets
     ring = 2 * (p - 1) * ALPHA + 2 * (p - 1) / p * n * BETA + (p - 1) / p * n * GAMMA
     servers = {"1 server": 1, "W/4 servers": 2, "W servers": 8}
-    cells = {one["servers"]: one for one in crossover.size_cells(NETWORK, p, [n])}
+    cells = {one["servers"]: one for one in server_against_ring.size_cells(NETWORK, p, [n])}
     for name, count in servers.items():
         seconds = 2 * ALPHA + 2 * n * BETA * p / count + n / count * GAMMA
         assert cells[name]["predicted"] == pytest.approx([seconds / ring] * 2, rel=1e-12)
         assert cells[name]["ratios"] == pytest.approx([seconds / ring], rel=1e-9)
     overlapped = cells["W servers, overlapped"]
     assert overlapped["ratios"] == pytest.approx(overlapped["predicted"][:1], rel=0.02)
-    (large,) = (one for one in crossover.size_cells(NETWORK, p, [1 << 28]) if one["servers"] == crossover.OVERLAPPED)
-    assert large["ratios"][0] == pytest.approx(8 / 7 / 2 * (1 + 1 / crossover.SEGMENTS), rel=0.05)
+    (large,) = (
+        one
+        for one in server_against_ring.size_cells(NETWORK, p, [1 << 28])
+        if one["servers"] == server_against_ring.OVERLAPPED
+    )
+    assert large["ratios"][0] == pytest.approx(8 / 7 / 2 * (1 + 1 / server_against_ring.SEGMENTS), rel=0.05)
 
 
 def test_a_map_has_the_ports_bandwidth_and_nothing_else_of_the_network_changed():
-    p, n, bandwidths = 4, crossover.MAP_BYTES, [1e9, 5e10]
-    cells = crossover.map_cells(NETWORK, [2 * p, p], bandwidths)
+    p, n, bandwidths = 4, server_against_ring.MAP_BYTES, [1e9, 5e10]
+    cells = server_against_ring.map_cells(NETWORK, [2 * p, p], bandwidths)
     assert [(one["servers"], one["value"], one["workers"]) for one in cells[:4]] == [
         ("1 server", bandwidth, workers) for bandwidth in bandwidths for workers in (2 * p, p)
     ]
@@ -164,10 +170,10 @@ def test_a_map_has_the_ports_bandwidth_and_nothing_else_of_the_network_changed()
 
 
 def test_without_stragglers_a_ring_makes_as_many_gradients_as_its_formula_says():
-    load, workers = crossover.workload(), 4
+    load, workers = server_against_ring.workload(), 4
     n, network = 4 * load.size.parameters, network_named("infiniband-hdr")
     alpha, beta = network.wires.pieces[0].alpha, 8 / 200e9
-    cells = crossover.straggler_cells(network, workers, 0.0, seeds=3, updates=2)
+    cells = server_against_ring.straggler_cells(network, workers, 0.0, seeds=3, updates=2)
     step = load.compute + 2 * 3 * alpha + 2 * 0.75 * n * beta
     for one in cells:
         (ring,) = one["ring_gradients_per_second"]
@@ -182,10 +188,10 @@ def test_without_stragglers_a_ring_makes_as_many_gradients_as_its_formula_says()
 
 def test_bounds_of_an_asynchronous_server_meet_where_nobody_can_meet():
     for servers in (1, 3):
-        least, most = crossover.asynchronous_seconds(NETWORK, 1, 6e6, servers, 0.05, 0.02)
+        least, most = asynchronous_seconds(NETWORK, 1, 6e6, servers, 0.05, 0.02)
         alone = 0.07 + 2 * ALPHA + 2 * 6e6 * BETA + 6e6 / servers * GAMMA
         assert least == pytest.approx(alone) == pytest.approx(most)
-    least, most = crossover.asynchronous_seconds(NETWORK, 40, 6e6, 1, 0.05, 0.02)
+    least, most = asynchronous_seconds(NETWORK, 40, 6e6, 1, 0.05, 0.02)
     assert least == pytest.approx(6e6 * (BETA + GAMMA))
     assert most == pytest.approx((0.07 + 2 * ALPHA) / 40 + 6e6 * (2 * BETA + GAMMA))
 
@@ -193,16 +199,16 @@ def test_bounds_of_an_asynchronous_server_meet_where_nobody_can_meet():
 def made_up(**ratios):
     """Cells that agree with the claim; `ratios` replaces those of servers of a kind, as varied_servers=ratios."""
     said = {
-        "map_one": (crossover.MAP, crossover.ONE, 1.0, (9, 9), [8.0]),
-        "map_many": (crossover.MAP, crossover.MANY, 1.0, (0.8, 0.8), [0.85]),
-        "small_many": (crossover.SIZE, crossover.MANY, 1024, (0.2, 0.2), [0.3]),
-        "large_many": (crossover.SIZE, crossover.MANY, 1 << 30, (1.05, 1.05), [0.99]),
-        "large_overlapped": (crossover.SIZE, crossover.OVERLAPPED, 1 << 30, (0.6, 0.6), [0.6]),
-        "short_many": (crossover.STRAGGLERS, crossover.MANY, 0.0, (0.95, 1.3), [1.1, 0.97]),
-        "long_many": (crossover.STRAGGLERS, crossover.MANY, 1.0, (0.6, 0.88), [0.7, 0.8]),
+        "map_one": (server_against_ring.MAP, server_against_ring.ONE, 1.0, (9, 9), [8.0]),
+        "map_many": (server_against_ring.MAP, server_against_ring.MANY, 1.0, (0.8, 0.8), [0.85]),
+        "small_many": (server_against_ring.SIZE, server_against_ring.MANY, 1024, (0.2, 0.2), [0.3]),
+        "large_many": (server_against_ring.SIZE, server_against_ring.MANY, 1 << 30, (1.05, 1.05), [0.99]),
+        "large_overlapped": (server_against_ring.SIZE, server_against_ring.OVERLAPPED, 1 << 30, (0.6, 0.6), [0.6]),
+        "short_many": (server_against_ring.STRAGGLERS, server_against_ring.MANY, 0.0, (0.95, 1.3), [1.1, 0.97]),
+        "long_many": (server_against_ring.STRAGGLERS, server_against_ring.MANY, 1.0, (0.6, 0.88), [0.7, 0.8]),
     }
     return [
-        crossover.cell(varied, servers, 8, value, predicted, ratios.get(name, own))
+        server_against_ring.cell(varied, servers, 8, value, predicted, ratios.get(name, own))
         for name, (varied, servers, value, predicted, own) in said.items()
     ]
 
@@ -234,8 +240,8 @@ def test_what_is_claimed_counts_even_where_formulas_say_otherwise():
 
 def test_the_table_counts_cells():
     rows = {(row["varied"], row["servers"]): row for row in crossover.counted(made_up())}
-    many = rows[crossover.STRAGGLERS, crossover.MANY]
+    many = rows[server_against_ring.STRAGGLERS, server_against_ring.MANY]
     assert (many["cells"], many["apart"], many["ahead"], many["agree"]) == (2, 1, 1, 1)
     assert (many["least"], many["most"]) == (0.7, 1.1)
     assert many["off"] == 0
-    assert rows[crossover.MAP, crossover.ONE]["off"] == pytest.approx(12.5)
+    assert rows[server_against_ring.MAP, server_against_ring.ONE]["off"] == pytest.approx(12.5)

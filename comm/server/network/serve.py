@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from bigbatch.comm.server.network.network_server import NetworkServer
+from bigbatch.comm.server.network.elastic_server import NetworkServer
 from bigbatch.comm.server.network.sockets import Listener
 
 TICK_SECONDS = 0.05

@@ -1,78 +1,32 @@
-"""A server on a network: a shard whose workers come, go, fall silent and repeat themselves."""
+"""An elastic server on a network: a shard whose workers come, go, fall silent and repeat themselves."""
 
 import json
 import math
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import count
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bigbatch.comm.errors import MalformedError
+from bigbatch.comm.server.network.membership import MOST_WORKERS, Membership, Session
 from bigbatch.comm.server.network.messages import Frame, Kind, Message, Stage
+from bigbatch.comm.server.network.shares import Shares
+from bigbatch.comm.server.network.status import Rates, status_of
 from bigbatch.comm.server.report import Report, Waiting
 from bigbatch.comm.server.shard import Shard
 
 LONGEST_NOTE = 64
 """Numbers in a note, at most."""
 
-MOST_WORKERS = 1024
-"""Workers at the same time, at most; and sessions of former workers that are remembered."""
-
-RATE_SECONDS = 10.0
-"""The rates that a status shows are over about that long."""
-
 COUNTED = ("messages", "malformed", "refused", "repeated", "dropped workers", "turned away")
 """What happens, and how often: messages in all and those of each kind, workers that fell silent, and connections that
 failed for their keys or spoke no ZeroMQ."""
 
 Outgoing = tuple[bytes, list[Frame]]
-"""To whom, and the frames."""
-
-
-@dataclass
-class Session:
-    """What a server knows of one worker.
-
-    Attributes:
-        number: the session's.
-        life: how often the worker has joined.
-        worker: its number in the shard; None if it takes no part now.
-        heard: when it was last heard, in seconds.
-        pushed: the number of its last push.
-        why: if it takes no part, why not.
-        share: the number of the share of the data that it computes on, if any.
-        pushes: its number in the shard, now and in former lives -> the shares behind its last pushes, in order.
-        asked: (number, attempt) of the read that it asks for.
-        answered: the same of the last one that was answered.
-        address: where the answer goes.
-        has: the version that it says to have.
-        waiting: its gradient, until it reads.
-        notes: number -> (when it came, its numbers).
-    """
-
-    number: int
-    life: int = 0
-    worker: int | None = None
-    heard: float = 0.0
-    pushed: int = 0
-    why: str = ""
-    share: int | None = None
-    pushes: dict[int, list[int]] = field(default_factory=dict)
-    asked: tuple[int, int] = (-1, -1)
-    answered: tuple[int, int] = (-1, -1)
-    address: bytes = b""
-    has: int = 0
-    waiting: Waiting = field(default_factory=lambda: Waiting(0.0))
-    notes: dict[int, tuple[float, list[float]]] = field(default_factory=dict)
-
-    @property
-    def notes_in_order(self) -> int:
-        """How many of its notes have come, up to the first that has not."""
-        return next(number for number in count() if number not in self.notes)
+"""The address that a message goes to, and its frames."""
 
 
 class NetworkServer:
@@ -86,7 +40,7 @@ class NetworkServer:
 
     Args:
         shard: what is served.
-        shares: how many there are.
+        shares: how many shares of the data there are.
         announcement: JSON for whoever asks what is trained here.
         facts: (what, name, value) of what workers must have, too.
         patience: seconds of silence after which a worker takes part no more.
@@ -97,10 +51,9 @@ class NetworkServer:
 
     Attributes:
         shard: what is served.
-        lost: gradients that were acknowledged and are not in the parameters, because an earlier server was ended.
-        most_workers: how many took part at the same time, at most.
+        shares: the shares of the data.
+        members: the workers.
         counts: how often what is `COUNTED` has happened.
-        sessions: everybody who has ever joined, by session.
     """
 
     def __init__(
@@ -117,25 +70,15 @@ class NetworkServer:
         last: bool = True,
     ) -> None:
         self.shard = shard
-        self.lost = 0
-        self.most_workers = 0
+        self.shares = Shares(shares)
+        self.members = Membership(shard, self.shares, patience, tell)
         self.counts = Counter(dict.fromkeys(COUNTED, 0))
-        self.sessions: dict[int, Session] = {}
-        self._shares = shares
         self._announcement = announcement
         self._facts = [list(fact) for fact in facts]
-        self._patience = patience
         self._expected = expected
         self._noted = noted
-        self._tell = tell
         self._last = last
-        self._next_share = 0
-        self._returned: deque[int] = deque()
-        self._next_worker = 0
-        self._ticked: float | None = None
-        self._left = -math.inf
-        self._done = 0
-        self._progress: deque[tuple[float, int, float]] = deque()
+        self._rates = Rates(shard)
         self._copy: tuple[int, NDArray[Any]] | None = None
         self._handlers: Mapping[Kind, Callable[[bytes, Message, float], list[Outgoing]]] = {
             Kind.HELLO: self._hello,
@@ -154,14 +97,34 @@ class NetworkServer:
         return max(self.shard.values.nbytes, 4 * len(json.dumps(self._facts)), 2**16)
 
     @property
+    def sessions(self) -> Mapping[int, Session]:
+        """Everybody who has ever joined, by session."""
+        return self.members.sessions
+
+    @property
     def present(self) -> list[Session]:
         """Those who take part."""
-        return [session for session in self.sessions.values() if session.worker is not None]
+        return self.members.present
+
+    @property
+    def most_workers(self) -> int:
+        """How many workers took part at the same time, at most."""
+        return self.members.most
+
+    @property
+    def lost(self) -> int:
+        """Gradients that were acknowledged and are not in the parameters, because an earlier server was ended."""
+        return self.members.lost
+
+    @property
+    def undone(self) -> int:
+        """Shares whose gradient has not come."""
+        return self.shares.undone
 
     def stage(self, now: float) -> Stage:
         """How far the work is. Shares that nobody comes back for in time stay undone."""
-        waits = self._returned and self.undone and now < self._left + self._patience
-        if self._next_share < self._shares or waits:
+        waits = self.shares.returned and self.undone and now < self.members.left + self.members.patience
+        if self.shares.left or waits:
             return Stage.OPEN
         if self.present:
             return Stage.CLOSING
@@ -170,19 +133,14 @@ class NetworkServer:
     @property
     def progress(self) -> tuple[int, ...]:
         """Changes whenever there is something new to keep."""
-        return self.shard.clocks.done, self._done, self._next_share, self.shard.dropped
-
-    @property
-    def undone(self) -> int:
-        """Shares whose gradient has not come."""
-        return max(0, self._shares - self._done)
+        return self.shard.clocks.done, self.shares.done, self.shares.handed_out, self.shard.dropped
 
     def receive(self, sender: bytes, frames: Sequence[Frame], now: float) -> list[Outgoing]:
-        """Take what has arrived.
+        """Handle a message that has arrived.
 
         Args:
             sender: where answers go.
-            frames: of the message.
+            frames: the message.
             now: in seconds.
 
         Returns:
@@ -203,18 +161,11 @@ class NetworkServer:
 
     def tick(self, now: float) -> list[Outgoing]:
         """Go on without those who have been silent for too long; call it several times a second."""
-        if self._ticked is not None and now - self._ticked > self._patience / 4:
-            # The server itself was asleep: what was sent meanwhile has yet to be read.
-            for session in self.present:
-                session.heard += now - self._ticked
-        self._ticked = now
-        self._progress.append((now, self.shard.version, self.shard.tokens))
-        while len(self._progress) > 2 and self._progress[1][0] < now - RATE_SECONDS:
-            self._progress.popleft()
-        silent = [session for session in self.present if now - session.heard > self._patience]
+        self._rates.look(now)
+        silent = self.members.silent(now)
         for session in silent:
             self.counts["dropped workers"] += 1
-            self._remove(
+            self.members.remove(
                 session,
                 f"The server heard nothing of this worker for {now - session.heard:.1f} s and went on without it, at "
                 f"version {self.shard.version}",
@@ -224,66 +175,21 @@ class NetworkServer:
 
     def state_dict(self) -> dict[str, Any]:
         """What it takes to go on later. Gradients that still wait for others' are not in it; their shares are."""
-        unsettled = [*self._returned]
-        sessions = {}
-        for number, session in self.sessions.items():
-            waiting = [share for worker, shares in session.pushes.items() for share in self._unsettled(worker, shares)]
-            unsettled += waiting if session.share is None else [*waiting, session.share]
-            notes = [[key, when, *row] for key, (when, row) in session.notes.items()]
-            sessions[str(number)] = {"life": session.life, "pushed": session.pushed - len(waiting), "notes": notes}
         return {
             "shard": self.shard.state_dict(),
-            "next_share": self._next_share,
-            "unsettled": sorted(unsettled),
-            "sessions": sessions,
-            "lost": self.lost,
+            "next_share": self.shares.handed_out,
+            **self.members.state_dict(),
         }
-
-    def _unsettled(self, worker: int, shares: Sequence[int]) -> Sequence[int]:
-        """The shares behind those gradients of a worker, present or gone, that still wait for others'."""
-        return shares[max(0, len(shares) - self.shard.pending(worker)) :]
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave; every worker must join again."""
         self.shard.load_state_dict(state["shard"])
-        self.lost = state["lost"]
-        self._next_share = state["next_share"]
-        self._returned = deque(state["unsettled"])
-        self._done = self._next_share - len(self._returned)
-        why = f"The server was started again and goes on from version {self.shard.version}"
-        for number, kept in state["sessions"].items():
-            notes = {int(key): (when, row) for key, when, *row in kept["notes"]}
-            self.sessions[int(number)] = Session(int(number), kept["life"], pushed=kept["pushed"], why=why, notes=notes)
+        self.shares.restore(state["next_share"], state["unsettled"])
+        self.members.load_state_dict(state)
 
     def status(self, now: float) -> dict[str, Any]:
         """How things are, in types that JSON can write."""
-        shard = self.shard
-        last = (now, shard.version, shard.tokens)
-        first = self._progress[0] if self._progress else last
-        seconds = max(last[0] - first[0], 1e-9)
-        return {
-            **shard.statistics(),
-            "shares": {"handed_out": self._next_share, "returned": len(self._returned), "of": self._shares},
-            "tokens": shard.tokens,
-            "updates_per_second": (last[1] - first[1]) / seconds,
-            "tokens_per_second": (last[2] - first[2]) / seconds,
-            "gradients_lost": self.lost,
-            "updates_skipped": shard.skipped,
-            "counts": dict(self.counts),
-            "workers": [
-                {
-                    "worker": session.worker,
-                    "joined": session.life,
-                    "pushed": session.pushed,
-                    "clock": shard.clocks.pushed[session.worker],
-                    "has_version": shard.has(session.worker) if session.answered[0] >= 0 else None,
-                    "silent_seconds": now - session.heard,
-                    "waits": session.asked != session.answered,
-                }
-                for session in self.present
-                if session.worker is not None
-            ],
-        }
+        return status_of(self.shard, self.shares, self.members, self._rates, self.counts, now)
 
     # Requests that need no session.
 
@@ -301,24 +207,13 @@ class NetworkServer:
         if theirs != self._facts:
             return self._refuse(sender, message, difference(theirs, self._facts))
         session = self.sessions.get(message.session, Session(message.session))
-        if session.worker is None and len(self.present) >= MOST_WORKERS:
+        if session.worker is None and self.members.full:
             return self._refuse(sender, message, f"{MOST_WORKERS} workers take part already")
         if message.life < session.life:
             return []
         known = session.pushed
         if message.life > session.life:
-            self._remove(session, "It joins again", now)
-            self._forget_some()
-            self.sessions[message.session] = session
-            self.lost += max(0, message.version - known)
-            session.life, session.heard, session.pushed = message.life, now, max(known, message.version)
-            session.asked = session.answered = (-1, -1)
-            session.worker, self._next_worker = self._next_worker, self._next_worker + 1
-            session.waiting = Waiting(now, finite=False)
-            self.shard.join(session.worker)
-            self.most_workers = max(self.most_workers, len(self.present))
-            lost = f"; {message.version - known} of its gradients are lost" if message.version > known else ""
-            self._tell(f"Worker {session.worker} joins, of {len(self.present)} now{lost}")
+            self.members.admit(session, message.life, message.version, now)
         answer = Message(
             Kind.JOINED,
             message.session,
@@ -326,14 +221,14 @@ class NetworkServer:
             number=session.pushed,
             attempt=session.notes_in_order,
             version=known,
-            weight=self._patience,
+            weight=self.members.patience,
         )
         return [(sender, answer.frames()), *self._let_read(now)]
 
     def _leave(self, sender: bytes, message: Message, now: float) -> list[Outgoing]:
         session = self.sessions.get(message.session)
         if session is not None and session.life == message.life:
-            self._remove(session, "It has left", now)
+            self.members.remove(session, "It has left", now)
         return [(sender, answer_to(message, Kind.LEFT)), *self._let_read(now)]
 
     # Requests of a session.
@@ -341,7 +236,7 @@ class NetworkServer:
     def _within(
         self, handler: Callable[[bytes, Session, Message, float], list[Outgoing]]
     ) -> Callable[[bytes, Message, float], list[Outgoing]]:
-        """Hand a request to `handler` if its sender takes part; else tell it why it does not."""
+        """Hand a request to `handler` if its sender takes part; else tell the sender why it does not."""
 
         def handle(sender: bytes, message: Message, now: float) -> list[Outgoing]:
             session = self.sessions.get(message.session)
@@ -381,12 +276,11 @@ class NetworkServer:
         shard.push(session.worker, landing, message.weight, message.loss, finite=message.flag)
         session.pushed = message.number
         session.waiting = Waiting(now, message.weight, message.loss, message.flag)
-        self._done += 1
+        self.shares.done += 1
         if session.share is not None:  # of several servers, the first's shares are computed, and the last may differ
             session.pushes.setdefault(session.worker, []).append(session.share)
             session.share = None
-        left = {worker: [*self._unsettled(worker, shares)] for worker, shares in session.pushes.items()}
-        session.pushes = {worker: shares for worker, shares in left.items() if shares}
+        session.pushes = session.pending(shard)
         return [(sender, answer_to(message, Kind.TAKEN)), *self._let_read(now)]
 
     def _read(self, sender: bytes, session: Session, message: Message, now: float) -> list[Outgoing]:
@@ -409,15 +303,16 @@ class NetworkServer:
     def _heartbeat(self, sender: bytes, _: Session, message: Message, now: float) -> list[Outgoing]:  # noqa: ARG002 - like the others
         return [(sender, answer_to(message, Kind.ALIVE))]
 
-    # What they share.
+    # What several requests need.
 
     def _let_read(self, now: float) -> list[Outgoing]:
         """Answer everyone who asks to read and may."""
-        if self._expected > len(self.present) and not self.shard.version and not self._next_share:
+        if self._expected > len(self.present) and not self.shard.version and not self.shares.handed_out:
             return []
         return [outgoing for session in self.present for outgoing in self._answer(session, now)]
 
     def _answer(self, session: Session, now: float) -> Iterator[Outgoing]:
+        """Yield the report and the parameters, if the session has asked for them and may have them now."""
         worker, waiting = session.worker, session.waiting
         assert worker is not None, "only those who take part ask"
         if session.asked == session.answered or session.asked[0] != session.pushed:
@@ -426,10 +321,10 @@ class NetworkServer:
         if not (begins or again or self.shard.readable(worker)):
             return
         if session.share is None:
-            session.share = self._take_share()
+            session.share = self.shares.take()
         fresh = session.has != self.shard.version
         report = Report.on(self.shard, worker, waiting, now, fresh=fresh)
-        row = replace(report, next_update=self._shares if session.share is None else session.share).row()
+        row = replace(report, next_update=self.shares.total if session.share is None else session.share).row()
         self.shard.read(worker)
         session.answered = session.asked
         number, attempt = session.asked
@@ -444,36 +339,11 @@ class NetworkServer:
         )
         yield session.address, answer.frames()
 
-    def _take_share(self) -> int | None:
-        if self._returned:
-            return self._returned.popleft()
-        if self._next_share == self._shares:
-            return None
-        self._next_share += 1
-        return self._next_share - 1
-
     def _values(self) -> NDArray[Any]:
-        """A copy of the parameters that stays as it is; one for all who read the same version."""
+        """A copy of the parameters that stays as it is; the same one for all who read the same version."""
         if self._copy is None or self._copy[0] != self.shard.version:
             self._copy = self.shard.version, self.shard.values.numpy().copy()
         return self._copy[1]
-
-    def _remove(self, session: Session, why: str, now: float) -> None:
-        """Go on without a worker; its share is the next one's to compute."""
-        if session.worker is None:
-            return
-        self.shard.leave(session.worker)
-        if session.share is not None:
-            self._returned.append(session.share)
-        self._tell(f"Worker {session.worker} goes: {why[0].lower()}{why[1:]}")
-        session.worker, session.share, session.why = None, None, why
-        self._left = now
-
-    def _forget_some(self) -> None:
-        """Remember only so many of those who have gone and left no notes."""
-        former = [n for n, session in self.sessions.items() if session.worker is None and not session.notes]
-        for number in former[: max(0, len(former) - MOST_WORKERS)]:
-            del self.sessions[number]
 
     def _refuse(self, sender: bytes, message: Message, why: str) -> list[Outgoing]:
         self.counts["refused"] += 1
@@ -484,7 +354,7 @@ class NetworkServer:
 
 
 def answer_to(message: Message, kind: Kind) -> list[Frame]:
-    """An answer that says no more than what it answers."""
+    """The frames of an answer that says no more than which request it answers."""
     return Message(kind, message.session, message.life, message.number, message.attempt).frames()
 
 

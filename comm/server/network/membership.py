@@ -1,0 +1,179 @@
+"""Membership: which workers take part, which have gone, and what the server remembers of each."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+from bigbatch.comm.server.network.shares import Shares
+from bigbatch.comm.server.report import Waiting
+from bigbatch.comm.server.shard import Shard
+
+MOST_WORKERS = 1024
+"""Workers that take part at the same time, at most; and sessions of former workers that are remembered."""
+
+
+@dataclass
+class Session:
+    """What a server knows of one worker.
+
+    Attributes:
+        number: the session's number.
+        life: how often the worker has joined.
+        worker: its number in the shard; None if it takes no part now.
+        heard: when it was last heard, in seconds.
+        pushed: the number of its last push.
+        why: the reason why it takes no part, if it does not.
+        share: the number of the share of the data that it computes on, if any.
+        pushes: its number in the shard, now and in former lives -> the shares behind its last pushes, in order.
+        asked: (number, attempt) of the read that it asks for.
+        answered: (number, attempt) of the last read that was answered.
+        address: where the answer goes.
+        has: the version of the parameters that it says to have.
+        waiting: its gradient, until it reads.
+        notes: number -> (when the note came, its numbers).
+    """
+
+    number: int
+    life: int = 0
+    worker: int | None = None
+    heard: float = 0.0
+    pushed: int = 0
+    why: str = ""
+    share: int | None = None
+    pushes: dict[int, list[int]] = field(default_factory=dict)
+    asked: tuple[int, int] = (-1, -1)
+    answered: tuple[int, int] = (-1, -1)
+    address: bytes = b""
+    has: int = 0
+    waiting: Waiting = field(default_factory=lambda: Waiting(0.0))
+    notes: dict[int, tuple[float, list[float]]] = field(default_factory=dict)
+
+    @property
+    def notes_in_order(self) -> int:
+        """How many of its notes have come, up to the first that has not."""
+        return next(number for number in count() if number not in self.notes)
+
+    def pending(self, shard: Shard) -> dict[int, list[int]]:
+        """The part of `pushes` whose gradients still wait in the shard for those of other workers."""
+        shares = {worker: own[max(0, len(own) - shard.pending(worker)) :] for worker, own in self.pushes.items()}
+        return {worker: own for worker, own in shares.items() if own}
+
+    def start_life(self, life: int, worker: int, acknowledged: int, now: float) -> None:
+        """Begin anew as a worker of the shard that had so many pushes acknowledged before."""
+        self.life, self.worker, self.heard = life, worker, now
+        self.pushed = max(self.pushed, acknowledged)
+        self.asked = self.answered = (-1, -1)
+        self.waiting = Waiting(now, finite=False)
+
+
+class Membership:
+    """Keeps the sessions of all workers, and tells the shard and the shares who comes and goes.
+
+    Args:
+        shard: what the workers push to and read from.
+        shares: the data that they compute on.
+        patience: seconds of silence after which a worker takes part no more.
+        tell: called with who comes and goes, in sentences without their full stops.
+
+    Attributes:
+        sessions: everybody who has ever joined, by session.
+        patience: seconds of silence after which a worker takes part no more.
+        most: how many workers took part at the same time, at most.
+        lost: gradients that were acknowledged and are not in the parameters, because an earlier server was ended.
+        left: when the last worker went that did, in seconds.
+    """
+
+    def __init__(self, shard: Shard, shares: Shares, patience: float, tell: Callable[[str], None]) -> None:
+        self.sessions: dict[int, Session] = {}
+        self.patience = patience
+        self.most = 0
+        self.lost = 0
+        self.left = -math.inf
+        self._shard = shard
+        self._shares = shares
+        self._tell = tell
+        self._next_worker = 0
+        self._looked: float | None = None
+
+    @property
+    def present(self) -> list[Session]:
+        """Those who take part."""
+        return [session for session in self.sessions.values() if session.worker is not None]
+
+    @property
+    def full(self) -> bool:
+        """Whether as many workers take part as may."""
+        return len(self.present) >= MOST_WORKERS
+
+    def admit(self, session: Session, life: int, acknowledged: int, now: float) -> None:
+        """Let a worker take part from now on.
+
+        Args:
+            session: the worker's session, new or known.
+            life: its new life.
+            acknowledged: how many of its pushes the worker knows to be acknowledged; those of them that this server
+                does not have are lost.
+            now: in seconds.
+        """
+        self.remove(session, "It joins again", now)
+        self._forget_some()
+        self.sessions[session.number] = session
+        lost = max(0, acknowledged - session.pushed)
+        self.lost += lost
+        worker, self._next_worker = self._next_worker, self._next_worker + 1
+        session.start_life(life, worker, acknowledged, now)
+        self._shard.join(worker)
+        self.most = max(self.most, len(self.present))
+        and_lost = f"; {lost} of its gradients are lost" if lost else ""
+        self._tell(f"Worker {worker} joins, of {len(self.present)} now{and_lost}")
+
+    def remove(self, session: Session, why: str, now: float) -> None:
+        """Go on without a worker, if it takes part; the next worker computes on its share."""
+        if session.worker is None:
+            return
+        self._shard.leave(session.worker)
+        if session.share is not None:
+            self._shares.returned.append(session.share)
+        self._tell(f"Worker {session.worker} goes: {why[0].lower()}{why[1:]}")
+        session.worker, session.share, session.why = None, None, why
+        self.left = now
+
+    def silent(self, now: float) -> list[Session]:
+        """Those of whom nothing was heard for longer than the patience; to be asked several times a second."""
+        if self._looked is not None and now - self._looked > self.patience / 4:
+            # The server itself was asleep: what was sent meanwhile has yet to be read.
+            for session in self.present:
+                session.heard += now - self._looked
+        self._looked = now
+        return [session for session in self.present if now - session.heard > self.patience]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it takes to recognise the workers later, in a new server.
+
+        Gradients that still wait for others' are not kept. Their shares are, as "unsettled", beside those that workers
+        compute on and those that have come back.
+        """
+        unsettled = [*self._shares.returned]
+        sessions = {}
+        for number, session in self.sessions.items():
+            waiting = [share for shares in session.pending(self._shard).values() for share in shares]
+            unsettled += waiting if session.share is None else [*waiting, session.share]
+            notes = [[key, when, *row] for key, (when, row) in session.notes.items()]
+            sessions[str(number)] = {"life": session.life, "pushed": session.pushed - len(waiting), "notes": notes}
+        return {"unsettled": sorted(unsettled), "sessions": sessions, "lost": self.lost}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Remember the workers of `state_dict`; each must join again."""
+        self.lost = state["lost"]
+        why = f"The server was started again and goes on from version {self._shard.version}"
+        for number, kept in state["sessions"].items():
+            notes = {int(key): (when, row) for key, when, *row in kept["notes"]}
+            self.sessions[int(number)] = Session(int(number), kept["life"], pushed=kept["pushed"], why=why, notes=notes)
+
+    def _forget_some(self) -> None:
+        """Forget the oldest of those who have gone and left no notes, if there are too many."""
+        former = [n for n, session in self.sessions.items() if session.worker is None and not session.notes]
+        for number in former[: max(0, len(former) - MOST_WORKERS)]:
+            del self.sessions[number]

@@ -1,0 +1,51 @@
+"""Shares of the data: who computes on which, and what becomes of the share of a worker that goes away."""
+
+from collections import deque
+from collections.abc import Iterable
+
+
+class Shares:
+    """Hands out the numbers of equal shares of the data, in order, until each has brought a gradient.
+
+    A share whose worker goes away before its gradient has come is handed out again, before any new one.
+
+    Args:
+        total: how many shares there are.
+
+    Attributes:
+        total: how many shares there are.
+        handed_out: how many have been handed out at least once.
+        returned: those that were handed out and have come back without a gradient, in order.
+        done: how many have brought a gradient.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.handed_out = 0
+        self.returned: deque[int] = deque()
+        self.done = 0
+
+    @property
+    def left(self) -> bool:
+        """Whether there are shares that nobody has had yet."""
+        return self.handed_out < self.total
+
+    @property
+    def undone(self) -> int:
+        """How many shares have not brought a gradient."""
+        return max(0, self.total - self.done)
+
+    def take(self) -> int | None:
+        """The number of the share to compute on next; None if all are handed out."""
+        if self.returned:
+            return self.returned.popleft()
+        if not self.left:
+            return None
+        self.handed_out += 1
+        return self.handed_out - 1
+
+    def restore(self, handed_out: int, unsettled: Iterable[int]) -> None:
+        """Go on where another server was that had handed out so many, of which some brought no gradient that counts."""
+        self.handed_out = handed_out
+        self.returned = deque(unsettled)
+        self.done = handed_out - len(self.returned)
