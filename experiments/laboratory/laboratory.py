@@ -278,13 +278,23 @@ class Laboratory:
 def undisturbed() -> Iterator[None]:
     """Processes that are started meanwhile do not see Ctrl-C; this one sees it afterwards.
 
-    Those would otherwise end with a traceback each while they still import, before `begin`.
+    Those would otherwise end with a traceback each while they still import, before `begin`; and so would one that this
+    process stops feeding because it was interrupted itself.
     """
+    if threading.current_thread() is not threading.main_thread():  # Python interrupts that one alone
+        yield
+        return
+    interrupted: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _: interrupted.append(number))
+    # Blocked as well, which processes inherit; by itself that would not do, as another thread may take the signal.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, handler)
+    if interrupted:
+        raise KeyboardInterrupt
 
 
 def begin(parent: int) -> None:

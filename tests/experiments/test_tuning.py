@@ -18,7 +18,7 @@ from bigbatch.experiments.runs.run import Run
 
 def test_a_point_is_a_command_line():
     point = Point({"batch_size": 8, "learning_rate": 0.0015, "noise_scale": True, "text": None})
-    words = "--workers 1 --arms accumulated --device cpu --batch-size 8 --learning-rate 0.0015 --noise-scale"
+    words = "--workers 1 --batch-size 8 --arms accumulated --learning-rate 0.0015 --device cpu --noise-scale"
     assert point.command() == f"bigbatch-exp ring {words}"
     assert Point({"simulate": 4}, "ps").command() == "bigbatch-exp ps --arms accumulated --device cpu --simulate 4"
 
