@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from heapq import heappop, heappush
 from itertools import count
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from greenlet import GreenletExit, getcurrent, greenlet
@@ -53,6 +53,8 @@ class Cluster:
         give_way: lets happen what happens next, and returns when somebody switches back.
         shelf: where ranks put the windows that others of their node take.
         texts: where they put what all others read.
+        board: where they show each other other things.
+        done_once: the results of what one rank has done for all, in order.
 
     Raises:
         ConfigurationError: fewer than one rank, or a failure of a rank that does not exist.
@@ -74,6 +76,8 @@ class Cluster:
         self.waiting: dict[Awaited, float] = {}
         self.shelf: dict[int, NDArray[np.uint8]] = {}
         self.texts: list[str | None] = [None] * size
+        self.board: dict[Any, Any] = {}
+        self.done_once: list[Any] = []
         self._failures = dict(failures or {})
         for rank in self._failures:
             if not 0 <= rank < size:
@@ -106,6 +110,10 @@ class Cluster:
         self._hub = getcurrent()
         self.give_way = self._hub.switch
         self._greenlets = []
+        self.board.clear()
+        self.done_once.clear()
+        for transport in self.transports:
+            transport.asked_once = 0
         results: dict[int, Result] = {}
 
         def body(transport: Transport) -> None:
@@ -439,6 +447,7 @@ class ClusterTransport(Transport):
         cluster: which.
         mailbox: of this rank.
         last: what this end has waited for last.
+        asked_once: how often this rank has called `once`.
     """
 
     threaded = False
@@ -449,6 +458,8 @@ class ClusterTransport(Transport):
         self.mailbox = Mailbox()
         self.last: Awaited | None = None
         self.gamma = cluster.network.gamma
+        self.board = cluster.board
+        self.asked_once = 0
         self._name = f"rank {rank}"
         self._routes: dict[int, Route] = {}
 
@@ -475,6 +486,15 @@ class ClusterTransport(Transport):
         if seconds > 0:
             with self.span(COMPUTE, name):
                 self.cluster.pause(self.rank, seconds)
+
+    def once(self, work: Callable[[], Result]) -> Result | None:
+        """Do the work if no other rank has come to it yet; all get the same result, whatever time it is for them."""
+        done = self.cluster.done_once
+        if self.asked_once == len(done):
+            done.append(work())
+        self.asked_once += 1
+        result: Result = done[self.asked_once - 1]
+        return result
 
     def _add(self, values: Buffer, arrived: Buffer) -> None:
         """In γ seconds a byte."""

@@ -21,6 +21,7 @@ from bigbatch.comm.server.shard import Shard
 from bigbatch.comm.server.staleness import Compensated, Scaled, StaleGradients
 from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.comm.transports.cluster import Cluster
+from bigbatch.comm.update import Outcome
 from bigbatch.experiments.figures.staleness import staleness_shares
 from bigbatch.optimizers import optimizer_named
 
@@ -74,16 +75,16 @@ def test_stale_gradients_are_moved_to_where_the_parameters_are():
 
 def test_backup_takes_the_first_and_drops_the_rest():
     shard = new_shard(BackupWorkers(1), workers=3)
-    assert push(shard, 2, 1.0)
+    assert push(shard, 2, 1.0) is Outcome.APPLIED
     assert not shard.readable(2)
-    assert push(shard, 0, 3.0)
+    assert push(shard, 0, 3.0) is Outcome.APPLIED
     assert shard.values.tolist() == [1 - 0.5 * 2] * 3
     assert shard.readable(0)
-    assert not push(shard, 1, 100.0)
+    assert push(shard, 1, 100.0) is Outcome.DROPPED
     assert (shard.version, shard.dropped, shard.taken) == (1, 1, 2)
     assert shard.readable(1)
     shard.read(1)
-    assert push(shard, 1, 1.0)
+    assert push(shard, 1, 1.0) is Outcome.APPLIED
 
 
 def test_a_worker_that_leaves_holds_nobody_back():
@@ -109,6 +110,7 @@ def test_what_must_not_be_applied_is_skipped_and_the_clock_goes_on(bad):
     push(shard, 0, **{"value": 1.0, "weight": 0.0, **bad})
     push(shard, 1, 1.0, weight=0.0 if "weight" in bad else 1.0)
     assert (shard.version, shard.skipped, shard.clocks.done) == (0, 1, 1)
+    assert shard.last.outcome is (Outcome.NO_DATA if "weight" in bad else Outcome.NOT_FINITE)
     assert shard.values.tolist() == [1.0] * 3
     assert all(shard.readable(worker) for worker in range(2))
 
@@ -116,7 +118,7 @@ def test_what_must_not_be_applied_is_skipped_and_the_clock_goes_on(bad):
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
 def test_blocks_are_added_divided_and_looked_at_one_by_one(monkeypatch, order):
     """11 elements in blocks of 4, whether the gradients come in the order of their sum or not."""
-    monkeypatch.setattr("bigbatch.comm.server.shard.BLOCK_ELEMENTS", 4)
+    monkeypatch.setattr("bigbatch.comm.update.BLOCK_ELEMENTS", 4)
     shard = new_shard(Synchronous(), workers=3, elements=11)
     values = torch.arange(11, dtype=torch.float64)
     for worker in order:
@@ -306,8 +308,9 @@ def test_a_server_beside_every_worker_goes_on_from_its_own_part():
         strategy = strategy_class(transport)
         strategy.start(parameters, SGD)
         state = strategy.state_dict()
-        strategy.load_state_dict({**state, "values": state["values"] + transport.rank})
-        return parameters.values, state["values"], strategy.state_dict()["values"]
+        shard = {**state["shard"], "values": state["shard"]["values"] + transport.rank}
+        strategy.load_state_dict({**state, "shard": shard})
+        return parameters.values, state["shard"]["values"], strategy.state_dict()["shard"]["values"]
 
     whole, saved, loaded = zip(*Cluster(3).run(work), strict=True)
     assert torch.equal(torch.cat(saved), whole[0])

@@ -232,7 +232,7 @@ class NetworkServer:
             notes = [[key, when, *row] for key, (when, row) in session.notes.items()]
             sessions[str(number)] = {"life": session.life, "pushed": session.pushed - len(waiting), "notes": notes}
         return {
-            "shard": self.shard.state_dict(),
+            "shard": self.shard.settled_state(),
             "next_share": self._next_share,
             "unsettled": sorted(unsettled),
             "sessions": sessions,
@@ -314,7 +314,7 @@ class NetworkServer:
             session.life, session.heard, session.pushed = message.life, now, max(known, message.version)
             session.asked = session.answered = (-1, -1)
             session.worker, self._next_worker = self._next_worker, self._next_worker + 1
-            session.waiting = Waiting(now, finite=False)
+            session.waiting = Waiting(now)
             self.shard.join(session.worker)
             self.most_workers = max(self.most_workers, len(self.present))
             lost = f"; {message.version - known} of its gradients are lost" if message.version > known else ""
@@ -378,9 +378,9 @@ class NetworkServer:
             )
         landing = shard.landing()
         np.copyto(landing.numpy(), gradient)
-        shard.push(session.worker, landing, message.weight, message.loss, finite=message.flag)
+        outcome = shard.push(session.worker, landing, message.weight, message.loss, finite=message.flag)
         session.pushed = message.number
-        session.waiting = Waiting(now, message.weight, message.loss, message.flag)
+        session.waiting = Waiting(now, message.weight, message.loss, outcome)
         self._done += 1
         if session.share is not None:  # of several servers, the first's shares are computed, and the last may differ
             session.pushes.setdefault(session.worker, []).append(session.share)
