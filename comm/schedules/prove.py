@@ -18,7 +18,8 @@ class Proof:
         count: (ranks, chunks, ranks) how often the contribution of the rank in the last place is in the copy
             that the rank in the first place ends with.
         expected: (ranks, chunks, ranks) how often it must be there; None for an all-reduce, whose ranks must end with
-            one of each.
+            one of each. For an all-gather the last place has one entry more in both, for what memory holds before
+            anything has arrived there.
     """
 
     count: NDArray[np.int64]
@@ -50,12 +51,15 @@ class Proof:
         if self.holds:
             return f"proven: all {ranks} ranks end with every contribution once in each of {chunks} chunks"
         wrong = [
-            f"rank {rank} {verb} the contribution of rank {contributor} in chunk {chunk}"
+            f"rank {rank} {verb} {self._contribution(contributor)} in chunk {chunk}"
             for verb, rows in (("misses", self.missing), (self._too_often, self.doubled))
             for rank, chunk, contributor in rows[:3]
         ]
         rest = len(self.missing) + len(self.doubled) - len(wrong)
         return "refuted: " + "; ".join(wrong) + (f"; and {rest} more" if rest else "")
+
+    def _contribution(self, contributor: int) -> str:
+        return f"the contribution of rank {contributor}" if contributor < len(self.count) else "what lay there before"
 
     @property
     def _too_often(self) -> str:
@@ -74,7 +78,8 @@ def prove(schedule: Schedule, size: int) -> Proof:
 def prove_all_gather(schedule: Schedule, size: int) -> Proof:
     """Follow the chunks through an all-gather schedule for `size` ranks.
 
-    Rank r starts with chunk r, and with nothing in any other chunk; every rank must end with chunk c of rank c, once.
+    Rank r starts with chunk r, and in all other chunks with whatever lies in memory; every rank must end with chunk c
+    of rank c, once, and nothing else.
 
     Raises:
         ConfigurationError: the schedule does not cut the buffer into as many chunks as there are ranks.
@@ -85,10 +90,11 @@ def prove_all_gather(schedule: Schedule, size: int) -> Proof:
             f"An all-gather over {size} ranks has a chunk for each, but these rounds move {chunk_count(rounds)} "
             "chunks. Number them by the ranks that start with them."
         )
-    expected = np.zeros((size, size, size), dtype=np.int64)
+    expected = np.zeros((size, size, size + 1), dtype=np.int64)
     expected[:, rank, rank] = 1
     start = np.zeros_like(expected)
-    start[rank, rank, rank] = 1
+    start[:, :, size] = 1
+    start[rank, rank] = expected[rank, rank]
     *_, count = follow(rounds, size, start)
     return Proof(count, expected)
 

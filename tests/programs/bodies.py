@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bigbatch.comm.errors import DeadlineError, MismatchError
 from bigbatch.comm.parameters import FlatParameters, OptimizerFactory
+from bigbatch.comm.reducers.all_gather import AllGather
 from bigbatch.comm.reducers.collective import Collective
 from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.comm.strategies.strategy import Strategy
@@ -206,3 +207,22 @@ def ask_what_runs_in_a_thread(transport: Transport) -> None:
         np.testing.assert_array_equal(answers, np.outer(np.arange(2, transport.size + 2), asked))
     assert answering.wait() == transport.rank
     assert transport.messages_sent - sent == questions * transport.size
+
+
+def distinct(rank: int, elements: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Numbers that no other rank or element has."""
+    return (torch.arange(elements) * 1000 + rank).to(dtype)
+
+
+def gather_everything(transport: Transport, dtype: torch.dtype = torch.float64) -> bool:
+    """Tensors of equal and of different lengths, of every rank, on every rank."""
+    everyone = AllGather(transport)
+    rank, size = transport.rank, transport.size
+    for elements in (0, 1, 7, 1003):
+        parts = everyone.gather(distinct(rank, elements, dtype))
+        assert [part.tolist() for part in parts] == [distinct(r, elements, dtype).tolist() for r in range(size)]
+    for step in range(3):
+        lengths = [(r * 5 + step * 3) % (size + 4) for r in range(size)]
+        parts = everyone.gather(distinct(rank, lengths[rank], dtype), alike=False)
+        assert [part.tolist() for part in parts] == [distinct(r, lengths[r], dtype).tolist() for r in range(size)]
+    return True

@@ -3,7 +3,14 @@
 import sys
 
 import torch
-from bodies import ask_what_runs_in_a_thread, name_who_is_missing, refuse_what_differs, strategy_named, train
+from bodies import (
+    ask_what_runs_in_a_thread,
+    gather_everything,
+    name_who_is_missing,
+    refuse_what_differs,
+    strategy_named,
+    train,
+)
 
 from bigbatch.comm.measuring.conformance import on_wires
 from bigbatch.comm.transports.launch import detect
@@ -31,6 +38,7 @@ BODIES = {
     "beside": lambda _, transport: ask_what_runs_in_a_thread(transport),
     "conform": conform,
     "differ": lambda strategy, transport: refuse_what_differs(strategy.collective, transport),
+    "gather": lambda _, transport: gather_everything(transport),
     "missing": lambda strategy, transport: name_who_is_missing(strategy.collective, transport),
     "train": equal_the_oracle,
 }
