@@ -2,6 +2,8 @@
 
 import copy
 from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -105,9 +107,22 @@ def flat(model: nn.Module) -> Tensor:
 
 
 def strategy_named(name: str) -> type[Strategy]:
-    """A strategy with flags: "ps:async+colocated"."""
+    """A strategy with flags and numbers: "ps:async+colocated", "ps+servers=2"."""
     name, *flags = name.split("+")
-    return STRATEGIES.load(name).configured(dict.fromkeys(flags, True))
+    choices = [flag.partition("=") for flag in flags]
+    return STRATEGIES.load(name).configured({word: value or True for word, _, value in choices})
+
+
+EXTENDING = Path(__file__).parents[2] / "docs" / "extending"
+
+ALL_STRATEGIES = [
+    *(name for name in STRATEGIES.names() if name not in ("allreduce", "mpi", "auto")),
+    *("ps:async", "ps:ssp:2", "ps:backup:1", "ps:async+stale=scaled", "ps:async+stale=compensated"),
+    *("ps+servers=2", "ps:async+servers=2", "ps:ssp:1+servers=3", "ps+colocated", "ps:async+colocated"),
+    f"{EXTENDING / 'local_averaging.py'}:LocalAveraging",
+    f"{EXTENDING / 'top_k.py'}:TopK+ratio=0.1",
+]
+"""Every strategy that runs on any transport, in all its kinds, and the worked examples."""
 
 
 def train(
@@ -145,6 +160,33 @@ def train(
     result = strategy.run(work)
     strategy.close()
     return result
+
+
+def train_until(
+    transport: Transport, make_strategy: Callable[[Transport], Strategy], until: int, state: dict[str, Any] | None
+) -> tuple[Tensor | None, dict[str, Any]]:
+    """Train until an update, from a state if there is one: this worker's parameters, and this rank's state."""
+    parameters = FlatParameters(model := new_model())
+    strategy = make_strategy(transport)
+    strategy.start(parameters, optimizer, bucket_bytes=1000)
+    trainer = None
+    if strategy.worker is not None:
+        plan = BatchPlan(BATCH // strategy.workers, 1, strategy.workers)
+        trainer = Trainer(model, Sequences(), strategy, parameters, plan, EXAMPLES, seed=7)
+    one = strategy if trainer is None else trainer
+    if state is not None:
+        one.load_state_dict(state)
+
+    def work() -> Tensor:
+        assert trainer is not None
+        updates = trainer.updates()
+        while trainer.position < until and not trainer.ended:
+            next(updates)
+        return flat(model).clone()
+
+    result, kept = strategy.run(work), one.state_dict()
+    strategy.close()
+    return result, kept
 
 
 def refuse_what_differs(make: Callable[[Transport], Collective], transport: Transport) -> None:
