@@ -22,7 +22,7 @@ class TopK(AllReduce):
 
     Cost for n elements on p workers, k = rn: two all-gathers of k elements each, of places and of values.
 
-    Source: Lin, Han, Mao, Wang and Dally, "Deep gradient compression" (2018), sections 3 and 3.1.
+    Source: Aji and Heafield, "Sparse communication for distributed gradient descent" (2017), section 3.
     """
 
     options = Sparsity()

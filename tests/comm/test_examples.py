@@ -125,6 +125,14 @@ def test_local_averaging_is_a_plain_loop_of_several_models(period, network):
     assert len({loss for _, loss, _ in results}) == 1, "all look at the mean"
 
 
+def test_without_exchange_every_worker_learns_from_its_own_share_alone():
+    for (parameters, _, seconds), expected in zip(
+        trained(STRATEGIES.load("no-exchange"), SLOW), plain_averaging(UPDATES + 1), strict=True
+    ):
+        torch.testing.assert_close(parameters, expected, rtol=0, atol=1e-12)
+        assert seconds == 0
+
+
 @pytest.mark.parametrize("network", [None, SLOW])
 @pytest.mark.parametrize("ratio", [0.02, 0.3, 1.0])
 def test_top_k_is_a_plain_loop_with_what_was_not_sent(ratio, network):
@@ -180,10 +188,11 @@ def test_an_example_is_a_command_with_its_own_options(run: Run, tmp_path, words)
     assert config[name] == float(words[2])
     arm = json.loads(outcome.out)["arms"][0]
     assert np.isfinite(arm["validation_loss"])
-    assert arm["tokens"] >= 2000
     lines = [json.loads(line) for line in (tmp_path / "here" / "metrics.jsonl").read_text().splitlines()]
     assert {line["outcome"] for line in lines if line["kind"] == "update"} <= {"applied", "no data"}
     assert all(line["applied"] == (line["outcome"] == "applied") for line in lines if line["kind"] == "update")
+    every = json.loads(run("bigbatch-exp", "ring", "--simulate", "3", "--arms", "small", "--json", *SMALL).out)
+    assert arm["tokens"] == every["arms"][0]["tokens"]
     wrong = run("bigbatch-exp", words[0], words[1], "0", "--simulate", "3", *SMALL)
     assert wrong.status != 0
     assert words[1] in wrong.err
