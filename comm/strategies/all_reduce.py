@@ -57,7 +57,7 @@ class AllReduce(Replicated):
 
     @classmethod
     def gradients_per_step(cls, workers: int) -> int:
-        """All of them."""
+        """Every update is made of the gradients of all workers."""
         return workers
 
     @classmethod
@@ -190,7 +190,7 @@ class MPI(AllReduce):
 
     @classmethod
     def collective(cls, transport: Transport) -> Collective:
-        """The library's."""
+        """The MPI library's all-reduce; for a single rank, our own, which then does nothing."""
         if transport.size == 1:
             return Scheduled(hierarchical, transport)
         if not isinstance(transport, MPITransport):
@@ -206,7 +206,7 @@ class Shared(AllReduce):
 
     @classmethod
     def collective(cls, transport: Transport) -> Collective:
-        """Shared memory, for a single node."""
+        """The reduction through shared memory, which takes a single node."""
         if len(transport.nodes) > 1:
             raise ConfigurationError(
                 f"shared needs every rank on one machine, but there are {len(transport.nodes)}. Use hierarchical, "
@@ -249,7 +249,7 @@ def all_reduce_by(algorithm: Callable[..., Any]) -> type[AllReduce]:
 
         @classmethod
         def collective(cls, transport: Transport) -> Collective:
-            """The algorithm's rounds, on whatever transport there is."""
+            """Runs the algorithm's rounds on any transport."""
             return Scheduled(algorithm, transport)
 
         def prepare(self, optimizer: OptimizerFactory) -> None:

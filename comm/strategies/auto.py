@@ -82,7 +82,7 @@ class Auto(AllReduce):
     """
 
     def prepare(self, optimizer: OptimizerFactory) -> None:
-        """Get ready, and say what was picked."""
+        """Get ready as other all-reduces do, and say which one was picked for each size."""
         super().prepare(optimizer)
         collective = self._collective
         assert isinstance(collective, Fastest), "see `collective`"
@@ -94,7 +94,7 @@ class Auto(AllReduce):
 
     @classmethod
     def collective(cls, transport: Transport) -> Collective:
-        """Whatever the table says."""
+        """The one that the table of measurements names, for each size; measures first if there is no table."""
         tuning = load_tuning(transport)
         if tuning is None:
             measured = candidates(transport)

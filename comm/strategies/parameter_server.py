@@ -58,7 +58,7 @@ class ParameterServer(Strategy):
 
     @classmethod
     def variant(cls, words: str) -> type[Self]:
-        """sync, async, ssp, ssp:S, backup or backup:B."""
+        """This strategy with the consistency named: sync, async, ssp, ssp:S, backup or backup:B."""
         consistency, _, number = words.partition(":")
         numbered = {"ssp": "staleness", "backup": "spares"}
         if not number:

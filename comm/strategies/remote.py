@@ -36,7 +36,7 @@ class RemoteServers(Strategy):
 
     @classmethod
     def in_step(cls) -> bool:
-        """No: workers come and go."""
+        """False: workers come and go."""
         return False
 
     def prepare(self, optimizer: OptimizerFactory) -> None:  # noqa: ARG002 - the servers make the updates
@@ -52,7 +52,7 @@ class RemoteServers(Strategy):
         self._finish()
 
     def push(self, bucket: Bucket) -> None:
-        """Nothing: a gradient is sent whole, so that it counts once or not at all."""
+        """Does nothing: a gradient is sent whole in `step`, so that it counts once or not at all."""
 
     def step(self, weight: float, loss: float) -> StepReport:
         """Push to every server, and wait until all let this worker read."""

@@ -34,16 +34,16 @@ class Replicated(Strategy):
 
     @classmethod
     def in_step(cls) -> bool:
-        """False, unless a subclass says otherwise: a worker's updates are its own."""
+        """False: a worker's updates are its own, unless a subclass says otherwise."""
         return False
 
     @classmethod
     def gradients_per_step(cls, workers: int) -> int:  # noqa: ARG003 - it is the same for any number
-        """One, unless a subclass says otherwise: the worker's own."""
+        """One: the worker's own gradient, unless a subclass says otherwise."""
         return 1
 
     def push(self, bucket: Bucket) -> None:
-        """Nothing, unless a subclass sends the bucket somewhere."""
+        """Does nothing; a subclass may begin to send the bucket."""
 
     def update(self, weight: float) -> Outcome:
         """Divide the gradients by `weight`, the tokens behind them, and let the optimiser make its step."""

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from bodies import new_model, train
+from bodies import new_model, strategy_named, train
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jobs import SMALL, Run
@@ -315,6 +315,38 @@ def test_a_server_beside_every_worker_goes_on_from_its_own_part():
     whole, saved, loaded = zip(*Cluster(3).run(work), strict=True)
     assert torch.equal(torch.cat(saved), whole[0])
     assert all(torch.equal(loaded[rank], saved[rank] + rank) for rank in range(3))
+
+
+@pytest.mark.parametrize(
+    ("name", "versions"),
+    [("ps", 6), ("ps+servers=2", 6), ("ps+colocated", 6), ("ps:ssp:1", 6), ("ps:async", 12), ("ps:backup:1", None)],
+)
+def test_a_worker_whose_work_has_ended_holds_nobody_back(name, versions):
+    """The workers make 2, 4 and 6 steps; the server goes on without those who rest."""
+    strategy = strategy_named(name)
+
+    def work(transport):
+        parameters = FlatParameters(new_model())
+        own = strategy(transport)
+        own.start(parameters, SGD)
+
+        def train():
+            reports = []
+            for _ in range(2 * (own.worker + 1)):
+                parameters.gradients.fill_(1e-3)
+                for bucket in own.buckets:
+                    own.push(bucket)
+                reports.append(own.step(1.0, 0.0))
+                own.pull()
+            return reports
+
+        return own.run(train), own.statistics()
+
+    results = Cluster(strategy.ranks_for(3)).run(work)
+    assert [len(reports) for reports, _ in results[:3]] == [2, 4, 6]
+    counted = [statistics for _, statistics in results if statistics]
+    assert len({statistics["versions"] for statistics in counted}) == 1
+    assert versions is None or counted[0]["versions"] == versions
 
 
 def test_shares_of_staleness_are_of_all_gradients_of_all_servers():
