@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -189,23 +190,14 @@ class FlatParameters:
                 first, held = stop, []
         return buckets
 
-    def apply(self, optimizer: Optimizer, weight: float) -> bool:
-        """Divide the summed gradients by the summed weight, once, and let the optimiser make its update.
-
-        Args:
-            optimizer: made for `named_parameters()`.
-            weight: tokens behind the gradients, over all workers and micro-batches.
-
-        Returns:
-            False, with the values left as they were, if there were no tokens or a gradient is not finite.
-        """
-        if weight == 0:
-            return False
-        self.gradients.div_(weight)
-        if not all_finite(self.gradients):
-            return False
-        optimizer.step()
-        return True
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Lets the values be changed within, for a look, and puts them back afterwards."""
+        own = self.values.clone()
+        try:
+            yield
+        finally:
+            self.values.copy_(own)
 
 
 def square(tensor: Tensor) -> Tensor:

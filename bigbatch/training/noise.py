@@ -5,6 +5,7 @@ section 2.2 and appendix A.1.
 """
 
 import math
+from collections.abc import Mapping
 
 from bigbatch.comm.strategies.strategy import Squares
 
@@ -75,6 +76,19 @@ class NoiseScale:
         self._weight = keep * self._weight + 1 - keep
         self._gradient_square = keep * self._gradient_square + (1 - keep) * gradient_square
         self._gradient_variance = keep * self._gradient_variance + (1 - keep) * gradient_variance
+
+    def state_dict(self) -> dict[str, float]:
+        """The averages so far."""
+        return {
+            "weight": self._weight,
+            "gradient_square": self._gradient_square,
+            "gradient_variance": self._gradient_variance,
+        }
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Go on from what `state_dict` gave."""
+        self._weight = state["weight"]
+        self._gradient_square, self._gradient_variance = state["gradient_square"], state["gradient_variance"]
 
     @property
     def gradient_square(self) -> float:

@@ -1,16 +1,19 @@
 """The training loop: one for every strategy."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.parameters import FlatParameters
 from bigbatch.comm.strategies.strategy import Squares, Strategy
+from bigbatch.comm.update import Outcome
 from bigbatch.comm.wires.recording import COMPUTE
 from bigbatch.tasks.task import Split, Task
 from bigbatch.training.batches import BatchPlan
@@ -26,7 +29,7 @@ class Update:
 
     Attributes:
         number: 1, 2, ...; a worker that came too late for an update leaves its number out.
-        applied: False if it was skipped on every rank.
+        outcome: what became of it.
         tokens: tokens behind it: of all workers if the update is everybody's, else of this worker.
         loss: mean loss over those tokens before the update, in nats.
         workers: whose tokens those are.
@@ -41,7 +44,7 @@ class Update:
     """
 
     number: int
-    applied: bool
+    outcome: Outcome
     tokens: int
     loss: float
     workers: int
@@ -53,6 +56,11 @@ class Update:
     bytes_sent: int
     gradient_square: float = math.nan
     gradient_variance: float = math.nan
+
+    @property
+    def applied(self) -> bool:
+        """Whether the parameters have changed by it."""
+        return self.outcome is Outcome.APPLIED
 
     @property
     def noise_scale(self) -> float:
@@ -79,7 +87,10 @@ class Trainer:
         overlap: push buckets while backward still runs.
         compute_model: how long computing takes, if the clock is a simulated one.
         measure_noise: estimate the gradient noise scale, unless there is but one draw of the gradient an update: over
-            the workers if the strategy tells squares, else over this worker's own micro-batches.
+            the workers if the strategy was started `with_squares`, else over this worker's own micro-batches.
+
+    Raises:
+        ConfigurationError: the noise can be measured over the workers only, and the strategy was not started for that.
     """
 
     def __init__(
@@ -102,14 +113,19 @@ class Trainer:
         self.parameters = parameters
         self.plan = plan
         self.examples = examples
+        self._position: int | None = None
         self._order = DataOrder(task.sizes["training"], seed)
         self._device = parameters.values.device
         self._compute_model = compute_model or ComputeModel()
         self._noise: NoiseScale | None = None
         self._micro_batch_squares: MicroBatchSquares | None = None
         if measure_noise and measurable(plan.workers, plan.accumulation, tells_squares=strategy.tells_squares):
+            if not strategy.with_squares and plan.accumulation == 1:
+                raise ConfigurationError(
+                    "The noise scale is to be measured over the workers' gradients, but the strategy was started "
+                    "without their squares: call start(..., with_squares=True)."
+                )
             self._noise = NoiseScale()
-            strategy.with_squares = strategy.tells_squares and plan.workers > 1
             if not strategy.with_squares:
                 self._micro_batch_squares = MicroBatchSquares(parameters)
         self._pushes = Pushes(strategy, self._micro_batch_squares, overlap=overlap)
@@ -122,11 +138,43 @@ class Trainer:
         assert self.strategy.worker is not None, "only workers train"
         return self.strategy.worker
 
+    @property
+    def position(self) -> int:
+        """The number, from 0, of the batch of which this worker computes its share next."""
+        return self.strategy.next_update if self._position is None else self._position
+
+    @property
+    def ended(self) -> bool:
+        """Whether this worker has made all its updates."""
+        return self.position >= self.plan.updates(self.examples)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that this worker needs to go on later, in another process, as if it had never stopped.
+
+        To be called between two updates. It holds the strategy's state, with the parameters in it; a rank that only
+        serves has no trainer, and takes the state of its strategy instead.
+        """
+        return {
+            "position": self.position,
+            "strategy": self.strategy.state_dict(),
+            "noise": None if self._noise is None else self._noise.state_dict(),
+            "buffers": {name: buffer.clone() for name, buffer in self.model.named_buffers()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave on the same rank, before the first update."""
+        self._position = state["position"]
+        self.strategy.load_state_dict(state["strategy"])
+        if self._noise is not None and state["noise"] is not None:
+            self._noise.load_state_dict(state["noise"])
+        for name, buffer in self.model.named_buffers():
+            buffer.copy_(state["buffers"][name])
+
     def updates(self) -> Iterator[Update]:
         """Make every update, one at each turn of the iteration; what the caller does in between is not timed."""
         strategy, transport = self.strategy, self.strategy.transport
-        number = strategy.next_update
-        while number < self.plan.updates(self.examples):
+        while not self.ended:
+            number = self.position
             started, sent = transport.now(), transport.bytes_sent
             communicated, waited = strategy.communication_seconds, strategy.waiting_seconds
             communicated_in_all = strategy.total_communication_seconds
@@ -135,10 +183,10 @@ class Trainer:
                 report = strategy.step(tokens, loss)
                 strategy.pull()
             self._measure(number, tokens, report.squares)
-            number = report.next_update
+            self._position = report.next_update
             yield Update(
-                number=number,
-                applied=report.applied,
+                number=self.position,
+                outcome=report.outcome,
                 tokens=int(report.weight),
                 loss=report.loss / report.weight if report.weight else float("nan"),
                 workers=report.workers,
@@ -200,15 +248,63 @@ class Trainer:
     def _loss(self, split: Split, examples: NDArray[np.int64]) -> tuple[Tensor, int]:
         return self.task.loss(self.model, self.task.batch(split, examples).to(self._device))
 
-    def validate(self, examples: int | None = None) -> float:
-        """Mean loss per token on held-out examples, in nats; the workers share them.
+    def validate(self, examples: int | None = None) -> float | None:
+        """Mean loss per token on held-out examples, in nats. It changes nothing about the training.
+
+        If the strategy keeps the workers in step, all of them call it after the same updates, and share the examples.
+        If not, worker 0 looks at the newest parameters by itself while the training goes on, and the others do nothing;
+        once a worker has `ended`, it waits for the others, and all look at the same parameters.
 
         Args:
             examples: look at only the first so many.
+
+        Returns:
+            The loss; None on workers that did not look.
         """
-        self.strategy.align()
+        strategy = self.strategy
+        together = strategy.in_step() or self.ended
+        if not together and self.worker != 0:
+            return None
+        with strategy.newest(together=together):
+            if not together:
+                sums = self._evaluate(examples, 0, 1)
+            else:
+                everything = strategy.transport.once(lambda: self._evaluate(examples, 0, 1))
+                sums = everything if everything is not None else self._evaluate_together(examples)
+        loss, tokens = sums.tolist()
+        return float(loss / tokens)
+
+    def metrics(self, examples: int | None = None) -> dict[str, float] | None:
+        """What the task measures besides the loss, on held-out examples; all workers together, once they have ended.
+
+        Args:
+            examples: look at only the first so many.
+
+        Returns:
+            The task's metrics by name; None on workers other than the first, which measures.
+        """
+        with self.strategy.newest(together=True):
+            if self.worker != 0:
+                return None
+            size, step = self.task.sizes["validation"], self.plan.micro_batch
+            places = np.arange(min(size, examples or size))
+            batches = (
+                self.task.batch("validation", places[first : first + step]).to(self._device)
+                for first in range(0, len(places), step)
+            )
+            self.model.eval()
+            with torch.no_grad():
+                found = self.task.metrics(self.model, batches)
+            self.model.train()
+            return found
+
+    def _evaluate_together(self, examples: int | None) -> NDArray[np.float64]:
+        return self.strategy.total(self._evaluate(examples, self.worker, self.plan.workers))
+
+    def _evaluate(self, examples: int | None, share: int, shares: int) -> NDArray[np.float64]:
+        """(2,) the summed loss on a share of the held-out examples, and its tokens."""
         size = self.task.sizes["validation"]
-        mine = np.arange(self.worker, min(size, examples or size), self.plan.workers)
+        mine = np.arange(share, min(size, examples or size), shares)
         total, counted = 0.0, 0
         self.model.eval()
         with torch.no_grad():
@@ -216,5 +312,4 @@ class Trainer:
                 loss, tokens = self._loss("validation", mine[start : start + self.plan.micro_batch])
                 total, counted = total + float(loss), counted + tokens
         self.model.train()
-        loss_sum, tokens_sum = self.strategy.total(np.array([total, counted])).tolist()
-        return float(loss_sum / tokens_sum)
+        return np.array([total, counted])

@@ -10,7 +10,7 @@ from bigbatch.comm.schedules.schedule import IntArray, Schedule, chunk_bounds, c
 from bigbatch.comm.server.report import Report
 from bigbatch.comm.simulation.network import Network
 from bigbatch.comm.simulation.replay import replay
-from bigbatch.comm.strategies.parameter_server import GRADIENT_TAG, REPORT_TAG, REQUEST_TAG, VALUE_TAG
+from bigbatch.comm.strategies.service import GRADIENT_TAG, REPORT_TAG, REQUEST_TAG, VALUE_TAG
 from bigbatch.comm.transports.cluster import Cluster
 from bigbatch.comm.wires.request import ANY
 from bigbatch.comm.wires.transport import Transport

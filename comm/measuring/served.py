@@ -12,14 +12,8 @@ from bigbatch.comm.buffers import Buffer
 from bigbatch.comm.parameters import FlatParameters
 from bigbatch.comm.reducers.measure import Operation
 from bigbatch.comm.server.report import Report
-from bigbatch.comm.strategies.parameter_server import (
-    GRADIENT_TAG,
-    REPORT_TAG,
-    REQUEST_TAG,
-    VALUE_TAG,
-    ParameterServer,
-    Service,
-)
+from bigbatch.comm.strategies.parameter_server import ParameterServer
+from bigbatch.comm.strategies.service import GRADIENT_TAG, REPORT_TAG, REQUEST_TAG, VALUE_TAG, Service
 from bigbatch.comm.wires.transport import Transport
 
 

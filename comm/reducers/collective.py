@@ -4,6 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -88,12 +89,20 @@ class Collective(ABC):
 
         Several may be under way. They are carried out in the order of their start, and may be waited for in any.
         """
+        return self.begin(partial(self.reduce, tensor))
+
+    def begin(self, reduce: Callable[[], None]) -> Reduction:
+        """Put any way of summing into the queue, after the sums that are under way: `start`, for what else sums.
+
+        Args:
+            reduce: does it, on all ranks alike; it may use this collective or any other wires between them.
+        """
         reduction = Reduction(asked=self.transport.now())
 
         def work() -> None:
             self.transport.barrier()  # what comes before is waiting for others, what comes after is moving data
             reduction.began = self.transport.now()
-            self.reduce(tensor)
+            reduce()
             reduction.ended = self.transport.now()
 
         reduction.wait = self._queue.submit(work)

@@ -56,10 +56,21 @@ class Step:
 
 
 @lru_cache(maxsize=256)
-def part(schedule: Schedule, size: int, rank: int, elements: int, itemsize: int) -> tuple[Step, ...]:
-    """Pick out of every round what `rank` sends and receives, for a buffer of that many elements."""
+def part(
+    schedule: Schedule, size: int, rank: int, elements: int, itemsize: int, chunks: tuple[int, ...] | None = None
+) -> tuple[Step, ...]:
+    """Pick out of every round what `rank` sends and receives, for a buffer of that many elements.
+
+    Args:
+        schedule: the rounds as a function of the number of ranks.
+        size: the number of ranks.
+        rank: whose part.
+        elements: the buffer's length.
+        itemsize: bytes an element.
+        chunks: (chunks + 1,) where each chunk begins, in elements, and the last one's end; None for even chunks.
+    """
     rounds = _rounds(schedule, size)
-    bounds = chunk_bounds(elements, chunk_count(rounds))
+    bounds = chunk_bounds(elements, chunk_count(rounds)) if chunks is None else np.array(chunks, dtype=np.int64)
     return tuple(_step(round_, rank, bounds, itemsize) for round_ in rounds if rank in _ends(round_))
 
 
@@ -115,7 +126,9 @@ def _overlap(one: Move, other: Move) -> bool:
     return one.first < other.stop and other.first < one.stop
 
 
-def execute(schedule: Schedule, transport: Transport, buffer: Buffer, tag: int = 0) -> None:
+def execute(
+    schedule: Schedule, transport: Transport, buffer: Buffer, tag: int = 0, chunks: tuple[int, ...] | None = None
+) -> None:
     """Run this rank's part of `schedule`, in place; every rank of the transport must call it.
 
     Args:
@@ -123,11 +136,12 @@ def execute(schedule: Schedule, transport: Transport, buffer: Buffer, tag: int =
         transport: moves the chunks.
         buffer: (elements,) this rank's values; on return, the collective's result.
         tag: keeps apart the messages of schedules that run at the same time.
+        chunks: where the chunks begin, if they are not even; see `part`.
 
     Raises:
         DeadlineError: a peer did not send or take its message in time.
     """
-    for step in part(schedule, transport.size, transport.rank, len(buffer), buffer.itemsize):
+    for step in part(schedule, transport.size, transport.rank, len(buffer), buffer.itemsize, chunks):
         _run(step, transport, buffer, tag)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.schedules.schedule import Round, Schedule, chunk_count, rounds_of, transfers
 
 
@@ -16,36 +17,53 @@ class Proof:
     Attributes:
         count: (ranks, chunks, ranks) how often the contribution of the rank in the last place is in the copy
             that the rank in the first place ends with.
+        expected: (ranks, chunks, ranks) how often it must be there; None for an all-reduce, whose ranks must end with
+            one of each. For an all-gather the last place has one entry more in both, for what memory holds before
+            anything has arrived there.
     """
 
     count: NDArray[np.int64]
+    expected: NDArray[np.int64] | None = None
+
+    @property
+    def _due(self) -> NDArray[np.int64]:
+        return np.ones_like(self.count) if self.expected is None else self.expected
 
     @property
     def missing(self) -> list[tuple[int, int, int]]:
         """(rank, chunk, contributor) of every contribution that did not arrive."""
-        return [(r, c, k) for r, c, k in np.argwhere(self.count == 0).tolist()]
+        return [(r, c, k) for r, c, k in np.argwhere(self.count < self._due).tolist()]
 
     @property
     def doubled(self) -> list[tuple[int, int, int]]:
-        """(rank, chunk, contributor) of every contribution that was added more than once."""
-        return [(r, c, k) for r, c, k in np.argwhere(self.count > 1).tolist()]
+        """(rank, chunk, contributor) of every contribution that is there more often than it must be."""
+        return [(r, c, k) for r, c, k in np.argwhere(self.count > self._due).tolist()]
 
     @property
     def holds(self) -> bool:
-        """Whether everybody ends with exactly one of each contribution."""
-        return bool((self.count == 1).all())
+        """Whether everybody ends with each contribution exactly as often as must be."""
+        return bool((self.count == self._due).all())
 
     def __str__(self) -> str:
         ranks, chunks, _ = self.count.shape
+        if self.holds and self.expected is not None:
+            return f"proven: all {ranks} ranks end with the chunk of every rank once"
         if self.holds:
             return f"proven: all {ranks} ranks end with every contribution once in each of {chunks} chunks"
         wrong = [
-            f"rank {rank} {verb} the contribution of rank {contributor} in chunk {chunk}"
-            for verb, rows in (("misses", self.missing), ("counts twice or more", self.doubled))
+            f"rank {rank} {verb} {self._contribution(contributor)} in chunk {chunk}"
+            for verb, rows in (("misses", self.missing), (self._too_often, self.doubled))
             for rank, chunk, contributor in rows[:3]
         ]
         rest = len(self.missing) + len(self.doubled) - len(wrong)
         return "refuted: " + "; ".join(wrong) + (f"; and {rest} more" if rest else "")
+
+    def _contribution(self, contributor: int) -> str:
+        return f"the contribution of rank {contributor}" if contributor < len(self.count) else "what lay there before"
+
+    @property
+    def _too_often(self) -> str:
+        return "counts twice or more" if self.expected is None else "has where it does not belong"
 
 
 def prove(schedule: Schedule, size: int) -> Proof:
@@ -57,10 +75,42 @@ def prove(schedule: Schedule, size: int) -> Proof:
     return Proof(count)
 
 
-def follow(rounds: Sequence[Round], size: int) -> Iterator[NDArray[np.int64]]:
-    """The contributions before the first round and after each: (ranks, chunks, ranks), as in `Proof.count`."""
-    count = np.zeros((size, chunk_count(rounds), size), dtype=np.int64)
-    count[np.arange(size), :, np.arange(size)] = 1
+def prove_all_gather(schedule: Schedule, size: int) -> Proof:
+    """Follow the chunks through an all-gather schedule for `size` ranks.
+
+    Rank r starts with chunk r, and in all other chunks with whatever lies in memory; every rank must end with chunk c
+    of rank c, once, and nothing else.
+
+    Raises:
+        ConfigurationError: the schedule does not cut the buffer into as many chunks as there are ranks.
+    """
+    rounds, rank = rounds_of(schedule, size), np.arange(size)
+    if chunk_count(rounds) != size:
+        raise ConfigurationError(
+            f"An all-gather over {size} ranks has a chunk for each, but these rounds move {chunk_count(rounds)} "
+            "chunks. Number them by the ranks that start with them."
+        )
+    expected = np.zeros((size, size, size + 1), dtype=np.int64)
+    expected[:, rank, rank] = 1
+    start = np.zeros_like(expected)
+    start[:, :, size] = 1
+    start[rank, rank] = expected[rank, rank]
+    *_, count = follow(rounds, size, start)
+    return Proof(count, expected)
+
+
+def follow(rounds: Sequence[Round], size: int, start: NDArray[np.int64] | None = None) -> Iterator[NDArray[np.int64]]:
+    """The contributions before the first round and after each: (ranks, chunks, ranks), as in `Proof.count`.
+
+    Args:
+        rounds: of the schedule.
+        size: the number of ranks.
+        start: the contributions before the first round; if None, every rank has its own in every chunk.
+    """
+    if start is None:
+        start = np.zeros((size, chunk_count(rounds), size), dtype=np.int64)
+        start[np.arange(size), :, np.arange(size)] = 1
+    count = start.copy()
     yield count.copy()
     for round_ in rounds:
         before = count.copy()

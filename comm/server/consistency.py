@@ -119,23 +119,23 @@ class Asynchronous(Consistency):
     """
 
     def update_of(self, clocks: Clocks, worker: int) -> int | None:  # noqa: ARG002 - it is the same for all
-        """The next."""
+        """Every gradient makes the next update."""
         return clocks.done
 
     def complete(self, clocks: Clocks, contributors: set[int]) -> bool:  # noqa: ARG002 - it is always the same
-        """There is one."""
+        """A single gradient completes an update."""
         return bool(contributors)
 
     def updates_of(self, workers: int) -> int:
-        """One of each."""
+        """Each worker's gradient makes an update of its own."""
         return workers
 
     def gradients_of(self, workers: int) -> int:  # noqa: ARG002 - it is the same for any number
-        """One."""
+        """An update is made of one gradient."""
         return 1
 
     def readable(self, clocks: Clocks, worker: int) -> bool:  # noqa: ARG002 - it is always the same
-        """Always."""
+        """True: an asynchronous server never lets a worker wait."""
         return True
 
 
@@ -165,11 +165,11 @@ class BackupWorkers(Consistency):
         return clocks.done if clocks.read[worker] == clocks.done else None
 
     def complete(self, clocks: Clocks, contributors: set[int]) -> bool:
-        """All but B are there."""
+        """The gradients of all but B workers are there."""
         return len(contributors) >= self.gradients_of(len(clocks.pushed))
 
     def gradients_of(self, workers: int) -> int:
-        """All but B; at least one."""
+        """An update takes the gradients of all but B workers, and at least one."""
         return max(1, workers - self._spares)
 
     def readable(self, clocks: Clocks, worker: int) -> bool:
@@ -187,4 +187,4 @@ CONSISTENCIES: Mapping[str, Callable[..., Consistency]] = {
     "ssp": BoundedStaleness,
     "backup": BackupWorkers,
 }
-"""By the names that users write."""
+"""The rules of consistency, by the names that users write."""

@@ -7,6 +7,7 @@ import numpy as np
 
 from bigbatch.comm.buffers import Buffer
 from bigbatch.comm.server.shard import Shard, Update
+from bigbatch.comm.update import Outcome
 
 
 @dataclass(frozen=True)
@@ -17,13 +18,13 @@ class Waiting:
         arrived: when its gradient had, in seconds on the server's clock.
         weight: tokens behind that.
         loss: summed over them, in nats.
-        finite: whether that is.
+        outcome: what becomes of it by itself.
     """
 
     arrived: float
     weight: float = 0.0
     loss: float = 0.0
-    finite: bool = True
+    outcome: Outcome = Outcome.NO_DATA
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Report:
     Attributes:
         fresh: whether new values follow.
         version: of the parameters.
-        applied: False if the update was skipped, on every server.
+        outcome: what became of the gradients that this is about.
         weight: tokens behind the gradients that this is about.
         loss: summed over them, in nats.
         workers: whose gradients those are.
@@ -44,7 +45,7 @@ class Report:
 
     fresh: float
     version: float
-    applied: float
+    outcome: Outcome
     weight: float
     loss: float
     workers: float
@@ -63,13 +64,13 @@ class Report:
             now: in seconds on the server's clock.
             fresh: whether new values follow.
         """
-        about = Update(since.finite, since.weight, since.loss, contributors=1)
+        about = Update(since.outcome, since.weight, since.loss, contributors=1)
         if shard.alike and shard.last is not None:
             about = shard.last
         return cls(
             fresh=fresh,
             version=shard.version,
-            applied=about.applied,
+            outcome=about.outcome,
             weight=about.weight,
             loss=about.loss,
             workers=about.contributors,
@@ -78,11 +79,22 @@ class Report:
             waited=now - since.arrived,
         )
 
+    @property
+    def applied(self) -> bool:
+        """Whether the parameters have changed by the gradients that this is about."""
+        return self.outcome is Outcome.APPLIED
+
     def row(self) -> Buffer:
-        """As one message, (9,) float64."""
-        return np.array([getattr(self, field.name) for field in fields(self)], dtype=np.float64)
+        """As one message, (9,) float64; the outcome is its code."""
+        values = [getattr(self, field.name) for field in fields(self)]
+        return np.array([value.code if isinstance(value, Outcome) else value for value in values], dtype=np.float64)
 
     @classmethod
     def of(cls, row: Buffer) -> Self:
-        """From one message."""
-        return cls(*row.tolist())
+        """From one message.
+
+        Raises:
+            MalformedError: the outcome's code stands for nothing.
+        """
+        report = dict(zip((field.name for field in fields(cls)), row.tolist(), strict=True))
+        return cls(**{**report, "outcome": Outcome.of(report["outcome"])})

@@ -1,19 +1,18 @@
 """A shard: the part of the parameters that one server holds, and everything it decides about them."""
 
+import copy
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from bigbatch.comm.parameters import OptimizerFactory, Piece, all_finite
+from bigbatch.comm.parameters import OptimizerFactory, Piece
 from bigbatch.comm.server.consistency import Clocks, Consistency
 from bigbatch.comm.server.staleness import StaleGradients
-
-BLOCK_ELEMENTS = 1 << 17
-"""So many of the sum, of a gradient and of the mean stay in a core's second-level cache, of 2 MB on today's servers."""
+from bigbatch.comm.update import Outcome, make_update
 
 
 @dataclass
@@ -49,26 +48,50 @@ class Gathering:
     folded: set[int] = field(default_factory=set)
     total: Tensor | None = None
 
+    def state_dict(self) -> dict[str, Any]:
+        """Copies of everything but the gradients that are in the sum already, whose memory is used again."""
+        return {
+            "gradients": {
+                worker: {**vars(gradient), "values": None if worker in self.folded else gradient.values.clone()}
+                for worker, gradient in self.gradients.items()
+            },
+            "folded": sorted(self.folded),
+            "total": _copied(self.total),
+        }
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> Self:
+        """What `state_dict` gave, copied."""
+        gradients = {}
+        for worker, kept in state["gradients"].items():
+            values = torch.empty(0) if kept["values"] is None else kept["values"].clone()
+            gradients[worker] = Gradient(**{**kept, "values": values})
+        return cls(gradients, set(state["folded"]), _copied(state["total"]))
+
+
+def _copied(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.clone()
+
 
 @dataclass(frozen=True)
 class Update:
     """What became of an update.
 
     Attributes:
-        applied: False if it was skipped: no tokens, or a gradient that is not finite.
+        outcome: applied, or why the parameters are what they were.
         weight: tokens behind it.
         loss: the loss summed over them, in nats.
         contributors: workers whose gradients are in it.
     """
 
-    applied: bool
+    outcome: Outcome
     weight: float
     loss: float
     contributors: int
 
 
 class Shard:
-    """A slice of the parameters with its optimiser, changed by gradients as a rule of consistency has it.
+    """A slice of the parameters and its optimiser. The consistency rule decides when a pushed gradient is applied.
 
     It knows no wires: whoever serves hands in what arrived, and asks who may read.
 
@@ -120,6 +143,11 @@ class Shard:
         """Whether all workers compute on the same version, so that an update is everybody's."""
         return self._consistency.alike
 
+    @property
+    def workers(self) -> list[int]:
+        """Who takes part."""
+        return list(self.clocks.pushed)
+
     def _parameter(self, piece: Piece) -> nn.Parameter:
         parameter = nn.Parameter(self.values[piece.first : piece.stop].view(piece.shape))
         parameter.grad = self._mean[piece.first : piece.stop].view(piece.shape)
@@ -141,7 +169,7 @@ class Shard:
         """(elements,) memory for a gradient that arrives, its contents unknown; `push` takes it back."""
         return self._free.pop() if self._free else torch.empty_like(self.values)
 
-    def push(self, worker: int, values: Tensor, weight: float, loss: float, *, finite: bool) -> bool:
+    def push(self, worker: int, values: Tensor, weight: float, loss: float, *, finite: bool) -> Outcome:
         """Take a worker's next gradient, and make the updates that are complete by it.
 
         Args:
@@ -152,18 +180,21 @@ class Shard:
             finite: whether the worker found its whole gradient finite.
 
         Returns:
-            False if it came too late and was dropped.
+            What becomes of the gradient by itself: it is dropped if it came too late, and without effect if there are
+            no tokens behind it. If one gradient is not finite, nor is the update that it goes into.
         """
         number = self._consistency.update_of(self.clocks, worker)
         self.clocks.pushed[worker] += 1
         if number is None:
             self.dropped += 1
             self._free.append(values)
-            return False
+            return Outcome.DROPPED
         gathering = self._gatherings.setdefault(number, Gathering())
         gathering.gradients[worker] = Gradient(values, weight, loss, finite, self._versions[worker])
         self._advance()
-        return True
+        if not weight > 0:
+            return Outcome.NO_DATA
+        return Outcome.APPLIED if finite else Outcome.NOT_FINITE
 
     def readable(self, worker: int) -> bool:
         """Whether a worker may read now, to begin its next gradient."""
@@ -199,8 +230,8 @@ class Shard:
             "gradients_dropped": self.dropped,
         }
 
-    def state_dict(self) -> dict[str, Any]:
-        """What it takes to go on later: values, optimiser's state, counts. What is being gathered is lost."""
+    def settled_state(self) -> dict[str, Any]:
+        """What lasts whoever takes part: values, the optimiser's state, counts. Gradients that wait are not in it."""
         return {
             "values": self.values.clone(),
             "version": self.version,
@@ -210,11 +241,28 @@ class Shard:
             "taken": self.taken,
             "dropped": self.dropped,
             "skipped": self.skipped,
-            "optimizer": self._optimizer.state_dict() if self._optimizer is not None else None,
+            "optimizer": copy.deepcopy(self._optimizer.state_dict()) if self._optimizer is not None else None,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything: `settled_state`, where each worker stands, and the gradients that wait for others."""
+        return {
+            **self.settled_state(),
+            "last": None if self.last is None else asdict(self.last),
+            "workers": {
+                worker: {
+                    "pushed": pushed,
+                    "read": self.clocks.read[worker],
+                    "version": self._versions.get(worker),
+                    "remembered": _copied(self._remembered.get(worker)),
+                }
+                for worker, pushed in self.clocks.pushed.items()
+            },
+            "gatherings": {number: gathering.state_dict() for number, gathering in self._gatherings.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave; whoever takes part must read first."""
+        """Go on from what `state_dict` gave; after `settled_state`, whoever takes part must read first."""
         self.values.copy_(state["values"])
         self.version = state["version"]
         self.clocks.done = state["done"]
@@ -224,8 +272,20 @@ class Shard:
         if self._optimizer is not None:
             self._optimizer.load_state_dict(state["optimizer"])
         self._gatherings.clear()
-        for worker in list(self.clocks.pushed):
-            self.join(worker)
+        if "workers" not in state:
+            for worker in list(self.clocks.pushed):
+                self.join(worker)
+            return
+        last, workers = state["last"], state["workers"]
+        self.last = None if last is None else Update(**{**last, "outcome": Outcome(last["outcome"])})
+        self.clocks.pushed = {worker: kept["pushed"] for worker, kept in workers.items()}
+        self.clocks.read = {worker: kept["read"] for worker, kept in workers.items()}
+        self._versions = {w: kept["version"] for w, kept in workers.items() if kept["version"] is not None}
+        self._remembered = {
+            worker: kept["remembered"].clone() for worker, kept in workers.items() if kept["remembered"] is not None
+        }
+        for number, kept in state["gatherings"].items():
+            self._gatherings[number] = Gathering.of(kept)
 
     def _advance(self) -> None:
         """Make every update that is complete."""
@@ -262,49 +322,29 @@ class Shard:
             yield gradient.values
 
     def _make(self, gathering: Gathering) -> None:
-        """Divide the sum by its tokens, once, and let the optimiser make its update, unless something is not finite."""
+        """Make an update of the gradients that were gathered."""
         gradients = list(gathering.gradients.values())
         weight = sum(gradient.weight for gradient in gradients)
         loss = sum(gradient.loss for gradient in gradients)
         rest = list(self._next(gathering, sorted(gathering.gradients)))
         total = rest.pop(0) if gathering.total is None else gathering.total
-        applied = weight > 0 and all(gradient.finite for gradient in gradients)
-        if applied and self._optimizer is not None:
-            applied = self._average(total, rest, weight)
+        staleness = [self.version - gradient.version for gradient in gradients]
+        shares = [gradient.weight * self._stale.rate(tau) for gradient, tau in zip(gradients, staleness, strict=True)]
+        outcome = make_update(
+            self._optimizer,
+            total,
+            weight,
+            rest=rest,
+            mean=self._mean,
+            finite=all(gradient.finite for gradient in gradients),
+            rate=sum(shares) / weight if weight else 1.0,
+        )
         self._free += [total, *rest]
-        if applied:
-            staleness = [self.version - gradient.version for gradient in gradients]
-            shares = (g.weight / weight * self._stale.rate(tau) for g, tau in zip(gradients, staleness, strict=True))
-            self._step(sum(shares))
+        if outcome is Outcome.APPLIED:
             self.version += 1
             self.staleness.update(staleness)
             self.taken += len(gradients)
         else:
             self.skipped += 1
         self.tokens += weight
-        self.last = Update(applied, weight, loss, len(gradients))
-
-    def _average(self, total: Tensor, rest: Sequence[Tensor], weight: float) -> bool:
-        """Make the mean of the sum and what is to be added to it still; returns whether it is finite.
-
-        Nobody can go on before this is done, so that each block is added, divided and looked at while it is in cache.
-        """
-        finite = True
-        length = BLOCK_ELEMENTS if total.device.type == "cpu" else max(1, len(total))
-        for first in range(0, len(total), length):
-            block = slice(first, first + length)
-            for values in rest:
-                total[block].add_(values[block])
-            finite &= all_finite(torch.div(total[block], weight, out=self._mean[block]))
-        return finite
-
-    def _step(self, factor: float) -> None:
-        """One step of the optimiser at `factor` times its learning rate."""
-        if self._optimizer is None:
-            return
-        rates = [group["lr"] for group in self._optimizer.param_groups]
-        for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate if factor == 1 else rate * factor
-        self._optimizer.step()
-        for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
+        self.last = Update(outcome, weight, loss, len(gradients))

@@ -40,7 +40,7 @@ class Scaled(StaleGradients):
     """
 
     def rate(self, staleness: int) -> float:
-        """1/max(1, τ)."""
+        """The learning rate is multiplied by 1/max(1, τ)."""
         return 1 / max(1, staleness)
 
 
@@ -61,7 +61,7 @@ class Compensated(StaleGradients):
         self._compensation = compensation
 
     def correct(self, gradient: "Tensor", weight: float, values: "Tensor", read: "Tensor | None") -> None:
-        """With g the mean over tokens, of which `gradient` is `weight` times as much."""
+        """Adds the correction for g, the mean over tokens, of which `gradient` is `weight` times as much."""
         if read is not None and weight:
             gradient.addcmul_(gradient * gradient, values - read, value=self._compensation / weight)
 
@@ -71,4 +71,4 @@ STALE: Mapping[str, Callable[..., StaleGradients]] = {
     "scaled": Scaled,
     "compensated": Compensated,
 }
-"""By the names that users write."""
+"""The treatments of stale gradients, by the names that users write."""

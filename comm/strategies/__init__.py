@@ -82,6 +82,7 @@ STRATEGIES = Strategies(
         "auto": "bigbatch.comm.strategies.auto:Auto",
         "mpi": "bigbatch.comm.strategies.all_reduce:MPI",
         "allreduce": "bigbatch.comm.strategies.all_reduce:TorchDistributed",
+        "no-exchange": "bigbatch.comm.strategies.no_exchange:NoExchange",
         "ps": "bigbatch.comm.strategies.parameter_server:ParameterServer",
     },
 )

@@ -1,7 +1,7 @@
 """All-reduce: every worker ends with the same sum of gradients and makes the same update."""
 
-from abc import abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,13 +11,15 @@ from torch import Tensor
 
 from bigbatch.comm.collectives import bind
 from bigbatch.comm.collectives.hierarchical import hierarchical
+from bigbatch.comm.collectives.ring import ring
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.parameters import Bucket, FlatParameters, OptimizerFactory, square, total
+from bigbatch.comm.parameters import Bucket, OptimizerFactory, square, total
 from bigbatch.comm.reducers.collective import Collective, Reduction, Scheduled, covered
 from bigbatch.comm.reducers.library import MPIAllReduce, TorchAllReduce
 from bigbatch.comm.reducers.shared_memory import SharedMemory
 from bigbatch.comm.schedules.prove import prove
-from bigbatch.comm.strategies.strategy import Squares, StepReport, Strategy
+from bigbatch.comm.strategies.replicated import Replicated
+from bigbatch.comm.strategies.strategy import Squares, StepReport
 from bigbatch.comm.transports.launch import Launch
 from bigbatch.comm.transports.mpi import MPITransport
 from bigbatch.comm.transports.torch_distributed import TorchTransport
@@ -25,13 +27,14 @@ from bigbatch.comm.wires.recording import COMPUTE
 from bigbatch.comm.wires.transport import Transport
 
 
-class AllReduce(Strategy):
+class AllReduce(Replicated):
     """Sums every bucket over all workers, who then all make the same update.
 
     Buckets are summed while backward still runs, all but the last: when that one is ready there is nothing left to
     hide behind.
 
-    A strategy of this family names its collective and nothing else.
+    Each of these can be replaced alone: `collective`, the all-reduce and the memory that it works in; `reduce`, how one
+    bucket becomes everybody's sum; `update`, how the sum of all gradients becomes an update.
 
     Attributes:
         rounds: the algorithm, if the collective is made of rounds.
@@ -46,54 +49,73 @@ class AllReduce(Strategy):
         self._early: list[Reduction] = []
         self._last: Bucket | None = None
         self._squares: list[Tensor] = []
-        self._steps = 0
-        self._total_weight = 0.0
 
     @classmethod
-    @abstractmethod
+    def in_step(cls) -> bool:
+        """True: every update is made of everybody's gradients."""
+        return True
+
+    @classmethod
+    def gradients_per_step(cls, workers: int) -> int:
+        """Every update is made of the gradients of all workers."""
+        return workers
+
+    @classmethod
     def collective(cls, transport: Transport) -> Collective:
-        """The all-reduce to use."""
+        """The all-reduce to use; the ring, unless a subclass takes another.
+
+        Raises:
+            ConfigurationError: it cannot run on these wires.
+        """
+        return Scheduled(ring, transport)
 
     def place(self, gradients: Tensor) -> Tensor:
-        """Where the collective wants them."""
+        """Memory in which the collective can sum gradients."""
         return self._collective.allocate(gradients.numel(), gradients.dtype, gradients.device)
 
-    def start(self, parameters: FlatParameters, optimizer: OptimizerFactory) -> None:
-        """Agree on the parameters and on the buckets; everyone makes the same updates."""
-        super().start(parameters, optimizer)
-        self.optimizer = optimizer(parameters.named_parameters())
+    def prepare(self, optimizer: OptimizerFactory) -> None:
+        """Make the optimiser, and agree on the buckets."""
+        super().prepare(optimizer)
         for bucket in self.buckets:
             self._collective.introduce(bucket.gradients)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The version and the optimiser's state."""
-        return {**super().state_dict(), "optimizer": self.optimizer.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
-        super().load_state_dict(state)
-        self.optimizer.load_state_dict(state["optimizer"])
 
     def push(self, bucket: Bucket) -> None:
         """Begin to sum the bucket, unless it is the last: that is left to `step`."""
         if self.with_squares:
             self._squares.append(square(bucket.gradients))  # soon it holds everybody's
         if bucket.index < len(self.buckets) - 1:
-            self._early.append(self._collective.start(bucket.gradients))
+            self._early.append(self.begin(bucket))
         else:
             self._last = bucket
 
+    def begin(self, bucket: Bucket) -> Reduction:
+        """Put `reduce` into the communication queue, which goes on while backward runs."""
+        return self._collective.begin(partial(self.reduce, bucket))
+
+    def reduce(self, bucket: Bucket) -> None:
+        """Make a bucket of this worker's gradients the sum of all workers' gradients, in place.
+
+        It is called in the communication queue, for one bucket after the other in the same order on every worker; for
+        the last bucket, in `step`. So it may send what it likes. It must not touch other buckets.
+        """
+        self._collective.reduce(bucket.gradients)
+
     def step(self, weight: float, loss: float) -> StepReport:
-        """Sum what is left: the weights, then the last bucket; divide; update.
+        """Sum what is left, divide, and update."""
+        own = [total(self._squares) / max(weight, 1) ** 2] if self.with_squares else []
+        weight, loss, *summed = self._everyones(np.array([weight, loss, *own])).tolist()
+        with self.transport.span(COMPUTE, "apply"):
+            squares = self._squares_of(summed[0], weight) if summed else None
+            outcome = self.update(weight)
+        return self.report(outcome, weight, loss, self.workers, squares)
 
-        Nobody's sum of weights is complete before everybody has come: the time until then is time waited for the
+    def _everyones(self, tally: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Sum a few numbers, then the last bucket; every bucket is summed when it returns.
+
+        Nobody's sum of numbers is complete before everybody has come: the time until then is time waited for the
         slowest worker, less what earlier buckets took of it to move. The time after is that of moving the rest.
-
-        The square of the worker's own mean gradient, if it is asked for, is summed with the weights.
         """
         clock = self.transport.now
-        own = [total(self._squares) / max(weight, 1) ** 2] if self.with_squares else []
-        tally = np.array([weight, loss, *own])
         ready = clock()
         if self._early:
             self._collective.in_turn(lambda: np.copyto(tally, self.total(tally)))
@@ -103,24 +125,21 @@ class AllReduce(Strategy):
         for reduction in self._early:
             reduction.wait()
         if self._last is not None:
-            self._collective.reduce(self._last.gradients)
-        done = clock()
+            self.reduce(self._last)
+        self._count_seconds(ready, everyone_ready, clock())
+        self._early, self._last, self._squares = [], None, []
+        return tally
+
+    def _count_seconds(self, ready: float, everyone_ready: float, done: float) -> None:
         exposed_early = covered([r.moving for r in self._early if r.began is not None], ready, everyone_ready)
         self.waiting_seconds += everyone_ready - ready - exposed_early
         self.communication_seconds += exposed_early + done - everyone_ready
         self.total_communication_seconds += covered([*(r.moving for r in self._early), (everyone_ready, done)])
-        self._early, self._last, self._squares = [], None, []
-        weight, loss, *summed = tally.tolist()
-        squares = None
-        with self.transport.span(COMPUTE, "apply"):
-            if summed:
-                of_mean = float(square(self.parameters.gradients)) / max(weight, 1) ** 2
-                squares = Squares(summed[0] / self.workers, of_mean)
-            applied = self.parameters.apply(self.optimizer, weight)
-        self.version += applied
-        self._steps += 1
-        self._total_weight += weight
-        return StepReport(self.version, applied, weight, loss, self.workers, self._total_weight, self._steps, squares)
+
+    def _squares_of(self, sum_of_each: float, weight: float) -> Squares:
+        """The squares of the workers' mean gradients, whose sum is given, and of the mean of all."""
+        of_mean = float(square(self.parameters.gradients)) / max(weight, 1) ** 2
+        return Squares(sum_of_each / self.workers, of_mean)
 
     def close(self) -> None:
         """Give the collective's memory and thread back."""
@@ -151,9 +170,13 @@ class TorchDistributed(AllReduce):
         self._collective.reduce(result)
         return result.numpy()
 
+    def begin(self, bucket: Bucket) -> Reduction:
+        """Begin torch's all-reduce, which moves data by itself: it needs no queue of ours."""
+        return self._collective.start(bucket.gradients)
+
     @classmethod
     def collective(cls, transport: Transport) -> Collective:
-        """Torch's own."""
+        """Torch's own all-reduce."""
         if not isinstance(transport, TorchTransport):
             raise ConfigurationError(
                 f"torch.distributed's all-reduce runs on its own wires alone, not on {type(transport).__name__}. Start "
@@ -167,7 +190,7 @@ class MPI(AllReduce):
 
     @classmethod
     def collective(cls, transport: Transport) -> Collective:
-        """The library's."""
+        """The MPI library's all-reduce; for a single rank, our own, which then does nothing."""
         if transport.size == 1:
             return Scheduled(hierarchical, transport)
         if not isinstance(transport, MPITransport):
@@ -183,7 +206,7 @@ class Shared(AllReduce):
 
     @classmethod
     def collective(cls, transport: Transport) -> Collective:
-        """Shared memory, for a single node."""
+        """The reduction through shared memory, which takes a single node."""
         if len(transport.nodes) > 1:
             raise ConfigurationError(
                 f"shared needs every rank on one machine, but there are {len(transport.nodes)}. Use hierarchical, "
@@ -226,19 +249,19 @@ def all_reduce_by(algorithm: Callable[..., Any]) -> type[AllReduce]:
 
         @classmethod
         def collective(cls, transport: Transport) -> Collective:
-            """The algorithm's rounds, on whatever transport there is."""
+            """Runs the algorithm's rounds on any transport."""
             return Scheduled(algorithm, transport)
 
-        def start(self, parameters: FlatParameters, optimizer: OptimizerFactory) -> None:
+        def prepare(self, optimizer: OptimizerFactory) -> None:
             """Refuse rounds that do not end with everybody's sum: a training would not show it."""
             size = self.transport.size
             if size <= MOST_RANKS_PROVEN:
-                proof = prove(bind(algorithm, parameters.nbytes, self.transport.nodes), size)
+                proof = prove(bind(algorithm, self.parameters.nbytes, self.transport.nodes), size)
                 if not proof.holds:
                     raise ConfigurationError(
                         f"{type(self).__name__} over {size} ranks is no all-reduce: {proof}.", everywhere=True
                     )
-            super().start(parameters, optimizer)
+            super().prepare(optimizer)
 
     ByAlgorithm.__name__ = ByAlgorithm.__qualname__ = algorithm.__name__
     return ByAlgorithm

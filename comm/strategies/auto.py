@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.parameters import FlatParameters, OptimizerFactory
+from bigbatch.comm.parameters import OptimizerFactory
 from bigbatch.comm.reducers.collective import Collective
 from bigbatch.comm.reducers.tuning import Tuning, load_tuning, tune
 from bigbatch.comm.strategies import STRATEGIES
@@ -81,12 +81,12 @@ class Auto(AllReduce):
     If nobody has measured this layout of ranks yet, the first run does.
     """
 
-    def start(self, parameters: FlatParameters, optimizer: OptimizerFactory) -> None:
-        """Agree, and say what was picked."""
-        super().start(parameters, optimizer)
+    def prepare(self, optimizer: OptimizerFactory) -> None:
+        """Get ready as other all-reduces do, and say which one was picked for each size."""
+        super().prepare(optimizer)
         collective = self._collective
         assert isinstance(collective, Fastest), "see `collective`"
-        picks = {len(bucket.gradients) * parameters.gradients.element_size() for bucket in self.buckets}
+        picks = {len(bucket.gradients) * bucket.gradients.element_size() for bucket in self.buckets}
         self.remarks = [
             f"auto picked {collective.choice(nbytes)} for buckets of {nbytes / 2**20:.3g} MB"
             for nbytes in sorted(picks)
@@ -94,7 +94,7 @@ class Auto(AllReduce):
 
     @classmethod
     def collective(cls, transport: Transport) -> Collective:
-        """Whatever the table says."""
+        """The one that the table of measurements names, for each size; measures first if there is no table."""
         tuning = load_tuning(transport)
         if tuning is None:
             measured = candidates(transport)

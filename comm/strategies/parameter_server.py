@@ -1,28 +1,27 @@
 """Parameter servers: the workers send gradients, the servers make the updates and send parameters."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.parameters import Bucket, FlatParameters, OnHost, OptimizerFactory, all_finite, refuse_parts
+from bigbatch.comm.parameters import Bucket, OnHost, OptimizerFactory, all_finite, refuse_parts
 from bigbatch.comm.schedules.schedule import chunk_bounds
-from bigbatch.comm.server.report import Report, Waiting
+from bigbatch.comm.server.report import Report
 from bigbatch.comm.server.shard import Shard
 from bigbatch.comm.strategies.server_options import ServerOptions
-from bigbatch.comm.strategies.strategy import StepReport, Strategy
-from bigbatch.comm.wires.recording import REDUCE
+from bigbatch.comm.strategies.service import GRADIENT_TAG, LOOK, PUSH, REPORT_TAG, REQUEST_TAG, REST, VALUE_TAG, Service
+from bigbatch.comm.strategies.strategy import StepReport, Strategy, joint_outcome
 from bigbatch.comm.wires.request import ANY, Request
 from bigbatch.comm.wires.transport import Transport
 
 Result = TypeVar("Result")
 
-
-REQUEST_TAG, GRADIENT_TAG, REPORT_TAG, VALUE_TAG = 1, 2, 3, 4
-PUSH, READ, LEAVE = 0.0, 1.0, 2.0
-"""What a worker wants: to hand in a gradient and read when it may; to read now; to take part no more."""
+SHARD = "shard"
+"""Where servers in one process show their shards on the transport's board."""
 
 
 class ParameterServer(Strategy):
@@ -52,7 +51,6 @@ class ParameterServer(Strategy):
         super().__init__(transport)
         if self.options.colocated:
             transport.check_threads()
-        self._rule = self.options.rule()
         self._servers = range(0 if self.options.colocated else self.workers, transport.size)
         self._sending: list[Request] = []
         self._arriving: list[Request] = []
@@ -61,7 +59,7 @@ class ParameterServer(Strategy):
 
     @classmethod
     def variant(cls, words: str) -> type[Self]:
-        """sync, async, ssp, ssp:S, backup or backup:B."""
+        """This strategy with the consistency named: sync, async, ssp, ssp:S, backup or backup:B."""
         consistency, _, number = words.partition(":")
         numbered = {"ssp": "staleness", "backup": "spares"}
         if not number:
@@ -86,40 +84,41 @@ class ParameterServer(Strategy):
 
     @classmethod
     def steps_per_update(cls, workers: int) -> int:
-        """As the rule of consistency has it."""
+        """As many as the rule of consistency makes of one gradient of every worker."""
         return cls.options.rule().updates_of(workers)
 
     @classmethod
     def gradients_per_step(cls, workers: int) -> int:
-        """As the rule of consistency has it."""
+        """As many as the rule of consistency puts into an update."""
         return cls.options.rule().gradients_of(workers)
 
     @classmethod
     def in_step(cls) -> bool:
-        """As the rule of consistency has it."""
+        """Whether the rule of consistency takes everybody's gradients, all of the same version."""
         rule = cls.options.rule()
         return rule.alike and rule.everyone
 
-    def start(self, parameters: FlatParameters, optimizer: OptimizerFactory) -> None:
-        """Agree on the parameters; each server takes its part of them, and makes the optimiser for that.
+    def prepare(self, optimizer: OptimizerFactory) -> None:
+        """Give each server its part of the parameters, and the optimiser for that.
 
         Raises:
             ConfigurationError: the optimiser must see the whole, and there are several servers.
         """
         refuse_parts(optimizer, len(self._servers))
-        super().start(parameters, optimizer)
-        self._values = OnHost(parameters.values)
+        self._values = OnHost(self.parameters.values)
         self.bounds = chunk_bounds(len(self._values.array), len(self._servers)).tolist()
         self._versions = [0] * len(self._servers)
         if self.transport.rank in self._servers:
             first, stop = self.bounds[self.server : self.server + 2]
             self._shard = Shard(
                 self._values.part(first, stop),
-                parameters.pieces(first, stop),
+                self.parameters.pieces(first, stop),
                 optimizer,
                 self.options.rule(),
                 self.options.treatment(),
             )
+            if self.transport.board is not None:
+                self.transport.board[SHARD, self.transport.rank] = self._shard
 
     @property
     def server(self) -> int:
@@ -139,15 +138,22 @@ class ParameterServer(Strategy):
         """Tell the servers that this worker makes no further update, and wait for the server beside it, if any."""
         if self.worker is None:
             return
-        self._ask(LEAVE)
+        self._ask(REST)
         self._wait_for_sends()
         if self._serving is not None:
             self._serving.wait()
 
-    def service(self, transport: Transport) -> "Service":
-        """What a server does on `transport`, about to begin: every worker has read, and nobody has pushed."""
+    def service(self, transport: Transport) -> Service:
+        """What a server does on `transport`. Every worker has read the values, or stands where the shard knows."""
         assert self._shard is not None, "only a server serves, and only once it has started"
-        return Service(self, self._shard, transport)
+        origin = self.bounds[self.server]
+        parts = [
+            slice(first - origin, stop - origin)
+            for bucket in self.buckets
+            for place, first, stop in self.parts(bucket)
+            if place == self.server
+        ]
+        return Service(self._shard, transport, self.workers, self.server, parts)
 
     def parts(self, bucket: Bucket) -> Iterator[tuple[int, int, int]]:
         """(server's number, first, stop) of a bucket's elements, by the servers that hold them."""
@@ -174,20 +180,22 @@ class ParameterServer(Strategy):
         # Every server must skip what one of them would: only the worker sees all of its gradient.
         finite = all_finite(self.parameters.gradients)
         ready = self.transport.now()
-        reports = self._ask_and_hear(PUSH, weight, loss, finite)
+        self._ask(PUSH, weight, loss, finite)
+        reports = self._hear()
         self._wait_for_sends()
         waited = max(report.waited for report in reports)
         self.waiting_seconds += waited
         self._communicated(self.transport.now() - ready - waited)
+        self.next_update = int(min(report.next_update for report in reports))
         first = reports[0]
         return StepReport(
             version=int(min(report.version for report in reports)),
-            applied=all(report.applied for report in reports),
+            outcome=joint_outcome(report.outcome for report in reports),
             weight=first.weight,
             loss=first.loss,
             workers=int(first.workers),
             total_weight=first.total_weight,
-            next_update=int(min(report.next_update for report in reports)),
+            next_update=self.next_update,
         )
 
     def pull(self) -> int:
@@ -202,24 +210,45 @@ class ParameterServer(Strategy):
         self._communicated(self.transport.now() - started)
         return self.version
 
-    def align(self) -> None:
-        """Read the newest parameters while nobody pushes."""
-        if self._rule.alike:
+    @contextmanager
+    def newest(self, *, together: bool) -> Iterator[None]:
+        """Look at the servers' values, of which the servers take no note: nobody waits, and nobody has read."""
+        if self.options.rule().alike:
+            yield  # everyone has the newest
             return
-        assert self._workers_group is not None, "only workers look at parameters"
-        self._workers_group.barrier()
-        self._ask_and_hear(READ)
-        self.pull()
-        self._workers_group.barrier()
+        if together:
+            self._group.barrier()
+        own = self._values.fetch().copy()
+        try:
+            self._look()
+            yield
+        finally:
+            self._values.array[:] = own
+            self._values.deliver()
+
+    def _look(self) -> None:
+        board = self.transport.board
+        if board is None:
+            self._ask(LOOK)
+        looking = []
+        for place, server in enumerate(self._servers):
+            part = self._values.array[self.bounds[place] : self.bounds[place + 1]]
+            if board is None:
+                looking.append(self.transport.irecv(part, server, VALUE_TAG))
+            else:  # on a simulated clock messages would take time, and ports that others want
+                part[:] = OnHost(board[SHARD, server].values).fetch()
+        for request in looking:
+            request.wait()
+        self._wait_for_sends()
+        self._values.deliver()
 
     def _ask(self, want: float, weight: float = 0.0, loss: float = 0.0, finite: bool = True) -> None:
         for server in self._servers:
             request = np.array([want, weight, loss, finite])
             self._sending.append(self.transport.isend(request, server, REQUEST_TAG))
 
-    def _ask_and_hear(self, want: float, weight: float = 0.0, loss: float = 0.0, finite: bool = True) -> list[Report]:
-        """Ask every server, hear each one's report, and begin to receive what it announces."""
-        self._ask(want, weight, loss, finite)
+    def _hear(self) -> list[Report]:
+        """Hear each server's report, and begin to receive what it announces."""
         reports: dict[int, Report] = {}
         for _ in self._servers:
             row = np.empty(len(fields(Report)))
@@ -245,84 +274,19 @@ class ParameterServer(Strategy):
     # Both sides.
 
     def state_dict(self) -> dict[str, Any]:
-        """A server's part of the parameters with its optimiser's state; who only works has nothing that lasts."""
-        return self._shard.state_dict() if self._shard is not None else {}
+        """A worker's parameters and the versions that it has read; a server's shard, with where its workers stand."""
+        shard = None if self._shard is None else self._shard.state_dict()
+        return {**super().state_dict(), "versions": list(self._versions), "shard": shard}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave on this rank; the workers read before they go on."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave on this rank."""
+        super().load_state_dict(state)
+        self._versions = list(state["versions"])
         if self._shard is not None:
-            self._shard.load_state_dict(state)
+            self._shard.load_state_dict(state["shard"])
 
     def statistics(self) -> dict[str, Any]:
-        """A server's counts."""
+        """What a server has counted; nothing for who only works."""
         if self._shard is None:
             return {}
         return {"consistency": self.options.consistency, **self._shard.statistics()}
-
-
-class Service:
-    """One server at work: hears the workers' requests, and answers each as soon as the shard lets it.
-
-    Args:
-        strategy: this rank's.
-        shard: this rank's.
-        transport: this rank's, or an end of its own for a service beside the rank's work.
-    """
-
-    def __init__(self, strategy: ParameterServer, shard: Shard, transport: Transport) -> None:
-        self._transport = transport
-        self._shard = shard
-        self._number = strategy.server
-        origin = strategy.bounds[self._number]
-        self._parts = [
-            slice(first - origin, stop - origin)
-            for bucket in strategy.buckets
-            for place, first, stop in strategy.parts(bucket)
-            if place == self._number
-        ]
-        self._waiting: dict[int, Waiting] = {}
-        for worker in range(strategy.workers):
-            shard.join(worker)
-            shard.read(worker)
-
-    def run(self) -> None:
-        """Serve until every worker has left."""
-        while self._shard.clocks.pushed:
-            self.serve()
-
-    def serve(self) -> None:
-        """Hear one request, and answer everybody whom the shard lets read by it."""
-        request = np.empty(4)
-        worker = self._transport.irecv(request, ANY, REQUEST_TAG).wait()
-        want, weight, loss, finite = request.tolist()
-        if want == PUSH:
-            self._take(worker, weight, loss, bool(finite))
-        elif want == LEAVE:
-            self._shard.leave(worker)
-        else:
-            self._answer([(worker, Waiting(self._transport.now()))])
-        readers = [(w, self._waiting.pop(w)) for w in list(self._waiting) if self._shard.readable(w)]
-        turn = self._number % max(1, len(readers))
-        self._answer(readers[turn:] + readers[:turn])  # not every server to the same worker first
-
-    def _take(self, worker: int, weight: float, loss: float, finite: bool) -> None:
-        values = self._shard.landing()
-        landing = OnHost(values).array
-        for request in [self._transport.irecv(landing[part], worker, GRADIENT_TAG) for part in self._parts]:
-            request.wait()
-        with self._transport.span(REDUCE, "take in", landing.nbytes):
-            self._transport.spend(landing.nbytes * self._transport.gamma)
-            self._waiting[worker] = Waiting(self._transport.now(), weight, loss, finite)
-            self._shard.push(worker, values, weight, loss, finite=finite)
-
-    def _answer(self, readers: list[tuple[int, Waiting]]) -> None:
-        """Let them read; all of them before anything changes the values."""
-        sending, values = [], OnHost(self._shard.values).fetch()
-        for worker, since in readers:
-            fresh = self._shard.read(worker)
-            report = Report.on(self._shard, worker, since, self._transport.now(), fresh=fresh)
-            sending.append(self._transport.isend(report.row(), worker, REPORT_TAG))
-            if fresh:
-                sending.append(self._transport.isend(values, worker, VALUE_TAG))
-        for request in sending:
-            request.wait()

@@ -6,7 +6,7 @@ from bigbatch.comm.parameters import Bucket, FlatParameters, OnHost, OptimizerFa
 from bigbatch.comm.schedules.schedule import chunk_bounds
 from bigbatch.comm.server.network.remote_shard import RemoteShard
 from bigbatch.comm.server.report import Report
-from bigbatch.comm.strategies.strategy import StepReport, Strategy
+from bigbatch.comm.strategies.strategy import StepReport, Strategy, joint_outcome
 from bigbatch.comm.wires.transport import Transport
 
 Facts = Sequence[tuple[str, str, str]]
@@ -36,12 +36,12 @@ class RemoteServers(Strategy):
 
     @classmethod
     def in_step(cls) -> bool:
-        """No: workers come and go."""
+        """False: workers come and go."""
         return False
 
-    def start(self, parameters: FlatParameters, optimizer: OptimizerFactory) -> None:
+    def prepare(self, optimizer: OptimizerFactory) -> None:  # noqa: ARG002 - the servers make the updates
         """Join every server, and read."""
-        super().start(parameters, optimizer)
+        parameters = self.parameters
         self._values = OnHost(parameters.values)
         self._gradients = OnHost(parameters.gradients)
         self._bounds = chunk_bounds(len(self._values.array), len(self._shards)).tolist()
@@ -52,7 +52,7 @@ class RemoteServers(Strategy):
         self._finish()
 
     def push(self, bucket: Bucket) -> None:
-        """Nothing: a gradient is sent whole, so that it counts once or not at all."""
+        """Does nothing: a gradient is sent whole in `step`, so that it counts once or not at all."""
 
     def step(self, weight: float, loss: float) -> StepReport:
         """Push to every server, and wait until all let this worker read."""
@@ -69,7 +69,7 @@ class RemoteServers(Strategy):
         first_report = reports[0]
         return StepReport(
             version=self.version,
-            applied=all(report.applied for report in reports),
+            outcome=joint_outcome(report.outcome for report in reports),
             weight=first_report.weight,
             loss=first_report.loss,
             workers=int(first_report.workers),

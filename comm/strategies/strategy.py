@@ -1,7 +1,8 @@
 """Strategies: what the trainer talks to. A strategy owns the update."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -11,11 +12,15 @@ from torch import Tensor
 
 from bigbatch.comm.collectives.broadcast import broadcast
 from bigbatch.comm.collectives.recursive_doubling import recursive_doubling
+from bigbatch.comm.collectives.ring import ring
 from bigbatch.comm.errors import ConfigurationError, LaunchError
 from bigbatch.comm.options import Options
 from bigbatch.comm.parameters import Bucket, FlatParameters, OnHost, OptimizerFactory
+from bigbatch.comm.reducers.all_gather import AllGather
+from bigbatch.comm.reducers.collective import Collective, Scheduled
 from bigbatch.comm.reducers.execute import execute
 from bigbatch.comm.transports.launch import Launch
+from bigbatch.comm.update import Outcome
 from bigbatch.comm.wires.agreement import agree
 from bigbatch.comm.wires.transport import Group, Transport
 
@@ -44,8 +49,7 @@ class StepReport:
 
     Attributes:
         version: the number of updates that the parameters have had.
-        applied: False if this one was skipped, on every rank, because a gradient was not finite or there were no
-            tokens behind it.
+        outcome: what became of the gradients that the report is about.
         weight: tokens behind the gradients that the report is about.
         loss: the loss summed over those tokens, in nats.
         workers: whose gradients those are: all workers' if the update is everybody's, else this worker's alone.
@@ -55,13 +59,27 @@ class StepReport:
     """
 
     version: int
-    applied: bool
+    outcome: Outcome
     weight: float
     loss: float
     workers: int
     total_weight: float
     next_update: int
     squares: Squares | None = None
+
+    @property
+    def applied(self) -> bool:
+        """Whether the parameters have changed by it."""
+        return self.outcome is Outcome.APPLIED
+
+
+def joint_outcome(outcomes: Iterable[Outcome]) -> Outcome:
+    """What became of an update whose parts were made in several places: applied, if all of them were."""
+    return next((outcome for outcome in outcomes if outcome is not Outcome.APPLIED), Outcome.APPLIED)
+
+
+BUCKET_BYTES = 25 * 2**20
+"""Gradients are sent in buckets of about this size; torch's DistributedDataParallel uses the same."""
 
 
 class Strategy(ABC):
@@ -71,8 +89,8 @@ class Strategy(ABC):
     backward is through with it; `step` with the tokens behind them; `pull` before it computes again. Losses are
     summed over tokens, and the division happens once, by the summed weight, where the update is made.
 
-    To add a strategy, derive from this class (or from `AllReduce`, where only the collective differs) and name it
-    in the entry-point group "bigbatch.strategies".
+    To add a strategy, derive from this class, from `Replicated` (every worker makes its own updates) or from
+    `AllReduce` (everybody makes the same updates), and name it in the entry-point group "bigbatch.strategies".
 
     Args:
         transport: all ranks of the job.
@@ -80,27 +98,27 @@ class Strategy(ABC):
     Attributes:
         workers: how many ranks train; they are the ranks 0 to workers - 1.
         worker: this rank's number among them, or None if it does not train.
+        parameters: the model's; set by `start`.
         buckets: the slices of the gradients that are pushed, in order; planned by `start`.
         version: the number of updates that this rank's parameters have had.
-        next_update: the number, from 0, of the batch of which this worker computes its share first.
+        next_update: the number, from 0, of the batch of which this worker computes its share next.
         communication_seconds: time this rank's training stood still while data moved: communication that is exposed.
         total_communication_seconds: time in which data moved, hidden behind backward or exposed.
         waiting_seconds: time it stood still for slower workers, its own gradients being ready.
         remarks: what its user should know about what it chose to do, as sentences.
-        with_squares: whether `step` is to report squares; whoever wants them says so before the first push.
+        with_squares: whether `step` reports squares; see `start`.
     """
 
     options: ClassVar[Options] = Options()
-    """What a user can choose about this strategy: fields of a frozen dataclass, with what was chosen as its values."""
+    """What a user can choose about this strategy: fields of a frozen dataclass, with what was chosen as its values.
+
+    See `bigbatch.comm.options`; `configured` gives the strategy with other values."""
 
     launchers: ClassVar[tuple[str, ...]] = ("mpirun",)
     """The programs that can start the processes, best first: "mpirun", "torchrun"."""
 
     tells_squares: ClassVar[bool] = False
     """Whether every worker has the mean gradient after `step`, so that the report can have `squares` of all."""
-
-    bucket_bytes: int = 25 * 2**20
-    """Gradients are sent in buckets of about this size; torch's DistributedDataParallel uses the same."""
 
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
@@ -114,6 +132,8 @@ class Strategy(ABC):
         self.remarks: list[str] = []
         self.with_squares = False
         self._workers_group = Group(transport, range(self.workers)) if self.worker is not None else None
+        self._all_reduce: Collective | None = None
+        self._all_gather: AllGather | None = None
 
     @classmethod
     def configured(cls, choices: Mapping[str, Any]) -> type[Self]:
@@ -184,14 +204,24 @@ class Strategy(ABC):
         """The wires it wants, for processes started as `launch` says that compute on `device`."""
         return launch.connect(deadline)
 
-    def start(self, parameters: FlatParameters, optimizer: OptimizerFactory) -> None:  # noqa: ARG002 - for others
+    def start(
+        self,
+        parameters: FlatParameters,
+        optimizer: OptimizerFactory,
+        *,
+        bucket_bytes: int = BUCKET_BYTES,
+        with_squares: bool = False,
+    ) -> None:
         """Agree on the parameters and give everyone rank 0's values. Every rank of the job calls it.
 
-        Whoever makes the updates makes the optimiser, too.
+        Whoever makes the updates makes the optimiser, too; see `prepare`.
 
         Args:
             parameters: the model's.
             optimizer: makes the optimiser.
+            bucket_bytes: gradients are sent in buckets of about this size.
+            with_squares: whether `step` is to report the squares of the workers' gradients, where the strategy can
+                tell them and there are several workers.
 
         Raises:
             MismatchError: on every rank, if the parameters differ in name, shape or dtype; names the rank and the
@@ -203,7 +233,16 @@ class Strategy(ABC):
         execute(broadcast, self.transport, values.fetch(), START_TAG)
         values.deliver()
         parameters.place_gradients(self.place(parameters.gradients))
-        self.buckets = parameters.buckets(self.bucket_bytes)
+        self.buckets = parameters.buckets(bucket_bytes)
+        self.with_squares = with_squares and self.tells_squares and self.workers > 1
+        self.prepare(optimizer)
+
+    def prepare(self, optimizer: OptimizerFactory) -> None:  # noqa: B027 - not everyone makes updates
+        """Get ready to train, at the end of `start`: parameters and buckets are there.
+
+        Args:
+            optimizer: makes the optimiser, for whoever makes updates.
+        """
 
     def place(self, gradients: Tensor) -> Tensor:
         """Memory for gradients like these, (elements,), filled with zeros: what they have, unless overridden."""
@@ -242,29 +281,84 @@ class Strategy(ABC):
         """Make the parameters fresh enough for the next update; returns their version."""
         return self.version
 
-    def align(self) -> None:  # noqa: B027 - most strategies keep them the same anyway
-        """Give all workers the same, newest parameters, so that they can be looked at; all workers together."""
+    @contextmanager
+    def newest(self, *, together: bool) -> Iterator[None]:  # noqa: ARG002 - for others
+        """Within it, this worker's parameters are the newest there are, for a look at them.
+
+        Afterwards they are what they were, and so is everything else: a look never changes a training. Unless it is
+        overridden, a worker's own parameters are the newest.
+
+        Args:
+            together: whether all workers look at the same time, which they do if they are `in_step`, and otherwise
+                once all of them have ended their training. If not, this worker looks alone, and must not keep others
+                waiting.
+        """
+        yield
 
     def total(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """The sum of every worker's `values`, (elements,), on every worker: the same bytes everywhere."""
-        assert self._workers_group is not None, "only workers have something to add"
         result = values.astype(np.float64)
-        execute(recursive_doubling, self._workers_group, result)
+        execute(recursive_doubling, self._group, result)
         return result
+
+    def all_reduce(self, tensor: Tensor) -> None:
+        """Sum a flat tensor, (elements,), over all workers, in place: the same bytes on every worker."""
+        if self._all_reduce is None:
+            self._all_reduce = Scheduled(ring, self._group)
+        self._all_reduce.reduce(tensor)
+
+    def all_gather(self, tensor: Tensor, *, alike: bool = True) -> list[Tensor]:
+        """Every worker's flat tensor, by worker, on every worker.
+
+        Args:
+            tensor: (elements,) this worker's, of the same dtype on all.
+            alike: whether it has the same length on all of them; if not, they tell each other the lengths first.
+        """
+        if self._all_gather is None:
+            self._all_gather = AllGather(self._group)
+        return self._all_gather.gather(tensor, alike=alike)
+
+    @contextmanager
+    def communicating(self) -> Iterator[None]:
+        """Counts the time that a worker spends within as communication, which all workers begin together.
+
+        What passes until all of them have come counts as waiting.
+        """
+        now, ready = self.transport.now, self.transport.now()
+        self._group.barrier()
+        began = now()
+        yield
+        seconds = now() - began
+        self.waiting_seconds += began - ready
+        self.communication_seconds += seconds
+        self.total_communication_seconds += seconds
+
+    @property
+    def _group(self) -> Group:
+        assert self._workers_group is not None, "only workers have something to add"
+        return self._workers_group
 
     def statistics(self) -> dict[str, Any]:
         """What this rank has counted, for the run's summary, in types that JSON can write."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What it takes to go on later."""
-        return {"version": self.version}
+        """Everything that this rank needs to go on later, in another process, as if it had never stopped.
+
+        To be called between two updates of a worker, or after `run`. The tensors in it are copies.
+        """
+        values = None if self.worker is None else self.parameters.values.clone()
+        return {"version": self.version, "next_update": self.next_update, "values": values}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave on the same rank; after `start`, and before `run`."""
+        self.version, self.next_update = state["version"], state["next_update"]
+        if state["values"] is not None:
+            self.parameters.values.copy_(state["values"])
 
     def close(self) -> None:
         """Give back what the strategy holds; all ranks together. The gradients are gone afterwards."""
         self.parameters.drop_gradients()
         self.buckets = []
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
-        self.version = state["version"]
+        if self._all_reduce is not None:
+            self._all_reduce.close()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from functools import lru_cache, partial
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn, Self, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from bigbatch.comm.wires import DEFAULT_DEADLINE
 from bigbatch.comm.wires.queue import CommunicationQueue
 from bigbatch.comm.wires.recording import Trace
 from bigbatch.comm.wires.request import ANY, Request, Windows
+
+Result = TypeVar("Result")
 
 
 class Transport(ABC):
@@ -35,6 +37,8 @@ class Transport(ABC):
         gamma: seconds that adding a byte takes on a simulated clock.
         threaded: whether a thread other than the main one may drive it, one thread at a time.
         trace: records what this rank does, if anybody wants to know.
+        board: where ranks that share a process and a simulated clock show each other things, in no time; None if they
+            do not, so that only messages reach the others.
     """
 
     rank: int
@@ -42,6 +46,7 @@ class Transport(ABC):
     threaded: bool = True
     gamma: float = 0.0
     trace: Trace | None
+    board: dict[Any, Any] | None = None
 
     def __init__(self, rank: int, size: int, deadline: float = DEFAULT_DEADLINE) -> None:
         self.rank = rank
@@ -265,6 +270,20 @@ class Transport(ABC):
             seconds: how long it takes.
             name: what is computed, for a trace; within a span of computing or adding, that says it.
         """
+
+    def once(self, work: Callable[[], Result]) -> Result | None:  # noqa: ARG002 - for others
+        """Have one rank do for all what would be the same on each, in no time on a simulated clock.
+
+        Every rank that takes part asks for the same works in the same order.
+
+        Args:
+            work: computes only; it must not wait for anything.
+
+        Returns:
+            What `work` returned to the rank that came first; None, and nothing was done, where ranks share no process:
+            each must then do its part.
+        """
+        return None
 
     def add(self, values: Buffer, arrived: Buffer) -> None:
         """Add what arrived to `values`, (elements,), in place; a simulated clock charges for it."""

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn.parallel import DistributedDataParallel
 
-from bigbatch.comm.parameters import Bucket, FlatParameters, OptimizerFactory
-from bigbatch.comm.strategies.strategy import StepReport, Strategy
+from bigbatch.comm.strategies.no_exchange import NoExchange
+from bigbatch.comm.strategies.strategy import Strategy
 from bigbatch.comm.transports.launch import Launch
 from bigbatch.comm.wires.agreement import all_gather, together
 from bigbatch.comm.wires.transport import Transport
@@ -37,27 +37,6 @@ ENDLESS = 2**40
 """More examples than any race sees."""
 
 DDP, NOTHING = "DistributedDataParallel", "no exchange"
-
-
-class NoExchange(Strategy):
-    """Every worker goes its own way: what the processes could do if exchanging gradients took no time."""
-
-    def start(self, parameters: FlatParameters, optimizer: OptimizerFactory) -> None:
-        """Begin to count."""
-        super().start(parameters, optimizer)
-        self.optimizer = optimizer(parameters.named_parameters())
-        self._steps, self._weight = 0, 0.0
-
-    def push(self, bucket: Bucket) -> None:
-        """Nothing."""
-
-    def step(self, weight: float, loss: float) -> StepReport:
-        """The worker's own update."""
-        applied = self.parameters.apply(self.optimizer, weight)
-        self.version += applied
-        self._steps += 1
-        self._weight += weight
-        return StepReport(self.version, applied, weight, loss, 1, self._weight, self._steps)
 
 
 class Contestant(ABC):

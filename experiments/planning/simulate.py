@@ -308,8 +308,7 @@ def on_cluster(
     def body(transport: Transport) -> Any:
         parameters = FlatParameters(PhantomModel(workload.size))
         own = strategy(transport)
-        own.bucket_bytes = workload.bucket_bytes
-        own.start(parameters, plain_sgd)
+        own.start(parameters, plain_sgd, bucket_bytes=workload.bucket_bytes)
         started.append(transport.now())
         transport.barrier()
         transport.spend(START_TOGETHER * (1 + max(started)) - transport.now())

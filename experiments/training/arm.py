@@ -37,9 +37,12 @@ def train(
     stops = validation_points(updates, to_target=settings.observation.target is not None)
 
     def validate(number: int) -> None:
-        history.validated(number, history.tokens, history.seconds, trainer.validate(validation_examples))
-        record({"kind": "validation", "arm": arm, **asdict(history.validations[-1])})
+        loss = trainer.validate(validation_examples)
+        if loss is not None:  # else another worker looks
+            history.validated(number, history.tokens, history.seconds, loss)
+            record({"kind": "validation", "arm": arm, **asdict(history.validations[-1])})
 
+    meet = trainer.plan.workers > 1  # once all have ended, whatever the number of their last update is
     trainer.warm_up()
     validate(0)
     with reporter.arm(arm, updates) as bar:
@@ -49,17 +52,31 @@ def train(
                 "kind": "update",
                 "arm": arm,
                 **asdict(update),
+                "applied": update.applied,
                 "noise_scale": update.noise_scale,
                 "compute_seconds": update.compute_seconds,
                 "total_seconds": history.seconds,
             }
             record(without_unmeasured(line))
             bar.advance(update.number, update.loss)
-            while stops and update.number >= stops[0]:  # all workers stop as often, and wait for each other
-                validate(stops.pop(0))
+            passed = [stop for stop in stops if stop <= update.number]
+            if passed and not (meet and trainer.ended):
+                validate(passed[-1])
+                stops = stops[len(passed) :]
             if history.ended(settings.observation.target):  # for all workers alike: they have measured the same
                 break
+        else:
+            if meet:
+                validate(updates)
     return history
+
+
+def train_and_measure(
+    trainer: Trainer, arm: str, settings: Settings, reporter: Reporter, record: Callable[[dict[str, Any]], None]
+) -> tuple[History, dict[str, float] | None]:
+    """Train one arm on a worker, see `train`; then have the first worker measure what else the task measures."""
+    history = train(trainer, arm, settings, reporter, record)
+    return history, trainer.metrics(math.ceil(settings.data.validation_tokens / trainer.task.example_tokens))
 
 
 def validation_points(updates: int, *, to_target: bool) -> list[int]:

@@ -3,7 +3,6 @@
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -122,8 +121,12 @@ class Assembly:
         settings = self.settings
         model = self.model().to(device)
         parameters = FlatParameters(model)
-        strategy.bucket_bytes = settings.wires.bucket_size
-        strategy.start(parameters, optimizer)
+        strategy.start(
+            parameters,
+            optimizer,
+            bucket_bytes=settings.wires.bucket_size,
+            with_squares=settings.observation.noise_scale,
+        )
         return Trainer(
             model,
             self.task,
@@ -136,27 +139,6 @@ class Assembly:
             compute_model=compute_model,
             measure_noise=settings.observation.noise_scale,
         )
-
-    def metrics(self, model: nn.Module, device: torch.device, micro_batch: int) -> dict[str, float]:
-        """What the task measures of a trained model besides the loss, on as many held-out examples as the loss.
-
-        Args:
-            model: trained; its mode is put back as it was.
-            device: the model's.
-            micro_batch: examples that are computed at once.
-        """
-        wanted = -(-self.settings.data.validation_tokens // self.task.example_tokens)
-        places = np.arange(min(self.task.sizes["validation"], wanted))
-        batches = (
-            self.task.batch("validation", places[first : first + micro_batch]).to(device)
-            for first in range(0, len(places), micro_batch)
-        )
-        training = model.training
-        model.eval()
-        with torch.no_grad():
-            found = self.task.metrics(model, batches)
-        model.train(training)
-        return found
 
 
 def optimizer_of(settings: Settings, plan: BatchPlan, updates: int, strategy: type[Strategy]) -> OptimizerFactory:

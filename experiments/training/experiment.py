@@ -14,7 +14,7 @@ from bigbatch.comm.strategies.strategy import Strategy
 from bigbatch.comm.wires.agreement import agree, all_gather, together
 from bigbatch.comm.wires.transport import Transport
 from bigbatch.experiments.runs.run import RunWriter, environment
-from bigbatch.experiments.training.arm import train
+from bigbatch.experiments.training.arm import train_and_measure
 from bigbatch.experiments.training.assemble import Assembly, facts_about_task, noise_remarks, task_of
 from bigbatch.experiments.training.history import summarise, summary_of
 from bigbatch.experiments.training.progress import Reporter
@@ -130,23 +130,23 @@ class Experiment:
         remarks = [*strategy.remarks, *noise_remarks(settings, arm, tells_squares=strategy.tells_squares)]
         self.reporter.remark(remarks)
         with tracing.arm(arm.name, works=strategy.worker is not None):
-            history = strategy.run(lambda: train(trainer, arm.name, settings, self.reporter, record))
-        first = strategy.worker == 0
+            trained = strategy.run(lambda: train_and_measure(trainer, arm.name, settings, self.reporter, record))
+        history, metrics = trained or (None, None)
         target = settings.observation.target
         mine = {
             "peak": peak_bytes(self.device) if self.simulation is None else math.nan,  # of all ranks together
             "history": None if history is None else history.totals(),
             "until": None if history is None else history.until(target),
             "statistics": strategy.statistics(),
-            "metrics": assembly.metrics(trainer.model, self.device, arm.plan.micro_batch) if first else None,
+            "metrics": metrics,
         }
         ranks = all_gather(transport, mine)
         buckets = len(strategy.buckets)
         parameters = trainer.parameters.values.numel()
         strategy.close()
         until = next(rank["until"] for rank in ranks if rank["until"] is not None)
-        metrics = next(rank["metrics"] for rank in ranks if rank["metrics"] is not None)
-        row = {**summarise(arm, ranks), **until, "metrics": metrics, "buckets": buckets, "remarks": remarks}
+        measured = next(rank["metrics"] for rank in ranks if rank["metrics"] is not None)
+        row = {**summarise(arm, ranks), **until, "metrics": measured, "buckets": buckets, "remarks": remarks}
         return {"parameters": parameters, **row}
 
     def _compute_model(self, strategy: Strategy, assembly: Assembly, micro_batch: int) -> ComputeModel | None:

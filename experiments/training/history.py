@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from bigbatch.comm.update import Outcome
 from bigbatch.experiments.runs.run import environment, first_reaching
 from bigbatch.experiments.training.settings import Request
 from bigbatch.tasks.task import Task
@@ -100,8 +101,13 @@ class History:
     def totals(self) -> dict[str, float]:
         """Sums over the updates, for the summary."""
         return {
-            "skipped": sum(not update.applied for update in self.updates),
+            "skipped": sum(update.outcome in (Outcome.NO_DATA, Outcome.NOT_FINITE) for update in self.updates),
             "tokens": self.tokens,
+            "own_tokens": sum(
+                update.tokens
+                for update in self.updates
+                if update.workers == 1 and update.outcome is not Outcome.DROPPED
+            ),
             "seconds": self.seconds,
             "compute": sum(update.compute_seconds for update in self.updates),
             "communication": sum(update.communication_seconds for update in self.updates),
@@ -137,7 +143,9 @@ def summarise(
     only_serving = [rank for rank in ranks if rank["history"] is None]
     servers = [rank["statistics"] for rank in ranks if rank["statistics"]]
     histories = [rank["history"] for rank in workers]
-    tokens = tokens or max((history["tokens"] for history in histories), default=0)
+    if not tokens:  # if the workers know of their own tokens only, all of those; else what one of them has heard
+        own, heard = (sum(h["own_tokens"] for h in histories), max((h["tokens"] for h in histories), default=0))
+        tokens = max(own, heard)
 
     def mean(key: str, over: str | None = None) -> float:
         """Of one thing over the workers, or for each of another thing."""

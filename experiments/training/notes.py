@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bigbatch.comm.errors import MalformedError
+from bigbatch.comm.update import Outcome
 from bigbatch.experiments.training.history import NOISE, History, without_unmeasured
 from bigbatch.training.trainer import Update
 
@@ -30,6 +31,8 @@ def row_of(record: dict[str, Any]) -> NDArray[np.float64]:
     """A line of metrics as a note."""
     kind = next(number for number, name in KINDS.items() if name == record["kind"])
     complete = {**dict.fromkeys(NOISE, math.nan), **record}
+    if "outcome" in complete:
+        complete["outcome"] = Outcome(complete["outcome"]).code
     return np.array([kind, *(complete[name] for name in NOTED[kind])], dtype=np.float64)
 
 
@@ -46,9 +49,9 @@ def record_of(row: NDArray[np.float64]) -> dict[str, Any]:
             values[name] = int(values[name])
     except (KeyError, ValueError, OverflowError) as error:
         raise MalformedError(f"A note of {len(row)} numbers says nothing that is known here") from error
-    if "applied" in values:
-        values["applied"] = bool(values["applied"])
-        values = without_unmeasured(values)
+    if "outcome" in values:
+        outcome = Outcome.of(values["outcome"])
+        values = without_unmeasured({**values, "outcome": outcome, "applied": outcome is Outcome.APPLIED})
     return {"kind": KINDS[kind], **values}
 
 

@@ -20,6 +20,7 @@ from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.comm.strategies.strategy import Squares, Strategy
 from bigbatch.comm.transports.alone import Alone
 from bigbatch.comm.transports.cluster import Cluster
+from bigbatch.comm.update import Outcome
 from bigbatch.comm.wires.transport import Transport
 from bigbatch.experiments.commands.main import cli
 from bigbatch.experiments.training.history import without_unmeasured
@@ -97,8 +98,7 @@ def updates_on(
     model = Slopes()
     parameters = FlatParameters(model)
     strategy = make(transport)
-    strategy.bucket_bytes = 8
-    strategy.start(parameters, sgd)
+    strategy.start(parameters, sgd, bucket_bytes=8, with_squares=options.get("measure_noise", False))
     plan = BatchPlan(micro_batch, accumulation, strategy.workers)
 
     def work() -> list[Update]:
@@ -271,8 +271,8 @@ def test_clipping_comes_after():
             super().step(closure)
 
     class Ring(STRATEGIES.load("ring")):
-        def start(self, parameters, optimizer):  # noqa: ARG002 - it has its own
-            super().start(parameters, lambda named: Clipping([p for _, p in named], lr=1e-3))
+        def prepare(self, optimizer):  # noqa: ARG002 - it has its own
+            super().prepare(lambda named: Clipping([p for _, p in named], lr=1e-3))
 
     for ranks, micro_batch, accumulation in ((3, 9, 2), (1, 18, 3)):
         results = Cluster(ranks).run(
@@ -350,8 +350,15 @@ def test_what_no_arm_can_measure_is_refused(command, words):
 
 
 def test_notes_of_workers_on_a_network_keep_what_was_measured():
-    update = Update(3, True, 40, 5.5, 1, 120, 0.5, 0.1, 0.2, 0.1, 99, 2.0, 3.0)
-    line = {"kind": "update", **asdict(update), "noise_scale": 1.5, "compute_seconds": 0.3, "total_seconds": 1.25}
+    update = Update(3, Outcome.DROPPED, 40, 5.5, 1, 120, 0.5, 0.1, 0.2, 0.1, 99, 2.0, 3.0)
+    line = {
+        "kind": "update",
+        **asdict(update),
+        "applied": False,
+        "noise_scale": 1.5,
+        "compute_seconds": 0.3,
+        "total_seconds": 1.25,
+    }
     assert record_of(row_of(line)) == line
     assert rank_of([(0.0, row_of(line))])["history"]["gradient_variance"] == 3.0
     unmeasured = without_unmeasured({**line, "gradient_square": math.nan})

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from bodies import new_model, train
+from bodies import new_model, strategy_named, train
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jobs import SMALL, Run
@@ -21,6 +21,7 @@ from bigbatch.comm.server.shard import Shard
 from bigbatch.comm.server.staleness import Compensated, Scaled, StaleGradients
 from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.comm.transports.cluster import Cluster
+from bigbatch.comm.update import Outcome
 from bigbatch.experiments.figures.staleness import staleness_shares
 from bigbatch.optimizers.standard import optimizer_named
 
@@ -74,16 +75,16 @@ def test_stale_gradients_are_moved_to_where_the_parameters_are():
 
 def test_backup_takes_the_first_and_drops_the_rest():
     shard = new_shard(BackupWorkers(1), workers=3)
-    assert push(shard, 2, 1.0)
+    assert push(shard, 2, 1.0) is Outcome.APPLIED
     assert not shard.readable(2)
-    assert push(shard, 0, 3.0)
+    assert push(shard, 0, 3.0) is Outcome.APPLIED
     assert shard.values.tolist() == [1 - 0.5 * 2] * 3
     assert shard.readable(0)
-    assert not push(shard, 1, 100.0)
+    assert push(shard, 1, 100.0) is Outcome.DROPPED
     assert (shard.version, shard.dropped, shard.taken) == (1, 1, 2)
     assert shard.readable(1)
     shard.read(1)
-    assert push(shard, 1, 1.0)
+    assert push(shard, 1, 1.0) is Outcome.APPLIED
 
 
 def test_a_worker_that_leaves_holds_nobody_back():
@@ -109,6 +110,7 @@ def test_what_must_not_be_applied_is_skipped_and_the_clock_goes_on(bad):
     push(shard, 0, **{"value": 1.0, "weight": 0.0, **bad})
     push(shard, 1, 1.0, weight=0.0 if "weight" in bad else 1.0)
     assert (shard.version, shard.skipped, shard.clocks.done) == (0, 1, 1)
+    assert shard.last.outcome is (Outcome.NO_DATA if "weight" in bad else Outcome.NOT_FINITE)
     assert shard.values.tolist() == [1.0] * 3
     assert all(shard.readable(worker) for worker in range(2))
 
@@ -116,7 +118,7 @@ def test_what_must_not_be_applied_is_skipped_and_the_clock_goes_on(bad):
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
 def test_blocks_are_added_divided_and_looked_at_one_by_one(monkeypatch, order):
     """11 elements in blocks of 4, whether the gradients come in the order of their sum or not."""
-    monkeypatch.setattr("bigbatch.comm.server.shard.BLOCK_ELEMENTS", 4)
+    monkeypatch.setattr("bigbatch.comm.update.BLOCK_ELEMENTS", 4)
     shard = new_shard(Synchronous(), workers=3, elements=11)
     values = torch.arange(11, dtype=torch.float64)
     for worker in order:
@@ -306,12 +308,45 @@ def test_a_server_beside_every_worker_goes_on_from_its_own_part():
         strategy = strategy_class(transport)
         strategy.start(parameters, SGD)
         state = strategy.state_dict()
-        strategy.load_state_dict({**state, "values": state["values"] + transport.rank})
-        return parameters.values, state["values"], strategy.state_dict()["values"]
+        shard = {**state["shard"], "values": state["shard"]["values"] + transport.rank}
+        strategy.load_state_dict({**state, "shard": shard})
+        return parameters.values, state["shard"]["values"], strategy.state_dict()["shard"]["values"]
 
     whole, saved, loaded = zip(*Cluster(3).run(work), strict=True)
     assert torch.equal(torch.cat(saved), whole[0])
     assert all(torch.equal(loaded[rank], saved[rank] + rank) for rank in range(3))
+
+
+@pytest.mark.parametrize(
+    ("name", "versions"),
+    [("ps", 6), ("ps+servers=2", 6), ("ps+colocated", 6), ("ps:ssp:1", 6), ("ps:async", 12), ("ps:backup:1", None)],
+)
+def test_a_worker_whose_work_has_ended_holds_nobody_back(name, versions):
+    """The workers make 2, 4 and 6 steps; the server goes on without those who rest."""
+    strategy = strategy_named(name)
+
+    def work(transport):
+        parameters = FlatParameters(new_model())
+        own = strategy(transport)
+        own.start(parameters, SGD)
+
+        def train():
+            reports = []
+            for _ in range(2 * (own.worker + 1)):
+                parameters.gradients.fill_(1e-3)
+                for bucket in own.buckets:
+                    own.push(bucket)
+                reports.append(own.step(1.0, 0.0))
+                own.pull()
+            return reports
+
+        return own.run(train), own.statistics()
+
+    results = Cluster(strategy.ranks_for(3)).run(work)
+    assert [len(reports) for reports, _ in results[:3]] == [2, 4, 6]
+    counted = [statistics for _, statistics in results if statistics]
+    assert len({statistics["versions"] for statistics in counted}) == 1
+    assert versions is None or counted[0]["versions"] == versions
 
 
 def test_shares_of_staleness_are_of_all_gradients_of_all_servers():

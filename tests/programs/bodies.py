@@ -2,6 +2,8 @@
 
 import copy
 from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,9 +12,11 @@ from torch import Tensor, nn
 
 from bigbatch.comm.errors import DeadlineError, MismatchError
 from bigbatch.comm.parameters import FlatParameters, OptimizerFactory
+from bigbatch.comm.reducers.all_gather import AllGather
 from bigbatch.comm.reducers.collective import Collective
 from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.comm.strategies.strategy import Strategy
+from bigbatch.comm.update import Outcome
 from bigbatch.comm.wires.request import ANY
 from bigbatch.comm.wires.transport import Transport
 from bigbatch.models.decoder import Transformer, TransformerShape
@@ -105,9 +109,22 @@ def flat(model: nn.Module) -> Tensor:
 
 
 def strategy_named(name: str) -> type[Strategy]:
-    """A strategy with flags: "ps:async+colocated"."""
+    """A strategy with flags and numbers: "ps:async+colocated", "ps+servers=2"."""
     name, *flags = name.split("+")
-    return STRATEGIES.load(name).configured(dict.fromkeys(flags, True))
+    choices = [flag.partition("=") for flag in flags]
+    return STRATEGIES.load(name).configured({word: value or True for word, _, value in choices})
+
+
+EXTENDING = Path(__file__).parents[2] / "docs" / "extending"
+
+ALL_STRATEGIES = [
+    *(name for name in STRATEGIES.names() if name not in ("allreduce", "mpi", "auto")),
+    *("ps:async", "ps:ssp:2", "ps:backup:1", "ps:async+stale=scaled", "ps:async+stale=compensated"),
+    *("ps+servers=2", "ps:async+servers=2", "ps:ssp:1+servers=3", "ps+colocated", "ps:async+colocated"),
+    f"{EXTENDING / 'local_averaging.py'}:LocalAveraging",
+    f"{EXTENDING / 'top_k.py'}:TopK+ratio=0.1",
+]
+"""Every strategy that runs on any transport, in all its kinds, and the worked examples."""
 
 
 def train(
@@ -125,8 +142,7 @@ def train(
         torch.nn.init.normal_(model.tokens.weight)  # start must replace these by rank 0's
     parameters = FlatParameters(model)
     strategy = make_strategy(transport)
-    strategy.bucket_bytes = bucket_bytes
-    strategy.start(parameters, make)
+    strategy.start(parameters, make, bucket_bytes=bucket_bytes)
     micro_batch = BATCH // (accumulation * strategy.workers)
     plan = BatchPlan(micro_batch, accumulation, strategy.workers)
 
@@ -136,12 +152,43 @@ def train(
         numbers = [update.number for update in updates]
         assert numbers == sorted(set(numbers))  # who came too late for an update leaves it out; nobody makes one twice
         assert numbers[-1] == UPDATES
-        assert all(update.applied for update in updates)
+        for update in updates:
+            # An update of everybody's gradients is always made; a worker's own gradient may have come to nothing.
+            mine = update.workers == 1 < strategy.workers
+            allowed = [Outcome.APPLIED] if not mine else [Outcome.APPLIED, Outcome.DROPPED]
+            assert update.outcome in (allowed if update.tokens else [*allowed[1:], Outcome.NO_DATA])
         return copy.deepcopy(flat(model)), trainer.validate()
 
     result = strategy.run(work)
     strategy.close()
     return result
+
+
+def train_until(
+    transport: Transport, make_strategy: Callable[[Transport], Strategy], until: int, state: dict[str, Any] | None
+) -> tuple[Tensor | None, dict[str, Any]]:
+    """Train until an update, from a state if there is one: this worker's parameters, and this rank's state."""
+    parameters = FlatParameters(model := new_model())
+    strategy = make_strategy(transport)
+    strategy.start(parameters, optimizer, bucket_bytes=1000)
+    trainer = None
+    if strategy.worker is not None:
+        plan = BatchPlan(BATCH // strategy.workers, 1, strategy.workers)
+        trainer = Trainer(model, Sequences(), strategy, parameters, plan, EXAMPLES, seed=7)
+    one = strategy if trainer is None else trainer
+    if state is not None:
+        one.load_state_dict(state)
+
+    def work() -> Tensor:
+        assert trainer is not None
+        updates = trainer.updates()
+        while trainer.position < until and not trainer.ended:
+            next(updates)
+        return flat(model).clone()
+
+    result, kept = strategy.run(work), one.state_dict()
+    strategy.close()
+    return result, kept
 
 
 def refuse_what_differs(make: Callable[[Transport], Collective], transport: Transport) -> None:
@@ -204,3 +251,22 @@ def ask_what_runs_in_a_thread(transport: Transport) -> None:
         np.testing.assert_array_equal(answers, np.outer(np.arange(2, transport.size + 2), asked))
     assert answering.wait() == transport.rank
     assert transport.messages_sent - sent == questions * transport.size
+
+
+def distinct(rank: int, elements: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Numbers that no other rank or element has."""
+    return (torch.arange(elements) * 1000 + rank).to(dtype)
+
+
+def gather_everything(transport: Transport, dtype: torch.dtype = torch.float64) -> bool:
+    """Tensors of equal and of different lengths, of every rank, on every rank."""
+    everyone = AllGather(transport)
+    rank, size = transport.rank, transport.size
+    for elements in (0, 1, 7, 1003):
+        parts = everyone.gather(distinct(rank, elements, dtype))
+        assert [part.tolist() for part in parts] == [distinct(r, elements, dtype).tolist() for r in range(size)]
+    for step in range(3):
+        lengths = [(r * 5 + step * 3) % (size + 4) for r in range(size)]
+        parts = everyone.gather(distinct(rank, lengths[rank], dtype), alike=False)
+        assert [part.tolist() for part in parts] == [distinct(r, lengths[r], dtype).tolist() for r in range(size)]
+    return True

@@ -1,9 +1,19 @@
 """Run a body on real wires: python on_wires.py BODY STRATEGY[,STRATEGY...] [ORACLE]. Exits with 0 if all is well."""
 
 import sys
+from pathlib import Path
 
 import torch
-from bodies import ask_what_runs_in_a_thread, name_who_is_missing, refuse_what_differs, strategy_named, train
+from bodies import (
+    UPDATES,
+    ask_what_runs_in_a_thread,
+    gather_everything,
+    name_who_is_missing,
+    refuse_what_differs,
+    strategy_named,
+    train,
+    train_until,
+)
 
 from bigbatch.comm.measuring.conformance import on_wires
 from bigbatch.comm.transports.launch import detect
@@ -27,11 +37,27 @@ def equal_the_oracle(strategy, transport):
             assert abs(result[1] - validation) < 1e-12
 
 
+def stop_and_go_on(strategy, transport):
+    """ "whole" keeps the parameters; "stopped" a state after some updates; "resumed" ends with the same parameters."""
+    folder = Path(oracle[0])
+    kept = {what: folder / f"{name}-{what}-{transport.rank}.pt" for what in ("whole", "state")}
+    state = torch.load(kept["state"], weights_only=False) if body == "resumed" else None
+    result, state = train_until(transport, strategy, UPDATES if body != "stopped" else 7, state)
+    if body == "stopped":
+        torch.save(state, kept["state"])
+    elif body == "whole":
+        torch.save(result, kept["whole"])
+    elif result is not None:
+        assert torch.equal(result, torch.load(kept["whole"])), name
+
+
 BODIES = {
     "beside": lambda _, transport: ask_what_runs_in_a_thread(transport),
     "conform": conform,
     "differ": lambda strategy, transport: refuse_what_differs(strategy.collective, transport),
+    "gather": lambda _, transport: gather_everything(transport),
     "missing": lambda strategy, transport: name_who_is_missing(strategy.collective, transport),
+    **dict.fromkeys(("whole", "stopped", "resumed"), stop_and_go_on),
     "train": equal_the_oracle,
 }
 

@@ -176,7 +176,7 @@ class NetworkServer:
     def state_dict(self) -> dict[str, Any]:
         """What it takes to go on later. Gradients that still wait for others' are not in it; their shares are."""
         return {
-            "shard": self.shard.state_dict(),
+            "shard": self.shard.settled_state(),
             "next_share": self.shares.handed_out,
             **self.members.state_dict(),
         }
@@ -273,9 +273,9 @@ class NetworkServer:
             )
         landing = shard.landing()
         np.copyto(landing.numpy(), gradient)
-        shard.push(session.worker, landing, message.weight, message.loss, finite=message.flag)
+        outcome = shard.push(session.worker, landing, message.weight, message.loss, finite=message.flag)
         session.pushed = message.number
-        session.waiting = Waiting(now, message.weight, message.loss, message.flag)
+        session.waiting = Waiting(now, message.weight, message.loss, outcome)
         self.shares.done += 1
         if session.share is not None:  # of several servers, the first's shares are computed, and the last may differ
             session.pushes.setdefault(session.worker, []).append(session.share)

@@ -65,7 +65,7 @@ class Session:
         self.life, self.worker, self.heard = life, worker, now
         self.pushed = max(self.pushed, acknowledged)
         self.asked = self.answered = (-1, -1)
-        self.waiting = Waiting(now, finite=False)
+        self.waiting = Waiting(now)
 
 
 class Membership:

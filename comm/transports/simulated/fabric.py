@@ -1,6 +1,7 @@
 """The fabric of a cluster: what all its ranks share, above all the ports through which their messages pass."""
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,8 @@ class Fabric:
         mailboxes: every rank's mailbox, by rank.
         shelf: rank -> its window, (nbytes,) bytes, which the other ranks of its node take from here.
         texts: what each rank last gave to all others, by rank.
+        board: where ranks show each other other things.
+        done_once: the results of what one rank has done for all, in order.
     """
 
     def __init__(self, network: Network, size: int) -> None:
@@ -33,8 +36,15 @@ class Fabric:
         self.mailboxes = [Mailbox() for _ in range(size)]
         self.shelf: dict[int, NDArray[np.uint8]] = {}
         self.texts: list[str | None] = [None] * size
+        self.board: dict[Any, Any] = {}
+        self.done_once: list[Any] = []
         self._ports = network.for_ranks(size)
         self._free = [0.0] * self._ports.count
+
+    def forget(self) -> None:
+        """Forget what the ranks have shown each other and done for all, before other work begins."""
+        self.board.clear()
+        self.done_once.clear()
 
     def route(self, source: int, target: int) -> Route:
         """The wires and the ports between two ranks."""

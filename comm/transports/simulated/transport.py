@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,8 @@ from bigbatch.comm.wires.queue import CommunicationQueue
 from bigbatch.comm.wires.recording import COMPUTE
 from bigbatch.comm.wires.request import Request, Windows
 from bigbatch.comm.wires.transport import Group, Transport
+
+Result = TypeVar("Result")
 
 
 class ClusterWindows(Windows):
@@ -48,6 +51,7 @@ class ClusterTransport(Transport):
     Attributes:
         clock: the simulated time that the ranks live by.
         last: what this end has waited for last.
+        asked_once: how often this rank has called `once`.
     """
 
     threaded = False
@@ -57,6 +61,8 @@ class ClusterTransport(Transport):
         self.clock = fabric.clock
         self.last: Awaited | None = None
         self.gamma = fabric.network.gamma
+        self.board = fabric.board
+        self.asked_once = 0
         self._fabric = fabric
         self._mailbox = fabric.mailboxes[rank]
         self._name = f"rank {rank}"
@@ -85,6 +91,15 @@ class ClusterTransport(Transport):
         if seconds > 0:
             with self.span(COMPUTE, name):
                 self.clock.pause(self.rank, seconds)
+
+    def once(self, work: Callable[[], Result]) -> Result | None:
+        """Do the work if no other rank has come to it yet; all get the same result, whatever time it is for them."""
+        done = self._fabric.done_once
+        if self.asked_once == len(done):
+            done.append(work())
+        self.asked_once += 1
+        result: Result = done[self.asked_once - 1]
+        return result
 
     def _add(self, values: Buffer, arrived: Buffer) -> None:
         np.add(values, arrived, out=values)

@@ -1,0 +1,11 @@
+"""No exchange: every worker trains by itself."""
+
+from bigbatch.comm.strategies.replicated import Replicated
+
+
+class NoExchange(Replicated):
+    """Every worker trains by itself: what the processes could do if exchanging gradients took no time.
+
+    It is the upper bound of every other strategy's throughput. The models differ more and more; the loss is that of
+    worker 0, which has learnt from its own share of the data alone.
+    """
