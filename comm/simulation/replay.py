@@ -37,12 +37,15 @@ class Phase:
         elements: the length of each rank's buffer.
         ready: (ranks,) seconds before which a rank does not begin; or one number for all.
         itemsize: bytes an element.
+        restart: whether `ready`, of this phase and of those after it, counts from the moment at which the rank was
+            through with the phase before this one, instead of from 0: it is the first phase of a new update.
     """
 
     schedule: Schedule
     elements: int
     ready: ArrayLike = 0.0
     itemsize: int = 4
+    restart: bool = False
 
 
 def replay(
@@ -101,7 +104,7 @@ def replay_phases(
     if not (np.isfinite(speeds) & (np.asarray(speeds) > 0)).all():
         raise ConfigurationError("A rank's speed must be a number above 0.")
     adding = np.broadcast_to(network.gamma / np.asarray(speeds, np.float64), size)
-    ready = np.maximum.accumulate([np.broadcast_to(np.asarray(phase.ready, np.float64), size) for phase in phases])
+    ready = np.stack([np.broadcast_to(np.asarray(phase.ready, np.float64), size) for phase in phases])
     try:
         return _round_by_round(phases, ready, ports, adding)
     except Overtaking:
@@ -335,10 +338,11 @@ def _round_by_round(
 ) -> FloatArray:
     clocks = PortClocks(ports.count, in_order_of_rounds=in_order_of_rounds)
     wirings: dict[tuple[bytes, bytes], Wiring] = {}
-    now = np.zeros(ports.size)
+    now = since = np.zeros(ports.size)
     ends = []
     for phase, gate in zip(phases, ready, strict=True):
-        now = np.maximum(now, gate)
+        since = now if phase.restart else since
+        now = np.maximum(now, since + gate)
         for messages in messages_of(phase, ports.size, adding=bool(adding.any())):
             key = messages.source.tobytes(), messages.target.tobytes()
             if key not in wirings:
@@ -389,15 +393,11 @@ class Part:
     """What one rank does in one round.
 
     Attributes:
-        phase: the number of the schedule.
-        gate: seconds before which it does not begin.
         sends: numbers of messages, in the order in which they leave.
         receives: numbers of messages, in the order in which they are taken in.
         sends_first: whether it takes nothing in before everything it sends has left.
     """
 
-    phase: int
-    gate: float
     sends: list[int]
     receives: list[int]
     sends_first: bool
@@ -408,7 +408,6 @@ class Journeys:
 
     Args:
         phases: the schedules.
-        ready: (phases, ranks) seconds before which a rank does not begin it.
         ports: of the network.
         adding: (ranks,) seconds to add a byte.
 
@@ -418,21 +417,21 @@ class Journeys:
         latency: (messages,) seconds.
         cost: (messages,) seconds to add it where it arrives.
         ways: (messages,) the ports it passes, as (port, seconds it holds it).
-        parts: (ranks,) what each does, round after round.
+        parts: (phases, ranks) what each does, round after round.
     """
 
-    def __init__(self, phases: Sequence[Phase], ready: FloatArray, ports: Ports, adding: FloatArray) -> None:
+    def __init__(self, phases: Sequence[Phase], ports: Ports, adding: FloatArray) -> None:
         self.source: list[int] = []
         self.target: list[int] = []
         self.latency: list[float] = []
         self.cost: list[float] = []
         self.ways: list[list[tuple[int, float]]] = []
-        self.parts: list[list[Part]] = [[] for _ in range(ports.size)]
-        for number, (phase, gate) in enumerate(zip(phases, ready, strict=True)):
+        self.parts: list[list[list[Part]]] = [[[] for _ in range(ports.size)] for _ in phases]
+        for phase, parts in zip(phases, self.parts, strict=True):
             for messages in messages_of(phase, ports.size):
-                self._add(number, gate, messages, ports, adding)
+                self._add(parts, messages, ports, adding)
 
-    def _add(self, phase: int, gate: FloatArray, messages: Messages, ports: Ports, adding: FloatArray) -> None:
+    def _add(self, everyone: list[list[Part]], messages: Messages, ports: Ports, adding: FloatArray) -> None:
         first = len(self.source)
         source, target = messages.source.tolist(), messages.target.tolist()
         latency, occupancy = ports.costs(messages.source, messages.target, messages.nbytes)
@@ -452,16 +451,16 @@ class Journeys:
         for row, ends in enumerate(zip(source, target, strict=True)):
             for rank in ends:
                 if rank not in parts:
-                    parts[rank] = Part(phase, float(gate[rank]), [], [], rank in keeping)
+                    parts[rank] = Part([], [], rank in keeping)
             parts[ends[0]].sends.append(first + row)
             parts[ends[1]].receives.append(first + row)
         for rank, part in parts.items():
-            self.parts[rank].append(part)
+            everyone[rank].append(part)
 
 
 def _message_by_message(phases: Sequence[Phase], ready: FloatArray, ports: Ports, adding: FloatArray) -> FloatArray:
-    journeys = Journeys(phases, ready, ports, adding)
-    through = ready.copy()  # which is what it remains for who has nothing to do
+    journeys = Journeys(phases, ports, adding)
+    through = np.zeros_like(ready)
     free = [0.0] * ports.count
     left: list[float | None] = [None] * len(journeys.source)
     arrived: list[float | None] = [None] * len(journeys.source)
@@ -470,18 +469,20 @@ def _message_by_message(phases: Sequence[Phase], ready: FloatArray, ports: Ports
 
     def work(rank: int) -> Iterator[None]:
         """A rank's way through its parts; it pauses when it awaits a message of which nothing is known yet."""
-        now = 0.0
-        for part in journeys.parts[rank]:
-            now = max(now, part.gate)
-            for message in part.sends:
-                heappush(heap, (now, rank, next(order), message, 0))
-            sends = [(left, message, 0.0) for message in part.sends]
-            receives = [(arrived, message, journeys.cost[message]) for message in part.receives]
-            for times, message, cost in sends + receives if part.sends_first else receives + sends:
-                while (time := times[message]) is None:
-                    yield
-                now = max(now, time) + cost
-            through[part.phase :, rank] = np.maximum(through[part.phase :, rank], now)
+        now = since = 0.0
+        for number, phase in enumerate(phases):
+            since = now if phase.restart else since
+            now = max(now, since + float(ready[number, rank]))
+            for part in journeys.parts[number][rank]:
+                for message in part.sends:
+                    heappush(heap, (now, rank, next(order), message, 0))
+                sends = [(left, message, 0.0) for message in part.sends]
+                receives = [(arrived, message, journeys.cost[message]) for message in part.receives]
+                for times, message, cost in sends + receives if part.sends_first else receives + sends:
+                    while (time := times[message]) is None:
+                        yield
+                    now = max(now, time) + cost
+            through[number, rank] = now
 
     workers = [work(rank) for rank in range(ports.size)]
     for worker in workers:

@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 
+from bigbatch.comm.collectives import Nodes
+from bigbatch.comm.collectives.direct import direct
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.parameters import Bucket, FlatParameters, OnHost, OptimizerFactory, all_finite, refuse_parts
 from bigbatch.comm.schedules.schedule import chunk_bounds
@@ -13,6 +16,8 @@ from bigbatch.comm.server.consistency import CONSISTENCIES, Consistency
 from bigbatch.comm.server.report import Report, Waiting
 from bigbatch.comm.server.shard import Shard
 from bigbatch.comm.server.staleness import STALE, StaleGradients
+from bigbatch.comm.simulation.server_rounds import synchronous_server
+from bigbatch.comm.strategies.description import Description, Sum, Workload
 from bigbatch.comm.strategies.strategy import Option, StepReport, Strategy
 from bigbatch.comm.wires.recording import REDUCE
 from bigbatch.comm.wires.request import ANY, Request
@@ -167,6 +172,17 @@ class ParameterServer(Strategy):
         """As the rule of consistency has it."""
         rule = cls.setup.rule()
         return rule.alike and rule.everyone
+
+    @classmethod
+    def describe(cls, workload: Workload, workers: int, nodes: Nodes) -> Description:  # noqa: ARG003 - for others
+        """Every update sends the same, but who is served first depends on who comes first: that is run, not replayed.
+
+        The bare sum is a synchronous update's. With a server beside every worker that is a reduce-scatter and an
+        all-gather, from everyone to everyone.
+        """
+        servers = cls.setup.servers
+        rounds = Sum(partial(synchronous_server, servers=servers), workers + servers)
+        return Description(period=1, total=Sum(direct, workers) if cls.setup.colocated else rounds)
 
     def start(self, parameters: FlatParameters, optimizer: OptimizerFactory) -> None:
         """Agree on the parameters; each server takes its part of them, and makes the optimiser for that.

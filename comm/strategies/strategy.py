@@ -9,11 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bigbatch.comm.collectives import Nodes
 from bigbatch.comm.collectives.broadcast import broadcast
 from bigbatch.comm.collectives.recursive_doubling import recursive_doubling
 from bigbatch.comm.errors import ConfigurationError, LaunchError
 from bigbatch.comm.parameters import Bucket, FlatParameters, OnHost, OptimizerFactory
 from bigbatch.comm.reducers.execute import execute
+from bigbatch.comm.strategies.description import Description, Workload, describes_itself
 from bigbatch.comm.transports.launch import Launch
 from bigbatch.comm.wires.agreement import agree
 from bigbatch.comm.wires.transport import Group, Transport
@@ -192,6 +194,28 @@ class Strategy(ABC):
         something happened are everybody's.
         """
         return True
+
+    @classmethod
+    def describe(cls, workload: Workload, workers: int, nodes: Nodes) -> Description:  # noqa: ARG003 - for others
+        """What the strategy sends in an update, for simulations that need not run it; ask by `described`.
+
+        This base class says nothing, so that the strategy is run on a `Cluster`, for as many updates as it takes to see
+        what repeats. A strategy that knows its period saves that time by saying so.
+
+        Args:
+            workload: the gradients of an update.
+            workers: how many ranks train.
+            nodes: the workers of each node.
+
+        Raises:
+            ConfigurationError: the strategy cannot be simulated; says why.
+        """
+        return Description()
+
+    @classmethod
+    def described(cls, workload: Workload, workers: int, nodes: Nodes) -> Description:
+        """What `describe` says, or nothing if a subclass has changed what is sent and not what is said about it."""
+        return cls.describe(workload, workers, nodes) if describes_itself(cls) else Description()
 
     @classmethod
     def connect(cls, launch: Launch, device: str, deadline: float) -> Transport:  # noqa: ARG003 - for others
