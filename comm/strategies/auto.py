@@ -95,7 +95,7 @@ class Auto(AllReduce):
         ]
 
     @classmethod
-    def describe(cls, workload: Workload, workers: int, nodes: Nodes) -> Description:
+    def describe(cls, workload: Workload, workers: int, nodes: Nodes) -> Description:  # noqa: ARG003 - for others
         """Refuse: what is measured on one layout of ranks says nothing about others.
 
         Raises:

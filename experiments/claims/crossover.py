@@ -17,7 +17,8 @@ from bigbatch.experiments.figures.labels import End, label_ends
 from bigbatch.experiments.figures.simulation import draw_maps
 from bigbatch.experiments.figures.style import GREY, LINES, colour, panels
 from bigbatch.experiments.laboratory.claim import Claim, Column, Finding, Minutes, Verdict
-from bigbatch.experiments.planning.simulate import ELEMENT_BYTES, Workload, bare_row, crossover, simulate_row
+from bigbatch.experiments.planning.simulate import bare_row, crossover, simulate_row
+from bigbatch.experiments.planning.workload import ELEMENT_BYTES, Workload
 from bigbatch.experiments.training.simulated import computing_on
 from bigbatch.models.sizes import model_named
 

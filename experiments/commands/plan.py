@@ -14,18 +14,15 @@ from bigbatch.comm.simulation.computing import GPUS, gpu_named
 from bigbatch.comm.simulation.presets import network_named
 from bigbatch.experiments.commands.main import FILE, POSITIVE_NUMBER, TOKENS, console, told
 from bigbatch.experiments.commands.simulate import CLUSTER_OPTIONS, OUTPUT_OPTIONS, Counts, new_table, with_options
+from bigbatch.experiments.planning.needs import Measured, fitting, known_from, memory_bytes
 from bigbatch.experiments.planning.plan import (
     Candidate,
     Deployment,
-    Measured,
     advice,
     candidates,
     duration,
     exact_front,
-    fitting,
     ideal,
-    known_from,
-    memory_bytes,
     planned,
     recommended,
 )
@@ -104,7 +101,7 @@ def plan(
     at_once = fitting(size, micro_batches, None if gpu == CORE else gpu_named(gpu))
     names = list(dict.fromkeys(name.strip() for name in strategies.split(",")))
     for name in names:  # all names are looked up before anything takes long
-        planned(name, servers[0])
+        planned(name, servers[0], max(workers))
     folder = out or new_folder("plan")
     make_folder(folder)
     cluster = Deployment(size, network, computing, options["bucket_size"], options["overlap"])

@@ -18,14 +18,14 @@ from bigbatch.comm.simulation.presets import network_named
 from bigbatch.experiments.commands.main import BYTES, FILE, POSITIVE, TOKENS, Count, console, told
 from bigbatch.experiments.measuring.bench import size_label
 from bigbatch.experiments.planning.simulate import (
-    Row,
-    Workload,
     bare_row,
     crossover,
     simulate_row,
     strategy_named,
     traced_update,
 )
+from bigbatch.experiments.planning.updates import Row
+from bigbatch.experiments.planning.workload import Workload
 from bigbatch.experiments.runs.run import SUMMARY, TRACE, environment, make_folder, new_folder, write_json
 from bigbatch.experiments.training.simulated import NETWORK, computing_on
 from bigbatch.models.sizes import ModelSize, model_named, model_of
@@ -148,7 +148,7 @@ def simulate(
     stragglers = stragglers_named(options["straggler"])
     stragglers.check_ranks(min(workers))
     for name in strategies:  # all names are looked up before anything takes long
-        strategy_named(name, servers)
+        strategy_named(name, servers, min(workers))
     folder = out or new_folder("simulate")
     make_folder(folder)
     say = told(True)
@@ -179,7 +179,9 @@ def simulate(
         return
     print_rows(console(), rows)
     if not all(row.exact for row in rows):
-        print("\n≈: a few ranks get ahead of others there, which was left out: too many messages to follow one by one.")
+        print(
+            "\n≈: nearly. Either too many messages overtake others to be followed one by one, or no period was found."
+        )
     print(f"\n{title}.\nms: an update, and of it computing, moving (exposed) and waiting; port: through the busiest.")
     print(f"Network {described.name}: {(described.source or 'your own').rstrip('.')}.")
     print(f"\n{folder}/: {', '.join(sorted(entry.name for entry in folder.iterdir()))}", flush=True)
@@ -262,7 +264,7 @@ def print_rows(printer: Console, rows: Sequence[Row]) -> None:
             *(f"{1e3 * seconds:,.1f}" for seconds in times),
             f"{row.tokens_per_second / 1e3:,.0f}",
             f"{row.efficiency:.1%}",
-            "not known" if row.busiest_port_bytes is None else f"{row.busiest_port_bytes / 1e6:,.0f}",
+            f"{row.busiest_port_bytes / 1e6:,.0f}",
         )
     printer.print(table)
 
