@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bigbatch.comm.schedules.schedule import IntArray
 from bigbatch.comm.simulation.network import FloatArray, Network
@@ -49,13 +48,21 @@ class Row:
     exact: bool = True
 
 
-def repeating(*columns: NDArray[np.number]) -> int | None:
-    """After how many rows several tables, (rows, ...) each, repeat themselves; None if they do not do so even once."""
-    rows = len(columns[0])
-    for period in range(1, rows // 2 + 1):
-        if all(np.allclose(column[period:], column[:-period], rtol=ALIKE, atol=0) for column in columns):
-            return period
-    return None
+def repeating(table: IntArray) -> int | None:
+    """After how many rows a table, (rows, columns), repeats itself; None if it does not do so even once."""
+    periods = range(1, len(table) // 2 + 1)
+    return next((period for period in periods if np.array_equal(table[period:], table[:-period])), None)
+
+
+def settled(seconds: FloatArray, period: int) -> int | None:
+    """How many of the last of some durations, (updates,), repeat themselves after `period` updates: whole periods.
+
+    None if the last period is not like the one before it.
+    """
+    earlier, later = seconds[:-period], seconds[period:]
+    others = np.flatnonzero(~np.isclose(earlier, later, rtol=ALIKE, atol=0))
+    alike = len(later) - 1 - int(others[-1]) if len(others) else len(later)
+    return (alike // period + 1) * period if alike >= period else None
 
 
 def whole_periods(steps: FloatArray, passed: IntArray, period: int | None, *, random: bool) -> tuple[range, bool]:
@@ -67,7 +74,8 @@ def whole_periods(steps: FloatArray, passed: IntArray, period: int | None, *, ra
     Args:
         steps: (updates, workers) seconds.
         passed: (updates, ports) bytes.
-        period: in updates; None to find the one after which durations and bytes repeat themselves, or else the bytes.
+        period: in updates. None to find it out: the bytes of all updates but the first must repeat themselves, and of
+            the workers' mean durations those of the last updates, which alone then count.
         random: whether random factors are among what made the durations, so that those cannot repeat themselves.
 
     Returns:
@@ -76,14 +84,16 @@ def whole_periods(steps: FloatArray, passed: IntArray, period: int | None, *, ra
     later = len(steps) - 1
     if later < 1:
         return range(len(steps)), True
-    exact = True
+    counted: int | None = later
     if period is None:
-        both, bytes_alone = repeating(steps[1:], passed[1:]), repeating(passed[1:])
-        period = both or bytes_alone
-        exact = both is not None or random
+        period = repeating(passed[1:])
+        if period is not None and not random:
+            longer = (settled(steps[1:].mean(axis=1), times) for times in range(period, later // 2 + 1, period))
+            counted = next((rows for rows in longer if rows is not None), None)
     if period is None or period > later:
         return range(1, 1 + later), False
-    return range(1 + later % period, 1 + later), exact
+    whole = later if counted is None else counted
+    return range(1 + later - whole // period * period, 1 + later), counted is not None
 
 
 class Updates:
