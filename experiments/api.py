@@ -152,7 +152,7 @@ def simulate(
 
     Returns:
         A row for every strategy and number of workers, with times in seconds; see
-        `bigbatch.experiments.planning.simulate.Row`.
+        `bigbatch.experiments.planning.updates.Row`.
 
     Raises:
         ConfigurationError: there is no such strategy or option, or it cannot be simulated.

@@ -19,15 +19,11 @@ class Part:
     """What one rank does in one round.
 
     Attributes:
-        phase: the number of the phase that the round belongs to.
-        gate: the second before which the rank does not start.
         sends: the numbers of the messages that it sends, in their order.
         receives: the numbers of the messages that it takes in, in their order.
         sends_first: whether it takes nothing in before everything it sends has left.
     """
 
-    phase: int
-    gate: float
     sends: list[int]
     receives: list[int]
     sends_first: bool
@@ -38,7 +34,6 @@ class Journeys:
 
     Args:
         phases: the schedules.
-        ready: (phases, ranks) the seconds before which each rank does not start each phase.
         ports: the ports of the network.
         adding: (ranks,) the seconds that each takes to add a byte.
 
@@ -48,21 +43,21 @@ class Journeys:
         latency: (messages,) the α of each, in seconds.
         cost: (messages,) the seconds that adding each takes where it arrives.
         ways: (messages,) the ports that each passes, as (port, seconds for which it holds it).
-        parts: (ranks,) what each does, round after round.
+        parts: (phases, ranks) what each does, round after round.
     """
 
-    def __init__(self, phases: Sequence[Phase], ready: FloatArray, ports: Ports, adding: FloatArray) -> None:
+    def __init__(self, phases: Sequence[Phase], ports: Ports, adding: FloatArray) -> None:
         self.source: list[int] = []
         self.target: list[int] = []
         self.latency: list[float] = []
         self.cost: list[float] = []
         self.ways: list[list[tuple[int, float]]] = []
-        self.parts: list[list[Part]] = [[] for _ in range(ports.size)]
-        for number, (phase, gate) in enumerate(zip(phases, ready, strict=True)):
+        self.parts: list[list[list[Part]]] = [[[] for _ in range(ports.size)] for _ in phases]
+        for phase, parts in zip(phases, self.parts, strict=True):
             for messages in messages_of(phase, ports.size):
-                self._add(number, gate, messages, ports, adding)
+                self._add(parts, messages, ports, adding)
 
-    def _add(self, phase: int, gate: FloatArray, messages: Messages, ports: Ports, adding: FloatArray) -> None:
+    def _add(self, everyone: list[list[Part]], messages: Messages, ports: Ports, adding: FloatArray) -> None:
         first = len(self.source)
         source, target = messages.source.tolist(), messages.target.tolist()
         latency, occupancy = ports.costs(messages.source, messages.target, messages.nbytes)
@@ -82,11 +77,11 @@ class Journeys:
         for row, ends in enumerate(zip(source, target, strict=True)):
             for rank in ends:
                 if rank not in parts:
-                    parts[rank] = Part(phase, float(gate[rank]), [], [], rank in keeping)
+                    parts[rank] = Part([], [], rank in keeping)
             parts[ends[0]].sends.append(first + row)
             parts[ends[1]].receives.append(first + row)
         for rank, part in parts.items():
-            self.parts[rank].append(part)
+            everyone[rank].append(part)
 
 
 def message_by_message(phases: Sequence[Phase], ready: FloatArray, ports: Ports, adding: FloatArray) -> FloatArray:
@@ -101,8 +96,8 @@ def message_by_message(phases: Sequence[Phase], ready: FloatArray, ports: Ports,
     Returns:
         (phases, ranks) seconds.
     """
-    journeys = Journeys(phases, ready, ports, adding)
-    through = ready.copy()  # which is what it remains for who has nothing to do
+    journeys = Journeys(phases, ports, adding)
+    through = np.zeros_like(ready)
     free = [0.0] * ports.count
     left: list[float | None] = [None] * len(journeys.source)
     arrived: list[float | None] = [None] * len(journeys.source)
@@ -111,18 +106,20 @@ def message_by_message(phases: Sequence[Phase], ready: FloatArray, ports: Ports,
 
     def work(rank: int) -> Iterator[None]:
         """Do the parts of a rank in turn; pauses where it waits for a message whose time is not known yet."""
-        now = 0.0
-        for part in journeys.parts[rank]:
-            now = max(now, part.gate)
-            for message in part.sends:
-                heappush(heap, (now, rank, next(order), message, 0))
-            sends = [(left, message, 0.0) for message in part.sends]
-            receives = [(arrived, message, journeys.cost[message]) for message in part.receives]
-            for times, message, cost in sends + receives if part.sends_first else receives + sends:
-                while (time := times[message]) is None:
-                    yield
-                now = max(now, time) + cost
-            through[part.phase :, rank] = np.maximum(through[part.phase :, rank], now)
+        now = since = 0.0
+        for number, phase in enumerate(phases):
+            since = now if phase.restart else since
+            now = max(now, since + float(ready[number, rank]))
+            for part in journeys.parts[number][rank]:
+                for message in part.sends:
+                    heappush(heap, (now, rank, next(order), message, 0))
+                sends = [(left, message, 0.0) for message in part.sends]
+                receives = [(arrived, message, journeys.cost[message]) for message in part.receives]
+                for times, message, cost in sends + receives if part.sends_first else receives + sends:
+                    while (time := times[message]) is None:
+                        yield
+                    now = max(now, time) + cost
+            through[number, rank] = now
 
     workers = [work(rank) for rank in range(ports.size)]
     for worker in workers:

@@ -29,12 +29,15 @@ class Phase:
         elements: the length of each rank's buffer.
         ready: (ranks,) seconds before which each rank does not start; or one number for all.
         itemsize: bytes per element.
+        restart: whether `ready`, of this phase and of those after it, counts from the moment at which the rank was
+            through with the phase before this one, instead of from 0: it is the first phase of a new update.
     """
 
     schedule: Schedule
     elements: int
     ready: ArrayLike = 0.0
     itemsize: int = 4
+    restart: bool = False
 
 
 @dataclass(frozen=True)

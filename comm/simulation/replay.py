@@ -81,7 +81,7 @@ def replay_phases(
     if not (np.isfinite(speeds) & (np.asarray(speeds) > 0)).all():
         raise ConfigurationError("A rank's speed must be a number above 0.")
     adding = np.broadcast_to(network.gamma / np.asarray(speeds, np.float64), size)
-    ready = np.maximum.accumulate([np.broadcast_to(np.asarray(phase.ready, np.float64), size) for phase in phases])
+    ready = np.stack([np.broadcast_to(np.asarray(phase.ready, np.float64), size) for phase in phases])
     try:
         return round_by_round(phases, ready, ports, adding)
     except Overtaking:

@@ -177,10 +177,11 @@ def round_by_round(
     """
     clocks = PortClocks(ports.count, in_order_of_rounds=in_order_of_rounds)
     wirings: dict[tuple[bytes, bytes], Wiring] = {}
-    now = np.zeros(ports.size)
+    now = since = np.zeros(ports.size)
     ends = []
     for phase, gate in zip(phases, ready, strict=True):
-        now = np.maximum(now, gate)
+        since = now if phase.restart else since
+        now = np.maximum(now, since + gate)
         for messages in messages_of(phase, ports.size, adding=bool(adding.any())):
             key = messages.source.tobytes(), messages.target.tobytes()
             if key not in wirings:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bigbatch.comm.collectives import bind
+from bigbatch.comm.collectives import Nodes, bind
 from bigbatch.comm.collectives.hierarchical import hierarchical
 from bigbatch.comm.collectives.ring import ring
 from bigbatch.comm.errors import ConfigurationError
@@ -18,6 +18,7 @@ from bigbatch.comm.reducers.collective import Collective, Reduction, Scheduled, 
 from bigbatch.comm.reducers.library import MPIAllReduce, TorchAllReduce
 from bigbatch.comm.reducers.shared_memory import SharedMemory
 from bigbatch.comm.schedules.prove import prove
+from bigbatch.comm.strategies.description import Description, Workload, all_reduced
 from bigbatch.comm.strategies.replicated import Replicated
 from bigbatch.comm.strategies.strategy import Squares, StepReport
 from bigbatch.comm.transports.launch import Launch
@@ -49,6 +50,11 @@ class AllReduce(Replicated):
         self._early: list[Reduction] = []
         self._last: Bucket | None = None
         self._squares: list[Tensor] = []
+
+    @classmethod
+    def replicas(cls, workers: int) -> int:  # noqa: ARG003 - it is the same for any number
+        """One: all workers make the same updates."""
+        return 1
 
     @classmethod
     def in_step(cls) -> bool:
@@ -231,6 +237,11 @@ class Hierarchical(AllReduce):
         alike = len({len(node) for node in transport.nodes}) == 1
         return SharedMemory(transport) if alike and transport.shares_memory else Scheduled(hierarchical, transport)
 
+    @classmethod
+    def describe(cls, workload: Workload, workers: int, nodes: Nodes) -> Description:
+        """The rounds that it sends where memory cannot be shared: on any network that takes time."""
+        return all_reduced(hierarchical, workload, workers, nodes)
+
 
 MOST_RANKS_PROVEN = 64
 """Beyond that a proof takes longer than a user would wait for it."""
@@ -251,6 +262,11 @@ def all_reduce_by(algorithm: Callable[..., Any]) -> type[AllReduce]:
         def collective(cls, transport: Transport) -> Collective:
             """Runs the algorithm's rounds on any transport."""
             return Scheduled(algorithm, transport)
+
+        @classmethod
+        def describe(cls, workload: Workload, workers: int, nodes: Nodes) -> Description:
+            """The algorithm's rounds, bucket by bucket."""
+            return all_reduced(algorithm, workload, workers, nodes)
 
         def prepare(self, optimizer: OptimizerFactory) -> None:
             """Refuse rounds that do not end with everybody's sum: a training would not show it."""

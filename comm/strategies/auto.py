@@ -5,12 +5,14 @@ import sys
 import torch
 from torch import Tensor
 
+from bigbatch.comm.collectives import Nodes
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.parameters import OptimizerFactory
 from bigbatch.comm.reducers.collective import Collective
 from bigbatch.comm.reducers.tuning import Tuning, load_tuning, tune
 from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.comm.strategies.all_reduce import AllReduce
+from bigbatch.comm.strategies.description import Description, Workload
 from bigbatch.comm.wires.transport import Transport
 
 
@@ -91,6 +93,15 @@ class Auto(AllReduce):
             f"auto picked {collective.choice(nbytes)} for buckets of {nbytes / 2**20:.3g} MB"
             for nbytes in sorted(picks)
         ]
+
+    @classmethod
+    def describe(cls, workload: Workload, workers: int, nodes: Nodes) -> Description:  # noqa: ARG003 - for others
+        """Refuse: what is measured on one layout of ranks says nothing about others.
+
+        Raises:
+            ConfigurationError: at every call.
+        """
+        raise ConfigurationError("auto takes whichever all-reduce was measured to be the fastest: simulate that one.")
 
     @classmethod
     def collective(cls, transport: Transport) -> Collective:

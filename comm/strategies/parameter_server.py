@@ -3,15 +3,20 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
+from functools import partial
 from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 
+from bigbatch.comm.collectives import Nodes
+from bigbatch.comm.collectives.direct import direct
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.parameters import Bucket, OnHost, OptimizerFactory, all_finite, refuse_parts
 from bigbatch.comm.schedules.schedule import chunk_bounds
 from bigbatch.comm.server.report import Report
 from bigbatch.comm.server.shard import Shard
+from bigbatch.comm.simulation.server_rounds import synchronous_server
+from bigbatch.comm.strategies.description import Description, Sum, Workload
 from bigbatch.comm.strategies.server_options import ServerOptions
 from bigbatch.comm.strategies.service import GRADIENT_TAG, LOOK, PUSH, REPORT_TAG, REQUEST_TAG, REST, VALUE_TAG, Service
 from bigbatch.comm.strategies.strategy import StepReport, Strategy, joint_outcome
@@ -97,6 +102,17 @@ class ParameterServer(Strategy):
         """Whether the rule of consistency takes everybody's gradients, all of the same version."""
         rule = cls.options.rule()
         return rule.alike and rule.everyone
+
+    @classmethod
+    def describe(cls, workload: Workload, workers: int, nodes: Nodes) -> Description:  # noqa: ARG003 - for others
+        """Every update sends the same, but who is served first depends on who comes first: that is run, not replayed.
+
+        The bare sum is a synchronous update's. With a server beside every worker that is a reduce-scatter and an
+        all-gather, from everyone to everyone.
+        """
+        servers = cls.options.servers
+        rounds = Sum(partial(synchronous_server, servers=servers), workers + servers)
+        return Description(period=1, total=Sum(direct, workers) if cls.options.colocated else rounds)
 
     def prepare(self, optimizer: OptimizerFactory) -> None:
         """Give each server its part of the parameters, and the optimiser for that.

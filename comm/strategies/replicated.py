@@ -33,6 +33,11 @@ class Replicated(Strategy):
         self._kept: dict[str, dict[int, Tensor]] = {}
 
     @classmethod
+    def replicas(cls, workers: int) -> int:
+        """Every worker's own, unless a subclass says otherwise."""
+        return workers
+
+    @classmethod
     def in_step(cls) -> bool:
         """False: a worker's updates are its own, unless a subclass says otherwise."""
         return False

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bigbatch.comm.collectives import Nodes
 from bigbatch.comm.collectives.broadcast import broadcast
 from bigbatch.comm.collectives.recursive_doubling import recursive_doubling
 from bigbatch.comm.collectives.ring import ring
@@ -19,6 +20,7 @@ from bigbatch.comm.parameters import Bucket, FlatParameters, OnHost, OptimizerFa
 from bigbatch.comm.reducers.all_gather import AllGather
 from bigbatch.comm.reducers.collective import Collective, Scheduled
 from bigbatch.comm.reducers.execute import execute
+from bigbatch.comm.strategies.description import Description, Workload, describes_itself
 from bigbatch.comm.transports.launch import Launch
 from bigbatch.comm.update import Outcome
 from bigbatch.comm.wires.agreement import agree
@@ -53,7 +55,7 @@ class StepReport:
         weight: tokens behind the gradients that the report is about.
         loss: the loss summed over those tokens, in nats.
         workers: whose gradients those are: all workers' if the update is everybody's, else this worker's alone.
-        total_weight: tokens behind all updates so far, of whichever workers.
+        total_weight: tokens behind all updates so far of the model that the worker trains, of whichever workers.
         next_update: the number, from 0, of the batch of which this worker computes its share next.
         squares: of the workers' gradients, if the strategy tells squares and was asked to.
     """
@@ -191,6 +193,11 @@ class Strategy(ABC):
         return workers
 
     @classmethod
+    def replicas(cls, workers: int) -> int:  # noqa: ARG003 - for others
+        """How many models are trained apart: one that all train, or every worker's own."""
+        return 1
+
+    @classmethod
     def in_step(cls) -> bool:
         """Whether every update is made of everybody's gradients of the same version.
 
@@ -198,6 +205,28 @@ class Strategy(ABC):
         something happened are everybody's.
         """
         return True
+
+    @classmethod
+    def describe(cls, workload: Workload, workers: int, nodes: Nodes) -> Description:  # noqa: ARG003 - for others
+        """What the strategy sends in an update, for simulations that need not run it; ask by `described`.
+
+        This base class says nothing, so that the strategy is run on a `Cluster`, for as many updates as it takes to see
+        what repeats. A strategy that knows its period saves that time by saying so.
+
+        Args:
+            workload: the gradients of an update.
+            workers: how many ranks train.
+            nodes: the workers of each node.
+
+        Raises:
+            ConfigurationError: the strategy cannot be simulated; says why.
+        """
+        return Description()
+
+    @classmethod
+    def described(cls, workload: Workload, workers: int, nodes: Nodes) -> Description:
+        """What `describe` says, or nothing if a subclass has changed what is sent and not what is said about it."""
+        return cls.describe(workload, workers, nodes) if describes_itself(cls) else Description()
 
     @classmethod
     def connect(cls, launch: Launch, device: str, deadline: float) -> Transport:  # noqa: ARG003 - for others

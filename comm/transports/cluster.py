@@ -35,6 +35,7 @@ class Cluster:
 
     Attributes:
         network: what messages cost.
+        fabric: the network in use, which knows whether messages take their time, and who counts them.
         transports: every rank's end of the wires, by rank.
 
     Raises:
@@ -56,7 +57,7 @@ class Cluster:
         for rank in self._failures:
             if not 0 <= rank < size:
                 raise ConfigurationError(f"Rank {rank} is to fail, but the ranks are 0 to {size - 1}.")
-        self._fabric = fabric = Fabric(network, size)
+        self.fabric = fabric = Fabric(network, size)
         self._clock = fabric.clock
         self.transports = [ClusterTransport(fabric, rank, size) for rank in range(size)]
         if not nodes and not network.free:
@@ -80,7 +81,7 @@ class Cluster:
             CommunicationError: a rank has failed, and the others did without it.
             Exception: the first that any rank raises; the other ranks are ended.
         """
-        self._fabric.forget()
+        self.fabric.forget()
         for transport in self.transports:
             transport.asked_once = 0
         results: dict[int, Result] = {}

@@ -18,7 +18,8 @@ from bigbatch.experiments.figures.labels import End, label_ends
 from bigbatch.experiments.figures.simulation import Lines, draw_by_workers, draw_throughput
 from bigbatch.experiments.figures.style import GREY, panels
 from bigbatch.experiments.laboratory.claim import Claim, Column, Finding, Minutes, Verdict
-from bigbatch.experiments.planning.simulate import ELEMENT_BYTES, Workload, simulate_row
+from bigbatch.experiments.planning.simulate import simulate_row
+from bigbatch.experiments.planning.workload import ELEMENT_BYTES, Workload
 from bigbatch.experiments.training.simulated import computing_on
 from bigbatch.models.sizes import model_named
 

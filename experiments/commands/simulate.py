@@ -14,7 +14,8 @@ if TYPE_CHECKING:  # whoever only asks for help must not wait for NumPy
     from rich.console import Console
 
     from bigbatch.comm.simulation.network import Network
-    from bigbatch.experiments.planning.simulate import Row, Workload
+    from bigbatch.experiments.planning.updates import Row
+    from bigbatch.experiments.planning.workload import Workload
 
 MAP_WORKERS = (4, 8, 16, 32, 64, 128, 256, 512)
 MAP_BANDWIDTHS = (1e9 / 8, 10e9 / 8, 25e9 / 8, 100e9 / 8, 400e9 / 8)
@@ -65,7 +66,9 @@ def simulate(request: SimulationRequest, output: FolderSettings, strategies: tup
         return
     print_rows(console(), rows)
     if not all(row.exact for row in rows):
-        print("\n≈: a few ranks get ahead of others there, which was left out: too many messages to follow one by one.")
+        print(
+            "\n≈: nearly. Either too many messages overtake others to be followed one by one, or no period was found."
+        )
     print(f"\n{title}.\nms: an update, and of it computing, moving (exposed) and waiting; port: through the busiest.")
     print(f"Network {network.name}: {(network.source or 'your own').rstrip('.')}.")
     close(folder)
@@ -133,6 +136,6 @@ def print_rows(printer: "Console", rows: "Sequence[Row]") -> None:
             *(f"{1e3 * seconds:,.1f}" for seconds in times),
             f"{row.tokens_per_second / 1e3:,.0f}",
             f"{row.efficiency:.1%}",
-            "not known" if row.busiest_port_bytes is None else f"{row.busiest_port_bytes / 1e6:,.0f}",
+            f"{row.busiest_port_bytes / 1e6:,.0f}",
         )
     printer.print(table)

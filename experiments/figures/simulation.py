@@ -12,7 +12,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullForma
 from bigbatch.comm.simulation.network import FloatArray
 from bigbatch.experiments.figures.labels import End, label_ends
 from bigbatch.experiments.figures.style import BLUE, GREY, LINES, ORANGE, colour, panels
-from bigbatch.experiments.planning.simulate import Row
+from bigbatch.experiments.planning.updates import Row
 
 MOST_BARS = 8
 """Of as many the time's parts are drawn; of more rows, only those with the most workers."""

@@ -5,214 +5,42 @@ more workers divide the computing, and have more to say to each other. Of all co
 which no other is both faster and cheaper.
 """
 
-import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Self
+from itertools import pairwise
+from statistics import fmean
 
 import numpy as np
 
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.simulation.computing import GPU, Computing, Stragglers
+from bigbatch.comm.simulation.computing import Computing, Stragglers
 from bigbatch.comm.simulation.network import FloatArray, Network
-from bigbatch.comm.simulation.replay import replay_phases
+from bigbatch.comm.simulation.replay import Phase, replay_phases
 from bigbatch.comm.strategies.strategy import Strategy
-from bigbatch.experiments.planning.simulate import Workload, exchanges, rounds_named, simulate_row, strategy_named
-from bigbatch.experiments.planning.tradeoff import Tradeoff, kaplan
-from bigbatch.experiments.runs.run import SUMMARY
-from bigbatch.models.sizes import ModelSize, own_size
-
-STATE_BYTES = 16
-"""A parameter takes them with Adam in mixed precision: 2 its value, 2 its gradient, 12 in the optimiser.
-
-Rajbhandari et al., "ZeRO: memory optimizations toward training trillion parameter models" (2020), section 3.1.
-"""
-
-LAYER_BYTES, OUTPUT_BYTES = 34, 4
-"""Bytes that a token leaves for backward: 34 for each unit of width in each layer, if attention scores are computed
-anew, and in the output 4 for each unit of width and each word of the vocabulary.
-
-Korthikanti et al., "Reducing activation recomputation in large Transformer models" (2022), sections 4.1 and 4.3; with
-flash attention scores are never stored either.
-"""
+from bigbatch.experiments.planning.simulate import described, simulate_row, strategy_named
+from bigbatch.experiments.planning.tradeoff import Tradeoff
+from bigbatch.experiments.planning.workload import Workload
+from bigbatch.models.sizes import ModelSize
 
 PATIENCE = 2.0
 """Times the least cost that the recommended plan may cost."""
 
 
-def memory_bytes(size: ModelSize, micro_batch: int) -> int:
-    """Bytes that training takes on a GPU, estimated: the model's state and what forward leaves for backward.
-
-    Args:
-        size: of the model; every worker holds it whole.
-        micro_batch: sequences of `context` tokens that are computed at once.
-    """
-    token = size.layers * size.width * LAYER_BYTES + (size.width + size.vocabulary) * OUTPUT_BYTES
-    return size.parameters * STATE_BYTES + micro_batch * size.context * token
-
-
-def fitting(size: ModelSize, micro_batches: Sequence[int], gpu: GPU | None) -> tuple[int, ...]:
-    """Those micro-batches that fit into the GPU's memory; all of them if none is given.
-
-    Raises:
-        ConfigurationError: none does.
-    """
-    if gpu is None:
-        return tuple(micro_batches)
-    fit = tuple(number for number in micro_batches if memory_bytes(size, number) <= gpu.memory_bytes)
-    if not fit:
-        least = min(micro_batches)
-        raise ConfigurationError(
-            f"{size.name} does not fit a worker: at a micro-batch of {least} it takes about "
-            f"{memory_bytes(size, least) / 1e9:,.0f} GB, and {gpu.name} has {gpu.memory_bytes / 1e9:,.0f} GB; "
-            "take a larger --gpu, a smaller --micro-batch or a smaller --model."
-        )
-    return fit
-
-
-# How many updates it takes.
-
-
-@dataclass(frozen=True)
-class Known:
-    """What is known of the updates that a loss takes.
-
-    Attributes:
-        tradeoff: by batch size.
-        source: whence, in words.
-        target: the loss, in nats a token; None if it was not said.
-    """
-
-    tradeoff: Tradeoff
-    source: str
-    target: float | None
-
-    def as_json(self) -> dict[str, Any]:
-        """The same in types that JSON can write."""
-        return {
-            "least_updates": self.tradeoff.least_updates,
-            "critical_batch": self.tradeoff.critical_batch,
-            "source": self.source,
-            "target": self.target,
-        }
-
-
-def known_from(
-    size: ModelSize,
-    target: float | None,
-    critical_batch: float | None,
-    least_updates: float | None,
-    folder: Path | None,
-) -> Known:
-    """What is given counts most, then what was measured, then what was published.
-
-    Args:
-        size: of the model.
-        target: the loss to reach, in nats a token.
-        critical_batch: B_c that is given, in tokens; with `least_updates` or not at all.
-        least_updates: S_min that is given.
-        folder: of measurements that were fitted; its summary has a "fit".
-
-    Raises:
-        ConfigurationError: one of a pair, two sources, no source, a fit that cannot be read or is of another target, or
-            a target that cannot be reached.
-    """
-    if (critical_batch is None) != (least_updates is None):
-        raise ConfigurationError("--critical-batch and --least-updates belong together: give both, or neither.")
-    if critical_batch is not None and least_updates is not None:
-        if folder is not None:
-            raise ConfigurationError(
-                "--fit and --critical-batch with --least-updates both say how many updates it takes: leave one out."
-            )
-        return Known(Tradeoff(least_updates, critical_batch), "as given", target)
-    if folder is not None:
-        return _fitted(size, folder, target)
-    if target is None:
-        raise ConfigurationError(
-            "Nothing says how many updates it takes: give a --target loss, or --fit with a folder of measurements, or "
-            "--critical-batch and --least-updates."
-        )
-    source = "Kaplan et al. (2020), who trained on WebText2 with Adam; elsewhere a rule of thumb"
-    return Known(kaplan(size, target), source, target)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A fit that was made of measurements.
-
-    Attributes:
-        tradeoff: that was fitted.
-        target: the loss, in nats a token; None if it was not said.
-        untold: why it tells little, if so.
-        size: of the model that was measured; None if it was not said.
-    """
-
-    tradeoff: Tradeoff
-    target: float | None
-    untold: str | None
-    size: ModelSize | None
-
-    @classmethod
-    def read(cls, folder: Path) -> Self:
-        """The fit in a folder's summary.
-
-        Raises:
-            ConfigurationError: there is none.
-        """
-        path = folder / SUMMARY
-        try:
-            fit = json.loads(path.read_text(encoding="utf-8"))["fit"]
-            tradeoff = Tradeoff(float(fit["least_updates"]), float(fit["critical_batch"]))
-            target = None if fit.get("target") is None else float(fit["target"])
-            sizes = fit.get("model")
-            model = None if sizes is None else own_size(*(int(sizes[name]) for name in SIZES))
-        except OSError as error:
-            raise ConfigurationError(f"--fit {folder} has no {SUMMARY} that can be read: {error.strerror}.") from error
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ConfigurationError(
-                f"{path} has no fit of least_updates and critical_batch; --fit takes the folder of a measured one."
-            ) from error
-        return cls(tradeoff, target, fit.get("untold"), model)
-
-
-SIZES = ("vocabulary", "context", "layers", "width")
-"""Of our own Transformer."""
-
-
-def _fitted(size: ModelSize, folder: Path, target: float | None) -> Known:
-    """What was fitted to measurements, perhaps of another model."""
-    measured = Measured.read(folder)
-    fitted_target = measured.target
-    if target is not None and fitted_target is not None and not math.isclose(target, fitted_target, rel_tol=1e-6):
-        raise ConfigurationError(
-            f"The fit in {folder} is of a loss of {fitted_target:g}, and --target is {target:g}: leave --target out."
-        )
-    untold = f"; but it says: {measured.untold}" if measured.untold else ""
-    other = ""
-    if measured.size is not None and measured.size != size:
-        other = (
-            f", of another model, with {measured.size.parameters:,} parameters and {measured.size.vocabulary:,} "
-            f"different tokens: nobody has measured whether {size.name} takes as many updates"
-        )
-    return Known(
-        measured.tradeoff,
-        f"fitted to the measurements in {folder}{other}{untold}",
-        target if fitted_target is None else fitted_target,
-    )
-
-
 # What an update takes.
 
 
-def planned(name: str, servers: int) -> type[Strategy]:
+def planned(name: str, servers: int, workers: int = 2) -> type[Strategy]:
     """The strategy of that name, if each of its updates is of everybody's gradients, computed on the same parameters.
+
+    Args:
+        name: of the strategy.
+        servers: for a strategy with an option of that name.
+        workers: for how many it will be simulated at least.
 
     Raises:
         ConfigurationError: there is none, it cannot be simulated, or its updates are of something else.
     """
-    strategy = strategy_named(name, servers)
+    strategy = strategy_named(name, servers, workers)
     if not strategy.in_step():
         raise ConfigurationError(
             f"The updates of {name} are not of everybody's gradients of the same parameters, so that a batch's size "
@@ -262,9 +90,10 @@ class Candidate:
 def composed(name: str, network: Network, workers: int, workloads: Sequence[Workload], servers: int = 1) -> list[float]:
     """Seconds that an update takes with each of several workloads, put together from what was simulated once.
 
-    An all-reduce's buckets are summed one after the other, and summing takes as long whenever a bucket's turn comes. So
-    one bucket of each size is simulated, and an update lasts until the latest of (a bucket is ready) + (it and all
-    after it are summed). This leaves out that not all ranks are through with a bucket at the same time; see `MARGIN`.
+    Of a strategy that says what it sends, each phase is replayed after the one before it, and once for all that are
+    alike. What it adds there is taken for what it adds whenever its turn comes. So an update lasts until the latest of
+    (a phase is ready) + (what it and all after it add). This leaves out how far ranks are apart because of what comes
+    earlier; see `MARGIN`.
 
     Any other strategy is simulated with the workload that has most to hide behind, the longest micro-batch. What it
     adds to the computing there is the least that it adds anywhere: the times are lower bounds for shorter ones.
@@ -274,33 +103,41 @@ def composed(name: str, network: Network, workers: int, workloads: Sequence[Work
         network: what messages cost.
         workers: how many compute.
         workloads: of one model, and with one size of buckets.
-        servers: of parameter servers.
+        servers: for a strategy with an option of that name.
 
     Raises:
         ConfigurationError: no such strategy, or one that cannot be simulated.
     """
-    algorithm = rounds_named(name)
-    if algorithm is None:
+    strategy = strategy_named(name, servers, workers)
+    says = [described(strategy, load.gradients, network, workers) for load in workloads]
+    if any(one.phases is None for one in says):
         most = max(workloads, key=lambda load: load.compute / load.accumulation)
         row = simulate_row(name, network, workers, most, Stragglers(), servers=servers)
         return [load.compute + row.step_seconds - most.compute for load in workloads]
     if workers == 1:
         return [load.compute for load in workloads]
-    alone: dict[tuple[int, ...], float] = {}
-    lasting = []
-    phases = exchanges(algorithm, network, workers, workloads[0])
-    for pair in zip(phases[::2], phases[1::2], strict=True):  # what comes before a bucket, and the bucket
-        key = tuple(phase.elements * phase.itemsize for phase in pair)
-        if key not in alone:
-            at_once = [replace(phase, ready=0.0) for phase in pair]
-            alone[key] = float(replay_phases(at_once, network, workers, roughly=lambda: None)[-1].max())
-        lasting.append(alone[key])
-    rest = np.cumsum(lasting[::-1])[::-1]
+    known: dict[tuple[tuple[object, ...], ...], float] = {}
 
-    def seconds(load: Workload) -> float:
-        return float((load.compute * load.ready() + rest).max())
+    def together(phases: Sequence[Phase]) -> float:
+        key = tuple((phase.schedule, phase.elements, phase.itemsize) for phase in phases)
+        if key not in known:
+            at_once = [replace(phase, ready=0.0) for phase in phases]
+            known[key] = float(replay_phases(at_once, network, workers, roughly=lambda: None)[-1].max())
+        return known[key]
 
-    return [seconds(load) for load in workloads]
+    def seconds(compute: float, phases: Sequence[Phase]) -> float:
+        if not phases:
+            return compute
+        adds = [together(phases[:1])]
+        adds += [together(pair) - together(pair[:1]) for pair in pairwise(phases)]
+        ready = np.array([np.max(phase.ready) for phase in phases])
+        return float((compute * ready + np.cumsum(adds[::-1])[::-1]).max(initial=compute))
+
+    return [
+        fmean(seconds(load.compute, one.phases(number)) for number in range(one.period or 1))
+        for load, one in zip(workloads, says, strict=True)
+        if one.phases is not None
+    ]
 
 
 @dataclass(frozen=True)
@@ -344,7 +181,7 @@ def candidates(
         tradeoff: how many updates a batch takes.
         strategies: their names.
         workers: numbers of them.
-        servers: numbers of parameter servers; strategies that have none come once.
+        servers: numbers of servers, for strategies with an option of that name; others come once.
         micro_batches: sequences that a worker computes at once.
         accumulations: micro-batches that it adds up for an update.
         say: told how far it is.
@@ -357,7 +194,7 @@ def candidates(
     found = []
     for name in strategies:
         for count in workers:
-            serving = {planned(name, number).ranks_for(count) - count: number for number in servers}
+            serving = {planned(name, number, count).ranks_for(count) - count: number for number in servers}
             say(f"{name}, {count:,} workers ...")
             for extra, number in serving.items():
                 times = composed(name, cluster.network, count, loads, number)

@@ -6,17 +6,13 @@ from typing import Any
 
 from bigbatch.comm.simulation.computing import GPUS, gpu_named
 from bigbatch.comm.simulation.network import Network
+from bigbatch.experiments.planning.needs import Known, Measured, fitting, known_from, memory_bytes
 from bigbatch.experiments.planning.plan import (
     Candidate,
     Deployment,
-    Known,
-    Measured,
     advice,
     candidates,
     exact_front,
-    fitting,
-    known_from,
-    memory_bytes,
     planned,
     recommended,
 )
@@ -117,7 +113,7 @@ def planned_for(request: PlanRequest, tell: Callable[[str], None]) -> Plan:
     known = known_from(size, request.target, request.critical_batch, request.least_updates, request.fit)
     at_once = fitting(size, request.micro_batch, None if asked.gpu == CORE else gpu_named(asked.gpu))
     for name in request.strategies:  # all names are looked up before anything takes long
-        planned(name, request.servers[0])
+        planned(name, request.servers[0], max(request.workers))
     cluster = Deployment(size, network, computing, asked.bucket_size, asked.overlap)
     found = candidates(
         cluster,

@@ -8,7 +8,9 @@ from bigbatch.comm.simulation.computing import Stragglers, stragglers_named
 from bigbatch.comm.simulation.network import Network
 from bigbatch.comm.simulation.presets import network_named
 from bigbatch.experiments.planning.settings import ClusterSettings, SimulationRequest
-from bigbatch.experiments.planning.simulate import Row, Workload, bare_row, simulate_row, strategy_named
+from bigbatch.experiments.planning.simulate import bare_row, simulate_row, strategy_named
+from bigbatch.experiments.planning.updates import Row
+from bigbatch.experiments.planning.workload import Workload
 from bigbatch.experiments.training.simulated import computing_on
 from bigbatch.models.sizes import ModelSize, model_named, model_of
 
@@ -73,7 +75,7 @@ def update_rows(strategies: Sequence[str], request: SimulationRequest, tell: Cal
     """
     network, (_, load), stragglers = network_of(request.cluster), workload_of(request), stragglers_of(request)
     for name in strategies:  # all names are looked up before anything takes long
-        strategy_named(name, request.servers)
+        strategy_named(name, request.servers, min(request.workers))
     rows = []
     for name in strategies:
         for count in request.workers:

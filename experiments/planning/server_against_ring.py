@@ -10,7 +10,8 @@ from typing import Any
 from bigbatch.comm.simulation.computing import Stragglers, expected_synchronous
 from bigbatch.comm.simulation.formulas import asynchronous_seconds, prices, ring_seconds, server_seconds
 from bigbatch.comm.simulation.network import Network, wire
-from bigbatch.experiments.planning.simulate import ELEMENT_BYTES, Workload, bare_row, crossover, simulate_row
+from bigbatch.experiments.planning.simulate import bare_row, crossover, simulate_row
+from bigbatch.experiments.planning.workload import ELEMENT_BYTES, Workload
 from bigbatch.experiments.training.simulated import computing_on
 from bigbatch.models.sizes import model_named
 

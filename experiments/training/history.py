@@ -103,11 +103,6 @@ class History:
         return {
             "skipped": sum(update.outcome in (Outcome.NO_DATA, Outcome.NOT_FINITE) for update in self.updates),
             "tokens": self.tokens,
-            "own_tokens": sum(
-                update.tokens
-                for update in self.updates
-                if update.workers == 1 and update.outcome is not Outcome.DROPPED
-            ),
             "seconds": self.seconds,
             "compute": sum(update.compute_seconds for update in self.updates),
             "communication": sum(update.communication_seconds for update in self.updates),
@@ -124,7 +119,7 @@ class History:
 
 
 def summarise(
-    arm: Arm, ranks: list[dict[str, Any]], tokens: float | None = None, seconds: float | None = None
+    arm: Arm, ranks: list[dict[str, Any]], replicas: int = 1, tokens: float | None = None, seconds: float | None = None
 ) -> dict[str, Any]:
     """One arm's row.
 
@@ -132,6 +127,7 @@ def summarise(
         arm: which.
         ranks: of each rank, its `peak` memory in bytes, its history's totals (`history`) if it trained, and what its
             strategy has counted (`statistics`).
+        replicas: how many models the workers train; see `Strategy.replicas`.
         tokens: that it was trained on, if the workers do not know.
         seconds: that it took, if the workers do not know.
 
@@ -143,9 +139,9 @@ def summarise(
     only_serving = [rank for rank in ranks if rank["history"] is None]
     servers = [rank["statistics"] for rank in ranks if rank["statistics"]]
     histories = [rank["history"] for rank in workers]
-    if not tokens:  # if the workers know of their own tokens only, all of those; else what one of them has heard
-        own, heard = (sum(h["own_tokens"] for h in histories), max((h["tokens"] for h in histories), default=0))
-        tokens = max(own, heard)
+    if not tokens:
+        behind = [history["tokens"] for history in histories]
+        tokens = sum(behind) if replicas > 1 else max(behind, default=0)
 
     def mean(key: str, over: str | None = None) -> float:
         """Of one thing over the workers, or for each of another thing."""

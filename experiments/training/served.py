@@ -248,6 +248,6 @@ class ServedArm:
         }
         server = {"peak": peak_bytes(torch.device("cpu")), "history": None, "statistics": statistics}
         there = replace(self._arm, plan=replace(self._arm.plan, workers=max(1, self.server.most_workers)))
-        row = summarise(there, [*ranks, server], shard.tokens, self._busy.seconds)
+        row = summarise(there, [*ranks, server], tokens=shard.tokens, seconds=self._busy.seconds)
         made = shard.version + shard.skipped
         return {**row, "workers": there.plan.workers, "updates": made, "buckets": 1, "remarks": self._remarks}

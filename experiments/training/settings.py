@@ -215,9 +215,10 @@ class SimulationSettings(Options):
 
     Attributes:
         simulate: how many workers; None for real processes.
-        network: a preset's name, or FILE.toml.
-        straggler: what slows workers, in the words of `bigbatch.comm.simulation.computing.stragglers_named`.
-        gpu: what a worker computes on: `core`, `measured` (here, now) or a GPU's name.
+        network: a preset's name, or FILE.toml; None for `NETWORK`.
+        straggler: what slows workers, in the words of `bigbatch.comm.simulation.computing.stragglers_named`; None if
+            nothing does.
+        gpu: what a worker computes on: `core`, `measured` (here, now) or a GPU's name; None for `CORE`.
 
     Raises:
         ConfigurationError: half of a simulation: what is simulated, but not how many workers.
@@ -231,20 +232,23 @@ class SimulationSettings(Options):
         "Number of workers to simulate, all in this process and in simulated time.",
         missing="real processes",
     )
-    network: str = option(NETWORK, Name(networks, "FILE.toml"), "Network whose messages are simulated.")
-    straggler: str = option(
-        "none",
+    network: str | None = option(
+        None, Name(networks, "FILE.toml"), "Network whose messages are simulated.", missing=NETWORK
+    )
+    straggler: str | None = option(
+        None,
         Text("WORDS"),
         "What slows simulated workers: exponential:0.3, lognormal:0.3, slow:RANK:FACTOR or fail:RANK:SECONDS; several "
         "are joined by commas.",
+        missing="none",
     )
-    gpu: str = option(CORE, Name(gpus), "What a simulated worker computes on.")
+    gpu: str | None = option(None, Name(gpus), "What a simulated worker computes on.", missing=CORE)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.simulate is None:
             for one in options_of(type(self))[1:]:
-                if getattr(self, one.name) != one.default:
+                if getattr(self, one.name) is not None:
                     raise ConfigurationError(
                         f"{one.flag} says what is simulated: add --simulate WORKERS, or leave it out."
                     )

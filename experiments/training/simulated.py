@@ -12,7 +12,7 @@ from bigbatch.comm.simulation.network import Network
 from bigbatch.comm.simulation.presets import network_named
 from bigbatch.comm.transports.cluster import Cluster
 from bigbatch.comm.wires.transport import Transport
-from bigbatch.experiments.training.settings import CORE, MEASURED, Settings
+from bigbatch.experiments.training.settings import CORE, MEASURED, NETWORK, Settings
 from bigbatch.models.sizes import ModelSize
 from bigbatch.training.compute_model import ComputeModel, SimulatedComputeModel
 
@@ -137,10 +137,10 @@ def simulation_of(settings: Settings) -> Simulation:
     """
     asked = settings.simulation
     assert asked.simulate is not None, "whoever asks has seen that something is simulated"
-    network = network_named(asked.network)
+    network = network_named(asked.network or NETWORK)
     if settings.wires.node_size is not None:
         network = network.with_nodes(settings.wires.node_size)
-    return Simulation(asked.simulate, network, asked.straggler, asked.gpu, seed=settings.batch.seed)
+    return Simulation(asked.simulate, network, asked.straggler or "none", asked.gpu or CORE, seed=settings.batch.seed)
 
 
 def fastest(attempt: Callable[[], None]) -> float:

@@ -26,7 +26,9 @@ from bigbatch.comm.simulation.network import FREE, Network, wire
 from bigbatch.comm.simulation.replay import replay
 from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.comm.transports.cluster import Cluster
-from bigbatch.experiments.planning.simulate import Workload, all_reduced, bare_row, on_cluster, simulate_row
+from bigbatch.experiments.planning.simulate import bare_row, simulate_row
+from bigbatch.experiments.planning.timing import on_cluster
+from bigbatch.experiments.planning.workload import Workload
 from bigbatch.models.sizes import model_of
 from bigbatch.training.batches import BatchPlan
 from bigbatch.training.compute_model import SimulatedComputeModel
@@ -85,8 +87,7 @@ WORKLOAD = Workload(model_of(1000, 1.0, layers=4), 10, Computing(0.1), bucket_by
 
 def test_a_synchronous_step_waits_for_the_slowest_as_long_as_the_harmonic_number_says():
     workers, mu, updates = 8, 0.5, 600
-    made = all_reduced(ring, FREE, workers, WORKLOAD, Stragglers(exponential=mu), updates, seed=1)
-    row = made.row("ring", workers, FREE, WORKLOAD, 0)
+    row = simulate_row("ring", FREE, workers, WORKLOAD, Stragglers(exponential=mu), seed=1, updates=updates)
     spread = mu * math.sqrt(sum(1 / k**2 for k in range(1, workers + 1)) / updates)
     assert abs(row.step_seconds - expected_synchronous(1.0, mu, workers)) < 4 * spread
     assert row.communication_seconds == pytest.approx(0, abs=1e-9)
@@ -140,7 +141,9 @@ def test_only_the_last_micro_batchs_backward_hides_what_is_sent(accumulation, ov
         return update(load), accumulation * micro_batch + 4 * sending - hidden
 
     around = 2 * (workers - 1) / workers * bucket / second
-    took, expected = longest(lambda load: all_reduced(ring, network, workers, load, Stragglers(), 1, 0).longest, around)
+    took, expected = longest(
+        lambda load: simulate_row("ring", network, workers, load, Stragglers(), updates=0).step_seconds, around
+    )
     assert took == pytest.approx(expected, rel=1e-3)
     for name, sending, pulled in (
         ("ring", around, 0.0),

@@ -15,21 +15,18 @@ from bigbatch.comm.simulation.computing import Computing, Stragglers, gpu_named
 from bigbatch.comm.simulation.network import Network, wire
 from bigbatch.comm.simulation.presets import network_named
 from bigbatch.experiments.commands.main import cli
+from bigbatch.experiments.planning.needs import Measured, fitting, known_from, memory_bytes
 from bigbatch.experiments.planning.plan import (
     MARGIN,
     Candidate,
     Deployment,
-    Measured,
     advice,
     candidates,
     composed,
     duration,
     exact_front,
-    fitting,
     front_of,
     ideal,
-    known_from,
-    memory_bytes,
     planned,
     recommended,
     simulated,

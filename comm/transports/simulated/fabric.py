@@ -1,5 +1,6 @@
 """The fabric of a cluster: what all its ranks share, above all the ports through which their messages pass."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from bigbatch.comm.simulation.network import Network, Route
 from bigbatch.comm.transports.simulated.clock import Clock
 from bigbatch.comm.transports.simulated.messages import Mailbox, Send
+from bigbatch.comm.wires.transport import Transport
 
 
 class Fabric:
@@ -23,6 +25,9 @@ class Fabric:
         strict: whether a send is done only when its receive has been posted, as on a network that costs nothing.
         clock: the simulated time that all ranks live by.
         mailboxes: every rank's mailbox, by rank.
+        charging: whether messages take their time; while they do not, ranks can get ready without moving the clock.
+        meter: told of every message: the end of the wires that sends it, the rank it is for, its bytes; None if nobody
+            counts.
         shelf: rank -> its window, (nbytes,) bytes, which the other ranks of its node take from here.
         texts: what each rank last gave to all others, by rank.
         board: where ranks show each other other things.
@@ -34,6 +39,8 @@ class Fabric:
         self.strict = network.free
         self.clock = Clock(by_rank=not network.free)
         self.mailboxes = [Mailbox() for _ in range(size)]
+        self.charging = True
+        self.meter: Callable[[Transport, int, int], None] | None = None
         self.shelf: dict[int, NDArray[np.uint8]] = {}
         self.texts: list[str | None] = [None] * size
         self.board: dict[Any, Any] = {}
@@ -52,7 +59,7 @@ class Fabric:
 
     def carry(self, message: Send, route: Route) -> None:
         """Put a message on its way: it occupies the sender's port now, and each later port when it comes there."""
-        latency, occupancy = route.wires.cost(message.nbytes)
+        latency, occupancy = route.wires.cost(message.nbytes) if self.charging else (0.0, 0.0)
         port, share = route.ports[0]
         free, now = self._free[port], self.clock.now
         begin = free if free > now else now  # `max` would take a good part of the time that a message takes

@@ -103,7 +103,7 @@ class ClusterTransport(Transport):
 
     def _add(self, values: Buffer, arrived: Buffer) -> None:
         np.add(values, arrived, out=values)
-        if self.gamma:
+        if self.gamma and self._fabric.charging:
             self.clock.pause(self.rank, values.nbytes * self.gamma)
 
     def windows(self, nbytes: int) -> Windows:
@@ -162,6 +162,8 @@ class ClusterTransport(Transport):
 
     def _isend(self, buffer: Buffer, target: int, tag: int) -> Request:
         fabric = self._fabric
+        if fabric.meter is not None:
+            fabric.meter(self, target, buffer.nbytes)
         if fabric.strict:
             send = Send(self, target, buffer, tag)
             fabric.mailboxes[target].arrive(send)

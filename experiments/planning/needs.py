@@ -1,0 +1,189 @@
+"""What a training needs: memory for a model on a GPU, and updates to a loss, as far as they are known."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.simulation.computing import GPU
+from bigbatch.experiments.planning.tradeoff import Tradeoff, kaplan
+from bigbatch.experiments.runs.run import SUMMARY
+from bigbatch.models.sizes import ModelSize, own_size
+
+STATE_BYTES = 16
+"""A parameter takes them with Adam in mixed precision: 2 its value, 2 its gradient, 12 in the optimiser.
+
+Rajbhandari et al., "ZeRO: memory optimizations toward training trillion parameter models" (2020), section 3.1.
+"""
+
+LAYER_BYTES, OUTPUT_BYTES = 34, 4
+"""Bytes that a token leaves for backward: 34 for each unit of width in each layer, if attention scores are computed
+anew, and in the output 4 for each unit of width and each word of the vocabulary.
+
+Korthikanti et al., "Reducing activation recomputation in large Transformer models" (2022), sections 4.1 and 4.3; with
+flash attention scores are never stored either.
+"""
+
+
+def memory_bytes(size: ModelSize, micro_batch: int) -> int:
+    """Bytes that training takes on a GPU, estimated: the model's state and what forward leaves for backward.
+
+    Args:
+        size: of the model; every worker holds it whole.
+        micro_batch: sequences of `context` tokens that are computed at once.
+    """
+    token = size.layers * size.width * LAYER_BYTES + (size.width + size.vocabulary) * OUTPUT_BYTES
+    return size.parameters * STATE_BYTES + micro_batch * size.context * token
+
+
+def fitting(size: ModelSize, micro_batches: Sequence[int], gpu: GPU | None) -> tuple[int, ...]:
+    """Those micro-batches that fit into the GPU's memory; all of them if none is given.
+
+    Raises:
+        ConfigurationError: none does.
+    """
+    if gpu is None:
+        return tuple(micro_batches)
+    fit = tuple(number for number in micro_batches if memory_bytes(size, number) <= gpu.memory_bytes)
+    if not fit:
+        least = min(micro_batches)
+        raise ConfigurationError(
+            f"{size.name} does not fit a worker: at a micro-batch of {least} it takes about "
+            f"{memory_bytes(size, least) / 1e9:,.0f} GB, and {gpu.name} has {gpu.memory_bytes / 1e9:,.0f} GB; "
+            "take a larger --gpu, a smaller --micro-batch or a smaller --model."
+        )
+    return fit
+
+
+# How many updates it takes.
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of the updates that a loss takes.
+
+    Attributes:
+        tradeoff: by batch size.
+        source: whence, in words.
+        target: the loss, in nats a token; None if it was not said.
+    """
+
+    tradeoff: Tradeoff
+    source: str
+    target: float | None
+
+    def as_json(self) -> dict[str, Any]:
+        """The same in types that JSON can write."""
+        return {
+            "least_updates": self.tradeoff.least_updates,
+            "critical_batch": self.tradeoff.critical_batch,
+            "source": self.source,
+            "target": self.target,
+        }
+
+
+def known_from(
+    size: ModelSize,
+    target: float | None,
+    critical_batch: float | None,
+    least_updates: float | None,
+    folder: Path | None,
+) -> Known:
+    """What is given counts most, then what was measured, then what was published.
+
+    Args:
+        size: of the model.
+        target: the loss to reach, in nats a token.
+        critical_batch: B_c that is given, in tokens; with `least_updates` or not at all.
+        least_updates: S_min that is given.
+        folder: of measurements that were fitted; its summary has a "fit".
+
+    Raises:
+        ConfigurationError: one of a pair, two sources, no source, a fit that cannot be read or is of another target, or
+            a target that cannot be reached.
+    """
+    if (critical_batch is None) != (least_updates is None):
+        raise ConfigurationError("--critical-batch and --least-updates belong together: give both, or neither.")
+    if critical_batch is not None and least_updates is not None:
+        if folder is not None:
+            raise ConfigurationError(
+                "--fit and --critical-batch with --least-updates both say how many updates it takes: leave one out."
+            )
+        return Known(Tradeoff(least_updates, critical_batch), "as given", target)
+    if folder is not None:
+        return _fitted(size, folder, target)
+    if target is None:
+        raise ConfigurationError(
+            "Nothing says how many updates it takes: give a --target loss, or --fit with a folder of measurements, or "
+            "--critical-batch and --least-updates."
+        )
+    source = "Kaplan et al. (2020), who trained on WebText2 with Adam; elsewhere a rule of thumb"
+    return Known(kaplan(size, target), source, target)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A fit that was made of measurements.
+
+    Attributes:
+        tradeoff: that was fitted.
+        target: the loss, in nats a token; None if it was not said.
+        untold: why it tells little, if so.
+        size: of the model that was measured; None if it was not said.
+    """
+
+    tradeoff: Tradeoff
+    target: float | None
+    untold: str | None
+    size: ModelSize | None
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The fit in a folder's summary.
+
+        Raises:
+            ConfigurationError: there is none.
+        """
+        path = folder / SUMMARY
+        try:
+            fit = json.loads(path.read_text(encoding="utf-8"))["fit"]
+            tradeoff = Tradeoff(float(fit["least_updates"]), float(fit["critical_batch"]))
+            target = None if fit.get("target") is None else float(fit["target"])
+            sizes = fit.get("model")
+            model = None if sizes is None else own_size(*(int(sizes[name]) for name in SIZES))
+        except OSError as error:
+            raise ConfigurationError(f"--fit {folder} has no {SUMMARY} that can be read: {error.strerror}.") from error
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ConfigurationError(
+                f"{path} has no fit of least_updates and critical_batch; --fit takes the folder of a measured one."
+            ) from error
+        return cls(tradeoff, target, fit.get("untold"), model)
+
+
+SIZES = ("vocabulary", "context", "layers", "width")
+"""Of our own Transformer."""
+
+
+def _fitted(size: ModelSize, folder: Path, target: float | None) -> Known:
+    """What was fitted to measurements, perhaps of another model."""
+    measured = Measured.read(folder)
+    fitted_target = measured.target
+    if target is not None and fitted_target is not None and not math.isclose(target, fitted_target, rel_tol=1e-6):
+        raise ConfigurationError(
+            f"The fit in {folder} is of a loss of {fitted_target:g}, and --target is {target:g}: leave --target out."
+        )
+    untold = f"; but it says: {measured.untold}" if measured.untold else ""
+    other = ""
+    if measured.size is not None and measured.size != size:
+        other = (
+            f", of another model, with {measured.size.parameters:,} parameters and {measured.size.vocabulary:,} "
+            f"different tokens: nobody has measured whether {size.name} takes as many updates"
+        )
+    return Known(
+        measured.tradeoff,
+        f"fitted to the measurements in {folder}{other}{untold}",
+        target if fitted_target is None else fitted_target,
+    )
