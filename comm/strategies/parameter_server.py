@@ -25,8 +25,8 @@ from bigbatch.comm.wires.transport import Transport
 
 Result = TypeVar("Result")
 
-SHARD = "shard"
-"""Where servers in one process show their shards on the transport's board."""
+TRAINING, SHARD = "training", "shard"
+"""On the transport's board: the number of trainings that a rank has started, and a server's shard in one of them."""
 
 
 class ParameterServer(Strategy):
@@ -133,8 +133,15 @@ class ParameterServer(Strategy):
                 self.options.rule(),
                 self.options.treatment(),
             )
-            if self.transport.board is not None:
-                self.transport.board[SHARD, self.transport.rank] = self._shard
+        if self.transport.board is not None:
+            self._show(self.transport.board)
+
+    def _show(self, board: dict[Any, Any]) -> None:
+        """Let workers in the same process look at the shard; every rank counts trainings, so that it is this one."""
+        rank = self.transport.rank
+        self._training = board[TRAINING, rank] = board.get((TRAINING, rank), 0) + 1
+        if self._shard is not None:
+            board[SHARD, self._training, rank] = self._shard
 
     @property
     def server(self) -> int:
@@ -243,19 +250,21 @@ class ParameterServer(Strategy):
             self._values.deliver()
 
     def _look(self) -> None:
+        parts = {
+            server: self._values.array[self.bounds[place] : self.bounds[place + 1]]
+            for place, server in enumerate(self._servers)
+        }
         board = self.transport.board
         if board is None:
             self._ask(LOOK)
-        looking = []
-        for place, server in enumerate(self._servers):
-            part = self._values.array[self.bounds[place] : self.bounds[place + 1]]
-            if board is None:
-                looking.append(self.transport.irecv(part, server, VALUE_TAG))
-            else:  # on a simulated clock messages would take time, and ports that others want
-                part[:] = OnHost(board[SHARD, server].values).fetch()
-        for request in looking:
-            request.wait()
-        self._wait_for_sends()
+            for request in [self.transport.irecv(part, server, VALUE_TAG) for server, part in parts.items()]:
+                request.wait()
+            self._wait_for_sends()
+        else:  # on a simulated clock messages would take time, and ports that others want
+            for server, part in parts.items():
+                shard = board.get((SHARD, self._training, server))
+                if shard is not None:  # else it has yet to start, and has nothing newer
+                    part[:] = OnHost(shard.values).fetch()
         self._values.deliver()
 
     def _ask(self, want: float, weight: float = 0.0, loss: float = 0.0, finite: bool = True) -> None:
@@ -300,6 +309,12 @@ class ParameterServer(Strategy):
         self._versions = list(state["versions"])
         if self._shard is not None:
             self._shard.load_state_dict(state["shard"])
+
+    def close(self) -> None:
+        """Give back what the strategy holds."""
+        super().close()
+        if self.transport.board is not None:
+            self.transport.board.pop((SHARD, self._training, self.transport.rank), None)
 
     def statistics(self) -> dict[str, Any]:
         """What a server has counted; nothing for who only works."""

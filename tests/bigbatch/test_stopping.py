@@ -247,3 +247,34 @@ def test_worker_0_sees_what_the_servers_have_and_not_what_it_has_read():
         (looked, _), _, (_, counted) = Cluster(3, network=network).run(work)
         assert looked == (0.75, 1.0)
         assert counted["staleness"] == {"0": 1, "1": 1}
+
+
+@pytest.mark.parametrize("name", ["ps:async", "ps:async+servers=2"])
+def test_a_look_before_the_servers_have_begun_and_in_a_second_training(name):
+    """On a slow network worker 0 is ready before them; what it sees is of this training, not of one before."""
+    strategy = strategy_named(name)
+
+    def work(transport):
+        seen = []
+        for value in (1.0, 5.0):
+            parameters = FlatParameters(torch.nn.Linear(3, 1, bias=False).double())
+            parameters.values.fill_(value)
+            own = strategy(transport)
+            own.start(parameters, lambda named: torch.optim.SGD([p for _, p in named], lr=1.0))
+
+            def train(own=own, parameters=parameters):
+                if transport.rank == 0:
+                    with own.newest(together=False):
+                        seen.append(parameters.values.tolist())
+                parameters.gradients.fill_(0.25)
+                for bucket in own.buckets:
+                    own.push(bucket)
+                own.step(1.0, 0.0)
+                own.pull()
+
+            own.run(train)
+        return seen
+
+    for network in (FREE, SLOW):
+        seen = Cluster(strategy.ranks_for(2), network=network).run(work)[0]
+        assert seen == [[1.0] * 3, [5.0] * 3]
