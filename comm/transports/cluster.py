@@ -35,7 +35,7 @@ class Cluster:
 
     Attributes:
         network: what messages cost.
-        fabric: the network in use, which knows whether messages take their time, and who counts them.
+        fabric: what the ranks share: the clock, the ports, the mailboxes, and who counts messages.
         transports: every rank's end of the wires, by rank.
 
     Raises:
@@ -57,9 +57,8 @@ class Cluster:
         for rank in self._failures:
             if not 0 <= rank < size:
                 raise ConfigurationError(f"Rank {rank} is to fail, but the ranks are 0 to {size - 1}.")
-        self.fabric = fabric = Fabric(network, size)
-        self._clock = fabric.clock
-        self.transports = [ClusterTransport(fabric, rank, size) for rank in range(size)]
+        self.fabric = Fabric(network, size)
+        self.transports = [ClusterTransport(self.fabric, rank, size) for rank in range(size)]
         if not nodes and not network.free:
             nodes = consecutive_nodes(size, network.node_size)
         layout = tuple(tuple(node) for node in nodes)
@@ -70,7 +69,7 @@ class Cluster:
     @property
     def now(self) -> float:
         """Simulated seconds since the start."""
-        return self._clock.now
+        return self.fabric.clock.now
 
     def run(self, work: Callable[[Transport], Result]) -> list[Result]:
         """Call `work(transport)` once per rank and return what each returned, by rank.
@@ -90,8 +89,9 @@ class Cluster:
             work_on(transport)
             results[transport.rank] = work(transport)
 
-        self._clock.run([partial(body, transport) for transport in self.transports], self._failures)
-        for rank, second in self._clock.failed.items():
+        clock = self.fabric.clock
+        clock.run([partial(body, transport) for transport in self.transports], self._failures)
+        for rank, second in clock.failed.items():
             if rank not in results:
                 raise CommunicationError(f"Rank {rank} failed after {second:g} s of simulated time, at work.")
         return [results[rank] for rank in range(len(self.transports))]

@@ -61,12 +61,13 @@ class Fabric:
         """Put a message on its way: it occupies the sender's port now, and each later port when it comes there."""
         latency, occupancy = route.wires.cost(message.nbytes) if self.charging else (0.0, 0.0)
         port, share = route.ports[0]
-        free, now = self._free[port], self.clock.now
+        clock = self.clock
+        free, now = self._free[port], clock.now
         begin = free if free > now else now  # `max` would take a good part of the time that a message takes
         self._free[port] = end = begin + occupancy * share
         message.finish(message.peer, end)
         message.tail = end + latency
-        self.clock.at(begin + latency, message.end.rank, partial(self._pass, message, route, occupancy, 1))
+        clock.at(begin + latency, message.end.rank, partial(self._pass, message, route, occupancy, 1))
 
     def _pass(self, message: Send, route: Route, occupancy: float, number: int) -> None:
         """Let a message, which has come to the given port of its route, through it, and deliver it after the last."""
