@@ -108,6 +108,7 @@ SENDS_NOTHING = frozenset(
         "gradients_per_step",
         "in_step",
         "load_state_dict",
+        "newest",
         "state_dict",
         "statistics",
         "steps_per_update",

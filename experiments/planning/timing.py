@@ -243,7 +243,7 @@ def on_cluster(
                 own.pull()
                 meter.end(transport)
                 number = report.next_update
-                made.append([transport.now() - begin, compute, own.waiting_seconds - waited, report.total_weight])
+                made.append([transport.now() - begin, compute, own.waiting_seconds - waited, report.applied])
             return made
 
         made = own.run(work)
@@ -254,10 +254,8 @@ def on_cluster(
     table = np.full((max(map(len, everyone)), workers, 4), np.nan)
     for worker, made in enumerate(everyone):
         table[: len(made), worker] = made
-    steps, computing, waiting, tokens = np.moveaxis(table, -1, 0)
+    steps, computing, waiting, applied = np.moveaxis(table, -1, 0)
     passed = meter.passed()
     counted, exact = whole_periods(steps, passed, period, random=stragglers.random)
-    useful = 1.0
-    if strategy.steps_per_update(workers) * strategy.gradients_per_step(workers) < workers:  # some are dropped
-        useful = min(1.0, float(np.nanmax(tokens)) / (workload.tokens * sum(map(len, everyone))))
+    useful = float(np.nanmean(applied))  # the others were dropped
     return Updates(steps, computing, waiting, passed, counted, useful=useful, exact=exact)

@@ -28,8 +28,7 @@ class Alone(Strategy):
     def step(self, weight, loss):
         self.steps += 1
         self.meet()
-        total = self.steps * self.workers * weight
-        return StepReport(self.steps, True, weight, loss, 1, total, self.steps)
+        return StepReport(self.steps, True, weight, loss, 1, self.steps * weight, self.steps)
 
     def meet(self):
         """Send what there is to send."""
