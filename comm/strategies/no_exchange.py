@@ -1,5 +1,7 @@
 """No exchange: every worker trains by itself."""
 
+from bigbatch.comm.collectives import Nodes
+from bigbatch.comm.strategies.description import Description, Workload
 from bigbatch.comm.strategies.replicated import Replicated
 
 
@@ -9,3 +11,8 @@ class NoExchange(Replicated):
     It is the upper bound of every other strategy's throughput. The models differ more and more; the loss is that of
     worker 0, which has learnt from its own share of the data alone.
     """
+
+    @classmethod
+    def describe(cls, workload: Workload, workers: int, nodes: Nodes) -> Description:  # noqa: ARG003 - nothing is sent
+        """Nothing is sent in any update."""
+        return Description(lambda _: (), period=1)

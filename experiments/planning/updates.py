@@ -2,8 +2,10 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bigbatch.comm.schedules.schedule import IntArray
 from bigbatch.comm.simulation.network import FloatArray, Network
@@ -11,6 +13,10 @@ from bigbatch.experiments.planning.workload import Workload
 
 ALIKE = 1e-9
 """Relative difference up to which two durations count as the same."""
+
+MOSTLY = 2 / 3
+"""The part of the updates that must be alike for a period to be believed. In the first ones ranks may still agree on
+what they are about to send; and half would not do, for half of them may be quiet before something happens."""
 
 
 @dataclass(frozen=True)
@@ -48,21 +54,21 @@ class Row:
     exact: bool = True
 
 
-def repeating(table: IntArray) -> int | None:
-    """After how many rows a table, (rows, columns), repeats itself; None if it does not do so even once."""
-    periods = range(1, len(table) // 2 + 1)
-    return next((period for period in periods if np.array_equal(table[period:], table[:-period])), None)
+def settled(table: NDArray[Any], period: int, tolerance: float = 0.0) -> int:
+    """How many of the last rows of a table, (rows, columns), repeat themselves after `period` rows: whole periods.
 
+    Args:
+        table: of numbers.
+        period: in rows.
+        tolerance: relative difference up to which two numbers count as the same.
 
-def settled(seconds: FloatArray, period: int) -> int | None:
-    """How many of the last of some durations, (updates,), repeat themselves after `period` updates: whole periods.
-
-    None if the last period is not like the one before it.
+    Returns:
+        At least two periods, or 0 if the last one is not like the one before it.
     """
-    earlier, later = seconds[:-period], seconds[period:]
-    others = np.flatnonzero(~np.isclose(earlier, later, rtol=ALIKE, atol=0))
+    earlier, later = table[:-period], table[period:]
+    others = np.flatnonzero(~np.isclose(earlier, later, rtol=tolerance, atol=0).all(axis=1))
     alike = len(later) - 1 - int(others[-1]) if len(others) else len(later)
-    return (alike // period + 1) * period if alike >= period else None
+    return (alike // period + 1) * period if alike >= period else 0
 
 
 def whole_periods(steps: FloatArray, passed: IntArray, period: int | None, *, random: bool) -> tuple[range, bool]:
@@ -74,8 +80,8 @@ def whole_periods(steps: FloatArray, passed: IntArray, period: int | None, *, ra
     Args:
         steps: (updates, workers) seconds.
         passed: (updates, ports) bytes.
-        period: in updates. None to find it out: the bytes of all updates but the first must repeat themselves, and of
-            the workers' mean durations those of the last updates, which alone then count.
+        period: in updates. None to find it out: of all updates but the first, the bytes of the last `MOSTLY` must
+            repeat themselves, and the workers' mean durations in the last periods, which alone then count.
         random: whether random factors are among what made the durations, so that those cannot repeat themselves.
 
     Returns:
@@ -84,16 +90,17 @@ def whole_periods(steps: FloatArray, passed: IntArray, period: int | None, *, ra
     later = len(steps) - 1
     if later < 1:
         return range(len(steps)), True
-    counted: int | None = later
-    if period is None:
-        period = repeating(passed[1:])
-        if period is not None and not random:
-            longer = (settled(steps[1:].mean(axis=1), times) for times in range(period, later // 2 + 1, period))
-            counted = next((rows for rows in longer if rows is not None), None)
-    if period is None or period > later:
-        return range(1, 1 + later), False
-    whole = later if counted is None else counted
-    return range(1 + later - whole // period * period, 1 + later), counted is not None
+    if period is not None:
+        return range(1 + (later % period if period <= later else 0), 1 + later), period <= later
+    bytes_, means = passed[1:], steps[1:].mean(axis=1, keepdims=True)
+    for found in range(1, later // 2 + 1):
+        alike = settled(bytes_, found)
+        if alike >= MOSTLY * later:
+            multiples = range(found, later // 2 + 1, found)
+            timed = next((rows for times in multiples if (rows := settled(means, times, ALIKE))), 0)
+            counted = min(alike, timed) if timed and not random else alike
+            return range(1 + later - counted, 1 + later), random or timed > 0
+    return range(1, 1 + later), False
 
 
 class Updates:

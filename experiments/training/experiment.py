@@ -146,13 +146,8 @@ class Experiment:
         strategy.close()
         until = next(rank["until"] for rank in ranks if rank["until"] is not None)
         measured = next(rank["metrics"] for rank in ranks if rank["metrics"] is not None)
-        row = {
-            **summarise(arm, ranks, type(strategy).replicas(strategy.workers)),
-            **until,
-            "metrics": measured,
-            "buckets": buckets,
-            "remarks": remarks,
-        }
+        about = {"metrics": measured, "buckets": buckets, "remarks": remarks}
+        row = {**summarise(arm, ranks, strategy.replicas(strategy.workers)), **until, **about}
         return {"parameters": parameters, **row}
 
     def _compute_model(self, strategy: Strategy, assembly: Assembly, micro_batch: int) -> ComputeModel | None:
