@@ -145,17 +145,17 @@ def test_speeds_and_starts_of_single_ranks_count():
 NAMES = [name for name in ALGORITHMS.names() if name != "hierarchical"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
-    name=st.sampled_from(NAMES),
     ranks=st.integers(2, 20),
     alpha=st.floats(1e-7, 1e-3),
     bandwidth=st.floats(1e6, 1e11),
     elements=st.integers(1, 10**6),
     worse=st.floats(1.01, 100),
 )
-def test_what_is_worse_takes_longer(name, ranks, alpha, bandwidth, elements, worse):
-    rounds = bind(ALGORITHMS.load(name), 4 * elements)
+def test_what_is_worse_takes_a_ring_longer(ranks, alpha, bandwidth, elements, worse):
+    """In a ring no two messages want a port at once; where they do, first come first served has its anomalies."""
+    rounds = bind(ring, 4 * elements)
 
     def seconds(network, times=1.0):
         return replay(rounds, network, ranks, int(elements * times)).max()
@@ -168,6 +168,24 @@ def test_what_is_worse_takes_longer(name, ranks, alpha, bandwidth, elements, wor
     assert seconds(base, worse) >= usual
     assert seconds(Network("shared", wire(alpha, bandwidth), 1e-11, node_size=2)) >= usual
     assert seconds(Network("thin", wire(alpha, bandwidth), 1e-11, leaf_size=2, oversubscription=worse)) >= usual
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    name=st.sampled_from(NAMES),
+    ranks=st.integers(2, 20),
+    alpha=st.floats(1e-7, 1e-3),
+    bandwidth=st.floats(1e6, 1e11),
+    elements=st.integers(1, 10**5),
+    power=st.integers(1, 12),
+)
+def test_what_is_slower_throughout_takes_as_many_times_as_long(name, ranks, alpha, bandwidth, elements, power):
+    rounds, times = bind(ALGORITHMS.load(name), 4 * elements), 2.0**power  # which rounds nothing
+    first, later = (
+        replay(rounds, Network("n", wire(alpha * slower, bandwidth / slower), 1e-11 * slower), ranks, elements)
+        for slower in (1.0, times)
+    )
+    np.testing.assert_array_equal(later, times * first)
 
 
 @settings(max_examples=40, deadline=None)

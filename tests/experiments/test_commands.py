@@ -4,12 +4,11 @@ import json
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from jobs import SMALL, Run, Start
+from jobs import SMALL, Run, Start, until
 
 from bigbatch.experiments.commands.main import cli, main
 
@@ -161,11 +160,12 @@ def test_an_exception_on_one_rank_ends_the_job(run: Run, tmp_path):
 def test_an_interrupted_run_leaves_valid_metrics_and_no_process(start: Start, tmp_path, command, number):
     job = start(*command.split(), *SMALL, "--tokens", "50M", "--out", "here")
     metrics = tmp_path / "here" / ("ring/metrics.jsonl" if "compare" in command else "metrics.jsonl")
-    until = time.monotonic() + 40
-    while not metrics.exists() or len(metrics.read_text().splitlines()) < 5:
-        assert time.monotonic() < until, job.err()
+
+    def begun():
         assert job.process.poll() is None, job.err()
-        time.sleep(0.1)
+        return metrics.exists() and len(metrics.read_text().splitlines()) >= 5
+
+    until(begun)
     os.kill(job.process.pid, number)
     outcome = job.wait(20)
     assert outcome.status != 0

@@ -9,13 +9,12 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from jobs import TINY, Start
+from jobs import TINY, Start, until
 from laboratories import quiet
 
 from bigbatch.comm.errors import BigBatchError, ConfigurationError
@@ -262,10 +261,8 @@ def test_a_process_that_was_killed_is_told_once_and_leaves_nothing(tmp_path: Pat
 @pytest.mark.parametrize("training", [False, True])
 def test_ctrl_c_says_how_to_go_on(training: bool, start: Start, tmp_path: Path):
     job = start("bigbatch-exp", "figure", "accumulation", "--quick", "--runs", "points", "--processes", "1")
-    until = time.monotonic() + 60
     # Three processes are the program, the one that trains, and that of multiprocessing which looks after semaphores.
-    while not (parts(tmp_path / "points") if training else len(job.alive()) == 3) and time.monotonic() < until:
-        time.sleep(0.01)
+    until(lambda: parts(tmp_path / "points") if training else len(job.alive()) == 3)
     os.killpg(job.process.pid, signal.SIGINT)
     outcome = job.wait(30)
     assert outcome.status == 130

@@ -14,7 +14,7 @@ import click
 import pytest
 import torch
 import zmq
-from jobs import PROGRAMS, SMALL, Job, Run, Start
+from jobs import PROGRAMS, SMALL, Job, Run, Start, until
 
 from bigbatch.comm.errors import BigBatchError
 from bigbatch.comm.server.network.keys import Keys
@@ -30,15 +30,6 @@ def free_port() -> int:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return int(taken.getsockname()[1])
-
-
-def until(what, within: float = 40.0):
-    """The first true value of `what()`."""
-    end = time.monotonic() + within
-    while not (found := what()):
-        assert time.monotonic() < end, f"not within {within} s"
-        time.sleep(0.1)
-    return found
 
 
 class Served:

@@ -9,8 +9,11 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
+
+Found = TypeVar("Found")
 
 MARK = "BIGBATCH_TEST_JOB"
 PROGRAMS = Path(__file__).parent
@@ -22,9 +25,31 @@ SMALL = [
 """Options that make an experiment last a second."""
 
 
+SAMPLE = 0.05
+"""Seconds of processor time in which `slowdown` is measured."""
+
+
+def slowdown() -> float:
+    """How many times as long as by itself a computation takes now, beside whatever else keeps the processors busy."""
+    began, spent = time.monotonic(), time.process_time()
+    while (used := time.process_time() - spent) < SAMPLE:
+        pass
+    return max(1.0, (time.monotonic() - began) / used)
+
+
+def until(what: Callable[[], Found], within: float = 40.0) -> Found:
+    """The first true value of `what()`, which must come within so many seconds, or more on a busy machine."""
+    end = time.monotonic() + within
+    while not (found := what()):
+        if time.monotonic() > end:
+            assert time.monotonic() < end + within * (slowdown() - 1), f"not within {within} s"
+        time.sleep(0.05)
+    return found
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended."""
+    """How a job ended; `seconds` are those it would have taken on a machine that does nothing else."""
 
     status: int
     out: str
@@ -69,9 +94,12 @@ class Job:
         return self._err.read_text()
 
     def wait(self, deadline: float) -> Outcome:
-        """Wait for the end; past the deadline every process is killed, and the failure says which ranks hung where."""
+        """Wait for the end; past the deadline every process is killed, and the failure says which ranks hung where.
+
+        Where the processors are kept busy, the deadline is as many times as late as computing takes longer.
+        """
         try:
-            status = self.process.wait(deadline)
+            status = self._status(deadline)
         except subprocess.TimeoutExpired:
             hung = self.alive()
             for process, rank in hung.items():
@@ -80,7 +108,13 @@ class Job:
             time.sleep(1)
             self.kill()
             pytest.fail(f"ranks {sorted(hung.values())} hung for {deadline} s in {self.command}:\n{self.err()}")
-        return Outcome(status, self._out.read_text(), self.err(), time.monotonic() - self.started)
+        return Outcome(status, self._out.read_text(), self.err(), (time.monotonic() - self.started) / slowdown())
+
+    def _status(self, deadline: float) -> int:
+        try:
+            return self.process.wait(deadline)
+        except subprocess.TimeoutExpired:
+            return self.process.wait(deadline * (slowdown() - 1))
 
     def kill(self) -> None:
         for process in self.alive():
@@ -92,11 +126,10 @@ class Job:
 
     def gone(self, within: float = 10) -> bool:
         """Whether every process has ended, or does so in time."""
-        until = time.monotonic() + within
-        while self.alive():
-            if time.monotonic() > until:
-                return False
-            time.sleep(0.1)
+        try:
+            until(lambda: not self.alive(), within)
+        except AssertionError:
+            return False
         return True
 
 
@@ -130,9 +163,7 @@ class EveryFigure:
         self.words = ("bigbatch-exp", "figure", "all", "--quick", "--out", str(self.folder), "--runs", str(points))
         last = ["nice", "-n", "19", *self.words]
         self.job = Job(last, self.folder, self.environment)
-        until = time.monotonic() + 300
-        while not stamps(points) and time.monotonic() < until:
-            time.sleep(0.1)
+        until(lambda: stamps(points), 300)
         os.killpg(self.job.process.pid, signal.SIGINT)
         self.interrupted = self.job.wait(60)
         self.job.gone()
