@@ -102,9 +102,9 @@ def cli() -> None:
     smaller ones, and a small batch with more updates.
 
     \b
-    mpirun -n 4 bigbatch-exp ring            four workers, ring all-reduce over MPI
-    bigbatch-exp ring -n 4                   the same; starts mpirun itself
-    bigbatch-exp compare ring allreduce ps   several strategies, one table
+    mpirun -n 4 bigbatch-exp ring           four workers, ring all-reduce over MPI
+    bigbatch-exp ring -n 4                  the same; starts mpirun itself
+    bigbatch-exp compare ring allreduce ps  several strategies, one table
     """  # noqa: D301 - click's mark for a paragraph not to be refilled
 
 
