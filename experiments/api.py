@@ -3,7 +3,7 @@
 The commands do what they do by these calls. `bigbatch` re-exports them.
 """
 
-import sys
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -167,5 +167,4 @@ def simulate(
 def _told(error: Exception, rank: int | None) -> None:
     """An error that ends all processes of a job: the others cannot say what it was."""
     where = "" if rank is None else f"on rank {rank}: "
-    sys.stderr.write(f"bigbatch: {where}{error}\n")
-    sys.stderr.flush()
+    logging.getLogger("bigbatch").error("bigbatch: %s%s", where, error)

@@ -1,6 +1,6 @@
 """Auto: whichever all-reduce was measured to be the fastest here for the size at hand."""
 
-import sys
+import logging
 
 import torch
 from torch import Tensor
@@ -116,4 +116,4 @@ class Auto(AllReduce):
 
 
 def _tell(text: str) -> None:
-    print(f"auto: {text}", file=sys.stderr, flush=True)
+    logging.getLogger(__name__).warning("auto: %s", text)

@@ -1,13 +1,17 @@
 """`bigbatch-exp bench`: all-reduces and synchronous servers, side by side."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
 from bigbatch.comm.options import BYTES, Number, Options, Several, Text, Whole, option
 from bigbatch.experiments.commands.options import Command, FolderSettings, takes
 from bigbatch.experiments.commands.ranks import RankSettings, ranks_of
+
+if TYPE_CHECKING:  # whoever only asks for help must not wait for what prints tables
+    from rich.console import Console
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ def bench(settings: BenchSettings, ranks: RankSettings, output: FolderSettings) 
     from bigbatch.comm.wires.agreement import together
     from bigbatch.experiments.commands.output import close, console, print_json, told
     from bigbatch.experiments.figures.bandwidth import draw_bench
-    from bigbatch.experiments.measuring.bench import Bench, as_json, print_bench, size_label
+    from bigbatch.experiments.measuring.bench import Bench, as_json, size_label
     from bigbatch.experiments.measuring.wires import all_reduce_named
     from bigbatch.experiments.runs.run import SUMMARY, environment, make_folder, new_folder, write_json
 
@@ -82,3 +86,54 @@ def bench(settings: BenchSettings, ranks: RankSettings, output: FolderSettings) 
                     print(f"left out: {name}: {reason}")
                 close(folder)
         compared.close()
+
+
+def print_bench(
+    console: "Console",
+    rows: Sequence[dict[str, Any]],
+    memory: Sequence[dict[str, Any]],
+    ports: Sequence[dict[str, Any]] = (),
+    overhead: float | None = None,
+) -> None:
+    """Print a block for every size, fastest first, below what memory allows and what a port can move."""
+    from bigbatch.experiments.commands.output import new_table
+    from bigbatch.experiments.measuring.bench import REFERENCE, size_label
+
+    reference = any(row["algorithm"] == REFERENCE for row in rows)
+    heads = ["", "time\nms", "quartiles\nms", "algbw\nGB/s", "busbw\nGB/s"]
+    heads += [f"\n× {REFERENCE}"] if reference else []
+    heads += ["bound\nms", "bound\n÷ time"] if ports else []
+    table = new_table(*heads)
+    for limit in memory:
+        block = sorted((row for row in rows if row["bytes"] == limit["bytes"]), key=lambda row: row["seconds"])
+        times = {row["algorithm"]: row["seconds"] for row in block}
+        limits = [("what memory allows", limit)]
+        limits += [("one port, both ways", port) for port in ports if port["bytes"] == limit["bytes"]]
+        table.add_row(f"[bold]{size_label(limit['bytes'])}[/bold]")
+        for name, row in [(f"[dim]{name}[/dim]", row) for name, row in limits] + [(r["algorithm"], r) for r in block]:
+            bound = row.get("bound_seconds")
+            table.add_row(
+                f"  {name}",
+                f"{1e3 * row['seconds']:.3f}",
+                f"{1e3 * row['seconds_low']:.3f} – {1e3 * row['seconds_high']:.3f}",
+                f"{row['algbw'] / 1e9:.2f}",
+                f"{row['busbw'] / 1e9:.2f}" if row["ranks"] > 1 else "",
+                *([f"{times[REFERENCE] / row['seconds']:.2f}" if row["ranks"] > 1 else ""] if reference else []),
+                *([f"{1e3 * bound:.3f}", f"{bound / row['seconds']:.2f}"] if bound is not None else []),
+            )
+        table.add_section()
+    console.print(table)
+    console.print(
+        f"\n{rows[0]['ranks']} ranks, float32, in place; every result of every repetition was exact. What memory "
+        "allows: every rank reads and writes its own buffer once, which no all-reduce in memory can do without."
+    )
+    if overhead is not None:
+        console.print(
+            "\nServers are ranks besides those; they make a synchronous update as in training, whose new values are "
+            "the sums. One port: one worker and one server send the buffer there and back while nobody else moves "
+            "anything. Bound: max(1, W/K) times that for W workers and K servers, the incast of W buffers on K ports. "
+            "It leaves adding out, and has every port as fast as one alone; on one machine all ports are the same "
+            "cores and the same memory, so that K servers do not reach a K-th.\n\n"
+            f"A request costs {1e3 * overhead:.3f} ms apart from moving and adding: an update of 4 bytes by one worker "
+            "takes so much longer than its messages alone."
+        )

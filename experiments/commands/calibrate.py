@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
@@ -10,6 +10,9 @@ from bigbatch.comm.options import BYTES, File, Number, Options, option
 from bigbatch.comm.wires import DEFAULT_DEADLINE
 from bigbatch.experiments.commands.options import Command, FolderSettings, takes
 from bigbatch.experiments.commands.ranks import RankSettings, ranks_of
+
+if TYPE_CHECKING:  # whoever only asks for help must not wait for what prints tables
+    from rich.console import Console
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,6 @@ def calibrate(settings: CalibrationSettings, output: FolderSettings) -> None:
         calibrated,
         check_file,
         keep_network,
-        print_calibration,
         source_of,
     )
     from bigbatch.experiments.runs.run import SUMMARY, environment, make_folder, new_folder, write_json
@@ -77,3 +79,36 @@ def calibrate(settings: CalibrationSettings, output: FolderSettings) -> None:
             print_calibration(console(), summary)
             print(f"\n{path}: the network, for {memory / 2**20:g} MB of memory in each of two ranks")
             close(folder)
+
+
+def print_calibration(console: "Console", summary: dict[str, Any]) -> None:
+    """Print measured and fitted times of every size, and the network."""
+    from bigbatch.experiments.commands.output import new_table
+    from bigbatch.experiments.measuring.bench import size_label
+
+    table = new_table("size", "both ways\nµs", "fit\nµs", "error\n%", "GB/s", "ping-pong\nµs", "4 to one\nµs each")
+    for row in summary["rows"]:
+        others = (row[kind] for kind in ("ping_pong_seconds", "incast_seconds"))
+        table.add_row(
+            size_label(row["bytes"]),
+            _micro(row["seconds"]),
+            _micro(row["fit_seconds"]),
+            f"{100 * row['error']:+.1f}",
+            f"{row['bandwidth'] / 1e9:.3g}",
+            *("" if seconds is None else _micro(seconds) for seconds in others),
+        )
+    console.print(table)
+    network = summary["network"]
+    pieces = new_table("messages of at least", "α\nµs", "bandwidth of a port\nGB/s")
+    for piece in ({"bytes": 0, **network}, *network.get("larger", ())):
+        pieces.add_row(size_label(piece["bytes"]), _micro(piece["alpha"]), f"{piece['bandwidth'] / 1e9:.3g}")
+    console.print()
+    console.print(pieces)
+    console.print(
+        f"\nThe fit is of both ways: a message each way at once. Adding takes γ = {1e9 * network['gamma']:.3g} ns a "
+        f"byte; a matrix product runs at {summary['flops'] / 1e9:.3g} GFLOP/s on a core. Medians, the slower rank's."
+    )
+
+
+def _micro(seconds: float) -> str:
+    return f"{1e6 * seconds:,.1f}" if seconds < 1e-3 else f"{1e6 * seconds:,.0f}"

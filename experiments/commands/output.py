@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from bigbatch.comm.errors import BigBatchError, ConfigurationError
@@ -42,9 +43,14 @@ def print_json(content: Any) -> None:
     print(json.dumps(content, indent=2), flush=True)
 
 
-def new_table(*heads: str) -> Table:
-    """A table whose columns but the first are numbers."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+def new_table(*heads: str, gap: int = 2) -> Table:
+    """A table whose columns but the first are numbers.
+
+    Args:
+        heads: of the columns.
+        gap: columns of text between two of the table's.
+    """
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, gap, 0, 0))
     for number, head in enumerate(heads):
         table.add_column(head, justify="right" if number else "left", no_wrap=True)
     return table
@@ -70,7 +76,7 @@ def present(
     runs: Sequence["Run"], folder: Path, summary: dict[str, Any], sentence: str, output: OutputSettings
 ) -> None:
     """Print the table of finished runs and a sentence about them, or the summary."""
-    from bigbatch.experiments.runs.table import print_table, setting
+    from bigbatch.experiments.runs.table import setting
 
     if output.json:
         print_json(summary)
@@ -81,6 +87,21 @@ def present(
         if setting(runs[0].summary):
             console().print(f"\n{setting(runs[0].summary)}")
         close(folder)
+
+
+def print_table(console: Console, summaries: Sequence[dict[str, Any]]) -> None:
+    """Print what `table_of` has."""
+    from bigbatch.experiments.runs.table import table_of
+
+    heads, blocks = table_of(summaries)
+    table = new_table("", *map(escape, heads))
+    for block in blocks:
+        if block.title:
+            table.add_row(f"[bold]{escape(block.title)}[/bold]")
+        for label, cells in block.rows:
+            table.add_row(label, *cells)
+        table.add_section()
+    console.print(table)
 
 
 def check_ending(path: Path, *endings: str) -> None:

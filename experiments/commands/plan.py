@@ -66,7 +66,7 @@ def print_front(printer: "Console", front: "Sequence[Candidate]", best: "Candida
 
     money = [] if price is None else ["price"]
     heads = ("time", "GPU-h", *money, "workers", "strategy", "each", "batch", "updates", "s/update", "efficiency")
-    table = new_table(*heads)
+    table = new_table(*heads, gap=1)
     for one in front:
         beside = f" + {one.servers:,}" if one.servers else ""
         table.add_row(

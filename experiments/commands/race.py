@@ -1,13 +1,17 @@
 """`bigbatch-exp race`: whole trainings in turns, beside torch's own way and beside no exchange at all."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
 from bigbatch.comm.options import Flag, Options, Whole, option
 from bigbatch.experiments.commands.options import Command, takes
 from bigbatch.experiments.commands.ranks import RankSettings, ranks_of
+
+if TYPE_CHECKING:  # whoever only asks for help must not wait for what prints tables
+    from rich.console import Console
 
 
 @dataclass(frozen=True)
@@ -48,4 +52,25 @@ def race(settings: RaceSettings, ranks: RankSettings, strategies: tuple[str, ...
         if speaking and settings.json:
             print_json(rows)
         elif speaking:
-            racing.print_race(console(), rows)
+            print_race(console(), rows)
+
+
+def print_race(console: "Console", rows: Sequence[dict[str, Any]]) -> None:
+    """Print a line for each contestant, fastest first."""
+    from bigbatch.experiments.commands.output import new_table
+    from bigbatch.experiments.measuring.race import DDP, NOTHING
+
+    table = new_table("", "tokens/s", "quartiles", f"× {DDP}", f"× {NOTHING}")
+    for row in sorted(rows, key=lambda row: -row["tokens_per_second"]):
+        table.add_row(
+            row["contestant"],
+            f"{row['tokens_per_second']:,.0f}",
+            f"{row['tokens_per_second_low']:,.0f} – {row['tokens_per_second_high']:,.0f}",
+            *(f"{row['against'].get(other, 1.0):.3f}" for other in (DDP, NOTHING)),
+        )
+    console.print(table)
+    first = rows[0]
+    console.print(
+        f"\n{first['ranks']} ranks, {first['parameters']:,} parameters, {first['tokens_per_update']:,} tokens an "
+        "update, in turns; ratios are medians of turn against turn."
+    )

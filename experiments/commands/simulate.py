@@ -82,7 +82,7 @@ def bare(rows: Sequence[dict[str, Any]], network: "Network", nbytes: int, output
     if output.json:
         print_json(rows)
         return
-    table = new_table("strategy", "workers", "size", "time, ms", "busbw, GB/s")
+    table = new_table("strategy", "workers", "size", "time, ms", "busbw, GB/s", gap=1)
     for row in rows:
         seconds = row["communication_seconds"]
         busbw = 2 * (row["workers"] - 1) / row["workers"] * nbytes / seconds / 1e9 if seconds else float("nan")
@@ -127,7 +127,8 @@ def print_rows(printer: "Console", rows: "Sequence[Row]") -> None:
     """Print a line for each strategy and number of workers: milliseconds an update, and what is in them."""
     from bigbatch.experiments.commands.output import new_table
 
-    table = new_table("strategy", "workers", "ms", "computing", "moving", "waiting", "ktok/s", "efficiency", "port, MB")
+    heads = ("strategy", "workers", "ms", "computing", "moving", "waiting", "ktok/s", "efficiency", "port, MB")
+    table = new_table(*heads, gap=1)
     for row in rows:
         times = (row.step_seconds, row.compute_seconds, row.communication_seconds, row.waiting_seconds)
         table.add_row(

@@ -1,26 +1,47 @@
 """`bigbatch-exp targets`: how fast everything is meant to be, and how fast it is."""
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
 import click
 
 from bigbatch.experiments.commands.options import Command, FolderSettings, takes
+
+if TYPE_CHECKING:  # whoever only asks for help must not wait for what prints tables
+    from rich.console import Console
 
 
 @click.command(cls=Command)
 @takes(FolderSettings)
 def targets(output: FolderSettings) -> None:
     """Measure how fast the wires are, and hold that against what they are meant to reach."""
-    from bigbatch.experiments.commands.output import close, console, print_json
+    from bigbatch.experiments.commands.output import close, console, print_json, told
     from bigbatch.experiments.commands.ranks import refuse_launchers
-    from bigbatch.experiments.measuring.targets import measure_all, print_targets
+    from bigbatch.experiments.measuring.targets import measure_all
     from bigbatch.experiments.runs.run import SUMMARY, environment, make_folder, new_folder, write_json
 
     refuse_launchers("targets starts the processes that it measures itself")
     folder = output.out or new_folder("targets")
     make_folder(folder)
-    reached = measure_all(folder)
+    reached = measure_all(folder, told(True))
     write_json(folder / SUMMARY, {"targets": reached, "environment": environment()})
     if output.json:
         print_json(reached)
         return
     print_targets(console(), reached)
     close(folder)
+
+
+def print_targets(console: "Console", reached: Sequence[dict[str, Any]]) -> None:
+    """Print a line for each target."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for number, head in enumerate(("", "at least", "reached", "", "case by case")):
+        table.add_column(head, justify="right" if number in (1, 2) else "left")
+    for row in reached:
+        cases = ", ".join(f"{name} {ratio:.2f}" for name, ratio in row["cases"].items())
+        met = "yes" if row["reached"] >= row["at_least"] else "[bold]no[/bold]"
+        table.add_row(row["what"], f"{row['at_least']:g} ×", f"{row['reached']:.2f} ×", met, cases)
+    console.print(table)

@@ -1,7 +1,8 @@
 """`bigbatch-exp validate`: predictions of the simulator against this machine."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
@@ -9,6 +10,9 @@ from bigbatch.comm.options import BYTES, Number, Options, Several, Whole, option
 from bigbatch.comm.wires import DEFAULT_DEADLINE
 from bigbatch.experiments.commands.options import Command, FolderSettings, takes
 from bigbatch.experiments.commands.ranks import refuse_launchers
+
+if TYPE_CHECKING:  # whoever only asks for help must not wait for what prints tables
+    from rich.console import Console
 
 
 @dataclass(frozen=True)
@@ -38,19 +42,19 @@ class ValidationSettings(Options):
 @takes(ValidationSettings, FolderSettings)
 def validate(settings: ValidationSettings, output: FolderSettings) -> None:
     """Predict all-reduces and servers on more ranks from two ranks' messages, and then measure them here."""
-    from bigbatch.experiments.commands.output import close, console, print_json
+    from bigbatch.experiments.commands.output import close, console, print_json, told
     from bigbatch.experiments.figures.calibration import draw_validation
-    from bigbatch.experiments.measuring.calibrate import compared, drift, measure_ranks, predict_all, print_validation
+    from bigbatch.experiments.measuring.calibrate import compared, drift, measure_ranks, predict_all
     from bigbatch.experiments.runs.run import SUMMARY, environment, make_folder, new_folder, write_json
 
     refuse_launchers("validate starts the processes that it measures itself")
     sizes, ranks, seconds, deadline = settings.bytes, settings.ranks, settings.seconds, settings.deadline
     folder = output.out or new_folder("validate")
     make_folder(folder)
-    predicted = predict_all(sizes, ranks, seconds, deadline, folder)
+    predicted = predict_all(sizes, ranks, seconds, deadline, folder, told(True))
     write_json(folder / "predictions.json", {"rows": predicted})  # before anything of it is measured
-    rows = compared(predicted, measure_ranks(sizes, ranks, seconds, deadline, folder))
-    drifted = drift(sizes, seconds, deadline, folder)
+    rows = compared(predicted, measure_ranks(sizes, ranks, seconds, deadline, folder, told(True)))
+    drifted = drift(sizes, seconds, deadline, folder, told(True))
     write_json(folder / SUMMARY, {"rows": rows, "drift": drifted, "environment": environment()})
     draw_validation(rows, folder / "validation.png")
     if output.json:
@@ -58,3 +62,35 @@ def validate(settings: ValidationSettings, output: FolderSettings) -> None:
         return
     print_validation(console(), rows, drifted)
     close(folder)
+
+
+def print_validation(console: "Console", rows: Sequence[dict[str, Any]], drifted: float) -> None:
+    """Print predicted and measured times, and by how much they differ; `drifted` is as `drift` has it."""
+    import numpy as np
+
+    from bigbatch.experiments.commands.output import new_table
+    from bigbatch.experiments.measuring.bench import size_label
+    from bigbatch.experiments.measuring.calibrate import WITHIN, cores_here
+
+    table = new_table("", "ranks", "predicted\nms", "measured\nms", "quartiles\nms", "error\n%")
+    for size in dict.fromkeys(row["bytes"] for row in rows):
+        table.add_row(f"[bold]{size_label(size)}[/bold]")
+        for row in (row for row in rows if row["bytes"] == size):
+            table.add_row(
+                f"  {row['algorithm']}",
+                str(row["ranks"]),
+                f"{1e3 * row['predicted']:.2f}",
+                f"{1e3 * row['seconds']:.2f}",
+                f"{1e3 * row['seconds_low']:.2f} – {1e3 * row['seconds_high']:.2f}",
+                f"{100 * row['error']:+.0f}",
+            )
+        table.add_section()
+    console.print(table)
+    errors = np.abs([row["error"] for row in rows])
+    console.print(
+        f"\n{np.count_nonzero(errors <= WITHIN)} of {len(errors)} predictions are within {100 * WITHIN:g} %; the "
+        f"median |error| is {100 * np.median(errors):.0f} %, the largest {100 * errors.max():.0f} %. Predicted from "
+        f"messages between two ranks and the number of cores ({cores_here()}), before anything else was measured. "
+        f"Error: predicted / measured − 1. Messages between two ranks take {drifted:.2f} × as long afterwards as they "
+        "did when the predictions were made; far from 1, other programs came or went, and the errors are theirs too."
+    )

@@ -4,10 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from bigbatch.comm.errors import ConfigurationError, LaunchError
 from bigbatch.comm.measuring.served import PlainMessages, Served, incast_bound
 from bigbatch.comm.reducers.collective import Collective
@@ -196,56 +192,6 @@ def as_json(row: Measurement) -> dict[str, Any]:
         "busbw": row.busbw,
         "exact": row.exact,
     }
-
-
-def print_bench(
-    console: Console,
-    rows: Sequence[dict[str, Any]],
-    memory: Sequence[dict[str, Any]],
-    ports: Sequence[dict[str, Any]] = (),
-    overhead: float | None = None,
-) -> None:
-    """Print a block for every size, fastest first, below what memory allows and what a port can move."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
-    reference = any(row["algorithm"] == REFERENCE for row in rows)
-    heads = ["", "time\nms", "quartiles\nms", "algbw\nGB/s", "busbw\nGB/s"]
-    heads += [f"\n× {REFERENCE}"] if reference else []
-    heads += ["bound\nms", "bound\n÷ time"] if ports else []
-    for number, head in enumerate(heads):
-        table.add_column(head, justify="right" if number else "left", no_wrap=True)
-    for limit in memory:
-        block = sorted((row for row in rows if row["bytes"] == limit["bytes"]), key=lambda row: row["seconds"])
-        times = {row["algorithm"]: row["seconds"] for row in block}
-        limits = [("what memory allows", limit)]
-        limits += [("one port, both ways", port) for port in ports if port["bytes"] == limit["bytes"]]
-        table.add_row(f"[bold]{size_label(limit['bytes'])}[/bold]")
-        for name, row in [(f"[dim]{name}[/dim]", row) for name, row in limits] + [(r["algorithm"], r) for r in block]:
-            bound = row.get("bound_seconds")
-            table.add_row(
-                f"  {name}",
-                f"{1e3 * row['seconds']:.3f}",
-                f"{1e3 * row['seconds_low']:.3f} – {1e3 * row['seconds_high']:.3f}",
-                f"{row['algbw'] / 1e9:.2f}",
-                f"{row['busbw'] / 1e9:.2f}" if row["ranks"] > 1 else "",
-                *([f"{times[REFERENCE] / row['seconds']:.2f}" if row["ranks"] > 1 else ""] if reference else []),
-                *([f"{1e3 * bound:.3f}", f"{bound / row['seconds']:.2f}"] if bound is not None else []),
-            )
-        table.add_section()
-    console.print(table)
-    console.print(
-        f"\n{rows[0]['ranks']} ranks, float32, in place; every result of every repetition was exact. What memory "
-        "allows: every rank reads and writes its own buffer once, which no all-reduce in memory can do without."
-    )
-    if overhead is not None:
-        console.print(
-            "\nServers are ranks besides those; they make a synchronous update as in training, whose new values are "
-            "the sums. One port: one worker and one server send the buffer there and back while nobody else moves "
-            "anything. Bound: max(1, W/K) times that for W workers and K servers, the incast of W buffers on K ports. "
-            "It leaves adding out, and has every port as fast as one alone; on one machine all ports are the same "
-            "cores and the same memory, so that K servers do not reach a K-th.\n\n"
-            f"A request costs {1e3 * overhead:.3f} ms apart from moving and adding: an update of 4 bytes by one worker "
-            "takes so much longer than its messages alone."
-        )
 
 
 def size_label(nbytes: int) -> str:

@@ -1,17 +1,11 @@
-"""This machine as a network: what calibrating and validating write, print, and start."""
+"""This machine as a network: what calibrating and validating write and start."""
 
 import json
 import os
 import subprocess
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from bigbatch.comm.collectives import ALGORITHMS, bind
 from bigbatch.comm.errors import BigBatchError, ConfigurationError
@@ -20,7 +14,6 @@ from bigbatch.comm.measuring.prediction import predict_reduction, predict_server
 from bigbatch.comm.simulation.network import Network
 from bigbatch.comm.simulation.network_file import as_entries, as_toml, read_network
 from bigbatch.comm.simulation.presets import THIS_MACHINE
-from bigbatch.experiments.measuring.bench import size_label
 from bigbatch.experiments.measuring.wires import all_reduce_named
 from bigbatch.experiments.runs.run import SUMMARY
 from bigbatch.experiments.training.launcher import launch_command, launch_environment
@@ -121,55 +114,23 @@ def calibrated(points: Points, network: Network, memory: int) -> dict[str, Any]:
     }
 
 
-def print_calibration(console: Console, summary: dict[str, Any]) -> None:
-    """Print measured and fitted times of every size, and the network."""
-    table = _table("size", "both ways\nµs", "fit\nµs", "error\n%", "GB/s", "ping-pong\nµs", "4 to one\nµs each")
-    for row in summary["rows"]:
-        others = (row[kind] for kind in ("ping_pong_seconds", "incast_seconds"))
-        table.add_row(
-            size_label(row["bytes"]),
-            _micro(row["seconds"]),
-            _micro(row["fit_seconds"]),
-            f"{100 * row['error']:+.1f}",
-            f"{row['bandwidth'] / 1e9:.3g}",
-            *("" if seconds is None else _micro(seconds) for seconds in others),
-        )
-    console.print(table)
-    network = summary["network"]
-    pieces = _table("messages of at least", "α\nµs", "bandwidth of a port\nGB/s")
-    for piece in ({"bytes": 0, **network}, *network.get("larger", ())):
-        pieces.add_row(size_label(piece["bytes"]), _micro(piece["alpha"]), f"{piece['bandwidth'] / 1e9:.3g}")
-    console.print()
-    console.print(pieces)
-    console.print(
-        f"\nThe fit is of both ways: a message each way at once. Adding takes γ = {1e9 * network['gamma']:.3g} ns a "
-        f"byte; a matrix product runs at {summary['flops'] / 1e9:.3g} GFLOP/s on a core. Medians, the slower rank's."
-    )
-
-
-def _micro(seconds: float) -> str:
-    return f"{1e6 * seconds:,.1f}" if seconds < 1e-3 else f"{1e6 * seconds:,.0f}"
-
-
-def _table(*heads: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
-    for number, head in enumerate(heads):
-        table.add_column(head, justify="right" if number else "left", no_wrap=True)
-    return table
-
-
 # Validating.
 
 
 def predict_all(
-    sizes: Sequence[int], ranks: Sequence[int], seconds: float, deadline: float, folder: Path
+    sizes: Sequence[int],
+    ranks: Sequence[int],
+    seconds: float,
+    deadline: float,
+    folder: Path,
+    tell: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """Calibrate on two ranks, and predict every all-reduce and a server for so many workers.
 
     Returns:
         Rows with `algorithm`, `ranks`, `bytes` and `predicted`, in seconds.
     """
-    network, cores = _calibrate(seconds, deadline, folder / "calibration"), cores_here()
+    network, cores = _calibrate(seconds, deadline, folder / "calibration", tell), cores_here()
     rows = []
     for size in sizes:
         for workers in ranks:
@@ -185,28 +146,33 @@ def predict_all(
     return rows
 
 
-def drift(sizes: Sequence[int], seconds: float, deadline: float, folder: Path) -> float:
+def drift(sizes: Sequence[int], seconds: float, deadline: float, folder: Path, tell: Callable[[str], None]) -> float:
     """How many times as long messages of the smallest of the sizes take now as when the predictions were made.
 
     Nothing is predicted from it: it says whether the machine was the same for both, or other programs came or went.
     """
     before, now = (
         read_network(folder / "calibration" / NETWORK_FILE),
-        _calibrate(seconds, deadline, folder / "calibration-after"),
+        _calibrate(seconds, deadline, folder / "calibration-after", tell),
     )
     first, later = (sum(network.wires.cost(min(sizes))) for network in (before, now))
     return later / first
 
 
-def _calibrate(seconds: float, deadline: float, place: Path) -> Network:
+def _calibrate(seconds: float, deadline: float, place: Path, tell: Callable[[str], None]) -> Network:
     """What `calibrate` writes, measured in processes of its own."""
     arguments = ["calibrate", "--network", str(place / NETWORK_FILE), "--json"]
-    _measure(place, 2, [*arguments, "--seconds", str(seconds), "--deadline", str(deadline)])
+    _measure(place, 2, [*arguments, "--seconds", str(seconds), "--deadline", str(deadline)], tell)
     return read_network(place / NETWORK_FILE)
 
 
 def measure_ranks(
-    sizes: Sequence[int], ranks: Sequence[int], seconds: float, deadline: float, folder: Path
+    sizes: Sequence[int],
+    ranks: Sequence[int],
+    seconds: float,
+    deadline: float,
+    folder: Path,
+    tell: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """The rows of a bench for each number of workers."""
     rows = []
@@ -214,13 +180,13 @@ def measure_ranks(
         place = folder / f"bench-{workers}"
         arguments = ["bench", "--algorithms", ",".join(REDUCTIONS), "--servers", "1", "--json"]
         arguments += ["--bytes", ",".join(map(str, sizes)), "--seconds", str(seconds), "--deadline", str(deadline)]
-        rows += _measure(place, workers + 1, arguments)["rows"]
+        rows += _measure(place, workers + 1, arguments, tell)["rows"]
     return rows
 
 
-def _measure(place: Path, ranks: int, arguments: Sequence[str]) -> dict[str, Any]:
+def _measure(place: Path, ranks: int, arguments: Sequence[str], tell: Callable[[str], None]) -> dict[str, Any]:
     """The summary that a command writes which is started on so many ranks."""
-    print(f"── {place.name}", file=sys.stderr, flush=True)
+    tell(f"── {place.name}")
     command = launch_command(all_reduce_named("ring"), ranks, [*arguments, "--out", str(place)])
     try:
         result = subprocess.run(
@@ -251,29 +217,3 @@ def compared(predicted: Sequence[dict[str, Any]], measured: Sequence[dict[str, A
         times = {name: found[key][name] for name in ("seconds", "seconds_low", "seconds_high")}
         rows.append({**row, **times, "error": row["predicted"] / times["seconds"] - 1})
     return rows
-
-
-def print_validation(console: Console, rows: Sequence[dict[str, Any]], drifted: float) -> None:
-    """Print predicted and measured times, and by how much they differ; `drifted` is as `drift` has it."""
-    table = _table("", "ranks", "predicted\nms", "measured\nms", "quartiles\nms", "error\n%")
-    for size in dict.fromkeys(row["bytes"] for row in rows):
-        table.add_row(f"[bold]{size_label(size)}[/bold]")
-        for row in (row for row in rows if row["bytes"] == size):
-            table.add_row(
-                f"  {row['algorithm']}",
-                str(row["ranks"]),
-                f"{1e3 * row['predicted']:.2f}",
-                f"{1e3 * row['seconds']:.2f}",
-                f"{1e3 * row['seconds_low']:.2f} – {1e3 * row['seconds_high']:.2f}",
-                f"{100 * row['error']:+.0f}",
-            )
-        table.add_section()
-    console.print(table)
-    errors = np.abs([row["error"] for row in rows])
-    console.print(
-        f"\n{np.count_nonzero(errors <= WITHIN)} of {len(errors)} predictions are within {100 * WITHIN:g} %; the "
-        f"median |error| is {100 * np.median(errors):.0f} %, the largest {100 * errors.max():.0f} %. Predicted from "
-        f"messages between two ranks and the number of cores ({cores_here()}), before anything else was measured. "
-        f"Error: predicted / measured − 1. Messages between two ranks take {drifted:.2f} × as long afterwards as they "
-        "did when the predictions were made; far from 1, other programs came or went, and the errors are theirs too."
-    )

@@ -6,9 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from torch.nn.parallel import DistributedDataParallel
 
 from bigbatch.comm.strategies.no_exchange import NoExchange
@@ -162,23 +159,3 @@ def race(
         }
         for name, values in speeds.items()
     ]
-
-
-def print_race(console: Console, rows: Sequence[dict[str, Any]]) -> None:
-    """Print a line for each contestant, fastest first."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
-    for number, head in enumerate(("", "tokens/s", "quartiles", f"× {DDP}", f"× {NOTHING}")):
-        table.add_column(head, justify="right" if number else "left", no_wrap=True)
-    for row in sorted(rows, key=lambda row: -row["tokens_per_second"]):
-        table.add_row(
-            row["contestant"],
-            f"{row['tokens_per_second']:,.0f}",
-            f"{row['tokens_per_second_low']:,.0f} – {row['tokens_per_second_high']:,.0f}",
-            *(f"{row['against'].get(other, 1.0):.3f}" for other in (DDP, NOTHING)),
-        )
-    console.print(table)
-    first = rows[0]
-    console.print(
-        f"\n{first['ranks']} ranks, {first['parameters']:,} parameters, {first['tokens_per_update']:,} tokens an "
-        "update, in turns; ratios are medians of turn against turn."
-    )

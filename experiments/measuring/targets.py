@@ -2,15 +2,10 @@
 
 import json
 import subprocess
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from bigbatch.comm.errors import BigBatchError
 from bigbatch.experiments.measuring.bench import size_label
@@ -132,11 +127,12 @@ The incast bound is of moving alone. Where memory is the wire, adding takes abou
 """
 
 
-def measure_all(folder: Path) -> list[dict[str, Any]]:
+def measure_all(folder: Path, tell: Callable[[str], None]) -> list[dict[str, Any]]:
     """Run every measurement, in processes of its own, and hold it against the targets.
 
     Args:
         folder: where the measurements are kept.
+        tell: is told which measurement comes next.
 
     Returns:
         A row for each target: `what`, `at_least`, `reached` (in the worst case) and `cases`.
@@ -156,7 +152,7 @@ def measure_all(folder: Path) -> list[dict[str, Any]]:
     }
     measured: Measured = {}
     for name, (ranks, arguments) in commands.items():
-        print(f"── {name}", file=sys.stderr, flush=True)
+        tell(f"── {name}")
         place = folder / name
         out = ["--out", str(place)] if name.startswith("bench") else []
         command = launch_command(all_reduce_named("ring"), ranks, [*arguments, *out])
@@ -171,26 +167,14 @@ def measure_all(folder: Path) -> list[dict[str, Any]]:
         if result.returncode:
             raise BigBatchError(f"The measurement {name} ended with exit status {result.returncode}; see above.")
         measured[name] = json.loads((place / SUMMARY).read_text(encoding="utf-8") if out else result.stdout)
-    print("── simulator", file=sys.stderr, flush=True)
+    tell("── simulator")
     measured["simulator"] = simulator_seconds()
-    print("── optimizers", file=sys.stderr, flush=True)
+    tell("── optimizers")
     measured["optimizers"] = optimizer_ratios()
-    print("── noise scale", file=sys.stderr, flush=True)
+    tell("── noise scale")
     measured["noise"] = noise_ratio()
     return [
         {"what": target.what, "at_least": target.at_least, "reached": min(cases.values()), "cases": cases}
         for target in TARGETS
         for cases in [target.ratios(measured)]
     ]
-
-
-def print_targets(console: Console, reached: Sequence[dict[str, Any]]) -> None:
-    """Print a line for each target."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
-    for number, head in enumerate(("", "at least", "reached", "", "case by case")):
-        table.add_column(head, justify="right" if number in (1, 2) else "left")
-    for row in reached:
-        cases = ", ".join(f"{name} {ratio:.2f}" for name, ratio in row["cases"].items())
-        met = "yes" if row["reached"] >= row["at_least"] else "[bold]no[/bold]"
-        table.add_row(row["what"], f"{row['at_least']:g} ×", f"{row['reached']:.2f} ×", met, cases)
-    console.print(table)

@@ -4,11 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 Summary = dict[str, Any]
 
 # What stands at the left, the summary's key, factor, decimals.
@@ -67,22 +62,6 @@ def table_of(summaries: Sequence[Summary]) -> tuple[list[str], list[TableSection
     arms = {name: [_arm(summary, name) for summary in summaries] for name in _names(summaries[0])}
     heads = [summary["strategy"] for summary in summaries]
     return heads, [TableSection(name, _rows(own, workers)) for name, own in arms.items()]
-
-
-def print_table(console: Console, summaries: Sequence[Summary]) -> None:
-    """Print what `table_of` has."""
-    heads, blocks = table_of(summaries)
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("", no_wrap=True)
-    for head in heads:
-        table.add_column(escape(head), justify="right")
-    for block in blocks:
-        if block.title:
-            table.add_row(f"[bold]{escape(block.title)}[/bold]")
-        for label, cells in block.rows:
-            table.add_row(label, *cells)
-        table.add_section()
-    console.print(table)
 
 
 def _rows(arms: list[dict[str, Any]], workers: int) -> list[tuple[str, list[str]]]:

@@ -20,8 +20,9 @@ from bigbatch.comm.simulation.network import FREE, Network, Piece, Wire, wire
 from bigbatch.comm.simulation.network_file import as_toml, network_from, read_network
 from bigbatch.comm.transports.cluster import Cluster
 from bigbatch.experiments.commands.main import cli
+from bigbatch.experiments.commands.validate import print_validation
 from bigbatch.experiments.figures.calibration import draw_calibration, draw_validation
-from bigbatch.experiments.measuring.calibrate import calibrated, check_file, compared, print_validation
+from bigbatch.experiments.measuring.calibrate import calibrated, check_file, compared
 
 PIECES = (Piece(0, 2e-6, 5e9), Piece(65536, 9e-6, 3e9), Piece(2**21, 40e-6, 1e9))
 KNOWN = Network("known", Wire(*PIECES), gamma=1e-10)
