@@ -24,7 +24,7 @@ from bigbatch.comm.update import Outcome
 from bigbatch.comm.wires.transport import Transport
 from bigbatch.experiments.commands.main import cli
 from bigbatch.experiments.training.history import without_unmeasured
-from bigbatch.experiments.training.notes import rank_of, record_of, row_of
+from bigbatch.experiments.training.served.notes import rank_of, record_of, row_of
 from bigbatch.tasks.task import Task
 from bigbatch.training.batches import BatchPlan
 from bigbatch.training.noise import DECAY, NoiseScale, estimates, noise_scale

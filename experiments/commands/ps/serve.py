@@ -82,9 +82,9 @@ def _serve(**parameters: Any) -> None:
     from bigbatch.experiments.runs.run import Run, new_folder
     from bigbatch.experiments.runs.table import verdict
     from bigbatch.experiments.training.assemble import check
-    from bigbatch.experiments.training.offer import Offer
     from bigbatch.experiments.training.progress import Reporter
-    from bigbatch.experiments.training.served import ServedExperiment
+    from bigbatch.experiments.training.served.experiment import ServedExperiment
+    from bigbatch.experiments.training.served.offer import Offer
     from bigbatch.experiments.training.settings import Request
 
     def chosen(kind: type[Options]) -> dict[str, Any]:

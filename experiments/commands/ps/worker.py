@@ -59,7 +59,7 @@ def worker(settings: WorkerSettings, addresses: tuple[str, ...]) -> None:
     from bigbatch.comm.transports.launch import detect
     from bigbatch.experiments.training.assemble import resolve_device
     from bigbatch.experiments.training.progress import Reporter
-    from bigbatch.experiments.training.served_worker import NetworkWorker
+    from bigbatch.experiments.training.served.worker import NetworkWorker
 
     pair = Keys.read(settings.keys) if settings.keys is not None else None
     NetworkWorker(

@@ -1,4 +1,4 @@
-"""Experiments over servers on a network: what `ps serve` and `ps worker` do."""
+"""The experiment that servers on a network offer: what `ps serve` does."""
 
 import json
 import time
@@ -25,8 +25,8 @@ from bigbatch.comm.strategies.remote import RemoteServers, facts_about
 from bigbatch.experiments.runs.run import RunWriter, environment
 from bigbatch.experiments.training.assemble import Assembly, noise_remarks, task_of
 from bigbatch.experiments.training.history import summarise, summary_of
-from bigbatch.experiments.training.notes import Busy, rank_of, record_of
-from bigbatch.experiments.training.offer import OF_ONE_START, Announcement, Offer, facts_of
+from bigbatch.experiments.training.served.notes import Busy, rank_of, record_of
+from bigbatch.experiments.training.served.offer import OF_ONE_START, Announcement, Offer, facts_of
 from bigbatch.training.batches import Arm
 from bigbatch.training.memory import peak_bytes
 

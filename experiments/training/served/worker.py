@@ -18,9 +18,9 @@ from bigbatch.comm.strategies.remote import RemoteServers
 from bigbatch.comm.transports.alone import Alone
 from bigbatch.experiments.training.arm import train
 from bigbatch.experiments.training.assemble import Assembly, task_of
-from bigbatch.experiments.training.notes import row_of
-from bigbatch.experiments.training.offer import Announcement, facts_of
 from bigbatch.experiments.training.progress import Reporter
+from bigbatch.experiments.training.served.notes import row_of
+from bigbatch.experiments.training.served.offer import Announcement, facts_of
 from bigbatch.experiments.training.settings import Settings
 from bigbatch.models import MODELS
 from bigbatch.optimizers.standard import optimizer_named
