@@ -2,21 +2,19 @@
 
 import json
 import os
-import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from bigbatch.comm.collectives import ALGORITHMS, bind
-from bigbatch.comm.errors import BigBatchError, ConfigurationError
+from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.measuring.calibration import Points
 from bigbatch.comm.measuring.prediction import predict_reduction, predict_server
 from bigbatch.comm.simulation.network import Network
 from bigbatch.comm.simulation.network_file import as_entries, as_toml, read_network
 from bigbatch.comm.simulation.presets import THIS_MACHINE
-from bigbatch.experiments.measuring.wires import all_reduce_named
+from bigbatch.experiments.measuring.started import measurement
 from bigbatch.experiments.runs.run import SUMMARY
-from bigbatch.experiments.training.launcher import launch_command, launch_environment
 
 NETWORK_FILE = f"{THIS_MACHINE}.toml"
 
@@ -28,9 +26,6 @@ SERVER = "1 server"
 
 WITHIN = 0.1
 """The relative error that predictions aim at."""
-
-SECONDS_TO_END = 590
-"""A measurement that takes longer hangs."""
 
 
 def cores_here() -> int:
@@ -186,18 +181,7 @@ def measure_ranks(
 
 def _measure(place: Path, ranks: int, arguments: Sequence[str], tell: Callable[[str], None]) -> dict[str, Any]:
     """The summary that a command writes which is started on so many ranks."""
-    tell(f"── {place.name}")
-    command = launch_command(all_reduce_named("ring"), ranks, [*arguments, "--out", str(place)])
-    try:
-        result = subprocess.run(
-            command, env=launch_environment(command), stdout=subprocess.DEVNULL, timeout=SECONDS_TO_END, check=False
-        )
-    except subprocess.TimeoutExpired as error:
-        raise BigBatchError(
-            f"The measurement {place.name} was not done after {SECONDS_TO_END} s, and was ended."
-        ) from error
-    if result.returncode:
-        raise BigBatchError(f"The measurement {place.name} ended with exit status {result.returncode}; see above.")
+    measurement(place.name, ranks, [*arguments, "--out", str(place)], tell)
     summary: dict[str, Any] = json.loads((place / SUMMARY).read_text(encoding="utf-8"))
     return summary
 

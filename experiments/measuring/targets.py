@@ -1,29 +1,23 @@
 """How fast everything is meant to be, and how fast it is: ratios, each measured in one run."""
 
 import json
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bigbatch.comm.errors import BigBatchError
 from bigbatch.experiments.measuring.bench import size_label
 from bigbatch.experiments.measuring.noise_speed import noise_ratio
 from bigbatch.experiments.measuring.optimizer_speed import optimizer_ratios
 from bigbatch.experiments.measuring.race import DDP, NOTHING
 from bigbatch.experiments.measuring.simulator_speed import ALLOWED, simulator_seconds
-from bigbatch.experiments.measuring.wires import all_reduce_named
+from bigbatch.experiments.measuring.started import measurement
 from bigbatch.experiments.runs.run import SUMMARY
-from bigbatch.experiments.training.launcher import launch_command, launch_environment
 
 MB = 2**20
 
 Measured = dict[str, Any]
 """Name of a measurement -> what its command wrote."""
-
-SECONDS_TO_END = 590
-"""A measurement that takes longer hangs."""
 
 
 @dataclass(frozen=True)
@@ -152,21 +146,10 @@ def measure_all(folder: Path, tell: Callable[[str], None]) -> list[dict[str, Any
     }
     measured: Measured = {}
     for name, (ranks, arguments) in commands.items():
-        tell(f"── {name}")
         place = folder / name
         out = ["--out", str(place)] if name.startswith("bench") else []
-        command = launch_command(all_reduce_named("ring"), ranks, [*arguments, *out])
-        try:
-            result = subprocess.run(
-                command, env=launch_environment(command), stdout=subprocess.PIPE, timeout=SECONDS_TO_END, check=False
-            )
-        except subprocess.TimeoutExpired as error:
-            raise BigBatchError(
-                f"The measurement {name} was not done after {SECONDS_TO_END} s, and was ended."
-            ) from error
-        if result.returncode:
-            raise BigBatchError(f"The measurement {name} ended with exit status {result.returncode}; see above.")
-        measured[name] = json.loads((place / SUMMARY).read_text(encoding="utf-8") if out else result.stdout)
+        printed = measurement(name, ranks, [*arguments, *out], tell)
+        measured[name] = json.loads((place / SUMMARY).read_text(encoding="utf-8") if out else printed)
     tell("── simulator")
     measured["simulator"] = simulator_seconds()
     tell("── optimizers")
