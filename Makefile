@@ -1,7 +1,8 @@
-# make demo    install into .venv and run the first experiment
-# make test    install the test tools too and run the tests
-# make bench   measure how fast the wires are, against what they are meant to reach
-# make check   format, lint, types, import contract
+# make demo      install into .venv and run the first experiment
+# make test      install the test tools too and run the tests, all but the slow ones
+# make test-all  run the slow ones, too
+# make bench     measure how fast the wires are, against what they are meant to reach
+# make check     format, lint, types, import contract
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -9,14 +10,19 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraint
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test bench check format clean
+.PHONY: demo test test-slow test-all bench check format clean
 
 demo: .venv/installed
 	@echo "Training on four workers, about a minute ..."
 	PATH="$(CURDIR)/$(BIN):$$PATH" mpirun -n 4 bigbatch-exp ring
 
 test: .venv/installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: .venv/installed-test
+	$(BIN)/python -m pytest -m slow
+
+test-all: test test-slow
 
 bench: .venv/installed
 	$(BIN)/bigbatch-exp targets

@@ -57,7 +57,11 @@ def run(start: Start) -> Run:
     return complete
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "every_figure" in getattr(item, "fixturenames", ()):
+            item.add_marker("slow")
     items.sort(key=lambda item: "every_figure" in getattr(item, "fixturenames", ()))
 
 
