@@ -14,10 +14,10 @@ from bigbatch.comm.wires.agreement import all_gather
 from bigbatch.comm.wires.transport import Transport
 
 SIZES = (1 << 10, 1 << 14, 1 << 18, 1 << 22, 1 << 24)
-"""Bytes of the buffers to measure: what lies between is nearest to one of them."""
+"""Bytes of the buffers to measure; a buffer of another size is judged by the nearest one."""
 
 SECONDS_A_SIZE = 0.5
-"""About how long to measure each."""
+"""About how many seconds to measure each size."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Tuning:
     """How long every all-reduce takes on one layout of ranks.
 
     Attributes:
-        layout: how many ranks on each node, and over which wires.
-        seconds: size in bytes -> name -> median.
+        layout: the number of ranks on each node, and the wires between them.
+        seconds: maps a size in bytes to the median seconds of each all-reduce by name.
     """
 
     layout: str
@@ -46,12 +46,12 @@ def layout_of(transport: Transport) -> str:
 
 
 def tune(collectives: Mapping[str, Collective], transport: Transport, say: Callable[[str], None]) -> Tuning:
-    """Measure every size, and keep the table for `load_tuning`. Every rank calls it, and gets the same.
+    """Measures every size, and keeps the table for `load_tuning`. Every rank calls it and gets the same.
 
     Args:
-        collectives: to measure, by name.
+        collectives: the all-reduces to measure, by name.
         transport: whose ranks take part.
-        say: is told how far it is.
+        say: called with a line about what is measured next.
     """
     operations = {name: Reducing(collective) for name, collective in collectives.items()}
     seconds = {}
