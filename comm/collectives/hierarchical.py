@@ -11,7 +11,7 @@ from bigbatch.comm.schedules.schedule import IntArray, Round, joined, spanned
 
 
 def hierarchical(size: int, nodes: Sequence[Sequence[int]] = ()) -> Iterator[Round]:
-    """All-reduce within nodes, between nodes, within nodes.
+    """Reduce-scatter within the nodes, all-reduce between them, all-gather within the nodes.
 
     With L ranks on each of N nodes: a ring reduce-scatter in every node leaves each of its ranks a chunk of n/L
     bytes; the ranks that own the same chunk all-reduce it in a ring across the nodes; a ring all-gather in every

@@ -59,7 +59,7 @@ class Step:
 def part(
     schedule: Schedule, size: int, rank: int, elements: int, itemsize: int, chunks: tuple[int, ...] | None = None
 ) -> tuple[Step, ...]:
-    """Pick out of every round what `rank` sends and receives, for a buffer of that many elements.
+    """Picks out of every round what `rank` sends and receives, for a buffer of `elements` elements.
 
     Args:
         schedule: the rounds as a function of the number of ranks.

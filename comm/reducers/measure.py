@@ -74,15 +74,15 @@ class Measurement:
 
 
 class Operation:
-    """Something to time: each of the first ranks, the workers, hands in values and ends with everybody's sum.
+    """Something to time: the first ranks, the workers, hand in values, and each ends with the sum of all.
 
     Other ranks may serve them meanwhile. This class is the part of a rank that only stands by.
 
     Args:
-        workers: how many ranks hand in.
+        workers: the number of ranks that hand in values.
 
     Attributes:
-        workers: how many ranks hand in.
+        workers: the number of ranks that hand in values.
         inputs: where this rank hands in, (elements,) float32 for every sum of a repetition; none if it does not.
         results: where it finds each sum; often the same memory.
     """
@@ -108,7 +108,7 @@ class Operation:
 
 
 class Reducing(Operation):
-    """Sums by an all-reduce, in place.
+    """Sums by an all-reduce, in place, to measure how long that takes.
 
     Args:
         collective: the all-reduce, on a transport of all workers.

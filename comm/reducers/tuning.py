@@ -33,7 +33,7 @@ class Tuning:
     seconds: dict[int, dict[str, float]]
 
     def ranking(self, nbytes: int) -> list[str]:
-        """The names, fastest first, for buffers of about that many bytes."""
+        """The names of the all-reduces, fastest first, for buffers of about `nbytes` bytes."""
         nearest = min(self.seconds, key=lambda size: abs(np.log(size) - np.log(max(1, nbytes))))
         times = self.seconds[nearest]
         return sorted(times, key=lambda name: times[name])
@@ -69,7 +69,7 @@ def tune(collectives: Mapping[str, Collective], transport: Transport, say: Calla
 
 
 def load_tuning(transport: Transport) -> Tuning | None:
-    """Rank 0's table for this layout, on every rank; None if nobody measured it yet."""
+    """Gives every rank the table that rank 0 has kept for this layout; None if nobody has measured it."""
     content = None
     if transport.rank == 0:
         kept = cache_folder() / _file_name(transport)

@@ -72,7 +72,7 @@ class Consistency(ABC):
 
 
 class BoundedStaleness(Consistency):
-    """Stale-synchronous: update c is made of everybody's gradient number c, and nobody gets more than s ahead.
+    """Stale-synchronous: update c takes gradient c of every worker, and no worker gets more than s ahead.
 
     A worker may begin its gradient number c once the updates below c - s are made, so that what it reads has every
     gradient of clock c - s - 1 and before.
@@ -105,7 +105,7 @@ class BoundedStaleness(Consistency):
 
 
 class Synchronous(BoundedStaleness):
-    """Bounded staleness with the bound 0: every update is made of everybody's gradient of the same version."""
+    """Bounded staleness with s = 0: every update takes a gradient of the same version from every worker."""
 
     alike: ClassVar[bool] = True
 
@@ -114,7 +114,7 @@ class Synchronous(BoundedStaleness):
 
 
 class Asynchronous(Consistency):
-    """Every gradient is an update as it comes, and nobody waits.
+    """Every gradient makes an update of its own as it arrives, and no worker waits.
 
     Source: Dean et al., "Large scale distributed deep networks" (2012), section 4.1.
     """

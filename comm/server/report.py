@@ -55,7 +55,9 @@ class Report:
 
     @classmethod
     def on(cls, shard: Shard, worker: int, since: Waiting, now: float, *, fresh: bool) -> Self:
-        """The report to a worker that reads now: about everybody's last update if there is such a thing, else its own.
+        """Makes the report to a worker that reads now.
+
+        If all workers share their updates it is about the last one; else it is about the worker's own gradient.
 
         Args:
             shard: the shard that the worker reads.

@@ -149,7 +149,7 @@ def lanes(pieces: Sequence[Any], *, nested: bool) -> list[list[Any]]:
     """Spreads overlapping pieces over lanes; each goes into the first lane in which it fits.
 
     Args:
-        pieces: anything with a `begin` and an `end`.
+        pieces: the pieces to spread, each with a `begin` and an `end`.
         nested: whether one may lie inside another in the same lane.
 
     Returns:

@@ -150,7 +150,7 @@ class Trace:
             self.spans.append(span)
 
     def now(self) -> float:
-        """Seconds on the rank's clock."""
+        """The time on the rank's clock, in seconds."""
         return self._now()
 
     def _count(self, kind: str, peer: int, tag: int) -> int:
@@ -161,7 +161,7 @@ class Trace:
 
 
 class TracedRequest(Request):
-    """A message under way whose end is recorded.
+    """A message under way that is recorded when it was waited for.
 
     Args:
         trace: the trace that records it.

@@ -44,7 +44,7 @@ class Windows(ABC):
 
     @abstractmethod
     def barrier(self) -> None:
-        """Wait until every rank of the node has come here; what each wrote before, all can read after.
+        """Waits until every rank of the node has called it; what each wrote before, all can read afterwards.
 
         Raises:
             DeadlineError: a rank did not come in time.

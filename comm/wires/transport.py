@@ -105,7 +105,7 @@ class Transport(ABC):
     def _irecv(self, buffer: Buffer, source: int, tag: int) -> Request: ...
 
     def barrier(self) -> None:
-        """Wait until every rank has come here.
+        """Waits until every rank of the transport has called it.
 
         A dissemination barrier: in round k everyone tells the rank 2^k further on, so that after ⌈log2 p⌉ rounds
         everyone has heard, directly or not, from all (Hensgen, Finkel and Manber 1988).
@@ -121,8 +121,8 @@ class Transport(ABC):
     def exchange(self, text: str) -> list[str | None]:
         """Gives every rank all ranks' texts, by rank; None for ranks that do not come within half of the deadline.
 
-        Rank 0 collects and sends everyone the list, so that those who came all hear who did not. It takes
-        `2(size - 1)` messages each way: for what is small and rare.
+        Rank 0 collects the texts and sends everyone the list, so that the ranks that came all hear which did not. It
+        takes `2(size - 1)` messages each way, and so is meant for small texts, rarely exchanged.
 
         Raises:
             DeadlineError: rank 0 itself did not come.
@@ -252,7 +252,7 @@ class Transport(ABC):
         return self._scratch[:nbytes].view(dtype)
 
     def now(self) -> float:
-        """Seconds on this rank's clock; only differences mean anything."""
+        """The time on this rank's clock in seconds, of which only differences mean anything."""
         return time.perf_counter()
 
     def span(self, kind: str, name: str = "", nbytes: int = 0) -> AbstractContextManager[None]:
@@ -378,7 +378,7 @@ class Group(Transport):
         return self._parent.irecv(buffer, self._ranks[source], tag)
 
     def now(self) -> float:
-        """Seconds on the parent's clock."""
+        """The time on the parent's clock, in seconds."""
         return self._parent.now()
 
     def span(self, kind: str, name: str = "", nbytes: int = 0) -> AbstractContextManager[None]:

@@ -203,7 +203,7 @@ class RemoteShard:
         return report
 
     def note(self, row: NDArray[np.float64]) -> None:
-        """Have the server keep a row of numbers; nobody waits for that before `leave`."""
+        """Has the server keep a row of float64 numbers; only `leave` waits until it has."""
         self._notes.append(row)
         self._send_note(len(self._notes) - 1)
 

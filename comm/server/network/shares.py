@@ -27,7 +27,7 @@ class Shares:
 
     @property
     def left(self) -> bool:
-        """Whether there are shares that nobody has had yet."""
+        """Whether some shares have not been handed out yet."""
         return self.handed_out < self.total
 
     @property

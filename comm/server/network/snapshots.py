@@ -66,6 +66,6 @@ class Snapshots:
         return state
 
     def remove(self) -> None:
-        """Removes the snapshot, because the work is done and nobody will go on from it."""
+        """Removes the snapshot when the work is done."""
         for name in (CURRENT, NEXT):
             (self._folder / name).unlink(missing_ok=True)

@@ -100,7 +100,7 @@ class Clock:
         heappush(self._events, (when, rank if self._by_rank else 0, next(self._order), happen))
 
     def pause(self, rank: int, seconds: float) -> None:
-        """Suspend the calling greenlet, which works for `rank`, for so many simulated seconds."""
+        """Suspends the calling greenlet, which works for `rank`, for `seconds` of simulated time."""
         self.at(self.now + seconds, rank, getcurrent().switch)
         self.give_way()
 

@@ -36,7 +36,7 @@ class ClusterWindows(Windows):
         self._group = group
 
     def barrier(self) -> None:
-        """Wait until every rank of the group has come here."""
+        """Waits until every rank of the group has called it."""
         self._group.barrier()
 
 
