@@ -9,28 +9,30 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 LEAST_POWER = 36
-"""Phantoms of up to 2^36 bytes have the same addresses."""
+"""Phantoms of up to 2^36 bytes all view the same addresses."""
 
 NO_RESERVE = 0x4000 if sys.platform == "linux" else 0
-"""mmap's flag for memory that is not counted before it is touched, as linux/mman.h has it."""
+"""Linux's flag MAP_NORESERVE for mmap (linux/mman.h): memory counts only once it is touched."""
 
 
 class Phantom(np.ndarray[Any, Any]):
-    """A flat array that can be cut, sent, received and added to, all of which leaves its memory untouched.
+    """A flat array that has a size but no contents, for timing messages without moving data.
+
+    It can be sliced, sent, received and added to; its memory is never read or written.
 
     Make one with `phantom`.
     """
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **settings: Any) -> Any:
-        """Nothing is computed; the result is the array to write to, or an operand that has no contents either."""
+        """Computes nothing; returns the array to write to, or else the first operand that is a phantom."""
         written = settings.get("out", ())
         return written[0] if written else next(value for value in inputs if isinstance(value, Phantom))
 
     def __setitem__(self, place: Any, values: Any) -> None:
-        """Nothing is kept."""
+        """Ignores the values, because a phantom has no contents."""
 
     def copy(self, order: Any = "C") -> Self:  # noqa: ARG002 - numpy's signature
-        """Itself: there is nothing to keep apart."""
+        """Returns the phantom itself, because it has no contents that a copy could keep apart."""
         return self
 
 
@@ -41,11 +43,11 @@ def _nowhere(nbytes: int) -> mmap.mmap:
 
 
 def phantom(elements: int, dtype: DTypeLike = np.float32) -> Phantom:
-    """A buffer of so many elements, (elements,), that takes room in no memory."""
+    """Makes a phantom buffer, (elements,), which takes up no memory."""
     kind = np.dtype(dtype)
     powers = max(LEAST_POWER, (elements * kind.itemsize).bit_length())
     return np.frombuffer(_nowhere(1 << powers), dtype=kind, count=elements).view(Phantom)
 
 
 Buffer = NDArray[Any]
-"""A flat, contiguous NumPy array; it is sent from and received into where it lies."""
+"""A flat, contiguous NumPy array, which is sent from and received into without a copy."""

@@ -1,4 +1,4 @@
-"""The cache: what takes long to make and is the same every time."""
+"""The cache: files that take long to make and come out the same every time."""
 
 import os
 import random
@@ -9,12 +9,12 @@ import platformdirs
 
 
 def cache_folder() -> Path:
-    """Where it lies: prepared texts, vocabularies, measurements; BIGBATCH_CACHE names another place."""
+    """The folder that keeps prepared texts, vocabularies and measurements; BIGBATCH_CACHE names another one."""
     return Path(os.environ.get("BIGBATCH_CACHE") or platformdirs.user_cache_path("bigbatch"))
 
 
 def keep(path: Path, content: str) -> None:
-    """Write a cache file whole or not at all; a cache that cannot be written is only slower."""
+    """Writes a cache file whole or not at all; a failure only warns, because it costs nothing but time."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.{random.SystemRandom().getrandbits(64):x}")

@@ -27,28 +27,28 @@ class BigBatchError(Exception):
 
 
 class ConfigurationError(BigBatchError):
-    """What was asked for cannot be done."""
+    """Raised when an option, a file or a name asks for something that cannot be done."""
 
 
 class LaunchError(BigBatchError):
-    """The processes were not started as the work needs them."""
+    """Raised when the processes were not started in the way that the work needs."""
 
 
 class MismatchError(BigBatchError):
-    """The ranks do not agree on what they are about to do."""
+    """Raised when the ranks do not agree on what they are about to do."""
 
 
 class CommunicationError(BigBatchError):
-    """The wires failed."""
+    """Raised when a message cannot be sent or received, or the other side has failed."""
 
 
 class DeadlineError(CommunicationError):
-    """A wait took longer than the transport's deadline."""
+    """Raised when a wait takes longer than the transport's deadline."""
 
 
 class MalformedError(CommunicationError):
-    """What arrived is no message of ours, or not the one that belongs there."""
+    """Raised when something arrives that is not a message of ours, or not the one that belongs there."""
 
 
 class DeadlockError(CommunicationError):
-    """Every rank of an in-process cluster waits for another."""
+    """Raised when every rank of an in-process cluster waits for another one."""

@@ -27,52 +27,53 @@ class Kind(ABC):
     """A kind of value: how it is read from text or from Python, and written for JSON and for a command line.
 
     Attributes:
-        metavar: what stands for the value in help texts: "BYTES".
+        metavar: the placeholder for the value in help texts, such as "BYTES".
     """
 
     metavar: ClassVar[str] = "TEXT"
 
     @abstractmethod
     def read(self, value: Any) -> Any:
-        """The value that a text, or a value of the right type already, stands for.
+        """Reads the value from text, or checks a value that has the right type already.
 
         Raises:
-            ValueError: it stands for none; says what would, as the end of a sentence that begins with the value.
+            ValueError: it is no such value; the message says why, as the end of a sentence that begins with the value.
         """
 
     def write(self, value: Any) -> Any:
-        """The value in a type that JSON can write; `read` takes it back."""
+        """Returns the value in a type that JSON can write; `read` takes it back."""
         return value
 
     def show(self, value: Any) -> str:
-        """The value as a help text shows it."""
+        """Returns the value in the form in which help texts show it."""
         return str(self.write(value))
 
 
 class Text(Kind):
-    """Any word.
+    """An option value that may be any text.
 
     Args:
-        metavar: what stands for it in help texts.
+        metavar: the placeholder for the value in help texts.
     """
 
     def __init__(self, metavar: str = "TEXT") -> None:
         self.metavar = metavar  # type: ignore[misc]  # of this one alone
 
     def read(self, value: Any) -> str:
-        """The word itself; a path stands for its text."""
+        """Returns the text itself; a path is turned into text."""
         if not isinstance(value, str | Path):
             raise ValueError("is no text")
         return str(value)
 
 
 class Name(Text):
-    """A name out of several.
+    """An option value that is one of several known names, such as the name of a strategy.
 
     Args:
-        known: gives the names, when somebody asks; so that no registry is read before.
-        others: what else can be given, for help texts: "FILE.py:Name". If empty, nothing else can.
-        metavar: what stands for it in help texts.
+        known: returns the known names; it is called only when somebody asks, so that no registry is read before.
+        others: what may be given instead of a known name, for help texts: "FILE.py:Name". If empty, only known names
+            may be.
+        metavar: the placeholder for the value in help texts.
     """
 
     def __init__(self, known: Callable[[], Iterable[str]], others: str = "", metavar: str = "NAME") -> None:
@@ -81,11 +82,11 @@ class Name(Text):
         self.others = others
 
     def names(self) -> list[str]:
-        """The names that are known now."""
+        """Returns the names that are known at the time of the call."""
         return list(self._known())
 
     def read(self, value: Any) -> str:
-        """The name; whether an open set has it is found out where it is looked up."""
+        """Returns the name; if `others` may be given, an unknown name is found out only where it is looked up."""
         name = super().read(value)
         if not self.others and name not in self.names():
             close = difflib.get_close_matches(name, self.names(), n=1)
@@ -95,11 +96,11 @@ class Name(Text):
 
 
 class Whole(Kind):
-    """A whole number.
+    """An option value that is a whole number within limits.
 
     Args:
-        least: the smallest.
-        most: the largest.
+        least: the smallest number allowed.
+        most: the largest number allowed.
     """
 
     metavar = "INTEGER"
@@ -108,7 +109,7 @@ class Whole(Kind):
         self.least, self.most = least, most
 
     def read(self, value: Any) -> int:
-        """3, "3" -> 3."""
+        """Reads a whole number: 3 and "3" both give 3."""
         try:
             number = int(value) if isinstance(value, str) else value
         except ValueError:
@@ -122,12 +123,12 @@ class Whole(Kind):
 
 
 class Number(Kind):
-    """A finite number.
+    """An option value that is a finite number within limits.
 
     Args:
-        above: what it must exceed.
-        least: the smallest.
-        most: the largest.
+        above: a number that the value must exceed.
+        least: the smallest number allowed.
+        most: the largest number allowed.
     """
 
     metavar = "NUMBER"
@@ -136,11 +137,11 @@ class Number(Kind):
         self.above, self.least, self.most = above, least, most
 
     def show(self, value: Any) -> str:
-        """0.001 -> "0.001"."""
+        """Writes the number in a short form: 0.001 gives "0.001"."""
         return f"{value:g}"
 
     def read(self, value: Any) -> float:
-        """3, "3e0" -> 3.0."""
+        """Reads a finite number: 3 and "3e0" both give 3.0."""
         try:
             number = math.nan if isinstance(value, bool) else float(value)
         except (TypeError, ValueError, OverflowError):
@@ -156,41 +157,41 @@ class Number(Kind):
 
 
 class Flag(Kind):
-    """Yes or no."""
+    """An option value that is true or false, set on a command line by --NAME or --no-NAME."""
 
     metavar = ""
 
     def read(self, value: Any) -> bool:
-        """True or False."""
+        """Returns the value if it is True or False, and refuses everything else."""
         if not isinstance(value, bool):
             raise ValueError("is neither true nor false")
         return value
 
 
 class File(Kind):
-    """The path of a file or a folder."""
+    """An option value that is the path of a file or a folder."""
 
     metavar = "PATH"
 
     def read(self, value: Any) -> Path:
-        """A path."""
+        """Turns text into a path, and refuses empty text."""
         if not isinstance(value, str | Path) or not str(value):
             raise ValueError("is no path")
         return Path(value)
 
     def write(self, value: Any) -> str:
-        """As text."""
+        """Returns the path as text, which JSON can write."""
         return str(value)
 
 
 class Count(Kind):
-    """A number of things that may be written with a unit.
+    """A positive number of things, such as bytes or tokens, that may be written with a unit.
 
     Args:
-        things: what is counted: "tokens".
-        units: unit -> how many it stands for.
-        example: three ways to write the same.
-        metavar: what stands for it in help texts.
+        things: the name of what is counted, such as "tokens".
+        units: maps each unit to the number of things it stands for.
+        example: three ways to write the same number, for error messages.
+        metavar: the placeholder for the value in help texts.
     """
 
     def __init__(self, things: str, units: Mapping[str, int], example: str, metavar: str) -> None:
@@ -201,7 +202,7 @@ class Count(Kind):
         self._example = example
 
     def read(self, value: Any) -> int:
-        """300000, "300k", "0.3M" -> 300000."""
+        """Reads a number with or without a unit: 300000, "300k" and "0.3M" all give 300000."""
         text = str(value).replace("_", "").replace(",", "").strip()
         digits = text.rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
         factor = self._units.get(text[len(digits) :].strip().lower())
@@ -214,7 +215,7 @@ class Count(Kind):
         return number
 
     def show(self, value: Any) -> str:
-        """With the largest unit that divides it: 500000 -> "500k"."""
+        """Writes the number with the largest unit that divides it: 500000 gives "500k"."""
         factor = max(factor for factor in self._spelled.values() if value % factor == 0)
         return f"{value // factor}{next(unit for unit, size in self._spelled.items() if size == factor)}"
 
@@ -229,11 +230,11 @@ BYTES = Count(
 
 
 class Several(Kind):
-    """Several values of a kind, separated by commas; in Python a sequence of them. Each is taken once.
+    """Several values of one kind, as text separated by commas or as a sequence; each value counts once.
 
     Args:
-        one: the kind of each.
-        ascending: whether they are put in order.
+        one: the kind of each value.
+        ascending: whether the values are sorted.
     """
 
     def __init__(self, one: Kind, *, ascending: bool = False) -> None:
@@ -242,7 +243,7 @@ class Several(Kind):
         self._ascending = ascending
 
     def read(self, value: Any) -> tuple[Any, ...]:
-        """The values, as in "large,small" -> ("large", "small")."""
+        """Reads the values in their order: "large,small" gives ("large", "small")."""
         parts = value.split(",") if isinstance(value, str) else value
         if not isinstance(parts, Sequence):
             raise ValueError("is no list")
@@ -258,27 +259,27 @@ class Several(Kind):
             raise ValueError(f"holds {part!r}, which {error}") from None
 
     def write(self, value: Any) -> str:
-        """As in ("large", "small") -> "large,small"."""
+        """Joins the values with commas: ("large", "small") gives "large,small"."""
         return ",".join(str(self.one.write(part)) for part in value)
 
     def show(self, value: Any) -> str:
-        """Each as its kind shows it."""
+        """Joins the values with commas, each in the form in which its kind shows it."""
         return ",".join(self.one.show(part) for part in value)
 
 
 @dataclass(frozen=True)
 class Option:
-    """Something that a user can choose, read off a field of `Options`.
+    """Describes something that a user can choose, as declared by a field of `Options`.
 
     Attributes:
-        name: the field's, words with underscores between.
-        kind: what values it takes.
-        default: its value if nobody chooses; may be None, which no choice is.
+        name: the name of the field, with underscores between its words.
+        kind: the kind of value that it takes.
+        default: the value if the user chooses none; None means that nothing is chosen.
         help: a sentence for the user.
-        missing: what happens if the value is None, for help texts: "any length".
+        missing: what happens if the value is None, for help texts, such as "any length".
         short: a second flag of one letter, or "".
-        group: the heading it stands under in help texts.
-        spelled: the flag, if it is not the name's: where that would be one of Python's own words.
+        group: the heading under which help texts list it.
+        spelled: the flag, if it cannot be made from the name because that would be a word that Python reserves.
     """
 
     name: str
@@ -292,14 +293,14 @@ class Option:
 
     @property
     def flag(self) -> str:
-        """As a command line has it: "--bucket-size"."""
+        """The flag that sets the option on a command line, such as "--bucket-size"."""
         return self.spelled or f"--{self.name.replace('_', '-')}"
 
     def read(self, value: Any) -> Any:
-        """The value that something stands for; None is the default's None.
+        """Reads a value of the option; None stays None if that is the default.
 
         Raises:
-            ConfigurationError: it stands for none; names the option and the value.
+            ConfigurationError: the option does not take the value; the message names both.
         """
         if value is None and self.default is None:
             return None
@@ -309,7 +310,7 @@ class Option:
             raise ConfigurationError(f"The option {self.flag} cannot be {value!r}: that {error}.") from None
 
     def words(self, value: Any) -> list[str]:
-        """The value as words of a command line; none if nothing was chosen."""
+        """The words of a command line that set the option to the value; none if the value is None."""
         if value is None:
             return []
         if isinstance(self.kind, Flag):
@@ -326,14 +327,14 @@ def option(
     short: str = "",
     flag: str = "",
 ) -> Any:
-    """A field of `Options`; see `Option`."""
+    """Declares a field of `Options`; see `Option` for the arguments, of which `flag` becomes `spelled`."""
     described = Option("", kind, default, help, missing, short, spelled=flag)
     return field(default=default, metadata={"option": described})
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a user can choose about one thing, each choice a field made by `option`; or several such things, nested.
+    """A group of options, each a field made by `option`; a field can also hold a nested group.
 
     Values may be given as text; they are read when an object is made.
 
@@ -342,7 +343,7 @@ class Options:
     """
 
     title: ClassVar[str] = ""
-    """The heading in help texts."""
+    """The heading of the group in help texts."""
 
     def __post_init__(self) -> None:
         for own in own_options(type(self)):
@@ -350,7 +351,7 @@ class Options:
 
     @classmethod
     def of(cls, entries: Mapping[str, Any]) -> Self:
-        """From names, of nested options too, and values; what is not named has its default.
+        """Makes options from a mapping of names to values, nested options included; the rest keep their defaults.
 
         Raises:
             ConfigurationError: there is no option of that name, or one does not take its value.
@@ -358,7 +359,7 @@ class Options:
         return cls().changed(entries)
 
     def changed(self, entries: Mapping[str, Any]) -> Self:
-        """The same with other values, by name, of nested options too.
+        """Returns a copy in which some options, nested ones included, have other values.
 
         Raises:
             ConfigurationError: there is no option of that name, or one does not take its value.
@@ -375,23 +376,23 @@ class Options:
         return replace(self, **own, **nested)
 
     def flat(self) -> dict[str, Any]:
-        """Every option's value by name, of nested options too."""
+        """Returns every option's value by its name, nested options included."""
         values = {one.name: getattr(self, one.name) for one in own_options(type(self))}
         for name in _nested(type(self)):
             values |= getattr(self, name).flat()
         return values
 
     def offered(self, group: str = "") -> list["Option"]:
-        """The options with this object's values as defaults.
+        """Describes all options, with this object's values as their defaults.
 
         Args:
-            group: the heading of those that have none.
+            group: the heading for options that have none.
         """
         values = self.flat()
         return [replace(one, default=values[one.name], group=one.group or group) for one in options_of(type(self))]
 
     def written(self) -> dict[str, Any]:
-        """`flat` in types that JSON can write; `of` takes it back."""
+        """Returns `flat` in types that JSON can write; `of` takes it back."""
         values = self.flat()
         return {
             one.name: None if values[one.name] is None else one.kind.write(values[one.name])
@@ -399,7 +400,7 @@ class Options:
         }
 
     def words(self) -> list[str]:
-        """The words of a command line that choose what is not as by default."""
+        """The words of a command line that set every option whose value is not the default."""
         values = self.flat()
         return [
             word
@@ -415,7 +416,7 @@ def _nested(kind: type[Options]) -> dict[str, type[Options]]:
 
 
 def own_options(kind: type[Options]) -> list[Option]:
-    """The options that are fields of a class itself, in order."""
+    """Describes the options that are fields of the class itself, in order, without nested ones."""
     return [
         replace(own.metadata["option"], name=own.name, group=kind.title, default=own.default)
         for own in fields(kind)
@@ -424,17 +425,17 @@ def own_options(kind: type[Options]) -> list[Option]:
 
 
 def options_of(kind: type[Options]) -> list[Option]:
-    """The options of a class and of those nested in it, in order."""
+    """Describes the options of a class and of the groups nested in it, in order."""
     return [*own_options(kind), *(one for inner in _nested(kind).values() for one in options_of(inner))]
 
 
 def unknown_option(name: str, known: Sequence[str], what: str) -> ConfigurationError:
-    """The error for a name that no option has.
+    """Makes the error for a name that no option has; it names the closest known option.
 
     Args:
-        name: what was asked for.
+        name: the name that was asked for.
         known: the names of the options.
-        what: whose options these are, for the message.
+        what: the name of the thing whose options these are, for the message.
     """
     close = difflib.get_close_matches(name, known, n=1)
     perhaps = f" (did you mean {close[0]!r}?)" if close else ""

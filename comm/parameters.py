@@ -23,15 +23,15 @@ class WholeFactory:
     On a part of the parameters they would compute something else; other optimisers treat every element by itself.
 
     Attributes:
-        what: looks at the whole, for messages: "lamb".
-        make: the factory.
+        what: the name of what looks at the whole, for messages, such as "lamb".
+        make: the factory that makes the optimiser.
     """
 
     what: str
     make: OptimizerFactory
 
     def __call__(self, named: list[tuple[str, nn.Parameter]]) -> Optimizer:
-        """An optimiser for all parameters."""
+        """Makes an optimiser for all parameters."""
         return self.make(named)
 
 
@@ -43,7 +43,8 @@ def refuse_parts(optimizer: OptimizerFactory, parts: int) -> None:
         parts: how many servers share the parameters.
 
     Raises:
-        ConfigurationError: it must, and there are several; marked `everywhere`, for every rank finds the same.
+        ConfigurationError: the optimiser must see the whole and there are several parts; marked `everywhere`, for every
+            rank finds the same.
     """
     if parts > 1 and isinstance(optimizer, WholeFactory):
         raise ConfigurationError(
@@ -55,12 +56,12 @@ def refuse_parts(optimizer: OptimizerFactory, parts: int) -> None:
 
 @dataclass(frozen=True)
 class Bucket:
-    """A slice of the flat gradients, sent as one.
+    """A slice of the flat gradients that a strategy sends as one unit.
 
     Attributes:
         index: its place in the order in which backward finishes the buckets.
         gradients: (elements,) a view of the flat gradients.
-        parameters: those whose gradients it holds.
+        parameters: the parameters whose gradients it holds.
     """
 
     index: int
@@ -73,9 +74,9 @@ class Piece:
     """A parameter, or a part of one, in a slice of the flat buffers.
 
     Attributes:
-        name: the parameter's.
-        shape: the parameter's, or one with as many dimensions.
-        first: where it begins in the slice ...
+        name: the parameter's name.
+        shape: the parameter's shape; for a part of it, a shape with as many dimensions.
+        first: the element of the slice at which it begins ...
         stop: ... and one past its end.
     """
 
@@ -97,11 +98,11 @@ class FlatParameters:
 
     Attributes:
         names: the parameters' names, in the buffers' order.
-        values: (elements,) all parameters.
+        values: (elements,) the values of all parameters.
         gradients: (elements,) all gradients, summed over tokens.
 
     Raises:
-        ConfigurationError: nothing to train, or parameters of different dtypes or devices.
+        ConfigurationError: the module has nothing to train, or its parameters differ in dtype or device.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -128,13 +129,13 @@ class FlatParameters:
         self.place_gradients(torch.zeros_like(self.values))
 
     def place_gradients(self, memory: Tensor) -> None:
-        """Have the gradients live in `memory`, (elements,), whose contents they become; buckets must be cut anew."""
+        """Moves the gradients into `memory`, (elements,), whose contents they take on; buckets must be cut anew."""
         self.gradients = memory
         for (_, parameter), start in zip(self._named, self._starts(), strict=True):
             parameter.grad = memory[start : start + parameter.numel()].view(parameter.shape)
 
     def drop_gradients(self) -> None:
-        """Have no gradients any more, because their memory is given back."""
+        """Removes all gradients, because their memory is given back."""
         self.gradients = self.values.new_empty(0)
         for _, parameter in self._named:
             parameter.grad = None
@@ -159,11 +160,11 @@ class FlatParameters:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all gradients together, which is also that of all values."""
+        """Bytes of all gradients together; the values have as many."""
         return self.gradients.numel() * self.gradients.element_size()
 
     def pieces(self, first: int, stop: int) -> list[Piece]:
-        """What of each parameter lies in the elements from `first` up to `stop` of the flat buffers.
+        """The parameters, or parts of them, in the elements from `first` up to `stop` of the flat buffers.
 
         A part of a parameter keeps its number of dimensions, which some optimisers look at: (1, ..., 1, elements).
         """
@@ -192,7 +193,7 @@ class FlatParameters:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Lets the values be changed within, for a look, and puts them back afterwards."""
+        """Puts the values back when the context ends, so that they can be changed within it for a look."""
         own = self.values.clone()
         try:
             yield
@@ -210,12 +211,12 @@ def square(tensor: Tensor) -> Tensor:
 
 
 def total(numbers: list[Tensor]) -> float:
-    """The sum in double precision of tensors with a single element each; waits for a GPU once."""
+    """Adds up tensors of a single element each, in double precision; waits for a GPU once."""
     return sum(torch.stack(numbers).tolist()) if numbers else 0.0
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """Whether a tensor, (elements,) and not empty, holds neither a NaN nor an infinity; one without contents does.
+    """Whether a tensor, (elements,) and not empty, has no NaN and no infinity; True for one without contents.
 
     One pass, ten times quicker than a norm; unlike a sum it cannot overflow, and a NaN anywhere comes out as NaN.
     """
@@ -223,7 +224,7 @@ def all_finite(tensor: Tensor) -> bool:
 
 
 def phantom_like(tensor: Tensor) -> Buffer:
-    """A phantom of a tensor's length and kind of elements."""
+    """Makes a phantom, (elements,), with a tensor's length and dtype."""
     return phantom(tensor.numel(), torch.empty(0, dtype=tensor.dtype).numpy().dtype)
 
 
@@ -236,6 +237,9 @@ class OnHost:
 
     Args:
         tensor: (elements,) flat and contiguous.
+
+    Attributes:
+        array: (elements,) the tensor's twin on the host, or a view of the tensor if it lies there.
     """
 
     def __init__(self, tensor: Tensor) -> None:
@@ -245,17 +249,17 @@ class OnHost:
         self.array: Buffer = phantom_like(tensor) if tensor.is_meta else self._twin.numpy()
 
     def fetch(self) -> Buffer:
-        """The tensor's present values."""
+        """Copies the tensor's present values to the host, unless they are there, and returns the array."""
         if self._twin is not self._tensor:
             self._twin.copy_(self._tensor)
         return self.array
 
     def part(self, first: int, stop: int) -> Tensor:
-        """A copy of the present values from `first` up to `stop`, on the host."""
+        """Returns a copy, on the host, of the present values from element `first` up to `stop`."""
         self.fetch()
         return self._twin[first:stop].clone()
 
     def deliver(self) -> None:
-        """Make the array's values the tensor's."""
+        """Copies the array's values into the tensor, unless they share memory."""
         if self._twin is not self._tensor:
             self._tensor.copy_(self._twin)

@@ -18,9 +18,9 @@ class Registry:
     """Finds an object by name: built in, from another package's entry points, or in a file.
 
     Args:
-        kind: what is registered, for messages: "strategy".
+        kind: what is registered, for messages, such as "strategy".
         group: the entry-point group other packages add to, such as "bigbatch.strategies".
-        built_in: name to "module:attribute"; nothing is imported before it is asked for.
+        built_in: maps each name to "module:attribute"; nothing is imported before it is asked for.
     """
 
     def __init__(self, kind: str, group: str, built_in: Mapping[str, str]) -> None:
@@ -34,10 +34,10 @@ class Registry:
         return [*self._built_in, *(name for name in installed if name not in self._built_in)]
 
     def load(self, name: str) -> Any:
-        """The object behind a name, "FILE.py:Attribute" or "package.module:Attribute".
+        """Loads the object that has the name, or that "FILE.py:Attribute" or "module:Attribute" points to.
 
         Raises:
-            ConfigurationError: there is none; says which names are known.
+            ConfigurationError: there is no such object; for an unknown name the message lists the known ones.
         """
         if name in self._built_in:
             return _attribute(self._built_in[name], self.kind)
@@ -48,7 +48,7 @@ class Registry:
         raise unknown_name(self.kind, name, self.names(), "; or name your own as FILE.py:Name")
 
     def summary(self, name: str) -> str:
-        """The first paragraph of what a registered object says about itself, read from its source without running it.
+        """The first paragraph of a registered object's docstring, read from its source without running it.
 
         Args:
             name: one of `names`, "FILE.py:Attribute" or "package.module:Attribute".
@@ -74,19 +74,19 @@ def _first_paragraph(place: str, attribute: str) -> str:
 
 
 def import_object(path: str) -> Any:
-    """The object at "module:attribute", which is one of bigbatch's own and so is there."""
+    """Imports the object at "module:attribute", which must be one of bigbatch's own."""
     place, _, attribute = path.partition(":")
     return getattr(importlib.import_module(place), attribute)
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], otherwise: str = "") -> ConfigurationError:
-    """The error for a name that is not known: which are, and which of them was perhaps meant.
+    """Makes the error for an unknown name; it lists the known names and suggests the closest one.
 
     Args:
-        kind: what it should name, for the message: "strategy".
-        name: what was asked for.
-        known: the names there are.
-        otherwise: what else can be given, from its punctuation on: "; or a file".
+        kind: what the name should stand for, for the message, such as "strategy".
+        name: the name that was asked for.
+        known: the names that are known.
+        otherwise: what else can be given, from its punctuation on, such as "; or a file".
     """
     names = list(known)
     close = difflib.get_close_matches(name, names, n=1)

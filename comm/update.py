@@ -11,20 +11,21 @@ from bigbatch.comm.errors import MalformedError
 from bigbatch.comm.parameters import all_finite
 
 BLOCK_ELEMENTS = 1 << 17
-"""So many of the sum, of a gradient and of the mean stay in a core's second-level cache, of 2 MB on today's servers."""
+"""Elements of a block: so many of the sum, a gradient and the mean stay in a core's second-level cache, of 2 MB on
+today's servers."""
 
 
 class Outcome(StrEnum):
     """What became of a gradient, or of an update that is made of several."""
 
     APPLIED = "applied"
-    """The parameters have changed by it."""
+    """The update changed the parameters."""
     NO_DATA = "no data"
-    """There were no tokens behind it, so that there was nothing to divide by."""
+    """There were no tokens behind the gradient, so that there was nothing to divide by."""
     NOT_FINITE = "not finite"
-    """It holds a NaN or an infinity; the parameters are what they were."""
+    """The gradient holds a NaN or an infinity; the parameters are what they were."""
     DROPPED = "dropped"
-    """It came too late for the update that it was computed for."""
+    """The gradient came too late for the update that it was computed for."""
 
     @property
     def code(self) -> int:
@@ -33,10 +34,10 @@ class Outcome(StrEnum):
 
     @staticmethod
     def of(code: float) -> "Outcome":
-        """The outcome that a number stands for.
+        """Returns the outcome whose `code` is the number.
 
         Raises:
-            MalformedError: it stands for none.
+            MalformedError: no outcome has that code.
         """
         for outcome in Outcome:
             if outcome.code == code:
@@ -56,15 +57,15 @@ def make_update(
 ) -> Outcome:
     """Divide summed gradients by the summed weight, once, and let the optimiser make its update.
 
-    On a CPU each block is added up, divided and looked at while it is in cache.
+    On a CPU each block is added up, divided and checked for NaNs and infinities while it is in cache.
 
     Args:
-        optimizer: steps on `mean`, in which its parameters have their gradients; None if it has no parameters.
+        optimizer: makes its step on `mean`, which its parameters have as their gradients; None if it has no parameters.
         total: (elements,) the sum of gradients; what it holds afterwards is not specified.
-        weight: tokens behind all the gradients.
-        rest: (elements,) each, what is to be added to `total` still.
+        weight: the number of tokens behind all the gradients.
+        rest: further gradients to add to `total`, (elements,) each.
         mean: (elements,) where the mean gradient goes; `total` itself if None.
-        finite: whether everybody has found the gradients finite so far.
+        finite: whether all gradients have been found finite so far.
         rate: what the optimiser's learning rates are multiplied by, for this update alone.
 
     Returns:

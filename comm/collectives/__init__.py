@@ -1,7 +1,7 @@
 """The algorithms, each one short file: a function of the number of ranks that yields rounds.
 
-An algorithm may ask for two more things by naming them as parameters: `segments`, into how many pieces to cut the
-buffer so that they can follow each other, and `nodes`, which ranks share a machine.
+An algorithm may ask for two more things by naming them as parameters: `segments`, the number of pieces into which the
+buffer is cut so that they can follow each other, and `nodes`, the ranks that share each machine.
 """
 
 import inspect
@@ -33,28 +33,28 @@ ALGORITHMS = Registry(
 """All-reduce algorithms; other packages add theirs as entry points of the group "bigbatch.algorithms"."""
 
 SEGMENT_BYTES = 128 * 1024
-"""A segment's size: large against a message's latency, small against a processor's cache."""
+"""Bytes of a segment: large against a message's latency, small against a processor's cache."""
 
 MOST_SEGMENTS = 64
-"""More segments than that only add latencies."""
+"""The largest number of segments; more would only add latencies."""
 
 Nodes = tuple[tuple[int, ...], ...]
 """The ranks of each node."""
 
 
 def segments_for(nbytes: int) -> int:
-    """Into how many segments to cut a buffer of that many bytes."""
+    """The number of segments into which to cut a buffer of `nbytes` bytes."""
     return min(MOST_SEGMENTS, max(1, nbytes // SEGMENT_BYTES))
 
 
 def bind(algorithm: Callable[..., Any], nbytes: int, nodes: Nodes = ()) -> "Schedule":
-    """A schedule, a function of the number of ranks alone, from an algorithm.
+    """Turns an algorithm into a schedule, a function of the number of ranks alone.
 
     Args:
         algorithm: yields rounds; its parameters `segments` and `nodes`, if it has them, are filled in, unless a
             functools.partial has done so.
-        nbytes: the size of the buffer, from which the number of segments follows.
-        nodes: the ranks of each node; none given, all share one.
+        nbytes: the size of the buffer in bytes, from which the number of segments follows.
+        nodes: the ranks of each node; if empty, all ranks share one node.
     """
     return _bound(algorithm, segments_for(nbytes), nodes)
 

@@ -1,4 +1,4 @@
-"""Direct: everyone sends everyone else their chunk, and then the sum of the own one."""
+"""Direct: every rank sends each chunk to the rank that owns it, then the sum of its own chunk to everyone."""
 
 from collections.abc import Iterator
 

@@ -21,7 +21,7 @@ def double_tree(size: int, segments: int = 1) -> Iterator[Round]:
 
     Args:
         size: the number of ranks.
-        segments: K; each tree's half of the buffer is cut into so many.
+        segments: K, the number of pieces into which each tree's half of the buffer is cut.
 
     Source: Sanders, Speck and Träff, "Two-tree algorithms for full bandwidth broadcast, reduction and scan"
     (2009).

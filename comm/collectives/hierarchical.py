@@ -1,4 +1,4 @@
-"""Hierarchical: within the nodes first, where wires are fast, and between the nodes with what is left."""
+"""Hierarchical: reduces within the nodes first, where wires are fast, and then between the nodes what is left."""
 
 from collections.abc import Iterator, Sequence
 
@@ -11,7 +11,7 @@ from bigbatch.comm.schedules.schedule import IntArray, Round, joined, spanned
 
 
 def hierarchical(size: int, nodes: Sequence[Sequence[int]] = ()) -> Iterator[Round]:
-    """All-reduce within nodes, between nodes, within nodes.
+    """Reduce-scatter within the nodes, all-reduce between them, all-gather within the nodes.
 
     With L ranks on each of N nodes: a ring reduce-scatter in every node leaves each of its ranks a chunk of n/L
     bytes; the ranks that own the same chunk all-reduce it in a ring across the nodes; a ring all-gather in every
@@ -25,12 +25,12 @@ def hierarchical(size: int, nodes: Sequence[Sequence[int]] = ()) -> Iterator[Rou
 
     Args:
         size: the number of ranks.
-        nodes: the ranks of each node; none given, all share one.
+        nodes: the ranks of each node; if empty, all ranks share one node.
 
     Source: Mikami et al., "Massively distributed SGD: ImageNet/ResNet-50 training in a flash" (2018), section 3.
 
     Raises:
-        ConfigurationError: the nodes do not have every rank once.
+        ConfigurationError: the nodes do not name every rank exactly once.
     """
     layout = [np.asarray(node, dtype=np.int64) for node in nodes] or [np.arange(size)]
     if sorted(np.concatenate(layout).tolist()) != list(range(size)):

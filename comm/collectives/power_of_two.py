@@ -1,4 +1,4 @@
-"""How algorithms made for powers of two serve any number of ranks: the ranks beyond hand theirs to a neighbour."""
+"""Fits algorithms made for powers of two to any number of ranks: the extra ranks hand their data to a neighbour."""
 
 from collections.abc import Callable, Iterator
 
@@ -8,15 +8,15 @@ from bigbatch.comm.schedules.schedule import IntArray, Round, spanned
 
 
 def folded(size: int, exchange: Callable[[IntArray], Iterator[Round]], chunks: int) -> Iterator[Round]:
-    """An all-reduce over `size` ranks from one over the largest power of two q that is not larger.
+    """Extends an all-reduce over q ranks, the largest power of two up to `size`, to all `size` ranks.
 
     Of the first 2(size - q) ranks every odd one gives its buffer to the even one before it, sits out, and gets the
-    result in the end. Where size is a power of two nothing is added; elsewhere 2(α + nβ) + nγ seconds are.
+    result in the end. This adds 2(α + nβ) + nγ seconds, or nothing if size is a power of two.
 
     Args:
         size: the number of ranks.
-        exchange: the rounds among the q ranks that take part, whose numbers it is given, (q,).
-        chunks: how many chunks `exchange` cuts the buffer into.
+        exchange: yields the rounds among the q ranks that take part; it is called with their numbers, (q,).
+        chunks: the number of chunks into which `exchange` cuts the buffer.
 
     Source: Thakur, Rabenseifner and Gropp (2005), section 4.5.
     """

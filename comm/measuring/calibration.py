@@ -44,16 +44,16 @@ MOST_STEPS, STEP_BYTES = 32, 4 * 1024 * 1024
 """Messages one after the other under one look at the clock: at most so many, and about so many bytes."""
 
 FEWEST_TURNS, MOST_TURNS = 2, 41
-"""How often every size is measured."""
+"""The fewest and the most times that every size is measured."""
 
 AT_ONCE, LARGEST_AT_ONCE = 4, 4 * 1024 * 1024
 """Messages to one rank at once, and the bytes of the largest of those."""
 
 SIDE = 512
-"""Of the square matrices that are multiplied."""
+"""Rows and columns of the square matrices that are multiplied to measure floating-point speed."""
 
 Seconds = dict[int, float]
-"""Bytes -> seconds."""
+"""Maps a number of bytes to seconds."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,10 @@ class Points:
     """What was measured between two ranks: medians, in seconds.
 
     Attributes:
-        duplex: bytes -> of one message each way at the same time.
-        ping_pong: bytes -> of one message, while nothing else moves.
-        incast: bytes -> of each of `AT_ONCE` messages to one rank at once, their receipt included.
-        adding: bytes -> to add so many that have just arrived, while the other rank does the same.
+        duplex: bytes -> seconds of one message each way at the same time.
+        ping_pong: bytes -> seconds of one message, while nothing else moves.
+        incast: bytes -> seconds of each of `AT_ONCE` messages to one rank at once, their receipt included.
+        adding: bytes -> seconds to add so many that have just arrived, while the other rank does the same.
         flops: multiplications and additions a second of a matrix product on one core, while the other one has a
             product too; 0 if the clock stands still.
     """
@@ -86,14 +86,14 @@ def measure_points(
     sizes: Sequence[int] = SIZES,
     say: Callable[[str], None] = lambda _: None,
 ) -> Points:
-    """Measure between two ranks, who call it together and get the same.
+    """Measures messages and adding between two ranks, which call it together and get the same.
 
     Args:
-        transport: of two ranks.
+        transport: the transport, of two ranks.
         budget: about how many seconds to spend.
         memory: bytes that each rank's messages walk through.
-        sizes: of the messages, in bytes; those of which two do not fit into the memory are left out.
-        say: is told how far it is.
+        sizes: bytes of the messages; sizes of which two do not fit into the memory are left out.
+        say: called with a line about what is measured.
 
     Raises:
         ConfigurationError: on every rank, if the memory is too little to measure adding in.
@@ -131,7 +131,7 @@ class Walk:
     """Memory for one message after the other, each elsewhere, so that none is in a cache because the last one was.
 
     Args:
-        memory: to walk through, at least as much as two messages.
+        memory: (elements,) float32 memory to walk through, with room for at least two messages.
         message: bytes of a message.
     """
 
@@ -142,7 +142,7 @@ class Walk:
         self._number = 0
 
     def next(self) -> tuple[Buffer, Buffer]:
-        """Where a message is sent from and where one is received meanwhile, half a walk apart."""
+        """Returns where to send the next message from, and where to receive one meanwhile, half a walk apart."""
         places = self._number % self._places, (self._number + self._places // 2) % self._places
         self._number += 1
         first, other = (self._memory[place * self._elements : (place + 1) * self._elements] for place in places)
@@ -153,8 +153,8 @@ class Meter:
     """Measures messages between ranks 0 and 1, and adding, of all sizes in turns, so that what slows one slows all.
 
     Args:
-        transport: of two ranks.
-        sizes: of the messages, in bytes.
+        transport: the transport, of two ranks.
+        sizes: bytes of the messages.
         memory: bytes that each rank walks through, at least two messages.
 
     Attributes:
@@ -178,7 +178,7 @@ class Meter:
         self.kinds = list(self._measures)
 
     def turn(self) -> list[float]:
-        """Seconds of one message of every kind, on this rank."""
+        """Measures a message of every kind; returns this rank's seconds for each, in the order of `kinds`."""
         seconds = []
         for (_, size), measure in self._measures.items():
             steps = int(np.clip(STEP_BYTES // size, 2, MOST_STEPS)) // 2 * 2

@@ -52,7 +52,7 @@ Findings = Iterator[str]
 
 
 def sums_exactly(collective: Collective) -> Findings:
-    """Distinct integers for every rank and element: each element must hold exactly their sum."""
+    """Checks that every element holds the exact sum of integers that differ between ranks and elements."""
     for dtype in DTYPES:
         for elements in sizes(collective.transport.size):
             buffer = _filled(collective, _distinct(collective.transport.rank, collective.transport, elements, dtype))
@@ -61,7 +61,7 @@ def sums_exactly(collective: Collective) -> Findings:
 
 
 def sums_what_is_long(collective: Collective) -> Findings:
-    """The same for buffers so long that their chunks travel in several packets; for up to three ranks."""
+    """Checks sums of buffers so long that their chunks travel in several packets, for up to three ranks."""
     transport = collective.transport
     if transport.size <= 3:
         elements = transport.size * (2 * schedule.PACKET_BYTES + 100) // 8 + 1
@@ -71,7 +71,7 @@ def sums_what_is_long(collective: Collective) -> Findings:
 
 
 def leaves_surroundings_alone(collective: Collective) -> Findings:
-    """An offset view of a larger buffer: what lies around it must stay as it was."""
+    """Checks that summing an offset view of a larger buffer leaves what lies around it as it was."""
     for elements in sizes(collective.transport.size):
         memory = collective.allocate(elements + 10, torch.float64, CPU)
         memory.fill_(-1)
@@ -86,7 +86,7 @@ def leaves_surroundings_alone(collective: Collective) -> Findings:
 
 
 def keeps_float64(collective: Collective) -> Findings:
-    """1e8, 1, -1e8, 1 over the ranks: what cancels in float64 leaves the small numbers exactly, in less it does not."""
+    """Checks that the ones in a sum of 1e8, 1, -1e8 and 1 over the ranks survive, as in float64 but not in less."""
     transport = collective.transport
     pattern = torch.tensor([1e8, 1.0, -1e8, 1.0], dtype=torch.float64)
     place = torch.arange(1003)
@@ -97,7 +97,7 @@ def keeps_float64(collective: Collective) -> Findings:
 
 
 def is_alike_everywhere(collective: Collective) -> Findings:
-    """Numbers whose sum depends on the order: still the same bytes on every rank."""
+    """Checks that every rank ends with the same bytes, for numbers whose sum depends on the order."""
     buffer = _filled(collective, _random(collective.transport.rank))
     collective.reduce(buffer)
     everyone = all_gather(collective.transport, buffer.numpy().tobytes().hex())
@@ -107,7 +107,7 @@ def is_alike_everywhere(collective: Collective) -> Findings:
 
 
 def repeats_itself(collective: Collective) -> Findings:
-    """The same numbers again: the same bytes again, although messages may arrive in another order."""
+    """Checks that the same numbers give the same bytes, although messages may arrive in another order."""
     results = set()
     for _ in range(3):
         buffer = _filled(collective, _random(collective.transport.rank))
@@ -118,7 +118,7 @@ def repeats_itself(collective: Collective) -> Findings:
 
 
 def keeps_several_apart(collective: Collective) -> Findings:
-    """Several sums under way at once, waited for in another order on every rank."""
+    """Checks several sums under way at once, waited for in another order on every rank."""
     transport = collective.transport
     lengths = (1003, 7, 256, 0)
     memory = collective.allocate(sum(lengths), torch.float64, CPU)
@@ -147,7 +147,7 @@ WIRE_CHECKS: Mapping[str, Callable[[Collective], Findings]] = {
 
 
 def counts_as_planned(algorithm: Algorithm, transport: Transport) -> Findings:
-    """The messages and bytes that a rank sends are those that `account` counts."""
+    """Checks that a rank sends as many messages and bytes as `account` counts."""
     collective = Scheduled(algorithm, transport)
     for elements in sizes(transport.size):
         buffer = torch.zeros(elements, dtype=torch.float64)
@@ -165,7 +165,7 @@ def counts_as_planned(algorithm: Algorithm, transport: Transport) -> Findings:
 
 
 def is_proven(algorithm: Algorithm, ranks: Iterable[int] = PROVEN_RANKS) -> Findings:
-    """Every rank ends with every contribution exactly once, whatever the data are."""
+    """Checks by proof that every rank ends with every contribution exactly once, whatever the data are."""
     for size in ranks:
         proof = prove(bind(algorithm, 0), size)
         if not proof.holds:

@@ -1,4 +1,4 @@
-"""A network from what was measured: latency, bandwidth by size, and the time to add."""
+"""Fits a network to what was measured: latency, bandwidth by size, and the time to add."""
 
 import math
 from collections.abc import Mapping
@@ -15,14 +15,14 @@ FEWEST_SIZES, PIECE_SIZES, MOST_PIECES = 4, 3, 4
 """A fit needs that many sizes, each of its pieces that many, and it has at most that many pieces."""
 
 NEGLIGIBLE = 0.01
-"""A mean relative error well below this is no reason for another piece."""
+"""A mean relative error well below this one does not justify another piece."""
 
 
 # Fitting.
 
 
 def fit_network(points: Points, name: str = "this-machine", source: str = "") -> Network:
-    """The network that has such points: its ports' bandwidth and α from `duplex`, γ from `adding`.
+    """Fits a network to measured points: its ports' bandwidth and α to `duplex`, γ to `adding`.
 
     Raises:
         ConfigurationError: the points allow no fit; says why.
@@ -35,7 +35,7 @@ def fit_network(points: Points, name: str = "this-machine", source: str = "") ->
 
 
 def fit_wire(seconds: Mapping[int, float]) -> Wire:
-    """α and bandwidth, piece by piece, of messages that took so long.
+    """Fits α and bandwidth, piece by piece, to the measured seconds of messages.
 
     Every piece is the line α + m/B for which the mean of |relative error| over its sizes is least; such a line goes
     through two of its points, or one if α is 0, so that all of those are tried, and a point far off does not pull. The
@@ -43,10 +43,10 @@ def fit_wire(seconds: Mapping[int, float]) -> Wire:
     message is cheaper than a smaller one.
 
     Args:
-        seconds: bytes -> seconds.
+        seconds: maps a message's bytes to its seconds.
 
     Raises:
-        ConfigurationError: there are too few sizes, or times that cannot be.
+        ConfigurationError: there are too few sizes, or a time is not a number above 0.
 
     Source: Schwarz, "Estimating the dimension of a model" (1978), for what a further piece must be worth.
     """

@@ -45,7 +45,7 @@ def chunks_swapped(size: int) -> Iterator[Round]:
 
 
 def one_round_too_few(size: int) -> Iterator[Round]:
-    """A ring that stops one round early."""
+    """A ring that stops one round early, so that every rank misses the sum of one chunk."""
     yield from list(ring(size))[:-1]
 
 
@@ -74,11 +74,11 @@ class TailDropped(Collective):
 
 @dataclass(frozen=True)
 class Mutant:
-    """An all-reduce that is wrong on purpose.
+    """An all-reduce with a mistake made on purpose, and the checks that must find it.
 
     Attributes:
-        examine: puts it through the checks.
-        caught_by: the names of those that find it out.
+        examine: puts it through the checks; returns what they found, by name.
+        caught_by: the names of the checks that find the mistake.
     """
 
     examine: Callable[[], dict[str, str]]

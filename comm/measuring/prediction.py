@@ -32,9 +32,9 @@ def on_cores(network: Network, ranks: int, cores: int) -> Network:
     as cores nothing changes.
 
     Args:
-        network: calibrated with a core for each rank.
-        ranks: how many there are.
-        cores: how many they share.
+        network: the network of this machine, calibrated with a core for each rank.
+        ranks: the number of ranks.
+        cores: the number of cores that they share.
 
     Raises:
         ConfigurationError: there are no ranks or no cores.

@@ -23,9 +23,9 @@ def incast_bound(workers: int, servers: int, port_seconds: float) -> float:
     Every server's port has W·n/K bytes to take in and as many to give out, every worker's n each way.
 
     Args:
-        workers: W, who all send at the same time.
-        servers: K, among which the buffer is split evenly.
-        port_seconds: that a port takes for n bytes in and n out.
+        workers: W, the number of workers, who all send at the same time.
+        servers: K, the number of servers among which the buffer is split evenly.
+        port_seconds: seconds that a port takes for n bytes in and n bytes out.
 
     Source: Li et al., "Scaling distributed machine learning with the parameter server" (2014), for the messages;
     Nagle, Serenyi and Matthews, "The Panasas ActiveScale storage cluster" (2004), for the word incast.
@@ -34,14 +34,14 @@ def incast_bound(workers: int, servers: int, port_seconds: float) -> float:
 
 
 class Assigning(Optimizer):
-    """Makes every parameter what its gradient is."""
+    """An optimiser that sets every parameter to its gradient, so that an update only sums."""
 
     def __init__(self, named: Sequence[tuple[str, nn.Parameter]]) -> None:
         super().__init__([parameter for _, parameter in named], {"lr": 1.0})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]  # noqa: ARG002
-        """Assign."""
+        """Sets every parameter to its gradient."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 parameter.copy_(parameter.grad)
@@ -53,8 +53,8 @@ class Served(Operation):
     Only worker 0 says that there are tokens behind its gradients, and says one, so that the division changes nothing.
 
     Args:
-        transport: the workers, then the servers.
-        servers: how many.
+        transport: the transport, with the workers first and then the servers.
+        servers: the number of servers.
     """
 
     def __init__(self, transport: Transport, servers: int) -> None:
@@ -65,7 +65,7 @@ class Served(Operation):
         self._services: list[Service] = []
 
     def prepare(self, parts: Sequence[Tensor]) -> None:
-        """Start a training for every part, of a single parameter, whose gradient the part is."""
+        """Starts one training per part, of a single parameter that has the part as its gradient."""
         self._updates = []
         for part in parts:
             module = nn.Module()
@@ -82,7 +82,7 @@ class Served(Operation):
             self._services = [strategy.service(self._transport) for strategy in self._updates]
 
     def run(self, number: int) -> None:
-        """Push, step and pull; or serve everyone who does, once."""
+        """Pushes, steps and pulls on a worker; on a server, answers every worker once."""
         if self._services:
             for _ in range(self.workers):
                 self._services[number].serve()
@@ -98,7 +98,7 @@ class PlainMessages(Operation):
     """The messages of one worker's update through one server, and nothing else: its own values come back.
 
     Args:
-        transport: the worker and the server.
+        transport: the transport of the worker and the server.
     """
 
     def __init__(self, transport: Transport) -> None:
@@ -108,7 +108,7 @@ class PlainMessages(Operation):
         self._landing: Buffer = np.empty(0)
 
     def prepare(self, parts: Sequence[Tensor]) -> None:
-        """What comes back has memory of its own, as a worker's parameters have."""
+        """Gives what comes back memory of its own, as a worker's parameters have."""
         if self._transport.rank == 0:
             self.inputs = parts
             self.results = [torch.zeros_like(part) for part in parts]
@@ -116,7 +116,7 @@ class PlainMessages(Operation):
             self._landing = torch.zeros_like(parts[0]).numpy()
 
     def run(self, number: int) -> None:
-        """There, or back."""
+        """Sends the gradient and receives the values on the worker; on the server, sends back what arrives."""
         wires = self._transport
         if wires.rank == 0:
             gradient, values = self.inputs[number].numpy(), self.results[number].numpy()

@@ -14,16 +14,16 @@ from bigbatch.comm.wires.recording import ALL_REDUCE
 from bigbatch.comm.wires.transport import Transport
 
 GATHER_TAG = 29_000
-"""Kept apart from the tags of all-reduces."""
+"""The tag of these messages, kept apart from the tags of all-reduces."""
 
 
 class AllGather:
-    """Gives every rank all ranks' tensors.
+    """Gives every rank the tensors of all ranks.
 
     Every rank must ask for the same gatherings in the same order.
 
     Args:
-        transport: all ranks that take part.
+        transport: the transport of all ranks that take part.
     """
 
     def __init__(self, transport: Transport) -> None:
@@ -31,10 +31,10 @@ class AllGather:
         self._introduced: set[tuple[int, torch.dtype, bool]] = set()
 
     def gather(self, tensor: Tensor, *, alike: bool = True) -> list[Tensor]:
-        """All ranks' tensors, by rank, as views of one new buffer.
+        """Gathers the tensors of all ranks; returns them by rank, as views of one new buffer.
 
         Args:
-            tensor: (elements,) this rank's.
+            tensor: (elements,) this rank's tensor.
             alike: whether it has the same length on all ranks; if not, a first gathering tells the lengths.
 
         Raises:

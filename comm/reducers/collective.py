@@ -20,7 +20,7 @@ from bigbatch.comm.wires.transport import Transport
 
 @dataclass
 class Reduction:
-    """A sum under way.
+    """A sum over all ranks that is under way, with its times.
 
     Attributes:
         asked: when it was started, in seconds on the transport's clock, as are the others.
@@ -46,7 +46,7 @@ class Collective(ABC):
     Every rank must ask for the same sums in the same order.
 
     Args:
-        transport: all ranks.
+        transport: the transport of all ranks.
     """
 
     def __init__(self, transport: Transport) -> None:
@@ -85,17 +85,17 @@ class Collective(ABC):
             self._sum(tensor)
 
     def start(self, tensor: Tensor) -> Reduction:
-        """Begin to sum `tensor`; it must be left alone until `wait` on the result returns.
+        """Begins to sum `tensor`, (elements,), which must be left alone until `wait` on the result returns.
 
         Several may be under way. They are carried out in the order of their start, and may be waited for in any.
         """
         return self.begin(partial(self.reduce, tensor))
 
     def begin(self, reduce: Callable[[], None]) -> Reduction:
-        """Put any way of summing into the queue, after the sums that are under way: `start`, for what else sums.
+        """Queues any way of summing behind the sums that are under way, as `start` does with `reduce`.
 
         Args:
-            reduce: does it, on all ranks alike; it may use this collective or any other wires between them.
+            reduce: does the sum, on all ranks alike; it may use this collective or any other wires between them.
         """
         reduction = Reduction(asked=self.transport.now())
 
@@ -109,11 +109,11 @@ class Collective(ABC):
         return reduction
 
     def in_turn(self, work: Callable[[], None]) -> None:
-        """Do other communication when its turn comes: after what is under way, and before what is started later."""
+        """Does other communication in its turn, after what is under way and before what is started later."""
         self._queue.submit(work)()
 
     def close(self) -> None:
-        """Give back what it holds, memory from `allocate` included; all ranks together."""
+        """Gives back the thread, and memory from `allocate`; all ranks call it together."""
         self._queue.close()
 
     @abstractmethod
@@ -122,11 +122,11 @@ class Collective(ABC):
 
 
 class Scheduled(Collective):
-    """Runs one of our schedules.
+    """Sums tensors by an algorithm of rounds, such as the ring.
 
     Args:
         algorithm: yields the rounds; see `bigbatch.comm.collectives`.
-        transport: moves the data.
+        transport: the transport that moves the data.
     """
 
     def __init__(self, algorithm: Callable[..., Any], transport: Transport) -> None:

@@ -38,12 +38,12 @@ class Move(NamedTuple):
 
 @dataclass(frozen=True)
 class Step:
-    """What one rank does in one round.
+    """The packets that one rank sends and receives in one round.
 
     Attributes:
-        sends: packets, in the order in which they leave.
-        receives: packets, in the order in which they are taken in.
-        under_way: how many of those may be on their way at once.
+        sends: the packets to send, in the order in which they leave.
+        receives: the packets to receive, in the order in which they are taken in.
+        under_way: the number of packets that may be on their way to this rank at once.
         sends_first: whether every send must be through before anything is taken in, because it reads there.
         landing: elements of the largest packet that cannot be received in place.
     """
@@ -59,12 +59,12 @@ class Step:
 def part(
     schedule: Schedule, size: int, rank: int, elements: int, itemsize: int, chunks: tuple[int, ...] | None = None
 ) -> tuple[Step, ...]:
-    """Pick out of every round what `rank` sends and receives, for a buffer of that many elements.
+    """Picks out of every round what `rank` sends and receives, for a buffer of `elements` elements.
 
     Args:
         schedule: the rounds as a function of the number of ranks.
         size: the number of ranks.
-        rank: whose part.
+        rank: the rank whose part it is.
         elements: the buffer's length.
         itemsize: bytes an element.
         chunks: (chunks + 1,) where each chunk begins, in elements, and the last one's end; None for even chunks.

@@ -1,4 +1,4 @@
-"""Other people's all-reduces: MPI's and torch.distributed's own."""
+"""All-reduces of other libraries: MPI's and torch.distributed's own."""
 
 import math
 from collections.abc import Callable
@@ -33,7 +33,7 @@ class TorchAllReduce(Collective):
         self._torch = transport
 
     def start(self, tensor: Tensor) -> Reduction:
-        """Begin torch's all-reduce on `tensor`."""
+        """Begins torch's all-reduce of `tensor`, (elements,), which moves data while the caller goes on."""
         self.introduce(tensor)
         reduction = Reduction(asked=self.transport.now())
         request = self._torch.all_reduce(tensor)
@@ -56,7 +56,7 @@ class TorchAllReduce(Collective):
         return reduction
 
     def in_turn(self, work: Callable[[], None]) -> None:
-        """At once: the library puts operations in order by itself."""
+        """Does the work at once, because the library puts operations in order by itself."""
         work()
 
     def _sum(self, tensor: Tensor) -> None:

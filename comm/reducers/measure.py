@@ -1,4 +1,4 @@
-"""Measuring all-reduces and what else sums: how long each takes for a size, in turns, checking every result."""
+"""Measures how long all-reduces and parameter servers take for a size, in turns, and checks every result."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from bigbatch.comm.wires.agreement import all_gather
 from bigbatch.comm.wires.transport import Transport
 
 FEWEST_TURNS, MOST_TURNS = 2, 15
-"""Turns that each all-reduce gets."""
+"""The fewest and the most turns that each operation gets."""
 
 REPETITIONS = 4
 """How often it is timed in a turn, after once to warm up: what ran before it leaves its data in the caches."""
@@ -23,7 +23,7 @@ SHORT_BYTES, MOST_AT_ONCE = 256 * 1024, 16
 """Small buffers are reduced several at a time, one after the other, or the clock would measure the starting line."""
 
 EXACT_BELOW = 2**24
-"""Integers of which float32 holds every one."""
+"""Every integer below this one is exact in float32."""
 
 MEMORY = "memory"
 """The name under which `measure` reports what any sum must at least do to memory."""
@@ -31,13 +31,13 @@ MEMORY = "memory"
 
 @dataclass(frozen=True)
 class Measurement:
-    """How long a sum took.
+    """How long one operation took to sum buffers of one size.
 
     Attributes:
-        algorithm: its name.
+        algorithm: the name of the operation.
         ranks: whose values were summed; ranks that only served are not counted.
-        nbytes: of each rank's buffer.
-        seconds: (repetitions,) of the slowest of those ranks each time.
+        nbytes: bytes of each rank's buffer.
+        seconds: (repetitions,) the seconds of the slowest of those ranks in each repetition.
         exact: whether every element of every repetition was right on every one of them.
     """
 
@@ -49,17 +49,17 @@ class Measurement:
 
     @property
     def median(self) -> float:
-        """Seconds, the median of the repetitions."""
+        """The median of the repetitions, in seconds."""
         return float(np.median(self.seconds))
 
     @property
     def low(self) -> float:
-        """Seconds, the lower quartile."""
+        """The lower quartile of the repetitions, in seconds."""
         return float(np.quantile(self.seconds, 0.25))
 
     @property
     def high(self) -> float:
-        """Seconds, the upper quartile."""
+        """The upper quartile of the repetitions, in seconds."""
         return float(np.quantile(self.seconds, 0.75))
 
     @property
@@ -74,15 +74,15 @@ class Measurement:
 
 
 class Operation:
-    """Something to time: each of the first ranks, the workers, hands in values and ends with everybody's sum.
+    """Something to time: the first ranks, the workers, hand in values, and each ends with the sum of all.
 
     Other ranks may serve them meanwhile. This class is the part of a rank that only stands by.
 
     Args:
-        workers: how many ranks hand in.
+        workers: the number of ranks that hand in values.
 
     Attributes:
-        workers: how many ranks hand in.
+        workers: the number of ranks that hand in values.
         inputs: where this rank hands in, (elements,) float32 for every sum of a repetition; none if it does not.
         results: where it finds each sum; often the same memory.
     """
@@ -100,7 +100,7 @@ class Operation:
         """
 
     def run(self, number: int) -> None:
-        """This rank's part of the sum of that number."""
+        """Carries out this rank's part of the sum of that number, from 0."""
 
     def expected(self, own: Tensor, total: Callable[[int], Tensor]) -> Tensor:
         """What a worker ends with: `total(p)`, which the first p ranks have handed in, of which `own` is its own."""
@@ -108,10 +108,10 @@ class Operation:
 
 
 class Reducing(Operation):
-    """An all-reduce, in place.
+    """Sums by an all-reduce, in place, to measure how long that takes.
 
     Args:
-        collective: on a transport of all workers.
+        collective: the all-reduce, on a transport of all workers.
     """
 
     def __init__(self, collective: Collective) -> None:
@@ -127,24 +127,24 @@ class Reducing(Operation):
         self.inputs = self.results = parts
 
     def run(self, number: int) -> None:
-        """Sum."""
+        """Sums the part of that number over all workers."""
         self._collective.reduce(self.inputs[number])
 
 
 class Touching(Operation):
-    """Reads and writes every element once; nobody's values meet."""
+    """Reads and writes every element once without any communication, to measure memory alone."""
 
     def prepare(self, parts: Sequence[Tensor]) -> None:
-        """In place."""
+        """Takes the parts as both inputs and results."""
         self.inputs = self.results = parts
 
     def run(self, number: int) -> None:
-        """Add one."""
+        """Adds one to every element of the part of that number."""
         array = self.inputs[number].numpy()
         np.add(array, 1, out=array)
 
     def expected(self, own: Tensor, total: Callable[[int], Tensor]) -> Tensor:  # noqa: ARG002 - nobody else's matter
-        """One more."""
+        """What a worker must end with: its own values plus one."""
         return own + 1
 
 
@@ -157,9 +157,9 @@ def measure(
     on each worker when its part is done; the slowest worker counts.
 
     Args:
-        operations: by name, the same names in the same order on every rank.
+        operations: the operations by name, the same names in the same order on every rank.
         transport: on which the ranks start together and tell each other their times.
-        nbytes: of each worker's buffer; less than one element counts as one.
+        nbytes: bytes of each worker's buffer; less than one element counts as one.
         budget: about how many seconds to spend.
 
     Returns:

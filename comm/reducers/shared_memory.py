@@ -32,7 +32,7 @@ class SharedMemory(Collective):
     speed of memory.
 
     Args:
-        transport: all ranks; every node must have the same number of them.
+        transport: the transport of all ranks; every node must have the same number of them.
 
     Raises:
         ConfigurationError: nodes of different sizes, or a transport that cannot share memory.
@@ -57,7 +57,7 @@ class SharedMemory(Collective):
         self._part = lru_cache(maxsize=64)(self._find_part)
 
     def allocate(self, elements: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """This rank's window. There is one at a time: it replaces the one before.
+        """Returns this rank's window, (elements,). There is one at a time: it replaces the one before.
 
         Raises:
             ConfigurationError: the device is not a CPU.
@@ -74,7 +74,7 @@ class SharedMemory(Collective):
         return self._memory
 
     def close(self) -> None:
-        """Give the windows back."""
+        """Gives the shared memory back; all ranks call it together."""
         super().close()
         self._part.cache_clear()
         if self._windows is not None:

@@ -14,10 +14,10 @@ from bigbatch.comm.wires.agreement import all_gather
 from bigbatch.comm.wires.transport import Transport
 
 SIZES = (1 << 10, 1 << 14, 1 << 18, 1 << 22, 1 << 24)
-"""Bytes of the buffers to measure: what lies between is nearest to one of them."""
+"""Bytes of the buffers to measure; a buffer of another size is judged by the nearest one."""
 
 SECONDS_A_SIZE = 0.5
-"""About how long to measure each."""
+"""About how many seconds to measure each size."""
 
 
 @dataclass(frozen=True)
@@ -25,15 +25,15 @@ class Tuning:
     """How long every all-reduce takes on one layout of ranks.
 
     Attributes:
-        layout: how many ranks on each node, and over which wires.
-        seconds: size in bytes -> name -> median.
+        layout: the number of ranks on each node, and the wires between them.
+        seconds: maps a size in bytes to the median seconds of each all-reduce by name.
     """
 
     layout: str
     seconds: dict[int, dict[str, float]]
 
     def ranking(self, nbytes: int) -> list[str]:
-        """The names, fastest first, for buffers of about that many bytes."""
+        """The names of the all-reduces, fastest first, for buffers of about `nbytes` bytes."""
         nearest = min(self.seconds, key=lambda size: abs(np.log(size) - np.log(max(1, nbytes))))
         times = self.seconds[nearest]
         return sorted(times, key=lambda name: times[name])
@@ -46,12 +46,12 @@ def layout_of(transport: Transport) -> str:
 
 
 def tune(collectives: Mapping[str, Collective], transport: Transport, say: Callable[[str], None]) -> Tuning:
-    """Measure every size, and keep the table for `load_tuning`. Every rank calls it, and gets the same.
+    """Measures every size, and keeps the table for `load_tuning`. Every rank calls it and gets the same.
 
     Args:
-        collectives: to measure, by name.
+        collectives: the all-reduces to measure, by name.
         transport: whose ranks take part.
-        say: is told how far it is.
+        say: called with a line about what is measured next.
     """
     operations = {name: Reducing(collective) for name, collective in collectives.items()}
     seconds = {}
@@ -69,7 +69,7 @@ def tune(collectives: Mapping[str, Collective], transport: Transport, say: Calla
 
 
 def load_tuning(transport: Transport) -> Tuning | None:
-    """Rank 0's table for this layout, on every rank; None if nobody measured it yet."""
+    """Gives every rank the table that rank 0 has kept for this layout; None if nobody has measured it."""
     content = None
     if transport.rank == 0:
         kept = cache_folder() / _file_name(transport)

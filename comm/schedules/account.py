@@ -9,7 +9,7 @@ from bigbatch.comm.schedules.schedule import IntArray, Schedule, chunk_bounds, c
 
 @dataclass(frozen=True)
 class Account:
-    """What a schedule moves.
+    """The rounds of a schedule, and the messages and bytes that each rank sends and receives in them.
 
     Attributes:
         rounds: the number of rounds.

@@ -12,14 +12,14 @@ from bigbatch.comm.schedules.schedule import Round, Schedule, chunk_count, round
 
 @dataclass(frozen=True)
 class Proof:
-    """What a schedule does to the contributions.
+    """Where each rank's contribution ends when a schedule is run, and where it must end.
 
     Attributes:
-        count: (ranks, chunks, ranks) how often the contribution of the rank in the last place is in the copy
-            that the rank in the first place ends with.
+        count: (ranks, chunks, ranks) entry (r, c, k) says how often the contribution of rank k is in the copy of chunk
+            c that rank r ends with.
         expected: (ranks, chunks, ranks) how often it must be there; None for an all-reduce, whose ranks must end with
-            one of each. For an all-gather the last place has one entry more in both, for what memory holds before
-            anything has arrived there.
+            one of each. For an all-gather the last axis of both has one entry more, for what memory holds before
+            anything arrives.
     """
 
     count: NDArray[np.int64]
@@ -41,7 +41,7 @@ class Proof:
 
     @property
     def holds(self) -> bool:
-        """Whether everybody ends with each contribution exactly as often as must be."""
+        """Whether every rank ends with each contribution exactly as often as it must."""
         return bool((self.count == self._due).all())
 
     def __str__(self) -> str:
@@ -100,10 +100,10 @@ def prove_all_gather(schedule: Schedule, size: int) -> Proof:
 
 
 def follow(rounds: Sequence[Round], size: int, start: NDArray[np.int64] | None = None) -> Iterator[NDArray[np.int64]]:
-    """The contributions before the first round and after each: (ranks, chunks, ranks), as in `Proof.count`.
+    """Yields the contributions before the first round and after each: (ranks, chunks, ranks), as in `Proof.count`.
 
     Args:
-        rounds: of the schedule.
+        rounds: the rounds of the schedule.
         size: the number of ranks.
         start: the contributions before the first round; if None, every rank has its own in every chunk.
     """

@@ -5,7 +5,7 @@ happen at once. The same rounds are executed on real wires (`execute`), proven (
 (`account`).
 
 The buffer is cut into as many chunks as the schedule names; chunk c of k holds the elements from `c·n // k` up
-to `(c + 1)·n // k`, so that sizes which do not divide lose nothing.
+to `(c + 1)·n // k`, so that no element is lost if n is not a multiple of k.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -74,15 +74,16 @@ def spanned(source: ArrayLike, target: ArrayLike, *, first: ArrayLike, stop: Arr
 
 
 def joined(rounds: Sequence[Round]) -> Round:
-    """Rounds that happen at the same time, as one; earlier ones come first where both reach the same rank."""
+    """Merges rounds that happen at the same time; where both reach one rank, the earlier round comes first."""
     return Round(*(np.concatenate([getattr(round_, field.name) for round_ in rounds]) for field in fields(Round)))
 
 
 def rounds_of(schedule: Schedule, size: int) -> list[Round]:
-    """All rounds of a schedule for `size` ranks, once they have been seen to make sense.
+    """Makes all rounds of a schedule for `size` ranks, and checks that their ranks and chunks are possible.
 
     Raises:
-        ConfigurationError: a round names ranks or chunks that cannot be, or there are none to be had; names them.
+        ConfigurationError: the schedule fails for that many ranks, or a round has impossible ranks or chunks; names
+            them.
     """
     name = getattr(schedule, "__name__", None) or getattr(getattr(schedule, "func", None), "__name__", str(schedule))
     try:
@@ -126,24 +127,25 @@ def chunk_bounds(elements: int, chunks: int) -> IntArray:
 
 
 PACKET_BYTES = 1024 * 1024
-"""The size of a packet: small against a processor's cache, large against a message's latency."""
+"""Bytes of a packet: small against a processor's cache, large against a message's latency."""
 
 
 MOST_PACKETS = 64
-"""Of one transfer: those of larger ones are larger, as more would hide nothing that so many do not."""
+"""The largest number of packets of one transfer; longer transfers have larger packets, as more would hide no more."""
 
 
 def packets(round_: Round, nbytes: IntArray) -> IntArray:
-    """(transfers,) in how many messages each transfer of a round travels.
+    """(transfers,) the number of messages in which each transfer of a round travels.
 
-    What the target adds comes in packets of about `PACKET_BYTES`, so that it can add one, which is then still in its
-    cache, while the next arrives. It remains one message if the target replaces, and so needs no other place for it;
-    if the target must keep what it has until that was sent; or if something else than a sum over just the same chunks
-    arrives there too, so that whole transfers must be taken in in the table's order.
+    A transfer that the target adds travels in packets of about `PACKET_BYTES`, so that the target can add one packet,
+    still in its cache, while the next one arrives. A transfer remains one message in three cases: if the target
+    replaces its own data, which needs no further memory; if the target must keep its own data until that was sent; or
+    if anything but sums over just the same chunks arrives there too, so that whole transfers must be taken in in the
+    table's order.
 
     Args:
         round_: the transfers.
-        nbytes: (transfers,) their sizes.
+        nbytes: (transfers,) the size of each transfer in bytes.
     """
     counts = np.ones(len(round_), dtype=np.int64)
     long = round_.reduce & (nbytes > PACKET_BYTES)
@@ -154,7 +156,7 @@ def packets(round_: Round, nbytes: IntArray) -> IntArray:
 
 
 def sent_by_target(round_: Round) -> BoolArray:
-    """(transfers,) whether the target itself sends, in the same round, something of what it receives."""
+    """(transfers,) whether the target sends, in the same round, some of the chunks that it receives."""
     return _overlapping(round_, round_.source) > 0
 
 

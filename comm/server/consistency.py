@@ -1,6 +1,6 @@
 """Consistency: which gradients make an update, and how far ahead of the others a worker may read.
 
-A shard counts the updates that it is through with: its clock. A worker counts the gradients that it has pushed: its
+A shard counts the updates that it has finished: its clock. A worker counts the gradients that it has pushed: its
 own clock.
 """
 
@@ -14,12 +14,13 @@ from bigbatch.comm.errors import ConfigurationError
 
 @dataclass
 class Clocks:
-    """Where a shard and its workers stand.
+    """Counts how many updates a shard has finished, and how far each worker is in pushing and reading.
 
     Attributes:
-        done: updates that the shard is through with, applied or skipped.
-        pushed: worker -> gradients it has pushed; those who have left are not among them.
-        read: worker -> `done` when it last read.
+        done: updates that the shard has finished, applied or skipped.
+        pushed: maps each worker that takes part to its clock: `done` when it joined, plus the gradients that it has
+            pushed since.
+        read: maps each worker that takes part to `done` when it last read.
     """
 
     done: int = 0
@@ -28,7 +29,7 @@ class Clocks:
 
 
 class Consistency(ABC):
-    """A rule of one kind of parameter server.
+    """The consistency rule of a parameter server: which gradients make an update, and who may read when.
 
     Attributes:
         alike: whether all workers compute on the same version, so that an update is everybody's.
@@ -40,7 +41,7 @@ class Consistency(ABC):
 
     @abstractmethod
     def update_of(self, clocks: Clocks, worker: int) -> int | None:
-        """The number of the update that a gradient which arrives now from `worker` goes into; None drops it."""
+        """The number of the update that a gradient from `worker`, arriving now, goes into; None drops the gradient."""
 
     @abstractmethod
     def complete(self, clocks: Clocks, contributors: set[int]) -> bool:
@@ -51,18 +52,18 @@ class Consistency(ABC):
         """Whether `worker` may read now, to begin its next gradient."""
 
     def check(self, workers: int) -> None:  # noqa: B027 - most rules do with any number
-        """Refuse what cannot work with that many workers.
+        """Refuses a number of workers that the rule does not work with.
 
         Raises:
-            ConfigurationError: it cannot.
+            ConfigurationError: the rule does not work with that many workers.
         """
 
     def updates_of(self, workers: int) -> int:  # noqa: ARG002 - for others
-        """How many updates are made of one gradient of every one of `workers`."""
+        """How many updates the shard makes while each of `workers` workers pushes one gradient."""
         return 1
 
     def gradients_of(self, workers: int) -> int:
-        """How many workers' gradients an update is made of, while all of `workers` take part."""
+        """How many gradients make one update while `workers` workers take part."""
         return workers
 
     def position(self, clocks: Clocks, worker: int) -> int:
@@ -71,13 +72,13 @@ class Consistency(ABC):
 
 
 class BoundedStaleness(Consistency):
-    """Stale-synchronous: update c is made of everybody's gradient number c, and nobody gets more than s ahead.
+    """Stale-synchronous: update c takes gradient c of every worker, and no worker gets more than s ahead.
 
     A worker may begin its gradient number c once the updates below c - s are made, so that what it reads has every
     gradient of clock c - s - 1 and before.
 
     Args:
-        staleness: s.
+        staleness: s, the number of gradients that a worker may be ahead.
 
     Source: Ho et al., "More effective distributed ML via a stale synchronous parallel parameter server" (2013),
     section 3.
@@ -91,20 +92,20 @@ class BoundedStaleness(Consistency):
         self._staleness = staleness
 
     def update_of(self, clocks: Clocks, worker: int) -> int | None:
-        """The one with the number of the worker's gradient, unless that is made already."""
+        """The update with the number of the worker's gradient; None if that update was made already."""
         return clocks.pushed[worker] if clocks.pushed[worker] >= clocks.done else None
 
     def complete(self, clocks: Clocks, contributors: set[int]) -> bool:
-        """Everybody's gradient is there; of those who have left, what there is."""
+        """Whether the gradients of all present workers are there; workers that have left are not waited for."""
         return bool(contributors) and contributors >= clocks.pushed.keys()
 
     def readable(self, clocks: Clocks, worker: int) -> bool:
-        """It is not more than s ahead."""
+        """Whether the worker is at most s gradients ahead of the updates that were made."""
         return clocks.done >= clocks.pushed[worker] - self._staleness
 
 
 class Synchronous(BoundedStaleness):
-    """Bounded staleness with the bound 0: every update is made of everybody's gradient of the same version."""
+    """Bounded staleness with s = 0: every update takes a gradient of the same version from every worker."""
 
     alike: ClassVar[bool] = True
 
@@ -113,25 +114,25 @@ class Synchronous(BoundedStaleness):
 
 
 class Asynchronous(Consistency):
-    """Every gradient is an update as it comes, and nobody waits.
+    """Every gradient makes an update of its own as it arrives, and no worker waits.
 
     Source: Dean et al., "Large scale distributed deep networks" (2012), section 4.1.
     """
 
     def update_of(self, clocks: Clocks, worker: int) -> int | None:  # noqa: ARG002 - it is the same for all
-        """Every gradient makes the next update."""
+        """The next update: every gradient is applied as it comes."""
         return clocks.done
 
     def complete(self, clocks: Clocks, contributors: set[int]) -> bool:  # noqa: ARG002 - it is always the same
-        """A single gradient completes an update."""
+        """Whether there is any gradient: a single one makes an update."""
         return bool(contributors)
 
     def updates_of(self, workers: int) -> int:
-        """Each worker's gradient makes an update of its own."""
+        """As many as there are workers: each gradient makes an update of its own."""
         return workers
 
     def gradients_of(self, workers: int) -> int:  # noqa: ARG002 - it is the same for any number
-        """An update is made of one gradient."""
+        """One: each gradient makes an update of its own."""
         return 1
 
     def readable(self, clocks: Clocks, worker: int) -> bool:  # noqa: ARG002 - it is always the same
@@ -143,7 +144,7 @@ class BackupWorkers(Consistency):
     """Of N + B workers the first N gradients of a version make the update; those that come later are dropped.
 
     Args:
-        spares: B.
+        spares: B, the number of gradients of each version that are not waited for.
 
     Source: Chen et al., "Revisiting distributed synchronous SGD" (2016), section 3.
     """
@@ -154,18 +155,18 @@ class BackupWorkers(Consistency):
         self._spares = spares
 
     def check(self, workers: int) -> None:
-        """Somebody must be left to wait for."""
+        """Refuses so many spares that no worker is left to wait for."""
         if self._spares >= workers:
             raise ConfigurationError(
                 f"--spares {self._spares} leaves nobody of {workers} workers to wait for. Use {workers - 1} or less."
             )
 
     def update_of(self, clocks: Clocks, worker: int) -> int | None:
-        """The next, if the gradient is of the present version."""
+        """The next update, if the gradient was computed on the present version; else None."""
         return clocks.done if clocks.read[worker] == clocks.done else None
 
     def complete(self, clocks: Clocks, contributors: set[int]) -> bool:
-        """The gradients of all but B workers are there."""
+        """Whether the gradients of all but B workers are there."""
         return len(contributors) >= self.gradients_of(len(clocks.pushed))
 
     def gradients_of(self, workers: int) -> int:
@@ -173,11 +174,11 @@ class BackupWorkers(Consistency):
         return max(1, workers - self._spares)
 
     def readable(self, clocks: Clocks, worker: int) -> bool:
-        """There is a version that it has not computed on yet."""
+        """Whether there is a version that the worker has not computed on yet."""
         return clocks.done > clocks.read[worker]
 
     def position(self, clocks: Clocks, worker: int) -> int:  # noqa: ARG002 - it is the same for all
-        """That of the next update: who came too late goes on with the others."""
+        """The number of the next update: a worker that came too late goes on with the others."""
         return clocks.done
 
 

@@ -12,13 +12,13 @@ from bigbatch.comm.update import Outcome
 
 @dataclass(frozen=True)
 class Waiting:
-    """A worker that wants to read.
+    """A worker that waits to read, with what it pushed last.
 
     Attributes:
-        arrived: when its gradient had, in seconds on the server's clock.
-        weight: tokens behind that.
-        loss: summed over them, in nats.
-        outcome: what becomes of it by itself.
+        arrived: when its gradient arrived, in seconds on the server's clock.
+        weight: tokens behind the gradient.
+        loss: the loss summed over those tokens, in nats.
+        outcome: what becomes of the gradient by itself.
     """
 
     arrived: float
@@ -33,11 +33,11 @@ class Report:
 
     Attributes:
         fresh: whether new values follow.
-        version: of the parameters.
+        version: the version of the parameters.
         outcome: what became of the gradients that this is about.
         weight: tokens behind the gradients that this is about.
-        loss: summed over them, in nats.
-        workers: whose gradients those are.
+        loss: the loss summed over those tokens, in nats.
+        workers: the number of workers whose gradients those are.
         total_weight: tokens behind all updates so far.
         next_update: the number of the batch of which the worker computes its share next.
         waited: seconds from the gradient's arrival until the worker might read.
@@ -55,12 +55,14 @@ class Report:
 
     @classmethod
     def on(cls, shard: Shard, worker: int, since: Waiting, now: float, *, fresh: bool) -> Self:
-        """The report to a worker that reads now: about everybody's last update if there is such a thing, else its own.
+        """Makes the report to a worker that reads now.
+
+        If all workers share their updates it is about the last one; else it is about the worker's own gradient.
 
         Args:
-            shard: what it reads.
-            worker: who reads.
-            since: its gradient.
+            shard: the shard that the worker reads.
+            worker: the number of the worker.
+            since: the worker's last gradient and its arrival.
             now: in seconds on the server's clock.
             fresh: whether new values follow.
         """
@@ -85,13 +87,13 @@ class Report:
         return self.outcome is Outcome.APPLIED
 
     def row(self) -> Buffer:
-        """As one message, (9,) float64; the outcome is its code."""
+        """The report as one message, (9,) float64, with the code of the outcome."""
         values = [getattr(self, field.name) for field in fields(self)]
         return np.array([value.code if isinstance(value, Outcome) else value for value in values], dtype=np.float64)
 
     @classmethod
     def of(cls, row: Buffer) -> Self:
-        """From one message.
+        """Reads a report from one message, (9,) float64.
 
         Raises:
             MalformedError: the outcome's code stands for nothing.

@@ -17,14 +17,14 @@ from bigbatch.comm.update import Outcome, make_update
 
 @dataclass
 class Gradient:
-    """What one worker contributes to one update.
+    """The gradient that one worker contributes to one update.
 
     Attributes:
         values: (elements,) summed over tokens; the shard's own memory.
-        weight: those tokens.
+        weight: the number of those tokens.
         loss: the loss summed over them, in nats.
         finite: whether the worker found all of its gradient finite, the parts for other shards included.
-        version: of the parameters that it was computed on.
+        version: the version of the parameters that it was computed on.
     """
 
     values: Tensor
@@ -36,12 +36,12 @@ class Gradient:
 
 @dataclass
 class Gathering:
-    """The gradients of an update that is not complete.
+    """The gradients that have arrived for an update that is not complete.
 
     Attributes:
-        gradients: by worker.
+        gradients: the gradients, by worker.
         folded: workers whose gradients are in `total` already.
-        total: (elements,) the sum of those.
+        total: (elements,) the sum of the gradients of `folded`; None as long as there is none.
     """
 
     gradients: dict[int, Gradient] = field(default_factory=dict)
@@ -61,7 +61,7 @@ class Gathering:
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Self:
-        """What `state_dict` gave, copied."""
+        """Makes a gathering from a copy of what `state_dict` gave."""
         gradients = {}
         for worker, kept in state["gradients"].items():
             values = torch.empty(0) if kept["values"] is None else kept["values"].clone()
@@ -75,13 +75,13 @@ def _copied(tensor: Tensor | None) -> Tensor | None:
 
 @dataclass(frozen=True)
 class Update:
-    """What became of an update.
+    """The result of an update: whether it was applied, and whose gradients and tokens were behind it.
 
     Attributes:
         outcome: applied, or why the parameters are what they were.
         weight: tokens behind it.
         loss: the loss summed over them, in nats.
-        contributors: workers whose gradients are in it.
+        contributors: the number of workers whose gradients are in it.
     """
 
     outcome: Outcome
@@ -96,19 +96,19 @@ class Shard:
     It knows no wires: whoever serves hands in what arrived, and asks who may read.
 
     Args:
-        values: (elements,) the parameters, which this takes for its own.
-        pieces: what lies where in them.
-        optimizer: makes the optimiser.
+        values: (elements,) the parameters; the shard keeps and changes this very memory.
+        pieces: the parameters, or parts of them, that lie in `values`.
+        optimizer: makes the optimiser of these parameters.
         consistency: which gradients make an update, and who may read when.
         stale: what becomes of gradients that were computed on old parameters.
 
     Attributes:
         values: (elements,) the parameters.
-        version: the number of updates that they have had.
+        version: the number of updates that the parameters have had.
         clocks: where this shard and its workers stand.
-        last: the update before, if there was one.
+        last: the result of the last update; None before the first.
         staleness: τ -> gradients applied with that τ, the number of updates since their worker had read.
-        tokens: behind all updates so far.
+        tokens: tokens behind all updates so far.
         taken: gradients that were applied.
         dropped: gradients that came too late for the update they were computed for.
         skipped: updates that were not applied.
@@ -145,7 +145,7 @@ class Shard:
 
     @property
     def workers(self) -> list[int]:
-        """Who takes part."""
+        """The numbers of the workers that take part."""
         return list(self.clocks.pushed)
 
     def _parameter(self, piece: Piece) -> nn.Parameter:
@@ -154,12 +154,12 @@ class Shard:
         return parameter
 
     def join(self, worker: int) -> None:
-        """A worker takes part from the next update on; it must read first."""
+        """Lets a worker take part from the next update on; it must read first."""
         self.clocks.pushed[worker] = self.clocks.done
         self.clocks.read[worker] = self.clocks.done
 
     def leave(self, worker: int) -> None:
-        """A worker takes part no more, and nobody waits for it; what it has pushed counts."""
+        """Lets a worker go. Nobody waits for it any more, and what it has pushed counts."""
         del self.clocks.pushed[worker], self.clocks.read[worker]
         self._versions.pop(worker, None)
         self._remembered.pop(worker, None)
@@ -173,10 +173,10 @@ class Shard:
         """Take a worker's next gradient, and make the updates that are complete by it.
 
         Args:
-            worker: who takes part.
+            worker: the number of a worker that takes part.
             values: (elements,) from `landing`, filled.
             weight: tokens behind the gradient.
-            loss: summed over them, in nats.
+            loss: the loss summed over those tokens, in nats.
             finite: whether the worker found its whole gradient finite.
 
         Returns:
@@ -201,7 +201,7 @@ class Shard:
         return self._consistency.readable(self.clocks, worker)
 
     def has(self, worker: int) -> int:
-        """The version that a worker read last."""
+        """The version of the parameters that a worker read last."""
         return self._versions[worker]
 
     def pending(self, worker: int) -> int:
@@ -213,7 +213,7 @@ class Shard:
         return self._consistency.position(self.clocks, worker)
 
     def read(self, worker: int) -> bool:
-        """Note that a worker reads now; False if it has these values already."""
+        """Notes that a worker reads now; returns False if it has these values already."""
         had = self._versions.get(worker)
         self.clocks.read[worker] = self.clocks.done
         self._versions[worker] = self.version
@@ -222,7 +222,7 @@ class Shard:
         return had != self.version
 
     def statistics(self) -> dict[str, Any]:
-        """What it has counted, in types that JSON can write."""
+        """What the shard has counted, in types that JSON can write."""
         return {
             "versions": self.version,
             "staleness": {str(tau): count for tau, count in sorted(self.staleness.items())},
@@ -231,7 +231,7 @@ class Shard:
         }
 
     def settled_state(self) -> dict[str, Any]:
-        """What lasts whoever takes part: values, the optimiser's state, counts. Gradients that wait are not in it."""
+        """The state without its workers: values, optimiser and counts, but no gradients that wait for others."""
         return {
             "values": self.values.clone(),
             "version": self.version,
@@ -262,7 +262,7 @@ class Shard:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave; after `settled_state`, whoever takes part must read first."""
+        """Restores what `state_dict` gave, or `settled_state`, after which every worker must read first."""
         self.values.copy_(state["values"])
         self.version = state["version"]
         self.clocks.done = state["done"]

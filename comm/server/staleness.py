@@ -8,7 +8,7 @@ if TYPE_CHECKING:  # a command line that is only looked at must not wait for tor
 
 
 class StaleGradients:
-    """A way to treat them: as if they were fresh, unless overridden.
+    """A way to treat stale gradients: as if they were fresh, unless a subclass says otherwise.
 
     τ is the number of updates that were made between the worker's reading and this one.
 
@@ -19,33 +19,33 @@ class StaleGradients:
     remembers: ClassVar[bool] = False
 
     def correct(self, gradient: "Tensor", weight: float, values: "Tensor", read: "Tensor | None") -> None:
-        """Correct a gradient in place.
+        """Corrects a stale gradient in place; this class leaves it as it is.
 
         Args:
             gradient: (elements,) summed over tokens.
-            weight: those tokens.
+            weight: the number of those tokens.
             values: (elements,) the parameters as they are.
             read: (elements,) the parameters as the worker had read them, if they are remembered.
         """
 
     def rate(self, staleness: int) -> float:  # noqa: ARG002 - for others
-        """By what to multiply the learning rate for a gradient with τ = `staleness`."""
+        """The factor for the learning rate of a gradient whose staleness τ is `staleness`."""
         return 1.0
 
 
 class Scaled(StaleGradients):
-    """Take it at the rate η/max(1, τ).
+    """Applies a stale gradient at the learning rate η/max(1, τ).
 
     Source: Zhang et al., "Staleness-aware async-SGD for distributed deep learning" (2015), section 3.
     """
 
     def rate(self, staleness: int) -> float:
-        """The learning rate is multiplied by 1/max(1, τ)."""
+        """The factor 1/max(1, τ) for the learning rate."""
         return 1 / max(1, staleness)
 
 
 class Compensated(StaleGradients):
-    """Move it to where the parameters are now: g + λ·g⊙g⊙(w - w_read), a first step of a Taylor expansion.
+    """Moves a stale gradient to the present parameters: g + λ·g⊙g⊙(w - w_read), a first-order Taylor expansion.
 
     The squared gradient stands for the Hessian's diagonal.
 
@@ -61,7 +61,7 @@ class Compensated(StaleGradients):
         self._compensation = compensation
 
     def correct(self, gradient: "Tensor", weight: float, values: "Tensor", read: "Tensor | None") -> None:
-        """Adds the correction for g, the mean over tokens, of which `gradient` is `weight` times as much."""
+        """Adds the correction for g, the gradient's mean over tokens; `gradient` is `weight` times g."""
         if read is not None and weight:
             gradient.addcmul_(gradient * gradient, values - read, value=self._compensation / weight)
 

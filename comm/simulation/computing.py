@@ -21,13 +21,13 @@ forward: Kaplan et al., "Scaling laws for neural language models" (2020), sectio
 
 @dataclass(frozen=True)
 class GPU:
-    """What a GPU does at best.
+    """The peak speed and the memory of a GPU, as its maker states them.
 
     Attributes:
-        name: for tables and figures.
+        name: the GPU's name, for tables and figures.
         flops: floating-point operations a second of its tensor cores, on dense 16-bit matrices, added up in 32 bits.
         memory_bytes: its memory, in bytes.
-        memory_bandwidth: bytes a second between that and its cores.
+        memory_bandwidth: bytes a second between its memory and its cores.
         source: where the numbers come from.
     """
 
@@ -63,10 +63,10 @@ GPUS: Mapping[str, GPU] = MappingProxyType(
 
 
 def gpu_named(name: str) -> GPU:
-    """The GPU of that name.
+    """Looks up a GPU by its name, such as "a100".
 
     Raises:
-        ConfigurationError: there is none; says which there are.
+        ConfigurationError: no GPU has that name; the message lists the known ones.
     """
     if name not in GPUS:
         raise unknown_name("GPU", name, GPUS)
@@ -78,10 +78,10 @@ class Computing:
     """How long a worker computes when nothing slows it.
 
     Attributes:
-        seconds_per_token: for forward and backward of one token, in seconds.
+        seconds_per_token: seconds for forward and backward of one token.
 
     Raises:
-        ConfigurationError: that is no number of 0 or more.
+        ConfigurationError: the seconds are no number of 0 or more.
     """
 
     seconds_per_token: float
@@ -94,7 +94,7 @@ class Computing:
 
     @classmethod
     def from_flops(cls, flops_per_token: float, flops: float, utilisation: float = UTILISATION) -> "Computing":
-        """From what a token costs and what a worker can do.
+        """Derives the time of a token from its floating-point operations and the worker's speed.
 
         Args:
             flops_per_token: floating-point operations for forward and backward of one token.
@@ -113,17 +113,17 @@ class Computing:
         return cls(flops_per_token / (flops * utilisation))
 
     def forward(self, tokens: float) -> float:
-        """Seconds for the forward pass of so many tokens."""
+        """Seconds for the forward pass of `tokens` tokens."""
         return tokens * self.seconds_per_token * FORWARD_SHARE
 
     def backward(self, tokens: float) -> float:
-        """Seconds for the backward pass of so many tokens."""
+        """Seconds for the backward pass of `tokens` tokens."""
         return tokens * self.seconds_per_token * (1 - FORWARD_SHARE)
 
 
 @dataclass(frozen=True)
 class Stragglers:
-    """What slows workers, and which of them fail.
+    """How much slower than usual workers compute, and which of them fail at what time.
 
     A worker's update takes its time without stragglers, times a factor: the product of what is given here. The factors
     are drawn anew for every update and every worker.
@@ -142,17 +142,17 @@ class Stragglers:
 
     @property
     def random(self) -> bool:
-        """Whether the factors are random."""
+        """Whether the factors are drawn at random, and so differ from update to update."""
         return bool(self.exponential or self.lognormal)
 
     def factors(self, worker: int, seed: int) -> Iterator[float]:
-        """One factor of 0 or more for every update of a worker, without end.
+        """Yields one factor of 0 or more for every update of a worker, without end.
 
         They depend on the seed, the worker and its number of the update alone: not on who else draws, nor when.
 
         Args:
-            worker: its rank, 0 or more.
-            seed: of the run, 0 or more.
+            worker: the worker's rank, 0 or more.
+            seed: the seed of the run, 0 or more.
         """
         generator = np.random.default_rng(np.random.SeedSequence([seed, worker]))
         constant = self.slow.get(worker, 1.0)
@@ -165,10 +165,10 @@ class Stragglers:
             yield factor
 
     def check_ranks(self, workers: int) -> None:
-        """See that every rank named is one of so many workers.
+        """Checks that every rank named is that of one of `workers` workers.
 
         Raises:
-            ConfigurationError: one is not.
+            ConfigurationError: a rank is too large.
         """
         for rank in (*self.slow, *self.failures):
             if rank >= workers:
@@ -181,7 +181,7 @@ _FORMS = "none, exponential:R, lognormal:SIGMA, slow:RANK:FACTOR, fail:RANK:SECO
 
 
 def stragglers_named(words: str) -> Stragglers:
-    """Stragglers from words joined by commas.
+    """Reads stragglers from words joined by commas, such as "lognormal:0.2,slow:3:2".
 
     Args:
         words: `none`; `exponential:R`, an update that would take Δ takes Δ + Exp(mean RΔ); `lognormal:SIGMA`, it takes

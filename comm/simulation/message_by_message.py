@@ -16,7 +16,7 @@ from bigbatch.comm.simulation.phases import Messages, Phase, messages_of
 
 @dataclass(frozen=True)
 class Part:
-    """What one rank does in one round.
+    """The messages that one rank sends and takes in in one round.
 
     Attributes:
         sends: the numbers of the messages that it sends, in their order.
@@ -85,7 +85,7 @@ class Journeys:
 
 
 def message_by_message(phases: Sequence[Phase], ready: FloatArray, ports: Ports, adding: FloatArray) -> FloatArray:
-    """When each rank is through with each phase, computed for one message after the other.
+    """When each rank has finished each phase, computed for one message after the other.
 
     Args:
         phases: the schedules.

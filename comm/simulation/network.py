@@ -27,10 +27,10 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Piece:
-    """What messages of at least a size cost.
+    """The cost of messages from a certain size on.
 
     Attributes:
-        least: that size, in bytes.
+        least: the smallest size that this applies to, in bytes.
         alpha: seconds from its first byte's leaving to its arrival.
         bandwidth: bytes a second through one port; infinite if moving takes no time.
     """
@@ -52,7 +52,7 @@ class Wire:
         pieces: in ascending order of their sizes; the first is for messages of any size.
 
     Attributes:
-        pieces: those.
+        pieces: the pieces, as given.
     """
 
     def __init__(self, *pieces: Piece) -> None:
@@ -79,20 +79,20 @@ class Wire:
 
     @property
     def free(self) -> bool:
-        """Whether messages cost nothing."""
+        """Whether messages on this wire take no time."""
         return not self._alpha.any() and not self._beta.any()
 
     def latency(self, nbytes: ArrayLike) -> FloatArray:
-        """α of messages of so many bytes each, in seconds."""
+        """α of messages of `nbytes` bytes each, in seconds."""
         return self._alpha[self._piece(nbytes)]
 
     def occupancy(self, nbytes: IntArray) -> FloatArray:
-        """Seconds for which messages of so many bytes each hold a port."""
+        """Seconds for which messages of `nbytes` bytes each hold a port."""
         beta: FloatArray = self._beta[self._piece(nbytes)]
         return np.asarray(nbytes * beta)
 
     def cost(self, nbytes: int) -> tuple[float, float]:
-        """(latency, occupancy) of one message, in seconds."""
+        """The latency and the occupancy of one message of `nbytes` bytes, in seconds."""
         alpha, beta = self._each[bisect_right(self._sizes, nbytes)]
         return alpha, nbytes * beta
 
@@ -101,7 +101,7 @@ class Wire:
 
 
 def wire(alpha: float, bandwidth: float) -> Wire:
-    """A wire on which α and bandwidth are the same for all sizes."""
+    """Makes a wire on which α, in seconds, and bandwidth, in bytes a second, are the same for all sizes."""
     return Wire(Piece(0, alpha, bandwidth))
 
 
@@ -114,15 +114,15 @@ class Network:
     the downlink of another leaf, each of the bandwidth of all NICs below it, divided by `oversubscription`.
 
     Attributes:
-        name: for tables and figures.
-        wires: between nodes; their bandwidth is that of one NIC.
+        name: the network's name, for tables and figures.
+        wires: the wires between nodes; their bandwidth is that of one NIC.
         gamma: seconds to add one byte.
-        node_size: ranks a node.
-        nics: NICs a node.
-        inside: the wires between two ranks of a node, each of which has its own two ports there; none given, their
+        node_size: the number of ranks in a node.
+        nics: the number of NICs in a node.
+        inside: the wires between two ranks of a node, each of which has its own two ports there; if None, their
             messages pass the NICs like all others.
-        leaf_size: nodes a leaf switch; 0 if all nodes share one switch.
-        oversubscription: of the leaf switches: bandwidth below over bandwidth above.
+        leaf_size: the number of nodes at a leaf switch; 0 if all nodes share one switch.
+        oversubscription: bandwidth below a leaf switch over bandwidth above it.
         source: where the numbers come from.
 
     Raises:
@@ -153,26 +153,26 @@ class Network:
 
     @property
     def free(self) -> bool:
-        """Whether nothing takes any time."""
+        """Whether neither messages nor adding takes any time."""
         return self.wires.free and not self.gamma and (self.inside is None or self.inside.free)
 
     def with_nodes(self, node_size: int) -> "Network":
-        """The same with so many ranks a node; a node with a NIC for each rank keeps one for each."""
+        """The same network with `node_size` ranks a node; a node with a NIC for each rank keeps one for each."""
         nics = node_size if self.nics == self.node_size and self.nics > 1 else min(self.nics, node_size)
         return replace(self, node_size=node_size, nics=nics)
 
     def for_ranks(self, size: int) -> "Ports":
-        """Its ports, when that many ranks use it."""
+        """The ports of the network when `size` ranks use it."""
         return Ports(self, size)
 
 
 class Hop(NamedTuple):
-    """One port on the way of some messages.
+    """A stop on the way of some messages: the port that each of them passes there.
 
     Attributes:
         rows: which messages pass it, or None if all do.
-        port: (rows,) its number.
-        share: (rows,) for how much of the messages' occupancy they hold it.
+        port: (rows,) the number of the port.
+        share: (rows,) the part of its occupancy for which each message holds the port.
     """
 
     rows: IntArray | None
@@ -184,8 +184,8 @@ class Route(NamedTuple):
     """The way of messages from one rank to another.
 
     Attributes:
-        wires: what they pay.
-        ports: the ports they pass, as (number, for how much of their occupancy they hold it).
+        wires: the wires that set the messages' cost.
+        ports: the ports they pass, as (number, part of their occupancy for which they hold it).
     """
 
     wires: Wire
@@ -199,11 +199,11 @@ class Ports:
     and for receiving there, every leaf's uplink, every leaf's downlink.
 
     Args:
-        network: whose ports.
+        network: the network that has the ports.
         size: the number of ranks.
 
     Attributes:
-        network: whose ports.
+        network: the network that has the ports.
         size: the number of ranks.
         count: the number of ports.
     """
@@ -229,13 +229,13 @@ class Ports:
         return self.network.node_size == self.network.nics
 
     def inside(self, source: IntArray, target: IntArray) -> NDArray[np.bool_]:
-        """Which messages use the wires inside of a node."""
+        """(messages,) whether each message uses the wires inside of a node."""
         if self.network.inside is None:
             return np.zeros(len(source), np.bool_)
         return np.equal(self._node[source], self._node[target])
 
     def way(self, source: IntArray, target: IntArray) -> list[Hop]:
-        """The ports that messages from each source to each target pass, in the order in which they do."""
+        """The ports that messages from each source to each target pass, in the order in which they pass them."""
         inside = self.inside(source, target)
         ones = np.ones(len(source))
         tx = np.where(inside, self._inside_tx + source, self._tx + self._nic[source])
@@ -250,14 +250,14 @@ class Ports:
         return hops
 
     def route(self, source: int, target: int) -> Route:
-        """The way from one rank to another."""
+        """The wires and ports that messages from rank `source` to rank `target` use."""
         ends = np.array([source]), np.array([target])
         wires = self.network.inside if self.inside(*ends)[0] else self.network.wires
         assert wires is not None, "nothing is inside where there are no wires"
         return Route(wires, tuple((int(hop.port[0]), float(hop.share[0])) for hop in self.way(*ends)))
 
     def costs(self, source: IntArray, target: IntArray, nbytes: IntArray) -> tuple[FloatArray, FloatArray]:
-        """(latency, occupancy) of messages, (messages,) each, in seconds."""
+        """The latency and the occupancy of messages, (messages,) each, in seconds."""
         network = self.network
         latency, occupancy = network.wires.latency(nbytes), network.wires.occupancy(nbytes)
         if network.inside is None:
@@ -281,4 +281,4 @@ def _check(
 
 
 FREE = Network("free", wire(0.0, math.inf), source="None: nothing takes any time.")
-"""Nothing takes any time."""
+"""A network on which nothing takes any time."""

@@ -14,7 +14,7 @@ from bigbatch.comm.simulation.network import Network, Piece, Wire
 
 
 def as_toml(network: Network) -> str:
-    """What `read_network` makes the same network of."""
+    """Writes a network as the text of a TOML file, which `read_network` reads back."""
     entries = as_entries(network)
     inside = entries.pop("inside", None)
     lines = _table(entries, "")
@@ -34,14 +34,14 @@ def _value(value: Any) -> str:
 
 
 def read_network(path: Path) -> Network:
-    """A network from a TOML file.
+    """Reads a network from a TOML file.
 
     The keys are `alpha` (seconds), `bandwidth` (bytes a second) and, if wanted, `gamma` (seconds a byte), the other
     attributes of `Network`, `[inside]` with an `alpha` and a `bandwidth`, and a `[[larger]]` for every size from which
     on messages cost something else, with `bytes`, `alpha` and `bandwidth`; `[[inside.larger]]` likewise.
 
     Raises:
-        ConfigurationError: it cannot be read, or says what no network can have; names the key.
+        ConfigurationError: the file cannot be read, or says what no network can have; names the key.
     """
     try:
         entries = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -56,7 +56,7 @@ def read_network(path: Path) -> Network:
 
 
 def network_from(entries: Mapping[str, Any], name: str) -> Network:
-    """A network from what a TOML file says; see `read_network`."""
+    """Makes a network from the entries of a TOML file; see `read_network`."""
     own = {field.name for field in fields(Network)} - {"wires", "inside"}
     _known(entries, {"alpha", "bandwidth", "larger", "inside", *own})
     settings = {key: entries[key] for key in own if key in entries}
@@ -70,7 +70,7 @@ def network_from(entries: Mapping[str, Any], name: str) -> Network:
 
 
 def as_entries(network: Network) -> dict[str, Any]:
-    """What a TOML file would say; `network_from` makes the same network of it."""
+    """The entries of a network's TOML file, from which `network_from` makes the same network."""
 
     def of(wires: Wire) -> dict[str, Any]:
         first, *others = ({"alpha": p.alpha, "bandwidth": p.bandwidth, "bytes": p.least} for p in wires.pieces)

@@ -22,15 +22,15 @@ from bigbatch.comm.schedules.schedule import (
 
 @dataclass(frozen=True)
 class Phase:
-    """A schedule that each rank starts when it is through with the phase before, but not before it is ready.
+    """A schedule that each rank starts when it has finished the phase before, but not before it is ready.
 
     Attributes:
         schedule: the rounds as a function of the number of ranks.
         elements: the length of each rank's buffer.
         ready: (ranks,) seconds before which each rank does not start; or one number for all.
         itemsize: bytes per element.
-        restart: whether `ready`, of this phase and of those after it, counts from the moment at which the rank was
-            through with the phase before this one, instead of from 0: it is the first phase of a new update.
+        restart: whether `ready`, of this phase and of those after it, counts from the moment at which the rank had
+            finished the phase before this one, instead of from 0: it is the first phase of a new update.
     """
 
     schedule: Schedule

@@ -18,7 +18,7 @@ from bigbatch.comm.simulation.network import FREE, Network, wire
 from bigbatch.comm.simulation.network_file import read_network
 
 THIS_MACHINE = "this-machine"
-"""The network whose numbers were measured here."""
+"""The name of the network whose numbers were measured on this machine."""
 
 _MOVED = 3
 """Bytes that memory moves for each byte added: two are read, one is written."""
@@ -104,13 +104,13 @@ NETWORKS: Mapping[str, Network] = MappingProxyType({each.name: each for each in 
 
 
 def network_named(name: str) -> Network:
-    """The network of that name.
+    """Looks up a network by its name, or reads it from a file.
 
     Args:
         name: one of `NETWORKS`; `this-machine`, if it was calibrated; or a path that ends in .toml, for `read_network`.
 
     Raises:
-        ConfigurationError: there is none of that name; this machine was not calibrated; the file cannot be read.
+        ConfigurationError: no network has that name, this machine was not calibrated, or the file cannot be read.
     """
     if name in NETWORKS:
         return NETWORKS[name]

@@ -19,7 +19,7 @@ from bigbatch.comm.simulation.round_by_round import Overtaking, round_by_round
 __all__ = ["MOST_FOLLOWED", "Phase", "port_bytes", "replay", "replay_phases"]
 
 MOST_FOLLOWED = 10_000_000
-"""Transfers that are followed one by one at most; so many take about a minute and a few gigabytes."""
+"""The largest number of transfers that are followed one by one; so many take about a minute and a few gigabytes."""
 
 
 def replay(
@@ -32,7 +32,7 @@ def replay(
     starts: ArrayLike = 0.0,
     speeds: ArrayLike = 1.0,
 ) -> FloatArray:
-    """The second at which each rank is through with a schedule.
+    """The second at which each rank has finished a schedule.
 
     Args:
         schedule: the rounds as a function of the number of ranks.
@@ -40,14 +40,15 @@ def replay(
         size: the number of ranks.
         elements: the length of each rank's buffer.
         itemsize: bytes per element.
-        starts: (ranks,) the second at which each starts; or one number for all.
+        starts: (ranks,) the second at which each starts, or one number for all.
         speeds: (ranks,) how many times as fast as γ says each adds; or one number for all.
 
     Returns:
         (ranks,) seconds.
 
     Raises:
-        ConfigurationError: the schedule cannot be made for so many ranks, or a number that cannot be.
+        ConfigurationError: the schedule cannot be made for so many ranks, a speed is not above 0, or too many messages
+            overtake each other.
     """
     (ends,) = replay_phases([Phase(schedule, elements, starts, itemsize)], network, size, speeds=speeds)
     return np.asarray(ends)
@@ -61,7 +62,7 @@ def replay_phases(
     speeds: ArrayLike = 1.0,
     roughly: Callable[[], None] | None = None,
 ) -> FloatArray:
-    """The second at which each rank is through with each of several schedules, one after the other on the same ports.
+    """The second at which each rank has finished each of several schedules, one after the other on the same ports.
 
     Args:
         phases: the schedules.
@@ -102,7 +103,7 @@ def port_bytes(schedule: Schedule, network: Network, size: int, elements: int, i
 
     Args:
         schedule: the rounds as a function of the number of ranks.
-        network: whose ports.
+        network: the network that has the ports.
         size: the number of ranks.
         elements: the length of each rank's buffer.
         itemsize: bytes per element.

@@ -14,7 +14,7 @@ from bigbatch.comm.simulation.phases import Messages, Phase, messages_of
 
 
 class Overtaking(Exception):  # noqa: N818 - it says what was found, and `replay` catches it
-    """A message of a later round comes to a port before one of an earlier round, and holds it up."""
+    """Raised when a message of a later round reaches a port before one of an earlier round, and holds it up."""
 
 
 class Turns:
@@ -160,7 +160,7 @@ def round_by_round(
     *,
     in_order_of_rounds: bool = False,
 ) -> FloatArray:
-    """When each rank is through with each phase, computed for all messages of a round at once.
+    """When each rank has finished each phase, computed for all messages of a round at once.
 
     Args:
         phases: the schedules.

@@ -11,24 +11,24 @@ from bigbatch.comm.schedules.schedule import Round, joined, moved
 def synchronous_server(size: int, servers: int = 1, segments: int = 1) -> Iterator[Round]:
     """Every worker sends every server its part of the gradients, and then gets its part of the values.
 
-    The last `servers` ranks serve. Everyone begins with another one of the others, so that as few as possible meet at
-    the same port. Requests and reports, of a few bytes each, are left out. In several segments, the values of each
+    The last `servers` ranks serve. The ranks begin with different partners, so that as few as possible meet at the
+    same port. Requests and reports, of a few bytes each, are left out. In several segments, the values of each
     travel while the next one's gradients do, so that both directions of a port are busy.
 
     Cost for n bytes, W workers, S servers, K segments, S divides W, γ ≤ β: 2α + 2nβ·max(1, W/S) + (n/S)γ seconds in one
     segment; in several, at most (K+1)(α + (n/K)β·max(1, W/S)) + (n/S)γ, of which adding is mostly hidden.
 
     Args:
-        size: ranks, workers and servers together.
-        servers: how many of them serve.
-        segments: into how many pieces every part is cut.
+        size: the number of ranks, workers and servers together.
+        servers: the number of ranks that serve.
+        segments: the number of pieces into which every part is cut.
 
     Source: Li et al., "Scaling distributed machine learning with the parameter server" (2014); for segments, Jiang et
     al., "A unified architecture for accelerating distributed DNN training in heterogeneous GPU/CPU clusters" (2020),
     section 2.3, which counts the two directions of a port as busy at once.
 
     Raises:
-        ConfigurationError: nobody is left to work.
+        ConfigurationError: there would be no worker or no server.
     """
     workers = size - servers
     if workers < 1 or servers < 1:

@@ -10,14 +10,14 @@ from bigbatch.comm.registry import Registry, import_object
 
 
 class Strategies(Registry):
-    """Every strategy; an algorithm of rounds, registered or in a file, is one too."""
+    """The registry of strategies; an algorithm of rounds, registered or in a file, is a strategy too."""
 
     def names(self) -> list[str]:
-        """The algorithms first, then the others."""
+        """The names of all strategies: those of the algorithms first, then the others."""
         return list(dict.fromkeys([*ALGORITHMS.names(), *super().names()]))
 
     def summary(self, name: str) -> str:
-        """What a strategy says about itself in a paragraph; of an algorithm, what that says."""
+        """The first paragraph of what a strategy, or the algorithm behind it, says about itself."""
         head = name.partition(":")[0]
         if head in super().names():
             return super().summary(head)
@@ -29,7 +29,7 @@ class Strategies(Registry):
         return head in self.names() or ":" in name
 
     def options(self, name: str) -> Options:
-        """The options that a strategy offers, with their defaults; those of bigbatch's own are known without torch.
+        """The options that a strategy offers, with their defaults; bigbatch's own are known without loading torch.
 
         Raises:
             ConfigurationError: there is no such strategy.
@@ -44,10 +44,10 @@ class Strategies(Registry):
         return offered
 
     def load(self, name: str) -> Any:
-        """The strategy of that name: a class.
+        """Loads the strategy of that name, a class derived from `Strategy`.
 
         Raises:
-            ConfigurationError: there is none, or what is there is neither a strategy nor an algorithm.
+            ConfigurationError: nothing has that name, or what has it is neither a strategy nor an algorithm.
         """
         from bigbatch.comm.strategies.all_reduce import all_reduce_by
         from bigbatch.comm.strategies.strategy import Strategy

@@ -53,12 +53,12 @@ class AllReduce(Replicated):
 
     @classmethod
     def replicas(cls, workers: int) -> int:  # noqa: ARG003 - it is the same for any number
-        """One: all workers make the same updates."""
+        """One: all workers make the same updates, and so train one model."""
         return 1
 
     @classmethod
     def in_step(cls) -> bool:
-        """True: every update is made of everybody's gradients."""
+        """True: every update is made of the gradients of all workers."""
         return True
 
     @classmethod
@@ -76,11 +76,11 @@ class AllReduce(Replicated):
         return Scheduled(ring, transport)
 
     def place(self, gradients: Tensor) -> Tensor:
-        """Memory in which the collective can sum gradients."""
+        """Allocates memory for the gradients, (elements,), in which the collective can sum them."""
         return self._collective.allocate(gradients.numel(), gradients.dtype, gradients.device)
 
     def prepare(self, optimizer: OptimizerFactory) -> None:
-        """Make the optimiser, and agree on the buckets."""
+        """Makes the optimiser, and checks that all ranks have the same buckets."""
         super().prepare(optimizer)
         for bucket in self.buckets:
             self._collective.introduce(bucket.gradients)
@@ -95,7 +95,7 @@ class AllReduce(Replicated):
             self._last = bucket
 
     def begin(self, bucket: Bucket) -> Reduction:
-        """Put `reduce` into the communication queue, which goes on while backward runs."""
+        """Puts `reduce` of a bucket into the communication queue, which goes on while backward runs."""
         return self._collective.begin(partial(self.reduce, bucket))
 
     def reduce(self, bucket: Bucket) -> None:
@@ -107,7 +107,7 @@ class AllReduce(Replicated):
         self._collective.reduce(bucket.gradients)
 
     def step(self, weight: float, loss: float) -> StepReport:
-        """Sum what is left, divide, and update."""
+        """Sums the last bucket, divides the gradients by the summed weight, and makes the update."""
         own = [total(self._squares) / max(weight, 1) ** 2] if self.with_squares else []
         weight, loss, *summed = self._everyones(np.array([weight, loss, *own])).tolist()
         with self.transport.span(COMPUTE, "apply"):
@@ -148,7 +148,7 @@ class AllReduce(Replicated):
         return Squares(sum_of_each / self.workers, of_mean)
 
     def close(self) -> None:
-        """Give the collective's memory and thread back."""
+        """Gives back the memory and the thread of the collective."""
         super().close()
         self._collective.close()
 
@@ -160,15 +160,16 @@ class TorchDistributed(AllReduce):
 
     @classmethod
     def connect(cls, launch: Launch, device: str, deadline: float) -> Transport:
-        """A process group, whoever started the processes."""
+        """Connects the processes by a torch.distributed process group, whichever launcher started them."""
         # NCCL refuses two ranks on one GPU; gloo reduces tensors on GPUs too, only slower.
         own_gpu = device.startswith("cuda") and torch.cuda.device_count() >= launch.local_size
         return launch.connect_torch(deadline, "cpu:gloo,cuda:nccl" if own_gpu else "gloo")
 
     def total(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """By torch's all-reduce too: over gloo, one call is quicker than several messages of ours.
+        """Sums `values` by torch's all-reduce too: over gloo, one call is quicker than several messages of ours.
 
-        Not while others are under way, behind which it would queue: what they take to move would seem to be waiting.
+        While sums of buckets are under way it uses messages of ours: torch's all-reduce would queue behind those sums,
+        and the time that they take to move would be counted as waiting.
         """
         if self._early:
             return super().total(values)
@@ -182,7 +183,7 @@ class TorchDistributed(AllReduce):
 
     @classmethod
     def collective(cls, transport: Transport) -> Collective:
-        """Torch's own all-reduce."""
+        """torch.distributed's own all-reduce, which needs the wires of torch.distributed."""
         if not isinstance(transport, TorchTransport):
             raise ConfigurationError(
                 f"torch.distributed's all-reduce runs on its own wires alone, not on {type(transport).__name__}. Start "
@@ -225,7 +226,7 @@ class Hierarchical(AllReduce):
     """Shared memory within the nodes, a ring between them; messages everywhere if memory cannot be shared."""
 
     def place(self, gradients: Tensor) -> Tensor:
-        """Shared memory holds nothing that is on a GPU."""
+        """Allocates shared memory for gradients on a CPU; for those on a GPU it changes to messages."""
         if gradients.device.type != "cpu":
             self._collective.close()
             self._collective = Scheduled(hierarchical, self.transport)
@@ -233,7 +234,7 @@ class Hierarchical(AllReduce):
 
     @classmethod
     def collective(cls, transport: Transport) -> Collective:
-        """Shared memory where that can be had and every node has as many ranks, else the schedule of that name."""
+        """Shared memory if the ranks can share it and all nodes are of one size, else the schedule `hierarchical`."""
         alike = len({len(node) for node in transport.nodes}) == 1
         return SharedMemory(transport) if alike and transport.shares_memory else Scheduled(hierarchical, transport)
 
@@ -244,11 +245,11 @@ class Hierarchical(AllReduce):
 
 
 MOST_RANKS_PROVEN = 64
-"""Beyond that a proof takes longer than a user would wait for it."""
+"""The largest number of ranks for which rounds are proven: beyond it a proof takes longer than a user would wait."""
 
 
 def all_reduce_by(algorithm: Callable[..., Any]) -> type[AllReduce]:
-    """The strategy that sums by an algorithm of rounds.
+    """Makes the strategy that sums gradients by an algorithm of rounds.
 
     Args:
         algorithm: a function of the number of ranks that yields rounds; see `bigbatch.comm.collectives`.

@@ -33,8 +33,8 @@ class Fastest(Collective):
     """Hands every tensor to the collective that a table says is the fastest for its size.
 
     Args:
-        transport: all ranks.
-        tuning: the table.
+        transport: the transport of all ranks.
+        tuning: the table of measured times.
     """
 
     def __init__(self, transport: Transport, tuning: Tuning) -> None:
@@ -44,7 +44,7 @@ class Fastest(Collective):
         self._placed: Collective | None = None
 
     def choice(self, nbytes: int) -> str:
-        """The name of the fastest that can be used for a buffer of that many bytes."""
+        """The name of the fastest all-reduce that can be used here for a buffer of `nbytes` bytes."""
         for name in self._tuning.ranking(nbytes):
             if name in self._usable and self._takes(self._usable[name]):
                 return name
@@ -57,7 +57,7 @@ class Fastest(Collective):
         return type(collective).allocate is Collective.allocate or collective is self._placed
 
     def allocate(self, elements: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Memory as the fastest one for so many bytes wants it; the others can work in it too."""
+        """Allocates memory as the fastest all-reduce for that size wants it; the others can work in it too."""
         self.close()
         if device.type == "cpu":
             for name in self._tuning.ranking(elements * torch.empty(0, dtype=dtype).element_size()):
@@ -67,7 +67,7 @@ class Fastest(Collective):
         return super().allocate(elements, dtype, device)
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Gives back the memory that `allocate` returned last."""
         super().close()
         if self._placed is not None:
             self._placed.close()
@@ -105,7 +105,7 @@ class Auto(AllReduce):
 
     @classmethod
     def collective(cls, transport: Transport) -> Collective:
-        """The one that the table of measurements names, for each size; measures first if there is no table."""
+        """The fastest all-reduce for each size, by a table of measurements; if there is none, it is measured now."""
         tuning = load_tuning(transport)
         if tuning is None:
             measured = candidates(transport)

@@ -31,12 +31,12 @@ class Workload:
 
     @classmethod
     def of_bytes(cls, nbytes: int) -> Self:
-        """A single bucket of that many bytes, ready when everything is computed."""
+        """A workload of a single bucket of `nbytes` bytes, ready when everything is computed."""
         return cls((nbytes,), (1.0,), itemsize=1)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all buckets together."""
+        """The size of all buckets together, in bytes."""
         return sum(self.buckets) * self.itemsize
 
 
@@ -45,7 +45,7 @@ class Sum:
     """One sum of all gradients, with nothing else around it.
 
     Attributes:
-        schedule: its rounds.
+        schedule: the rounds of the sum.
         ranks: how many ranks take part: workers, and servers if there are any.
     """
 
@@ -55,7 +55,7 @@ class Sum:
 
 @dataclass(frozen=True)
 class Description:
-    """What a strategy sends in its updates.
+    """Describes what a strategy sends in its updates, so that they can be simulated without running it.
 
     Attributes:
         phases: tells what every worker sends in an update, given the update's number within a period, from 0. Here
@@ -119,7 +119,7 @@ SENDS_NOTHING = frozenset(
 
 
 def describes_itself(strategy: type) -> bool:
-    """Whether `strategy.describe` still tells what the strategy does.
+    """Whether `strategy.describe` still fits what the strategy does.
 
     It does unless a class further down than the one that defines `describe` overrides something that class has: such
     a method may send more, less or something else. Options and other plain values may differ, for `describe` can look

@@ -14,5 +14,5 @@ class NoExchange(Replicated):
 
     @classmethod
     def describe(cls, workload: Workload, workers: int, nodes: Nodes) -> Description:  # noqa: ARG003 - nothing is sent
-        """Nothing is sent in any update."""
+        """Describes updates in which nothing is sent."""
         return Description(lambda _: (), period=1)

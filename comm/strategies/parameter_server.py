@@ -77,35 +77,38 @@ class ParameterServer(Strategy):
 
     @classmethod
     def ranks_for(cls, workers: int) -> int:
-        """The servers are ranks of their own, unless they are beside the workers."""
+        """The number of ranks for `workers` workers: servers come on top, unless they run beside the workers."""
         return workers if cls.options.colocated else workers + cls.options.servers
 
     @classmethod
     def workers_among(cls, ranks: int) -> int:
-        """All but the servers; the rule may ask for more than one."""
+        """The number of workers among `ranks` ranks: all but the servers.
+
+        The consistency rule may ask for more than one worker.
+        """
         workers = super().workers_among(ranks)
         cls.options.rule().check(workers)
         return workers
 
     @classmethod
     def steps_per_update(cls, workers: int) -> int:
-        """As many as the rule of consistency makes of one gradient of every worker."""
+        """As many as the consistency rule makes of one gradient of every worker."""
         return cls.options.rule().updates_of(workers)
 
     @classmethod
     def gradients_per_step(cls, workers: int) -> int:
-        """As many as the rule of consistency puts into an update."""
+        """As many as the consistency rule puts into an update."""
         return cls.options.rule().gradients_of(workers)
 
     @classmethod
     def in_step(cls) -> bool:
-        """Whether the rule of consistency takes everybody's gradients, all of the same version."""
+        """Whether the consistency rule takes everybody's gradients, all of the same version."""
         rule = cls.options.rule()
         return rule.alike and rule.everyone
 
     @classmethod
     def describe(cls, workload: Workload, workers: int, nodes: Nodes) -> Description:  # noqa: ARG003 - for others
-        """Every update sends the same, but who is served first depends on who comes first: that is run, not replayed.
+        """Describes the period and the bare sum. An update itself must be run: who is served first depends on timing.
 
         The bare sum is a synchronous update's. With a server beside every worker that is a reduce-scatter and an
         all-gather, from everyone to everyone.
@@ -145,7 +148,7 @@ class ParameterServer(Strategy):
 
     @property
     def server(self) -> int:
-        """This server's number among the servers."""
+        """This server's number among the servers, from 0."""
         return self._servers.index(self.transport.rank)
 
     def enter(self) -> None:
@@ -179,7 +182,7 @@ class ParameterServer(Strategy):
         return Service(self._shard, transport, self.workers, self.server, parts)
 
     def parts(self, bucket: Bucket) -> Iterator[tuple[int, int, int]]:
-        """(server's number, first, stop) of a bucket's elements, by the servers that hold them."""
+        """Yields (server's number, first, stop) for every server that holds some of a bucket's elements."""
         begin = sum(len(other.gradients) for other in self.buckets[: bucket.index])
         end = begin + len(bucket.gradients)
         for place in range(len(self._servers)):
@@ -235,7 +238,7 @@ class ParameterServer(Strategy):
 
     @contextmanager
     def newest(self, *, together: bool) -> Iterator[None]:
-        """Look at the servers' values, of which the servers take no note: nobody waits, and nobody has read."""
+        """Lets this worker look at the servers' newest values, which does not count as reading."""
         if self.options.rule().alike:
             yield  # everyone has the newest
             return
@@ -311,13 +314,13 @@ class ParameterServer(Strategy):
             self._shard.load_state_dict(state["shard"])
 
     def close(self) -> None:
-        """Give back what the strategy holds."""
+        """Gives back the gradients, and takes this rank's shard off the board."""
         super().close()
         if self.transport.board is not None:
             self.transport.board.pop((SHARD, self._training, self.transport.rank), None)
 
     def statistics(self) -> dict[str, Any]:
-        """What a server has counted; nothing for who only works."""
+        """What the server on this rank has counted, in types that JSON can write; empty if there is none."""
         if self._shard is None:
             return {}
         return {"consistency": self.options.consistency, **self._shard.statistics()}

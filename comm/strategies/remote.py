@@ -14,19 +14,19 @@ Facts = Sequence[tuple[str, str, str]]
 
 
 def facts_about(parameters: FlatParameters) -> list[tuple[str, str, str]]:
-    """What a server and its workers must agree on: names, shapes and dtypes."""
+    """The names, shapes and dtypes of parameters, which must be the same at a server and its workers."""
     return [("parameter", name, described) for name, described in parameters.signature]
 
 
 class RemoteServers(Strategy):
-    """Every worker is a job of its own, with one rank; the servers tell it which share of the data is next.
+    """Trains with servers on a network: every worker is a job of its own, and the servers hand out shares of the data.
 
     Requests to different servers are in flight together.
 
     Args:
-        transport: this worker's own, of one rank.
-        shards: in the order in which they hold the parameters.
-        facts: besides those about the parameters.
+        transport: this worker's own transport, of one rank.
+        shards: the servers' shards, in the order in which they hold the parameters.
+        facts: what must be the same at the servers, besides the parameters.
     """
 
     def __init__(self, transport: Transport, shards: Sequence[RemoteShard], facts: Facts) -> None:
@@ -36,11 +36,11 @@ class RemoteServers(Strategy):
 
     @classmethod
     def in_step(cls) -> bool:
-        """False: workers come and go."""
+        """False: workers join and leave as they like, so that their updates differ."""
         return False
 
     def prepare(self, optimizer: OptimizerFactory) -> None:  # noqa: ARG002 - the servers make the updates
-        """Join every server, and read."""
+        """Joins every server, and reads its part of the parameters."""
         parameters = self.parameters
         self._values = OnHost(parameters.values)
         self._gradients = OnHost(parameters.gradients)

@@ -19,22 +19,22 @@ class Replicated(Strategy):
     how the gradients become an update (the worker's own optimiser makes a step); `step`, the whole.
 
     Attributes:
-        optimizer: of this worker; made by `start`.
+        optimizer: the optimiser of this worker; made by `start`.
         steps: how often this worker has called `step`.
-        tokens: behind all its updates so far.
+        tokens: tokens behind all of this worker's updates so far.
     """
 
     optimizer: torch.optim.Optimizer
 
     def prepare(self, optimizer: OptimizerFactory) -> None:
-        """Make this worker's optimiser, and begin to count."""
+        """Makes this worker's optimiser, and sets its counts of steps and tokens to 0."""
         self.optimizer = optimizer(self.parameters.named_parameters())
         self.steps, self.tokens = 0, 0.0
         self._kept: dict[str, dict[int, Tensor]] = {}
 
     @classmethod
     def replicas(cls, workers: int) -> int:
-        """Every worker's own, unless a subclass says otherwise."""
+        """As many as there are workers, each with a model of its own, unless a subclass says otherwise."""
         return workers
 
     @classmethod
@@ -55,7 +55,7 @@ class Replicated(Strategy):
         return make_update(self.optimizer, self.parameters.gradients, weight)
 
     def step(self, weight: float, loss: float) -> StepReport:
-        """Make the worker's own update."""
+        """Makes this worker's own update, and reports it."""
         return self.report(self.update(weight), weight, loss, workers=1)
 
     def report(
@@ -64,11 +64,11 @@ class Replicated(Strategy):
         """Count a step, and say what became of it.
 
         Args:
-            outcome: that.
+            outcome: what became of the step.
             weight: tokens behind the update.
-            loss: summed over them, in nats.
-            workers: whose tokens those are.
-            squares: of the workers' gradients, if they are known.
+            loss: the loss summed over those tokens, in nats.
+            workers: the number of workers whose tokens those are.
+            squares: the squares of the workers' gradients, if they are known.
         """
         self.version += outcome is Outcome.APPLIED
         self.steps += 1
@@ -81,7 +81,7 @@ class Replicated(Strategy):
 
         Args:
             name: what it is for, such as "residual".
-            bucket: whose it is.
+            bucket: the bucket that the memory belongs to.
 
         Returns:
             (elements,) like the bucket's gradients; filled with zeros at first.
@@ -102,7 +102,7 @@ class Replicated(Strategy):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Restores what `state_dict` gave on this rank."""
         super().load_state_dict(state)
         self.steps, self.tokens = state["steps"], state["tokens"]
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))

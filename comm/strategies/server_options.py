@@ -11,7 +11,7 @@ from bigbatch.comm.server.staleness import STALE, StaleGradients
 
 @dataclass(frozen=True)
 class ServerOptions(Options):
-    """What kind of parameter server trains.
+    """The options of parameter servers: their consistency, stale gradients, and where servers run.
 
     Attributes:
         consistency: "sync", "async", "ssp" or "backup".
@@ -23,7 +23,7 @@ class ServerOptions(Options):
         colocated: whether a server runs beside every worker's own work instead, so that there are as many.
 
     Raises:
-        ConfigurationError: a value that an option does not take, or a number of servers where the workers' counts.
+        ConfigurationError: a value that an option does not take, or both `colocated` and a number of servers.
     """
 
     title: ClassVar[str] = "Parameter server"
@@ -55,11 +55,11 @@ class ServerOptions(Options):
             )
 
     def rule(self) -> Consistency:
-        """The rule of consistency, with the number that belongs to it."""
+        """Makes the consistency rule, with the number that belongs to it."""
         numbers = {"ssp": (self.staleness,), "backup": (self.spares,)}
         return CONSISTENCIES[self.consistency](*numbers.get(self.consistency, ()))
 
     def treatment(self) -> StaleGradients:
-        """What becomes of stale gradients."""
+        """Makes the treatment of stale gradients, with the number that belongs to it."""
         numbers = {"compensated": (self.compensation,)}
         return STALE[self.stale](*numbers.get(self.stale, ()))

@@ -25,11 +25,11 @@ class Service:
     remembers where it stands. Only if all others wait does the shard go on without those who rest.
 
     Args:
-        shard: what is served.
-        transport: this rank's, or an end of its own for a service beside the rank's work.
-        workers: how many there are. Those who do not take part yet join, having read the values.
-        number: the server's, among the servers.
-        parts: where in a gradient each of its messages belongs, in the order in which they are sent.
+        shard: the shard that is served.
+        transport: this rank's transport, or an end of its own for a service beside the rank's work.
+        workers: the number of workers. Those who do not take part yet join, having read the values.
+        number: this server's number among the servers.
+        parts: the part of a gradient that each of its messages holds, in the order in which they are sent.
     """
 
     def __init__(self, shard: Shard, transport: Transport, workers: int, number: int, parts: Sequence[slice]) -> None:
@@ -46,12 +46,12 @@ class Service:
                 shard.read(worker)
 
     def run(self) -> None:
-        """Serve until every worker rests."""
+        """Serves one request after the other until every worker rests."""
         while len(self._resting) < self._workers:
             self.serve()
 
     def serve(self) -> None:
-        """Hear one request, and answer everybody whom the shard lets read by it."""
+        """Receives one request, and answers every worker that may read because of it."""
         request = np.empty(4)
         worker = self._transport.irecv(request, ANY, REQUEST_TAG).wait()
         want, weight, loss, finite = request.tolist()

@@ -37,8 +37,8 @@ class Squares:
     """Squared lengths of gradients, before they are clipped: of several draws, and of their mean.
 
     Attributes:
-        of_each: the mean of the draws' own squares; each draw is divided by its own tokens.
-        of_mean: the square of all of them together, divided by all their tokens.
+        of_each: the mean of the squared lengths of the draws, each divided by its own tokens.
+        of_mean: the squared length of all draws together, divided by all their tokens.
     """
 
     of_each: float
@@ -47,17 +47,17 @@ class Squares:
 
 @dataclass(frozen=True)
 class StepReport:
-    """What became of an update.
+    """What `Strategy.step` tells a worker about an update.
 
     Attributes:
         version: the number of updates that the parameters have had.
         outcome: what became of the gradients that the report is about.
         weight: tokens behind the gradients that the report is about.
         loss: the loss summed over those tokens, in nats.
-        workers: whose gradients those are: all workers' if the update is everybody's, else this worker's alone.
+        workers: the number of workers whose gradients those are: all if the update is everybody's, else only this one.
         total_weight: tokens behind all updates so far of the model that the worker trains, of whichever workers.
         next_update: the number, from 0, of the batch of which this worker computes its share next.
-        squares: of the workers' gradients, if the strategy tells squares and was asked to.
+        squares: the squares of the workers' gradients, if the strategy tells squares and was asked to.
     """
 
     version: int
@@ -71,12 +71,12 @@ class StepReport:
 
     @property
     def applied(self) -> bool:
-        """Whether the parameters have changed by it."""
+        """Whether the parameters were changed by the gradients that the report is about."""
         return self.outcome is Outcome.APPLIED
 
 
 def joint_outcome(outcomes: Iterable[Outcome]) -> Outcome:
-    """What became of an update whose parts were made in several places: applied, if all of them were."""
+    """The outcome of an update whose parts were made in several places: applied, if all parts were."""
     return next((outcome for outcome in outcomes if outcome is not Outcome.APPLIED), Outcome.APPLIED)
 
 
@@ -95,19 +95,20 @@ class Strategy(ABC):
     `AllReduce` (everybody makes the same updates), and name it in the entry-point group "bigbatch.strategies".
 
     Args:
-        transport: all ranks of the job.
+        transport: the transport of all ranks of the job.
 
     Attributes:
         workers: how many ranks train; they are the ranks 0 to workers - 1.
         worker: this rank's number among them, or None if it does not train.
-        parameters: the model's; set by `start`.
+        parameters: the model's flat parameters; set by `start`.
         buckets: the slices of the gradients that are pushed, in order; planned by `start`.
         version: the number of updates that this rank's parameters have had.
         next_update: the number, from 0, of the batch of which this worker computes its share next.
-        communication_seconds: time this rank's training stood still while data moved: communication that is exposed.
-        total_communication_seconds: time in which data moved, hidden behind backward or exposed.
-        waiting_seconds: time it stood still for slower workers, its own gradients being ready.
-        remarks: what its user should know about what it chose to do, as sentences.
+        communication_seconds: seconds for which this rank's training stood still while data moved: communication that
+            is exposed.
+        total_communication_seconds: seconds in which data moved, hidden behind backward or exposed.
+        waiting_seconds: seconds for which it stood still for slower workers, its own gradients being ready.
+        remarks: sentences that tell the user what the strategy chose to do.
         with_squares: whether `step` reports squares; see `start`.
     """
 
@@ -163,15 +164,15 @@ class Strategy(ABC):
 
     @classmethod
     def ranks_for(cls, workers: int) -> int:
-        """How many processes it takes to have that many workers."""
+        """The number of processes that it takes to have `workers` workers."""
         return workers
 
     @classmethod
     def workers_among(cls, ranks: int) -> int:
-        """How many of that many processes are workers.
+        """The number of workers among `ranks` processes.
 
         Raises:
-            LaunchError: there are too few.
+            LaunchError: there are too few processes for a single worker.
         """
         workers = ranks - cls.ranks_for(0)
         if workers < 1:
@@ -189,7 +190,7 @@ class Strategy(ABC):
 
     @classmethod
     def gradients_per_step(cls, workers: int) -> int:
-        """How many of the gradients of `workers` are behind one step of an optimiser."""
+        """How many gradients of the `workers` workers are behind one step of an optimiser."""
         return workers
 
     @classmethod
@@ -230,7 +231,7 @@ class Strategy(ABC):
 
     @classmethod
     def connect(cls, launch: Launch, device: str, deadline: float) -> Transport:  # noqa: ARG003 - for others
-        """The wires it wants, for processes started as `launch` says that compute on `device`."""
+        """Connects the processes that `launch` tells of, which compute on `device`, by the wires that it wants."""
         return launch.connect(deadline)
 
     def start(
@@ -241,12 +242,12 @@ class Strategy(ABC):
         bucket_bytes: int = BUCKET_BYTES,
         with_squares: bool = False,
     ) -> None:
-        """Agree on the parameters and give everyone rank 0's values. Every rank of the job calls it.
+        """Agrees on the parameters and gives everyone rank 0's values. Every rank of the job calls it.
 
         Whoever makes the updates makes the optimiser, too; see `prepare`.
 
         Args:
-            parameters: the model's.
+            parameters: the model's flat parameters.
             optimizer: makes the optimiser.
             bucket_bytes: gradients are sent in buckets of about this size.
             with_squares: whether `step` is to report the squares of the workers' gradients, where the strategy can
@@ -274,7 +275,7 @@ class Strategy(ABC):
         """
 
     def place(self, gradients: Tensor) -> Tensor:
-        """Memory for gradients like these, (elements,), filled with zeros: what they have, unless overridden."""
+        """Memory for the gradients, (elements,), filled with zeros: what they have, unless overridden."""
         return gradients
 
     def run(self, work: Callable[[], Result]) -> Result | None:
@@ -288,22 +289,22 @@ class Strategy(ABC):
         """Begin to take part, once started; a rank that only serves does so until all workers have left."""
 
     def leave(self) -> None:  # noqa: B027 - most strategies have nothing to do
-        """Take part no more: this worker makes no further update."""
+        """Stops taking part, because this worker makes no further update."""
 
     @abstractmethod
     def push(self, bucket: Bucket) -> None:
-        """A bucket of gradients, summed over this worker's tokens, is ready, perhaps while backward still runs.
+        """Takes a bucket of gradients, summed over this worker's tokens, perhaps while backward still runs.
 
         All workers push all buckets in the order of their indices.
         """
 
     @abstractmethod
     def step(self, weight: float, loss: float) -> StepReport:
-        """End an update in which every bucket was pushed.
+        """Ends an update in which every bucket was pushed, and reports what became of it.
 
         Args:
             weight: tokens behind this worker's gradients; 0 if it had no data.
-            loss: the loss summed over them, in nats.
+            loss: the loss summed over those tokens, in nats.
         """
 
     def pull(self) -> int:
@@ -312,7 +313,7 @@ class Strategy(ABC):
 
     @contextmanager
     def newest(self, *, together: bool) -> Iterator[None]:  # noqa: ARG002 - for others
-        """Within it, this worker's parameters are the newest there are, for a look at them.
+        """Gives this worker the newest parameters there are within the context, for a look at them.
 
         Afterwards they are what they were, and so is everything else: a look never changes a training. Unless it is
         overridden, a worker's own parameters are the newest.
@@ -337,10 +338,10 @@ class Strategy(ABC):
         self._all_reduce.reduce(tensor)
 
     def all_gather(self, tensor: Tensor, *, alike: bool = True) -> list[Tensor]:
-        """Every worker's flat tensor, by worker, on every worker.
+        """Gives every worker the flat tensors of all workers, by worker.
 
         Args:
-            tensor: (elements,) this worker's, of the same dtype on all.
+            tensor: (elements,) this worker's tensor, of the same dtype on all.
             alike: whether it has the same length on all of them; if not, they tell each other the lengths first.
         """
         if self._all_gather is None:
@@ -380,7 +381,7 @@ class Strategy(ABC):
         return {"version": self.version, "next_update": self.next_update, "values": values}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave on the same rank; after `start`, and before `run`."""
+        """Restores what `state_dict` gave on the same rank; after `start`, and before `run`."""
         self.version, self.next_update = state["version"], state["next_update"]
         if state["values"] is not None:
             self.parameters.values.copy_(state["values"])

@@ -1,4 +1,4 @@
-"""One recording from all ranks' own: clocks compared, spans brought together on rank 0."""
+"""Gathers the recordings of all ranks on rank 0, and puts their times on rank 0's clock."""
 
 import itertools
 import json
@@ -13,22 +13,22 @@ from bigbatch.comm.wires.recording import ARM, UPDATE, UPDATES, Span, Trace
 from bigbatch.comm.wires.transport import Transport
 
 PINGS = 8
-"""Round trips to another rank's clock; the shortest counts."""
+"""Number of round trips to another rank's clock; the shortest one counts."""
 
 
 # From one rank's clock to all ranks' spans.
 
 PING_TAG, GATHER_TAG = 29_000, 29_001
-"""Kept apart from the tags of ordinary messages."""
+"""The tags of these messages, kept apart from those of ordinary ones."""
 
 
 def clock_offset(transport: Transport) -> float:
     """Seconds to add to this rank's clock to get rank 0's; all ranks call it together, with nothing under way.
 
-    Rank 0 asks every rank in turn what time it is, and takes the answer to be of half way between question and answer
-    (Cristian 1989). Of several round trips the shortest counts; the error is at most half of it, tens of microseconds
-    between processes of one machine. An offset that is no larger than that may as well be none, and is taken as none:
-    so ranks that read the same clock, as those of one machine or of a simulated cluster do, are never set apart.
+    Rank 0 asks every rank in turn what time it is, and assumes that the clock was read half way between question and
+    answer (Cristian 1989). Of several round trips the shortest counts; the error is at most half of it, tens of
+    microseconds between processes of one machine. An offset no larger than that error is taken as 0, so that ranks
+    that read the same clock, as those of one machine or of a simulated cluster do, are never set apart.
     """
     clock, offset = np.zeros(1), np.zeros(1)
     if transport.rank:
@@ -51,14 +51,16 @@ def clock_offset(transport: Transport) -> float:
 
 
 def gather(transport: Transport, trace: Trace, offset: float, arm: str = "") -> list[list[Span]]:
-    """Every rank's spans by rank, on rank 0's clock; on the other ranks nothing. All ranks call it together.
+    """Gathers every rank's spans on rank 0, by rank and on rank 0's clock; other ranks get an empty list.
+
+    All ranks call it together.
 
     What lies outside the recorded updates is cut off: a server does not know when the last of them ends.
 
     Args:
-        transport: all ranks; its own `trace` must have been taken away.
-        trace: this rank's.
-        offset: this rank's, see `clock_offset`.
+        transport: the transport of all ranks; its own `trace` must have been taken away.
+        trace: this rank's recording.
+        offset: seconds to add to this rank's clock, see `clock_offset`.
         arm: if named, every rank that made updates gets a span of that name which encloses them.
     """
     spans = [replace(span, begin=span.begin + offset, end=span.end + offset) for span in trace.spans]
@@ -92,7 +94,7 @@ def _row(span: Span) -> list[Any]:
 
 
 def cut(spans: Sequence[Span], first: float, stop: float) -> list[Span]:
-    """What of the spans lies in a range of time, in seconds; those that reach over its ends are shortened."""
+    """The spans between two times, in seconds; spans that reach beyond one of them are shortened."""
     return [
         replace(span, begin=max(span.begin, first), end=min(span.end, stop))
         for span in spans
@@ -101,7 +103,7 @@ def cut(spans: Sequence[Span], first: float, stop: float) -> list[Span]:
 
 
 def joined(earlier: Sequence[Sequence[Span]], later: Sequence[Sequence[Span]]) -> list[list[Span]]:
-    """Two recordings of the same ranks as one; the later one's messages are numbered on from the earlier one's."""
+    """Joins two recordings of the same ranks; the later one's messages are numbered on from the earlier one's."""
     counts: dict[tuple[int, int, int], int] = {}
     for rank, spans in enumerate(earlier):
         for span in spans:

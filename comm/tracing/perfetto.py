@@ -29,7 +29,7 @@ from bigbatch.comm.wires.recording import (
 
 TRACKS = (UPDATES, WORK, COMMUNICATION, LIBRARY, BESIDE, SENDS, RECEIVES)
 """A rank's tracks, from top to bottom: its main thread, the one that communicates while it computes, what a library
-does by itself, a server beside its own work, and messages, which last from their begin until they were waited for."""
+does by itself, a server beside its own work, and messages, which last from their start until they were waited for."""
 
 
 # To the trace-event format and back.
@@ -38,8 +38,8 @@ does by itself, a server beside its own work, and messages, which last from thei
 def trace_events(ranks: Sequence[Sequence[Span]]) -> list[dict[str, Any]]:
     """Every rank's spans as events of the trace-event format, in the order of their times.
 
-    Times are in microseconds since the first span's begin, to the nanosecond. A receive that would end before its
-    send began, as clocks that are a little apart have it, is drawn out to just after that.
+    Times are in microseconds since the start of the first span, to the nanosecond. A receive that would end before the
+    start of its send, because the clocks differ a little, is drawn until just after that.
 
     Args:
         ranks: the spans of every rank, in any order.
@@ -93,7 +93,7 @@ class _Slice:
         return cls(span, begin, max(end, begin + 1))
 
     def event(self, rank: int) -> dict[str, Any]:
-        """As a complete event."""
+        """The slice as a complete event of the trace-event format, with times in microseconds."""
         span = self.span
         arguments = {"track": span.track, "name": span.name, "peer": span.peer, "tag": span.tag, "bytes": span.nbytes}
         return {
@@ -109,7 +109,7 @@ class _Slice:
 
 
 def title(span: Span) -> str:
-    """What a span is, in a few words."""
+    """A short title for a span, such as "update 3" or "send to rank 1"."""
     if span.name:
         return span.name
     if span.kind == UPDATE:
@@ -146,14 +146,14 @@ def _named(what: str, rank: int, lane: int, **arguments: Any) -> dict[str, Any]:
 
 
 def lanes(pieces: Sequence[Any], *, nested: bool) -> list[list[Any]]:
-    """Spread what overlaps over lanes: as few as possible, the first one first.
+    """Spreads overlapping pieces over lanes; each goes into the first lane in which it fits.
 
     Args:
-        pieces: anything with a `begin` and an `end`.
+        pieces: the pieces to spread, each with a `begin` and an `end`.
         nested: whether one may lie inside another in the same lane.
 
     Returns:
-        What lies in each lane, in the order of the begins; there, everything is disjoint or nested.
+        The pieces of each lane, in the order of their starts; within a lane all of them are disjoint or nested.
     """
     found: list[tuple[list[Any], list[Any]]] = []  # what lies in the lane, and the ends that are still to come
     for piece in sorted(pieces, key=lambda piece: (piece.begin, -piece.end)):
@@ -177,12 +177,12 @@ def write_trace(path: Path, ranks: Sequence[Sequence[Span]]) -> None:
 
 
 def read_trace(path: Path) -> list[list[Span]]:
-    """Every rank's spans from a file that `write_trace` wrote, in the order of their begins.
+    """Reads every rank's spans from a file that `write_trace` wrote, in the order of their starts.
 
-    Times are in seconds since the first span's begin.
+    Times are in seconds since the start of the first span.
 
     Raises:
-        ConfigurationError: there is no such file, or it is not such a trace.
+        ConfigurationError: the file cannot be read, or is not such a trace.
     """
     try:
         events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]

@@ -1,4 +1,4 @@
-"""The transport of a job with one rank: a real clock, and nobody to talk to but what runs beside its own work."""
+"""The transport of a job with one rank, which can exchange messages only with work beside its own."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,13 +16,13 @@ from bigbatch.comm.wires.transport import Transport
 
 
 class OwnWindow(Windows):
-    """The window of the only rank."""
+    """The shared memory of a job with a single rank: one window, which nobody else uses."""
 
     def __init__(self, buffer: NDArray[np.uint8]) -> None:
         self.buffers = [buffer]
 
     def barrier(self) -> None:
-        """Everyone is here."""
+        """Returns at once, because there is no other rank to wait for."""
 
 
 @dataclass(eq=False)
@@ -36,7 +36,7 @@ class LocalMessage(Request):
     moved: bool = field(default=False, init=False)
 
     def wait(self) -> int:
-        """Wait until the other end has come and the values have moved."""
+        """Waits until the other end of the message was posted and the values were copied."""
         wait_until(lambda: self.moved, self.transport.deadline, self._give_up, self.transport.check_on_threads)
         return 0
 
@@ -56,7 +56,7 @@ class Mailbox:
         self._receives: list[LocalMessage] = []
 
     def send(self, message: LocalMessage) -> None:
-        """Move it to the first receive with its tag, or keep it for one."""
+        """Copies the message into the first waiting receive with its tag, or queues it."""
         with self._lock:
             receive = _take(self._receives, message.tag)
             if receive is None:
@@ -65,7 +65,7 @@ class Mailbox:
                 _move(message, receive)
 
     def receive(self, message: LocalMessage) -> None:
-        """Fill it from the first send with its tag, or keep it for one."""
+        """Fills the receive from the first waiting send with its tag, or queues it."""
         with self._lock:
             send = _take(self._sends, message.tag)
             if send is None:
@@ -92,14 +92,14 @@ def _move(send: LocalMessage, receive: LocalMessage) -> None:
 
 
 class Alone(OnThreads):
-    """One rank, no wires. It can send to itself once something runs beside its own work, to take that."""
+    """The transport of a single rank. It can send to itself once work beside its own runs to take the message."""
 
     def __init__(self) -> None:
         super().__init__(rank=0, size=1)
         self._mailbox: Mailbox | None = None
 
     def windows(self, nbytes: int) -> Windows:
-        """Ordinary memory: there is nobody to share it with."""
+        """Returns ordinary memory, (nbytes,) zeros, because there is nobody to share it with."""
         return OwnWindow(np.zeros(nbytes, dtype=np.uint8))
 
     def _start_thread(self, work: Callable[[Transport], None]) -> Request:

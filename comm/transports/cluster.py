@@ -24,11 +24,11 @@ Result = TypeVar("Result")
 
 
 class Cluster:
-    """`size` ranks in simulated time.
+    """Runs all ranks of a job in one process, in simulated time.
 
     Args:
         size: the number of ranks.
-        nodes: the ranks of each node; none given, the network's, or on a free network one for all.
+        nodes: the ranks of each node; if empty, the network's nodes, or on a free network one node for all.
         network: what messages cost.
         failures: rank -> the simulated second at which it stops for ever.
         deadline: simulated seconds after which a wait for a rank that has failed gives up.
@@ -68,7 +68,7 @@ class Cluster:
 
     @property
     def now(self) -> float:
-        """Simulated seconds since the start."""
+        """Simulated seconds since the cluster was made."""
         return self.fabric.clock.now
 
     def run(self, work: Callable[[Transport], Result]) -> list[Result]:

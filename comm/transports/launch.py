@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # a command line that only asks who started it must not wait 
 
 
 class Launcher(Enum):
-    """Who started the processes."""
+    """The program that started the processes of a job, or none."""
 
     NONE = "no launcher"
     MPI = "mpirun"
@@ -28,8 +28,8 @@ class Launch:
 
     Attributes:
         launcher: who started it.
-        rank: its number.
-        size: how many were started together.
+        rank: the number of this process.
+        size: the number of processes that were started together.
         local_rank: its number among those on the same machine.
         local_size: how many of them are on the same machine.
         address: where rank 0 can be met, "host:port", if the launcher gives one; else empty.
@@ -43,15 +43,15 @@ class Launch:
     address: str = ""
 
     def connect(self, deadline: float) -> "Transport":
-        """The transport this launcher's processes naturally talk over.
+        """Connects the processes by the transport that suits their launcher.
 
-        MPI under mpirun and srun, torch.distributed under torchrun, none for a single process.
+        That is MPI under mpirun and srun, and torch.distributed under torchrun; a single process needs no wires.
 
         Args:
             deadline: seconds after which a wait gives up.
 
         Raises:
-            LaunchError: no MPI library, or one that does not belong to the launcher.
+            LaunchError: there is no MPI library, or it does not belong to the launcher.
         """
         if self.launcher is Launcher.TORCHRUN:
             return self.connect_torch(deadline)
@@ -64,13 +64,13 @@ class Launch:
         return MPITransport(self.size, deadline)
 
     def connect_torch(self, deadline: float, backend: str = "gloo") -> "Transport":
-        """torch.distributed between the launcher's processes, whoever that is.
+        """Connects the processes by torch.distributed, whichever launcher started them.
 
         mpirun gives its processes no address to meet at: MPI itself carries rank 0's to the others.
 
         Args:
             deadline: seconds after which a wait gives up.
-            backend: "gloo", or "cpu:gloo,cuda:nccl".
+            backend: the backend of torch.distributed: "gloo", or "cpu:gloo,cuda:nccl".
         """
         from bigbatch.comm.transports.torch_distributed import TorchTransport, free_address
 
@@ -102,7 +102,7 @@ def detect(environment: Mapping[str, str] = os.environ) -> Launch:
     The innermost launcher counts: torchrun inside a job of srun is torchrun.
 
     Raises:
-        LaunchError: the launcher's variables are incomplete or no numbers.
+        LaunchError: the launcher's variables are incomplete or hold no numbers.
     """
     if {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= environment.keys():
         address = f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"

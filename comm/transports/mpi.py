@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 CACHE_LINE = 64
-"""Bytes; counters that share one would be taken from each other's caches."""
+"""Bytes of a cache line; cores would keep taking a line with two counters out of each other's caches."""
 
 
 SEND, RECEIVE = "send to", "receive from"
 
 
 class MPIRequest(Request):
-    """A message under way in MPI."""
+    """A message that MPI is sending or receiving."""
 
     def __init__(
         self, transport: "MPITransport", pending: "MPI.Request", operation: str, peer: int, buffer: Buffer
@@ -38,7 +38,7 @@ class MPIRequest(Request):
         self._buffer = buffer
 
     def wait(self) -> int:
-        """Wait for the message."""
+        """Waits until MPI has sent or received the message; returns the rank at the other end."""
         status = self._transport.status
         try:
             arrived = partial(self._pending.Test, status)
@@ -77,7 +77,7 @@ class MPITransport(OnThreads):
     Args:
         expected: how many ranks the launcher says it started, or None if it says nothing.
         deadline: seconds after which a wait gives up.
-        communicator: the ranks, if not all; it becomes this transport's own.
+        communicator: the MPI communicator of the ranks, if not all of them; the transport takes it over.
 
     Raises:
         LaunchError: there is no MPI library, or it does not belong to the launcher.
@@ -128,7 +128,7 @@ class MPITransport(OnThreads):
         self._communicator.Allreduce(self._in_place, buffer)
 
     def split(self, ranks: Sequence[int]) -> Transport:
-        """An MPI communicator of those ranks."""
+        """Makes a transport between some of the ranks, on an MPI communicator of their own."""
         everyone = self._communicator.Get_group()
         group = everyone.Incl(ranks)
         some = MPITransport(deadline=self.deadline, communicator=self._communicator.Create_group(group))
@@ -138,14 +138,14 @@ class MPITransport(OnThreads):
         return some
 
     def windows(self, nbytes: int) -> Windows:
-        """An MPI shared-memory window for every rank of the node."""
+        """Allocates an MPI shared-memory window of `nbytes` bytes for every rank of the node."""
         on_node = self._communicator.Split(self.nodes.index(self.node), self.rank)
         windows = MPIWindows(self, on_node, nbytes)
         on_node.Free()
         return windows
 
     def check_threads(self) -> None:
-        """Two threads must be allowed to be in MPI at the same time."""
+        """Refuses an MPI library that does not let two threads call it at the same time."""
         mpi = load_mpi()
         if mpi.Query_thread() < mpi.THREAD_MULTIPLE:
             raise LaunchError(
@@ -159,15 +159,15 @@ class MPITransport(OnThreads):
         return end
 
     def share_address(self, address: str) -> str:
-        """Rank 0's `address`, on every rank: how processes that mpirun started find each other by other means."""
+        """Sends rank 0's `address` to every rank, so that they can also connect by other means than MPI."""
         return str(self._communicator.bcast(address, root=0))
 
     def close(self) -> None:
-        """Give the communicator back."""
+        """Frees the MPI communicator."""
         self._communicator.Free()
 
     def abort(self, code: int) -> NoReturn:
-        """MPI_Abort: ends every process of the job."""
+        """Ends every process of the job, by MPI_Abort with the exit status `code`."""
         self._communicator.Abort(code)
         raise SystemExit(code)
 
@@ -176,9 +176,9 @@ class MPIWindows(Windows):
     """Windows allocated by MPI, and a barrier of counters in them that needs no message.
 
     Args:
-        transport: whose ranks share the memory.
+        transport: the transport whose ranks share the memory.
         communicator: the ranks of this node.
-        nbytes: of each window.
+        nbytes: bytes of each window.
     """
 
     def __init__(self, transport: MPITransport, communicator: "MPI.Comm", nbytes: int) -> None:
@@ -198,7 +198,7 @@ class MPIWindows(Windows):
         self._round = 0
 
     def barrier(self) -> None:
-        """Count oneself in, and wait until the others' counters have come as far."""
+        """Raises this rank's counter by one, and waits until the other counters of the node are as high."""
         self._round += 1
         self._window.Sync()
         self._own[0] = self._round
@@ -208,7 +208,7 @@ class MPIWindows(Windows):
         self._window.Sync()
 
     def close(self) -> None:
-        """Give the memory back to MPI; whatever still looks at it must not touch it any more."""
+        """Gives the memory back to MPI; arrays that view it must not be used any more."""
         self._window.Unlock_all()
         self._window.Free()
 
@@ -226,7 +226,7 @@ def load_mpi() -> ModuleType:
     """Import mpi4py's MPI, which loads and initialises the MPI library.
 
     Raises:
-        LaunchError: there is none.
+        LaunchError: no MPI library could be loaded.
     """
     try:
         from mpi4py import MPI

@@ -20,7 +20,7 @@ from bigbatch.comm.wires.request import ANY, Request
 from bigbatch.comm.wires.transport import Transport
 
 EVERY = -2
-"""The peer of a collective: all the others."""
+"""Stands for all other ranks, as the peer of a collective."""
 
 
 class TorchRequest(Request):
@@ -33,7 +33,7 @@ class TorchRequest(Request):
         self._peer = peer
 
     def wait(self) -> int:
-        """Wait for the message; gloo watches the deadline."""
+        """Waits until the operation is complete, while gloo watches the deadline; returns the peer."""
         try:
             self._work.wait(timedelta(seconds=self._transport.deadline))
         except RuntimeError as error:
@@ -53,11 +53,11 @@ class TorchRequest(Request):
 
 
 class TorchTransport(Transport):
-    """All ranks of a torch.distributed process group.
+    """Moves buffers between all ranks of a torch.distributed process group.
 
     Args:
         rank: this process's number.
-        size: how many there are.
+        size: the number of processes.
         address: where rank 0 listens, as "host:port"; unused by a single rank.
         backend: "gloo", "nccl", or both as torch writes it: "cpu:gloo,cuda:nccl".
         deadline: seconds after which a wait gives up.
@@ -97,7 +97,10 @@ class TorchTransport(Transport):
             ) from error
 
     def exchange(self, text: str) -> list[str | None]:
-        """Through the store at which the ranks met: a message that nobody takes would close gloo's connections."""
+        """Gives every rank all ranks' texts, by rank, through the store at which the ranks met.
+
+        A message that nobody takes would close gloo's connections.
+        """
         self._exchanges += 1
         keys = [f"exchange/{self._exchanges}/{rank}" for rank in range(self.size)]
         self._store.set(keys[self.rank], text)
@@ -132,7 +135,7 @@ class TorchTransport(Transport):
         return TorchRequest(self, work, "all-reduce with", EVERY)
 
     def close(self) -> None:
-        """Leave the process group."""
+        """Leaves the process group, and closes the launcher's transport if there is one."""
         dist.destroy_process_group()
         if self._launcher is not None:
             self._launcher.close()

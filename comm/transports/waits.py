@@ -1,4 +1,4 @@
-"""Waiting on real wires: for what has to be asked for, and for work in a thread beside a rank's own."""
+"""Waiting on real wires: for messages that must be polled, and for work in a thread beside a rank's own."""
 
 import os
 import time
@@ -15,14 +15,14 @@ YIELDS = 800
 long enough for a server's answer to a small request to come before."""
 
 SHORTEST_SLEEP, LONGEST_SLEEP = 20e-6, 1e-3
-"""Seconds; a waiting rank that sleeps leaves its core to the ranks that compute."""
+"""Limits of one sleep in seconds; a waiting rank that sleeps leaves its core to the ranks that compute."""
 
 SLEEP_SHARE = 1 / 16
 """A sleep lasts this share of the wait so far, so that no wait of a millisecond or more is overslept by much more."""
 
 
 def nothing() -> None:
-    """What most waits do meanwhile."""
+    """Does nothing; most waits call this before each sleep."""
 
 
 def wait_until(
@@ -31,12 +31,12 @@ def wait_until(
     give_up: Callable[[], NoReturn],
     meanwhile: Callable[[], None] = nothing,
 ) -> None:
-    """Wait for something that has to be asked for: first spinning politely, then sleeping, at last giving up.
+    """Polls until something has arrived: first it yields between polls, then it sleeps, and at last it gives up.
 
     Args:
-        arrived: whether it is there.
+        arrived: returns whether it has arrived.
         deadline: seconds after which to give up.
-        give_up: raises the error.
+        give_up: called when the deadline has passed, to raise the error.
         meanwhile: called before every sleep; may raise what makes the wait pointless.
     """
     for _ in range(YIELDS):
@@ -53,10 +53,10 @@ def wait_until(
 
 
 class WorkThread(Request):
-    """Work in a thread of its own. Nobody would hear its error there: `wait` and `check` raise it in their callers'.
+    """Runs work in a thread of its own; `wait` and `check` raise its error in the thread that calls them.
 
     Args:
-        work: what to do.
+        work: the work, which is called with `end`.
         end: the end of the wires to do it on.
     """
 
@@ -87,17 +87,17 @@ class WorkThread(Request):
 
 
 class OnThreads(Transport):
-    """A transport whose ranks do what is beside their own work in a thread, on the same wires."""
+    """A transport that runs work beside a rank's own in a thread, on the same wires."""
 
     def __init__(self, rank: int, size: int, deadline: float = DEFAULT_DEADLINE) -> None:
         super().__init__(rank, size, deadline)
         self._threads: list[WorkThread] = []
 
     def check_threads(self) -> None:
-        """There is always room for a thread more."""
+        """Refuses nothing, because a process can always start another thread."""
 
     def check_on_threads(self) -> None:
-        """Raise what went wrong beside this rank's own work; every wait that lasts calls it."""
+        """Raises the error of work beside this rank's own, if any failed; every long wait calls it."""
         for other in self._threads:
             other.check()
 

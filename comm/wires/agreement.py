@@ -12,12 +12,12 @@ Result = TypeVar("Result")
 
 
 def all_gather(transport: Transport, value: Any, occasion: str = "tell the others what it has") -> list[Any]:
-    """Every rank's `value`, by rank, on every rank; anything that JSON can write, and small.
+    """Gives every rank all ranks' values, by rank; a value must be small and of types that JSON can write.
 
     Args:
-        transport: whose ranks share.
-        value: this rank's.
-        occasion: what for, for the error.
+        transport: the transport whose ranks take part.
+        value: this rank's value.
+        occasion: why the ranks meet, as the words that follow "did not come to" in an error.
 
     Raises:
         DeadlineError: on every rank that came, naming those that did not.
@@ -38,7 +38,7 @@ def _read(transport: Transport, texts: Sequence[str | None], occasion: str) -> l
 
 
 def together(transport: Transport, attempt: Callable[[], Result]) -> Result:
-    """Do something on every rank that may fail on some; then it has failed on all.
+    """Calls `attempt` on every rank; if it fails on some, all ranks raise the same error.
 
     Raises:
         BigBatchError: the error of the lowest rank that had one, on every rank and of the same kind, so that all
@@ -65,7 +65,7 @@ def agree(transport: Transport, what: str, entries: Sequence[tuple[str, Any]]) -
     """Make sure that every rank has the same entries, in the same order.
 
     Args:
-        transport: whose ranks must agree.
+        transport: the transport whose ranks must agree.
         what: what an entry is called, for the error: "parameter", "option".
         entries: (name, value) pairs that JSON can write.
 

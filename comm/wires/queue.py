@@ -14,11 +14,12 @@ class CommunicationQueue:
     """Carries out work in the order in which it was submitted, so that all ranks do the same at the same time.
 
     Args:
-        threaded: on a thread of its own, which is started by the first work; else when somebody waits for it.
-        idle: entered by whoever waits for that thread.
+        threaded: whether the work runs on a thread of its own, which the first work starts; if not, it runs when
+            somebody waits for it.
+        idle: makes a context that is entered while somebody waits for that thread.
 
     Attributes:
-        idle: that.
+        idle: makes the context of a wait, as given.
     """
 
     def __init__(self, *, threaded: bool, idle: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
@@ -58,13 +59,13 @@ class CommunicationQueue:
         return wait
 
     def close(self) -> None:
-        """End the thread, if there is one."""
+        """Ends the queue's thread, if it has started one, after the work that is left."""
         if self._thread is not None:
             self._thread.shutdown()
             self._thread = None
 
     def carry_out(self, work: Callable[[], None]) -> None:
-        """Do some work of the queue, unless something before it has failed: then raise that again."""
+        """Does one piece of work; if an earlier one has failed, it raises that error instead."""
         if self._failure is not None:
             raise self._failure
         try:

@@ -14,16 +14,16 @@ from bigbatch.comm.wires.queue import on_queue
 from bigbatch.comm.wires.request import ANY, Request
 
 COMPUTE, SEND, RECEIVE, REDUCE, WAIT, ALL_REDUCE = "compute", "send", "receive", "reduce", "wait", "all-reduce"
-"""What a rank does. An all-reduce encloses the messages and waits that it is made of, where they are ours."""
+"""Kinds of spans. An all-reduce encloses the messages and waits that it is made of, where they are ours."""
 
 UPDATE, ARM = "update", "arm"
-"""What else lasts: one update of the training, and all of those of one arm that were recorded."""
+"""Kinds of longer spans: one update of the training, and all recorded updates of one arm."""
 
 WORK, COMMUNICATION, BESIDE, LIBRARY = "work", "communication", "beside", "library"
 SENDS, RECEIVES, UPDATES = "sends", "receives", "updates"
 
 MOST_SPANS = 100_000
-"""A rank keeps no more (about 30 MB); what comes later is left out."""
+"""The largest number of spans that a rank keeps (about 30 MB); later ones are left out."""
 
 _busy: ContextVar[bool] = ContextVar("_busy", default=False)
 """Whether what runs now, on its thread or greenlet, is within a span of computing or adding."""
@@ -31,16 +31,16 @@ _busy: ContextVar[bool] = ContextVar("_busy", default=False)
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Something that lasted, on one rank.
+    """A stretch of time in which one rank did one thing.
 
     Attributes:
         kind: COMPUTE, SEND, RECEIVE, REDUCE, WAIT, ALL_REDUCE, UPDATE or ARM.
-        begin: in seconds on the transport's clock ...
+        begin: its start, in seconds on the transport's clock ...
         end: ... and its end.
-        name: what exactly, or "" if the kind says it all.
+        name: what exactly was done, or "" if the kind says it all.
         track: which of the rank's tracks it belongs to.
         peer: the rank at the other end of a message, sent, received or waited for.
-        tag: the message's.
+        tag: the message's tag.
         number: the message's among all from that source to that target with that tag, from 0; an update's, from 1.
         nbytes: how much was moved or added, in bytes.
     """
@@ -73,10 +73,10 @@ class Trace:
 
     Args:
         now: the clock, in seconds.
-        updates: record only during the first so many updates; None records everything.
+        updates: the number of updates to record, beginning with the first; None records everything.
 
     Attributes:
-        spans: in the order in which they ended.
+        spans: the recorded spans, in the order in which they ended.
     """
 
     def __init__(self, now: Callable[[], float], updates: int | None = None) -> None:
@@ -91,7 +91,7 @@ class Trace:
         """The same trace for work beside the rank's own, on a track of its own; records everything.
 
         Args:
-            now: that work's clock.
+            now: the clock of that work, in seconds.
         """
         other = Trace(now)
         other.spans, other._numbers, other._track = self.spans, self._numbers, BESIDE
@@ -99,7 +99,7 @@ class Trace:
 
     @contextmanager
     def span(self, kind: str, name: str = "", nbytes: int = 0) -> Iterator[None]:
-        """Record what is done inside.
+        """Records what is done within the context as one span.
 
         Computing inside of computing or adding is part of that. Neither computing nor a wait that takes no time is
         recorded: in simulated time, what torch computes takes none, and what is charged for it is a span of its own.
@@ -119,7 +119,7 @@ class Trace:
 
     @contextmanager
     def update(self, number: int) -> Iterator[None]:
-        """Record the update of that number, from 1, and what is done in it, unless enough were recorded."""
+        """Records update `number`, from 1, and what is done within it, unless enough updates were recorded."""
         if self._updates_left == 0:
             yield
             return
@@ -131,7 +131,7 @@ class Trace:
             self._recording = False
 
     def message(self, kind: str, begin: Callable[[], Request], peer: int, tag: int, nbytes: int) -> Request:
-        """Begin a message, SEND or RECEIVE, and record it once it was waited for, and the wait."""
+        """Begins a message, SEND or RECEIVE; when it was waited for, it is recorded together with the wait."""
         since = self._now()
         request = begin()
         number = None if peer == ANY else self._count(kind, peer, tag)
@@ -141,7 +141,7 @@ class Trace:
         return TracedRequest(self, request, posted, recorded=self._recording, numbered=number is not None)
 
     def record(self, span: Span) -> None:
-        """Record what somebody else has measured."""
+        """Records a span that was measured elsewhere, such as a library's all-reduce."""
         if self._recording:
             self._keep(span)
 
@@ -150,7 +150,7 @@ class Trace:
             self.spans.append(span)
 
     def now(self) -> float:
-        """Seconds on the rank's clock."""
+        """The time on the rank's clock, in seconds."""
         return self._now()
 
     def _count(self, kind: str, peer: int, tag: int) -> int:
@@ -161,14 +161,14 @@ class Trace:
 
 
 class TracedRequest(Request):
-    """A message under way whose end is recorded.
+    """A message under way that is recorded when it was waited for.
 
     Args:
-        trace: where.
-        request: the transport's own.
-        posted: the message so far.
+        trace: the trace that records it.
+        request: the transport's own request.
+        posted: the span of the message as far as it is known.
         recorded: whether to record it.
-        numbered: whether its number is known.
+        numbered: whether the message's number is known.
     """
 
     def __init__(self, trace: Trace, request: Request, posted: Span, *, recorded: bool, numbered: bool) -> None:
@@ -179,7 +179,7 @@ class TracedRequest(Request):
         self._numbered = numbered
 
     def wait(self) -> int:
-        """Wait for the message."""
+        """Waits for the message, and records the message and the wait; returns the peer."""
         since = self._trace.now()
         peer = self._request.wait()
         number = self._posted.number if self._numbered else self._trace._count(RECEIVE, peer, self._posted.tag)

@@ -7,14 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 ANY = -1
-"""As the source of a receive: whichever rank's message comes first."""
+"""As the source of a receive, stands for whichever rank's message comes first."""
 
 
 class Request(ABC):
     """A message under way. Its buffer belongs to the transport until `wait` returns.
 
     Attributes:
-        finished: when it was through, on the transport's clock; None if not yet, or if the wires do not tell.
+        finished: when the message was complete, in seconds on the transport's clock; None if not yet, or if the wires
+            do not tell.
     """
 
     finished: float | None = None
@@ -43,7 +44,7 @@ class Windows(ABC):
 
     @abstractmethod
     def barrier(self) -> None:
-        """Wait until every rank of the node has come here; what each wrote before, all can read after.
+        """Waits until every rank of the node has called it; what each wrote before, all can read afterwards.
 
         Raises:
             DeadlineError: a rank did not come in time.

@@ -36,7 +36,7 @@ class Transport(ABC):
         nodes: the ranks of each machine, in ascending order.
         gamma: seconds that adding a byte takes on a simulated clock.
         threaded: whether a thread other than the main one may drive it, one thread at a time.
-        trace: records what this rank does, if anybody wants to know.
+        trace: records what this rank does; None if nothing is recorded.
         board: where ranks that share a process and a simulated clock show each other things, in no time; None if they
             do not, so that only messages reach the others.
     """
@@ -60,7 +60,7 @@ class Transport(ABC):
 
     @property
     def wires(self) -> str:
-        """What moves the bytes, for a table of what was measured: its kind, and whatever else makes it slow or fast."""
+        """Identifies what moves the bytes, so that measurements of different wires are kept apart."""
         return type(self).__name__
 
     @property
@@ -94,7 +94,7 @@ class Transport(ABC):
         return self.trace.message("receive", partial(self._irecv, buffer, source, tag), source, tag, buffer.nbytes)
 
     def count(self, *, messages: int, bytes_: int) -> None:
-        """Add to the record of what this rank has sent."""
+        """Adds to the counters of the messages and bytes that this rank has sent."""
         self.messages_sent += messages
         self.bytes_sent += bytes_
 
@@ -105,7 +105,7 @@ class Transport(ABC):
     def _irecv(self, buffer: Buffer, source: int, tag: int) -> Request: ...
 
     def barrier(self) -> None:
-        """Wait until every rank has come here.
+        """Waits until every rank of the transport has called it.
 
         A dissemination barrier: in round k everyone tells the rank 2^k further on, so that after ⌈log2 p⌉ rounds
         everyone has heard, directly or not, from all (Hensgen, Finkel and Manber 1988).
@@ -119,10 +119,10 @@ class Transport(ABC):
             distance *= 2
 
     def exchange(self, text: str) -> list[str | None]:
-        """Every rank's `text`, by rank, on every rank; None for those that did not come within half of the deadline.
+        """Gives every rank all ranks' texts, by rank; None for ranks that do not come within half of the deadline.
 
-        Rank 0 collects and sends everyone the list, so that those who came all hear who did not. It takes
-        `2(size - 1)` messages each way: for what is small and rare.
+        Rank 0 collects the texts and sends everyone the list, so that the ranks that came all hear which did not. It
+        takes `2(size - 1)` messages each way, and so is meant for small texts, rarely exchanged.
 
         Raises:
             DeadlineError: rank 0 itself did not come.
@@ -173,14 +173,14 @@ class Transport(ABC):
         self.nodes = pretended
 
     def split(self, ranks: Sequence[int]) -> "Transport":
-        """Wires between some of the ranks, numbered anew from 0 in the order given; they call it together."""
+        """Makes a transport between some of the ranks, numbered anew in the order given; they call it together."""
         return Group(self, ranks)
 
     def windows(self, nbytes: int) -> Windows:
         """Memory shared with the other ranks of this node, filled with zeros; all of them call it together.
 
         Args:
-            nbytes: of each rank's window.
+            nbytes: bytes of each rank's window.
 
         Raises:
             ConfigurationError: this transport cannot share memory.
@@ -191,7 +191,7 @@ class Transport(ABC):
 
     @property
     def shares_memory(self) -> bool:
-        """Whether `windows` can be had."""
+        """Whether the ranks of a node can share memory, by `windows`."""
         return type(self).windows is not Transport.windows
 
     def start_thread(self, work: Callable[["Transport"], None]) -> Request:
@@ -211,7 +211,7 @@ class Transport(ABC):
         return self._start_thread(work)
 
     def check_threads(self) -> None:
-        """Refuse what `start_thread` would.
+        """Raises an error if `start_thread` cannot run work beside this rank's own.
 
         Raises:
             ConfigurationError: this transport does nothing beside a rank's own work.
@@ -229,7 +229,7 @@ class Transport(ABC):
         """A queue on which communication goes on beside this rank's own work, if this transport can do that.
 
         Args:
-            idle: entered by whoever waits for what goes on there.
+            idle: makes a context that is entered while somebody waits for the queue.
         """
         return CommunicationQueue(threaded=self.threaded and self.size > 1, idle=idle)
 
@@ -242,7 +242,7 @@ class Transport(ABC):
         return end
 
     def scratch(self, elements: int, dtype: np.dtype[Any]) -> Buffer:
-        """Room for what arrives, (elements,), its contents unknown; good until the next call.
+        """Memory for data that arrives, (elements,), its contents unknown; valid until the next call.
 
         The same memory is handed out again: fresh pages would cost as much as moving the data.
         """
@@ -252,15 +252,15 @@ class Transport(ABC):
         return self._scratch[:nbytes].view(dtype)
 
     def now(self) -> float:
-        """Seconds on this rank's clock; only differences mean anything."""
+        """The time on this rank's clock in seconds, of which only differences mean anything."""
         return time.perf_counter()
 
     def span(self, kind: str, name: str = "", nbytes: int = 0) -> AbstractContextManager[None]:
-        """Have what is done inside recorded, if there is a trace; see `bigbatch.comm.wires.recording` for the kinds."""
+        """Records what is done within the context, if there is a trace; `bigbatch.comm.wires.recording` has kinds."""
         return nullcontext() if self.trace is None else self.trace.span(kind, name, nbytes)
 
     def update(self, number: int) -> AbstractContextManager[None]:
-        """Have what is done inside recorded as the update of that number, from 1, if there is a trace."""
+        """Records what is done within the context as update `number`, from 1, if there is a trace."""
         return nullcontext() if self.trace is None else self.trace.update(number)
 
     def spend(self, seconds: float, name: str = "") -> None:  # noqa: B027 - real clocks run by themselves
@@ -349,7 +349,7 @@ BARRIER_TAG, TEXT_TAG = 32_000, 31_000
 """Kept apart from the tags of ordinary messages; below 32,767, the least that MPI promises."""
 
 STRAGGLER_SECONDS = 1.0
-"""Once one rank is missing, the others have had their time: they get this much more."""
+"""Seconds that an exchange waits for each further rank, once one rank did not come in its time."""
 
 
 class Group(Transport):
@@ -367,7 +367,7 @@ class Group(Transport):
         self.nodes = nodes_among(parent.nodes, tuple(self._ranks))
 
     def count(self, *, messages: int, bytes_: int) -> None:
-        """Nothing: the parent counts what passes through it."""
+        """Counts nothing, because the parent counts what passes through it."""
 
     def _isend(self, buffer: Buffer, target: int, tag: int) -> Request:
         return self._parent.isend(buffer, self._ranks[target], tag)
@@ -378,15 +378,15 @@ class Group(Transport):
         return self._parent.irecv(buffer, self._ranks[source], tag)
 
     def now(self) -> float:
-        """Seconds on the parent's clock."""
+        """The time on the parent's clock, in seconds."""
         return self._parent.now()
 
     def span(self, kind: str, name: str = "", nbytes: int = 0) -> AbstractContextManager[None]:
-        """In the parent's trace, which has the messages too."""
+        """Records what is done within the context in the parent's trace, which has the messages too."""
         return self._parent.span(kind, name, nbytes)
 
     def spend(self, seconds: float, name: str = "") -> None:
-        """On the parent's clock."""
+        """Charges `seconds` of computation to the parent's clock, if that is simulated."""
         self._parent.spend(seconds, name)
 
     def _add(self, values: Buffer, arrived: Buffer) -> None:
@@ -401,9 +401,9 @@ class FromAnyInGroup(Request):
     """A message from whichever rank of a group sends first. Ranks outside the group must not use its tag meanwhile.
 
     Args:
-        request: the parent's.
+        request: the parent's request.
         ranks: the parent's ranks that belong to the group.
-        tag: the message's.
+        tag: the message's tag.
     """
 
     def __init__(self, request: Request, ranks: Sequence[int], tag: int) -> None:

@@ -19,11 +19,11 @@ from bigbatch.comm.server.report import Report, Waiting
 from bigbatch.comm.server.shard import Shard
 
 LONGEST_NOTE = 64
-"""Numbers in a note, at most."""
+"""The largest number of float64 values in a note."""
 
 COUNTED = ("messages", "malformed", "refused", "repeated", "dropped workers", "turned away")
-"""What happens, and how often: messages in all and those of each kind, workers that fell silent, and connections that
-failed for their keys or spoke no ZeroMQ."""
+"""What a server counts: messages in all, those that were malformed, refused or repeated, workers that fell silent, and
+connections that failed for their keys or spoke no ZeroMQ."""
 
 Outgoing = tuple[bytes, list[Frame]]
 """The address that a message goes to, and its frames."""
@@ -39,21 +39,21 @@ class NetworkServer:
     goes away before its gradient has come is given to the next.
 
     Args:
-        shard: what is served.
+        shard: the shard that is served.
         shares: how many shares of the data there are.
-        announcement: JSON for whoever asks what is trained here.
-        facts: (what, name, value) of what workers must have, too.
+        announcement: JSON text that says what is trained here, for whoever asks.
+        facts: (what, name, value) of what workers must have as well.
         patience: seconds of silence after which a worker takes part no more.
-        expected: nobody reads before so many have joined.
+        expected: the number of workers that must have joined before any of them reads.
         noted: called with (session, row) for every note that arrives.
-        tell: called with who comes and goes, in sentences without their full stops.
-        last: whether no other work follows this.
+        tell: called with a sentence, without its full stop, whenever a worker comes or goes.
+        last: whether no other work follows this one.
 
     Attributes:
-        shard: what is served.
-        shares: the shares of the data.
-        members: the workers.
-        counts: how often what is `COUNTED` has happened.
+        shard: the shard that is served.
+        shares: the shares of the data that are handed out.
+        members: the workers' sessions.
+        counts: how often each event of `COUNTED` has happened.
     """
 
     def __init__(
@@ -98,17 +98,17 @@ class NetworkServer:
 
     @property
     def sessions(self) -> Mapping[int, Session]:
-        """Everybody who has ever joined, by session."""
+        """The sessions of all workers that the server remembers, present or gone, by session number."""
         return self.members.sessions
 
     @property
     def present(self) -> list[Session]:
-        """Those who take part."""
+        """The sessions of the workers that take part now."""
         return self.members.present
 
     @property
     def most_workers(self) -> int:
-        """How many workers took part at the same time, at most."""
+        """The largest number of workers that took part at the same time."""
         return self.members.most
 
     @property
@@ -118,11 +118,11 @@ class NetworkServer:
 
     @property
     def undone(self) -> int:
-        """Shares whose gradient has not come."""
+        """The number of shares whose gradient has not come yet."""
         return self.shares.undone
 
     def stage(self, now: float) -> Stage:
-        """How far the work is. Shares that nobody comes back for in time stay undone."""
+        """How far the work is at `now`, in seconds. Shares that nobody comes back for in time stay undone."""
         waits = self.shares.returned and self.undone and now < self.members.left + self.members.patience
         if self.shares.left or waits:
             return Stage.OPEN
@@ -132,19 +132,19 @@ class NetworkServer:
 
     @property
     def progress(self) -> tuple[int, ...]:
-        """Changes whenever there is something new to keep."""
+        """Numbers that change whenever there is something new to keep in a snapshot."""
         return self.shard.clocks.done, self.shares.done, self.shares.handed_out, self.shard.dropped
 
     def receive(self, sender: bytes, frames: Sequence[Frame], now: float) -> list[Outgoing]:
-        """Handle a message that has arrived.
+        """Handles one message that has arrived, and returns the messages to send.
 
         Args:
-            sender: where answers go.
-            frames: the message.
-            now: in seconds.
+            sender: the address of the sender, to which answers go.
+            frames: the frames of the message.
+            now: the time in seconds.
 
         Returns:
-            What is to be sent; the buffers in it do not change afterwards.
+            The messages to send; their buffers do not change afterwards.
         """
         self.counts["messages"] += 1
         try:
@@ -160,7 +160,7 @@ class NetworkServer:
             return self._refuse(sender, message, str(error))
 
     def tick(self, now: float) -> list[Outgoing]:
-        """Go on without those who have been silent for too long; call it several times a second."""
+        """Drops workers that were silent for too long, and returns what to send; call it several times a second."""
         self._rates.look(now)
         silent = self.members.silent(now)
         for session in silent:
@@ -174,7 +174,7 @@ class NetworkServer:
         return self._let_read(now) if silent else []
 
     def state_dict(self) -> dict[str, Any]:
-        """What it takes to go on later. Gradients that still wait for others' are not in it; their shares are."""
+        """The state to go on from later. Gradients that wait for others are not in it; their shares are."""
         return {
             "shard": self.shard.settled_state(),
             "next_share": self.shares.handed_out,
@@ -182,13 +182,13 @@ class NetworkServer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave; every worker must join again."""
+        """Restores what `state_dict` gave; every worker must join again."""
         self.shard.load_state_dict(state["shard"])
         self.shares.restore(state["next_share"], state["unsettled"])
         self.members.load_state_dict(state)
 
     def status(self, now: float) -> dict[str, Any]:
-        """How things are, in types that JSON can write."""
+        """The state of the server for whoever asks, in types that JSON can write; see `status_of`."""
         return status_of(self.shard, self.shares, self.members, self._rates, self.counts, now)
 
     # Requests that need no session.

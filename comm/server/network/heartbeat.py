@@ -7,17 +7,17 @@ from bigbatch.comm.server.network.messages import Kind, Message
 from bigbatch.comm.server.network.remote_shard import RemoteShard, Wire
 
 BEATS = 5
-"""Heartbeats within the silence after which a server goes on without a worker."""
+"""Number of heartbeats within the seconds of silence after which a server goes on without a worker."""
 
 
 class Heartbeat(threading.Thread):
-    """Beats from its beginning to `stop`, on wires of its own.
+    """A thread that sends heartbeats to a worker's servers until `stop`, on wires of its own.
 
-    A server that has forgotten the worker, or was started again, is found out here first, and the worker told.
+    It is the first to hear that a server has forgotten the worker or was started again, and lets the worker know.
 
     Args:
-        shards: that the worker has joined.
-        dial: makes a wire to the server of that address.
+        shards: the shards that the worker has joined.
+        dial: makes a wire to the server at an address.
     """
 
     def __init__(self, shards: Sequence[RemoteShard], dial: Callable[[str], Wire]) -> None:
@@ -27,7 +27,7 @@ class Heartbeat(threading.Thread):
         self._ended = threading.Event()
 
     def run(self) -> None:
-        """Beat until stopped."""
+        """Sends heartbeats to all servers until `stop` is called."""
         wires = [self._dial(shard.name) for shard in self._shards]
         self._heard = dict.fromkeys(self._shards, wires[0].now())
         try:
@@ -41,7 +41,7 @@ class Heartbeat(threading.Thread):
                 wire.close()
 
     def stop(self) -> None:
-        """Beat no more, and wait until the wires are given back."""
+        """Stops the heartbeats, and waits until their wires are closed."""
         self._ended.set()
         self.join()
 

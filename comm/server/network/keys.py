@@ -12,18 +12,18 @@ import zmq
 from bigbatch.comm.errors import ConfigurationError
 
 KEY_LENGTH = 40
-"""Letters of a key, in ZeroMQ's Z85 encoding of 32 bytes."""
+"""Characters of a key, in ZeroMQ's Z85 encoding of 32 bytes."""
 
 
 @dataclass(frozen=True)
 class Keys:
-    """What one side needs to know: a worker its own pair and whom to trust, a server also its own secret.
+    """The keys that one side needs: a worker its own pair and the server's public key, a server all of them.
 
     Attributes:
         server_public: the server's public key.
-        worker_public: the public key of every worker.
-        worker_secret: its secret half.
-        server_secret: the server's; empty in a worker's file.
+        worker_public: the public key that all workers share.
+        worker_secret: the secret key that all workers share.
+        server_secret: the server's secret key; empty in a worker's file.
     """
 
     server_public: str
@@ -33,16 +33,16 @@ class Keys:
 
     @classmethod
     def new(cls) -> Self:
-        """Two fresh pairs."""
+        """Makes a fresh key pair for the server and one for all workers."""
         server, worker = zmq.curve_keypair(), zmq.curve_keypair()
         return cls(*(key.decode() for key in (server[0], worker[0], worker[1], server[1])))
 
     def for_workers(self) -> "Keys":
-        """The same without what only the server may know."""
+        """The same keys without the server's secret, as workers may have them."""
         return Keys(self.server_public, self.worker_public, self.worker_secret)
 
     def write(self, path: Path) -> None:
-        """Write a file that only its owner can read.
+        """Writes the keys to a new file that only its owner can read.
 
         Raises:
             ConfigurationError: there is such a file already, or it cannot be written.
@@ -62,10 +62,10 @@ class Keys:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read a file back.
+        """Reads keys from a file that `write` wrote.
 
         Raises:
-            ConfigurationError: there is none, others can read it, or it holds no keys.
+            ConfigurationError: the file cannot be read, others can read it, or it holds no keys.
         """
         try:
             others = stat.S_IMODE(path.stat().st_mode) & 0o077

@@ -11,12 +11,12 @@ from bigbatch.comm.server.report import Waiting
 from bigbatch.comm.server.shard import Shard
 
 MOST_WORKERS = 1024
-"""Workers that take part at the same time, at most; and sessions of former workers that are remembered."""
+"""The largest number of workers that take part at once, and of former workers that are remembered."""
 
 
 @dataclass
 class Session:
-    """What a server knows of one worker.
+    """Everything that a server knows of one worker.
 
     Attributes:
         number: the session's number.
@@ -29,9 +29,9 @@ class Session:
         pushes: its number in the shard, now and in former lives -> the shares behind its last pushes, in order.
         asked: (number, attempt) of the read that it asks for.
         answered: (number, attempt) of the last read that was answered.
-        address: where the answer goes.
-        has: the version of the parameters that it says to have.
-        waiting: its gradient, until it reads.
+        address: the address that the answer goes to.
+        has: the version of the parameters that the worker says it has.
+        waiting: the gradient that it pushed last, until it reads.
         notes: number -> (when the note came, its numbers).
     """
 
@@ -61,7 +61,7 @@ class Session:
         return {worker: own for worker, own in shares.items() if own}
 
     def start_life(self, life: int, worker: int, acknowledged: int, now: float) -> None:
-        """Begin anew as a worker of the shard that had so many pushes acknowledged before."""
+        """Begins a new life as worker `worker` of the shard; `acknowledged` of its pushes were acknowledged before."""
         self.life, self.worker, self.heard = life, worker, now
         self.pushed = max(self.pushed, acknowledged)
         self.asked = self.answered = (-1, -1)
@@ -75,14 +75,14 @@ class Membership:
         shard: what the workers push to and read from.
         shares: the data that they compute on.
         patience: seconds of silence after which a worker takes part no more.
-        tell: called with who comes and goes, in sentences without their full stops.
+        tell: called with a sentence, without its full stop, whenever a worker comes or goes.
 
     Attributes:
-        sessions: everybody who has ever joined, by session.
+        sessions: the sessions of all workers that are remembered, by session number.
         patience: seconds of silence after which a worker takes part no more.
-        most: how many workers took part at the same time, at most.
+        most: the largest number of workers that took part at the same time.
         lost: gradients that were acknowledged and are not in the parameters, because an earlier server was ended.
-        left: when the last worker went that did, in seconds.
+        left: when a worker last went, in seconds; minus infinity if none has.
     """
 
     def __init__(self, shard: Shard, shares: Shares, patience: float, tell: Callable[[str], None]) -> None:
@@ -99,23 +99,23 @@ class Membership:
 
     @property
     def present(self) -> list[Session]:
-        """Those who take part."""
+        """The sessions of the workers that take part now."""
         return [session for session in self.sessions.values() if session.worker is not None]
 
     @property
     def full(self) -> bool:
-        """Whether as many workers take part as may."""
+        """Whether `MOST_WORKERS` workers take part already."""
         return len(self.present) >= MOST_WORKERS
 
     def admit(self, session: Session, life: int, acknowledged: int, now: float) -> None:
-        """Let a worker take part from now on.
+        """Lets a worker take part from now on, under a new number in the shard.
 
         Args:
             session: the worker's session, new or known.
-            life: its new life.
+            life: the number of its new life.
             acknowledged: how many of its pushes the worker knows to be acknowledged; those of them that this server
                 does not have are lost.
-            now: in seconds.
+            now: the time in seconds.
         """
         self.remove(session, "It joins again", now)
         self._forget_some()
@@ -141,7 +141,7 @@ class Membership:
         self.left = now
 
     def silent(self, now: float) -> list[Session]:
-        """Those of whom nothing was heard for longer than the patience; to be asked several times a second."""
+        """The present workers that were silent for longer than `patience`; call it several times a second."""
         if self._looked is not None and now - self._looked > self.patience / 4:
             # The server itself was asleep: what was sent meanwhile has yet to be read.
             for session in self.present:
@@ -150,7 +150,7 @@ class Membership:
         return [session for session in self.present if now - session.heard > self.patience]
 
     def state_dict(self) -> dict[str, Any]:
-        """What it takes to recognise the workers later, in a new server.
+        """The state from which a new server can recognise the workers.
 
         Gradients that still wait for others' are not kept. Their shares are, as "unsettled", beside those that workers
         compute on and those that have come back.
@@ -165,7 +165,7 @@ class Membership:
         return {"unsettled": sorted(unsettled), "sessions": sessions, "lost": self.lost}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Remember the workers of `state_dict`; each must join again."""
+        """Restores the workers of `state_dict`; each must join again."""
         self.lost = state["lost"]
         why = f"The server was started again and goes on from version {self._shard.version}"
         for number, kept in state["sessions"].items():

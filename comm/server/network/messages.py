@@ -35,55 +35,57 @@ Frame = bytes | memoryview
 
 
 class Kind(IntEnum):
-    """What a message is; each request is followed by its answer.
+    """The kinds of messages; each request is followed by its answer.
 
-    A worker lives in a session, which has a life from every `JOIN` on. What is said in a former life does not count.
+    A worker has a session, in which every `JOIN` begins a new life. Messages of a former life do not count.
     """
 
     HELLO = 1
-    """Who are you? Needs no session."""
+    """Asks what is trained here. Needs no session."""
     WELCOME = 2
-    """What is trained here: JSON that is the programs' own affair. Number: a `Stage`."""
+    """Answers `HELLO`, with JSON that is the programs' own affair. Number: a `Stage`."""
     JOIN = 3
-    """Take me in: JSON of what the worker has, to be compared. Version: the pushes that it had acknowledged before."""
+    """Asks to take part: JSON of the worker's facts, to be compared. Version: its pushes that were acknowledged
+    before."""
     JOINED = 4
-    """You are in. Number: of your last push, version: how many of those the server has; attempt: notes it has;
-    weight: seconds of silence after which the server goes on without you."""
+    """Answers `JOIN`: the worker takes part. Number: of its last push; version: how many of its pushes the server has;
+    attempt: how many of its notes the server has; weight: seconds of silence after which the server goes on without
+    it."""
     PUSH = 5
-    """A gradient, computed on `version`; flag: all of it is finite. Number: 1, 2, ..."""
+    """Hands in a gradient that was computed on `version`; flag: all of it is finite. Number: 1, 2, ..."""
     TAKEN = 6
-    """The push of that number is taken, or has been before."""
+    """Answers `PUSH`: the push of that number was taken, now or before."""
     READ = 7
-    """Let me read after the push of that number. Attempt: only the last one counts. Version: what the worker has."""
+    """Asks to read after the push of that number. Attempt: only the last one counts. Version: what the worker has."""
     VALUES = 8
-    """A report, and the parameters if they are not those that the worker has."""
+    """Answers `READ`, with a report, and with the parameters if the worker does not have them."""
     NOTE = 9
-    """A row of float64 to keep. Number: 0, 1, ..."""
+    """Hands in a row of float64 for the server to keep. Number: 0, 1, ..."""
     NOTED = 10
-    """It is kept."""
+    """Answers `NOTE`: the server keeps the row."""
     HEARTBEAT = 11
-    """The worker is alive."""
+    """Says that the worker is alive."""
     ALIVE = 12
-    """So is the server."""
+    """Answers `HEARTBEAT`: the server is alive, too."""
     LEAVE = 13
-    """The worker takes part no more."""
+    """Says that the worker takes part no more."""
     LEFT = 14
-    """So be it."""
+    """Answers `LEAVE`: the worker takes part no more."""
     STATUS = 15
-    """How are things? Needs no session."""
+    """Asks for the server's status. Needs no session."""
     STATE = 16
-    """JSON: how things are."""
+    """Answers `STATUS`, with JSON of `NetworkServer.status`."""
     GONE = 17
-    """In answer to any request of a session: you take part no more, and why, in words. `JOIN` again."""
+    """Answers any request of a session that takes part no more, and says why in words. The worker may `JOIN` again."""
     REFUSED = 18
-    """In answer to any request: it does not fit, and why, in words."""
+    """Answers any request that does not fit, and says why in words."""
 
 
 class Stage(IntEnum):
-    """How far a server is."""
+    """How far a server's work has come, as it answers a worker's `HELLO`."""
 
     OPEN = 0
-    """Whoever joins has something to do."""
+    """A worker that joins has something to do."""
     CLOSING = 1
     """All work is handed out; there may be more to come."""
     FINISHED = 2
@@ -95,14 +97,14 @@ class Message:
     """One message. What the numbers stand for depends on the kind.
 
     Attributes:
-        kind: what it is.
-        session: whose, chosen at random by the worker.
-        life: the session's, 1, 2, ...
-        number: 0, 1, ...
-        attempt: 0, 1, ...
-        version: of the parameters.
-        weight: tokens.
-        loss: summed over them, in nats.
+        kind: the kind of message.
+        session: the worker's session, a number that it has chosen at random.
+        life: the life of the session: 1, 2, ...
+        number: a push, a note or what else the kind says: 0, 1, ...
+        attempt: how often the request was made before: 0, 1, ...
+        version: a version of the parameters.
+        weight: a number of tokens.
+        loss: the loss summed over those tokens, in nats.
         flag: a truth value.
         payload: the frames behind the header.
     """
@@ -119,7 +121,7 @@ class Message:
     payload: tuple[Frame, ...] = ()
 
     def frames(self) -> list[Frame]:
-        """As it is sent."""
+        """The frames of the message as it is sent: the header, then the payload."""
         header = HEADER.pack(
             MAGIC,
             PROTOCOL,
@@ -137,10 +139,10 @@ class Message:
 
     @classmethod
     def of(cls, frames: Sequence[Frame]) -> Self:
-        """As it arrived.
+        """Reads a message from the frames that have arrived.
 
         Raises:
-            MalformedError: it is no message of this protocol.
+            MalformedError: they are no message of this protocol.
         """
         if not 1 <= len(frames) <= MOST_FRAMES or memoryview(frames[0]).nbytes != HEADER.size:
             raise MalformedError("What arrived has no header of this protocol.")
@@ -156,10 +158,10 @@ class Message:
         return cls(Kind(kind), session, life, number, attempt, version, weight, loss, bool(flag), payload)
 
     def text(self) -> str:
-        """The payload as words.
+        """Reads the payload as text.
 
         Raises:
-            MalformedError: it is not one frame of UTF-8.
+            MalformedError: the payload is not one frame of UTF-8.
         """
         try:
             (frame,) = self.payload
@@ -168,10 +170,10 @@ class Message:
             raise MalformedError(f"A message {self.kind.name} came without its text.") from error
 
     def entries(self) -> Any:
-        """The payload as JSON.
+        """Reads the payload as JSON, and returns the value that it stands for.
 
         Raises:
-            MalformedError: it is not.
+            MalformedError: the payload is not JSON.
         """
         try:
             return json.loads(self.text())
@@ -179,7 +181,7 @@ class Message:
             raise MalformedError(f"A message {self.kind.name} came without its JSON.") from error
 
     def array(self, place: int, dtype: Any, elements: int | None = None) -> NDArray[Any]:
-        """A frame of the payload as an array, (elements,); the memory is the frame's.
+        """Views a frame of the payload as an array, (elements,), without a copy.
 
         Raises:
             MalformedError: there is no such frame, or it has not that many elements.

@@ -1,4 +1,4 @@
-"""A worker's end: a shard that a server elsewhere holds."""
+"""The worker's side of a server on a network: a shard that the server holds."""
 
 import json
 from abc import ABC, abstractmethod
@@ -20,7 +20,7 @@ FIRST_RETRY, LONGEST_RETRY = 1.0, 60.0
 flooded."""
 
 LOOK_SECONDS = 0.1
-"""How often a worker that waits looks whether its heartbeat knows something."""
+"""Seconds after which a waiting worker looks again whether its heartbeat has heard something."""
 
 
 class Wire(ABC):
@@ -38,7 +38,7 @@ class Wire(ABC):
 
     @abstractmethod
     def receive(self, seconds: float) -> list[Frame] | None:
-        """The next message that comes within `seconds`, or None.
+        """Waits up to `seconds` for the next message; returns its frames, or None if none came.
 
         Raises:
             CommunicationError: nothing can ever come: the server refuses to talk.
@@ -46,21 +46,21 @@ class Wire(ABC):
 
     @abstractmethod
     def now(self) -> float:
-        """Seconds; only differences mean anything."""
+        """The time in seconds, of which only differences mean anything."""
 
     def close(self) -> None:  # noqa: B027 - most hold nothing
-        """Give back what it holds."""
+        """Closes the connection, if the wire has one."""
 
 
 @dataclass
 class Pending:
-    """A request that is not answered yet.
+    """A request that the server has not answered yet.
 
     Attributes:
-        message: as it was last made.
-        made: when it was made first.
-        retry: when to make it again ...
-        interval: ... and how long after the last time that is.
+        message: the message as it was last sent.
+        made: when it was first sent, in seconds.
+        retry: when to send it again, in seconds ...
+        interval: ... and how many seconds that is after the last time.
     """
 
     message: Message
@@ -70,17 +70,17 @@ class Pending:
 
 
 class GoneError(CommunicationError):
-    """The server goes on without this worker; only `RemoteShard` sees this, and joins again."""
+    """Raised when the server goes on without this worker; only `RemoteShard` sees it, and joins again."""
 
 
 class RemoteShard:
     """A shard on a server elsewhere, as one worker uses it: join, then push and read in turns, at last leave.
 
-    Requests are made again until they are answered, which the server counts once. If it has gone on without this
-    worker, or was started again, this joins again by itself and says so.
+    Requests are sent again until they are answered; the server counts them once. If the server has gone on without
+    this worker, or was started again, the worker joins again by itself and says so.
 
     Args:
-        wire: to the server.
+        wire: the wire to the server.
         session: a number that no other worker has.
         deadline: seconds without any answer after which it gives up.
         first_retry: seconds until a request is made again for the first time.
@@ -88,13 +88,12 @@ class RemoteShard:
 
     Attributes:
         name: the server's address.
-        session: this worker's.
-        life: how often this worker has joined.
-        bounds: (first, stop) of the elements that this server holds.
+        session: this worker's session number.
+        life: the number of times that this worker has joined.
         patience: seconds of silence after which the server goes on without this worker.
-        acknowledged: gradients that the server has acknowledged.
-        hurry: set it to have every open request made again at once.
-        tell: as given.
+        acknowledged: the number of gradients that the server has acknowledged.
+        hurry: if set to True, every open request is sent again at once.
+        tell: called with what a user should know, as given.
     """
 
     def __init__(
@@ -125,42 +124,43 @@ class RemoteShard:
         self._heard = wire.now()
 
     def hello(self) -> tuple[Any, Stage]:
-        """What the server says is trained there, and how far it is.
+        """Asks the server what is trained there and how far it is, and returns both.
 
         Raises:
-            DeadlineError: nobody answers.
+            DeadlineError: the server does not answer.
             CommunicationError: the server refuses to talk.
         """
         answer = self._ask(Kind.HELLO)
         return answer.entries(), Stage(answer.number)
 
     def status(self) -> Any:
-        """How things are at the server; see `NetworkServer.status`."""
+        """Asks the server for its status, and returns it; see `NetworkServer.status`."""
         return self._ask(Kind.STATUS).entries()
 
     def join(self, facts: Sequence[tuple[str, str, str]]) -> None:
-        """Take part.
+        """Joins the server, so that this worker takes part.
 
         Args:
-            facts: (what, name, value) of what must be the same here and there.
+            facts: (what, name, value) of what must be the same here and at the server.
 
         Raises:
-            MismatchError: it is not; names the first that differs.
+            MismatchError: a fact differs; the message names the first that does.
         """
         self._facts = json.dumps([list(fact) for fact in facts]).encode()
         self._enter()
 
     def begin_read(self) -> None:
-        """Ask for the parameters; `finish` waits for them."""
+        """Asks for the parameters without waiting; `finish` waits for them."""
         self._request(Message(Kind.READ, number=self._pushed, version=self._version))
 
     def begin(self, gradient: Buffer, weight: float, loss: float, *, finite: bool) -> None:
         """Push a gradient, and ask for the parameters that come next; `finish` waits for both.
 
         Args:
-            gradient: (elements,) of this shard, computed on what was last read; it must not change before `finish`.
-            weight: tokens behind it.
-            loss: summed over them, in nats.
+            gradient: (elements,) the gradient of this shard's parameters, computed on what was last read; it must not
+                change before `finish`.
+            weight: tokens behind the gradient.
+            loss: the loss summed over those tokens, in nats.
             finite: whether all of this worker's gradient is, the parts for other shards included.
         """
         self._pushed += 1
@@ -178,7 +178,7 @@ class RemoteShard:
         self.begin_read()
 
     def finish(self, values: Buffer) -> Report:
-        """Wait until this worker may read.
+        """Waits until this worker may read, and takes in the server's report and parameters.
 
         Args:
             values: (elements,) where the parameters go, unless they are there already.
@@ -188,7 +188,7 @@ class RemoteShard:
 
         Raises:
             DeadlineError: the server does not answer any more.
-            MismatchError: it refuses what it was sent.
+            MismatchError: the server refuses what it was sent.
         """
         while True:
             try:
@@ -203,12 +203,12 @@ class RemoteShard:
         return report
 
     def note(self, row: NDArray[np.float64]) -> None:
-        """Have the server keep a row of numbers; nobody waits for that before `leave`."""
+        """Has the server keep a row of float64 numbers; only `leave` waits until it has."""
         self._notes.append(row)
         self._send_note(len(self._notes) - 1)
 
     def leave(self, deadline: float | None = None) -> None:
-        """Take part no more, once everything is kept.
+        """Leaves the server, once it has kept all notes.
 
         Args:
             deadline: seconds without any answer after which it gives up, if other than usual.
@@ -227,7 +227,7 @@ class RemoteShard:
             self._wait_for(Kind.LEAVE)
 
     def close(self) -> None:
-        """Give the wire back."""
+        """Closes the wire to the server."""
         self._wire.close()
 
     # What is under way.
@@ -355,4 +355,4 @@ REQUEST_OF = {
     Kind.VALUES: Kind.READ,
     Kind.LEFT: Kind.LEAVE,
 }
-"""Which request an answer answers."""
+"""Maps each kind of answer to the kind of request that it answers."""

@@ -12,12 +12,12 @@ TICK_SECONDS = 0.05
 def serve(
     listener: Listener, server: NetworkServer, done: Callable[[float], bool], keep: Callable[[], None], interval: float
 ) -> None:
-    """Serve until `done`.
+    """Answers the requests to a server until `done` says to end.
 
     Args:
         listener: where requests arrive.
-        server: who answers them.
-        done: told the time in seconds, says whether to end.
+        server: the server that answers them.
+        done: called with the time in seconds, returns whether to end.
         keep: called about every `interval` seconds in which something has changed.
         interval: seconds of work that may be lost, at most.
     """

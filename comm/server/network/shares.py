@@ -15,8 +15,8 @@ class Shares:
     Attributes:
         total: how many shares there are.
         handed_out: how many have been handed out at least once.
-        returned: those that were handed out and have come back without a gradient, in order.
-        done: how many have brought a gradient.
+        returned: the numbers of the shares that have come back without a gradient, in order.
+        done: the number of shares that have brought a gradient.
     """
 
     def __init__(self, total: int) -> None:
@@ -27,12 +27,12 @@ class Shares:
 
     @property
     def left(self) -> bool:
-        """Whether there are shares that nobody has had yet."""
+        """Whether some shares have not been handed out yet."""
         return self.handed_out < self.total
 
     @property
     def undone(self) -> int:
-        """How many shares have not brought a gradient."""
+        """The number of shares that have not brought a gradient yet."""
         return max(0, self.total - self.done)
 
     def take(self) -> int | None:
@@ -45,7 +45,7 @@ class Shares:
         return self.handed_out - 1
 
     def restore(self, handed_out: int, unsettled: Iterable[int]) -> None:
-        """Go on where another server was that had handed out so many, of which some brought no gradient that counts."""
+        """Goes on from another server's state: shares handed out, and those whose gradient does not count."""
         self.handed_out = handed_out
         self.returned = deque(unsettled)
         self.done = handed_out - len(self.returned)

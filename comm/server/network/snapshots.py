@@ -12,13 +12,13 @@ CURRENT, NEXT = "snapshot.pt", "snapshot.pt.next"
 
 
 class Snapshots:
-    """A folder with the newest snapshot in it: whole, whenever the server ends.
+    """Keeps the newest snapshot of a server in a folder, complete whenever the server ends.
 
     Args:
-        folder: made if it is not there.
+        folder: the folder, which is made if it does not exist.
 
     Raises:
-        ConfigurationError: it cannot be written.
+        ConfigurationError: the folder cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -49,7 +49,7 @@ class Snapshots:
             ) from error
 
     def newest(self) -> dict[str, Any] | None:
-        """The state that was kept last, if any.
+        """Reads the state that was saved last; None if there is none.
 
         Raises:
             ConfigurationError: the file is no snapshot.
@@ -66,6 +66,6 @@ class Snapshots:
         return state
 
     def remove(self) -> None:
-        """Keep nothing any more: the work is done."""
+        """Removes the snapshot when the work is done."""
         for name in (CURRENT, NEXT):
             (self._folder / name).unlink(missing_ok=True)

@@ -15,21 +15,22 @@ from bigbatch.comm.server.network.messages import Frame
 from bigbatch.comm.server.network.remote_shard import Wire
 
 FAILED_HANDSHAKES = 5
-"""So many in a row, and the server's key is another one: one alone can mean that the server was just ended."""
+"""After so many failed handshakes in a row a worker takes the server's key for another one; a single failure can mean
+that the server was just ended."""
 
 
 class Listener:
-    """The socket of a server.
+    """The socket at which a server listens for its workers.
 
     Args:
         address: tcp://HOST:PORT to listen at; port * takes any that is free.
-        keys: the server's; without, it listens only to its own machine.
+        keys: the server's keys; without them, it listens only to its own machine.
 
     Attributes:
-        audience: who can come, in words.
+        audience: who can connect, in words.
 
     Raises:
-        ConfigurationError: others can reach that address and there are no keys, or they are a worker's.
+        ConfigurationError: other machines can reach that address and there are no keys, or the keys are a worker's.
     """
 
     def __init__(self, address: str, keys: Keys | None) -> None:
@@ -59,17 +60,17 @@ class Listener:
         self._address = address
 
     def open(self, largest: int) -> str:
-        """Begin to listen.
+        """Begins to listen at the address.
 
         Args:
             largest: bytes of the largest frame that anyone has reason to send; whoever sends one of more than twice as
                 much is hung up on before there is room made for it.
 
         Returns:
-            Where it listens indeed.
+            The address at which it listens.
 
         Raises:
-            ConfigurationError: it cannot, because the port is taken, say.
+            ConfigurationError: it cannot listen there, for example because the port is taken.
         """
         self._socket.maxmsgsize = 2 * largest
         try:
@@ -80,25 +81,25 @@ class Listener:
 
     @property
     def turned_away(self) -> int:
-        """Connections that failed: with a wrong key, or without a word of ZeroMQ."""
+        """Number of connections that failed, for a wrong key or because they spoke no ZeroMQ."""
         while self._monitor.poll(0):
             recv_monitor_message(self._monitor)
             self._turned_away += 1
         return self._turned_away
 
     def receive(self, seconds: float) -> tuple[bytes, list[Frame]] | None:
-        """The next message that comes within `seconds`, and its sender."""
+        """Waits up to `seconds` for the next message; returns its sender and its frames, or None if none came."""
         if not self._socket.poll(round(1000 * seconds)):
             return None
         sender, *frames = self._socket.recv_multipart(copy=False)
         return sender.bytes, [frame.buffer for frame in frames]
 
     def send(self, target: bytes, frames: Sequence[Frame]) -> None:
-        """Answer; the buffers must not change any more. Who has hung up gets nothing."""
+        """Sends frames to a worker, unless it has hung up; their buffers must not change any more."""
         self._socket.send_multipart([target, *frames], copy=False)
 
     def close(self) -> None:
-        """Stop listening, once the last answers are out."""
+        """Stops listening, after waiting up to a second for the last answers to leave."""
         self._socket.disable_monitor()
         self._monitor.close()
         self._socket.close()
@@ -108,25 +109,25 @@ class Listener:
 
 
 class OnlyOne:
-    """Lets those in who have one particular key."""
+    """Accepts connections with one particular public key, and no others."""
 
     def __init__(self, key: bytes) -> None:
         self._key = key
 
     def callback(self, _: str, key: bytes) -> bool:
-        """Whether this is it."""
+        """Whether a connection's public key is the one that is accepted."""
         return key == self._key
 
 
 class Dialer(Wire):
-    """The socket of a worker. It connects when there is a server, and again when there is one again.
+    """The socket of a worker, which connects to a server and connects again after that was started again.
 
     Args:
         address: tcp://HOST:PORT of the server.
-        keys: a worker's, if the server has some.
+        keys: the worker's keys, if the server has keys.
 
     Raises:
-        ConfigurationError: that is no address.
+        ConfigurationError: the address is no server's address.
     """
 
     def __init__(self, address: str, keys: Keys | None) -> None:
@@ -155,11 +156,11 @@ class Dialer(Wire):
         self._poller.register(self._monitor, zmq.POLLIN)
 
     def send(self, frames: Sequence[Frame]) -> None:
-        """Send, now or when there is a connection."""
+        """Sends a message at once, or as soon as there is a connection."""
         self._socket.send_multipart(frames, copy=False)
 
     def receive(self, seconds: float) -> list[Frame] | None:
-        """The next message that comes within `seconds`."""
+        """Waits up to `seconds` for the next message; returns its frames, or None if none came."""
         until = time.monotonic() + seconds
         while True:
             ready = dict(self._poller.poll(round(1000 * max(0.0, until - time.monotonic()))))
@@ -184,11 +185,11 @@ class Dialer(Wire):
             )
 
     def now(self) -> float:
-        """Seconds."""
+        """The time on this machine's monotonic clock, in seconds."""
         return time.monotonic()
 
     def close(self) -> None:
-        """Hang up."""
+        """Closes the connection to the server."""
         self._socket.disable_monitor()
         self._monitor.close()
         self._socket.close()
@@ -196,7 +197,7 @@ class Dialer(Wire):
 
 
 def is_loopback(address: str) -> bool:
-    """Whether only this machine can reach an address."""
+    """Whether only this machine can reach an address, tcp://HOST:PORT."""
     host = address.removeprefix("tcp://").rpartition(":")[0].strip("[]")
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback

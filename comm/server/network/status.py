@@ -9,14 +9,14 @@ from bigbatch.comm.server.network.shares import Shares
 from bigbatch.comm.server.shard import Shard
 
 RATE_SECONDS = 10.0
-"""The rates that a status shows are over about that long."""
+"""Seconds, about, over which the rates of a status are taken."""
 
 
 class Rates:
-    """How fast a shard was updated lately.
+    """Measures how fast a shard was updated in about the last `RATE_SECONDS` seconds.
 
     Args:
-        shard: the shard.
+        shard: the shard whose updates are counted.
     """
 
     def __init__(self, shard: Shard) -> None:
@@ -30,7 +30,7 @@ class Rates:
             self._looked.popleft()
 
     def per_second(self, now: float) -> tuple[float, float]:
-        """(updates, tokens) per second."""
+        """The recent rates as (updates, tokens) per second."""
         last = (now, self._shard.version, self._shard.tokens)
         first = self._looked[0] if self._looked else last
         seconds = max(last[0] - first[0], 1e-9)
@@ -40,15 +40,15 @@ class Rates:
 def status_of(
     shard: Shard, shares: Shares, members: Membership, rates: Rates, counts: Mapping[str, int], now: float
 ) -> dict[str, Any]:
-    """How things are on a server, in types that JSON can write.
+    """Describes the state of a server, in types that JSON can write.
 
     Args:
-        shard: what is served.
-        shares: the data.
-        members: the workers.
+        shard: the shard that is served.
+        shares: the shares of the data.
+        members: the workers' sessions.
         rates: how fast the shard was updated lately.
-        counts: what has happened -> how often.
-        now: in seconds.
+        counts: maps each event that is counted to how often it has happened.
+        now: the time in seconds.
     """
     updates, tokens = rates.per_second(now)
     return {

@@ -27,8 +27,8 @@ class Clock:
 
     Attributes:
         now: simulated seconds since the start.
-        waiting: what greenlets wait for -> the second since which they do.
-        failed: rank -> the second at which it failed, for the ranks that did.
+        waiting: maps what a greenlet waits for to the simulated second since which it does.
+        failed: maps each rank that has failed to the simulated second at which it did.
         give_way: switches from a greenlet to the clock; it returns when an event switches back to the greenlet.
     """
 
@@ -90,17 +90,17 @@ class Clock:
             awaited.give_up(self.failed)
 
     def at(self, when: float, rank: int, happen: Callable[[], object]) -> None:
-        """Schedule an event.
+        """Schedules an event: has a function called at a simulated time.
 
         Args:
             when: simulated seconds since the start.
-            rank: whose event it is; a message's events are its sender's.
-            happen: what to do then.
+            rank: the rank whose event it is; a message's events are its sender's.
+            happen: the function to call then.
         """
         heappush(self._events, (when, rank if self._by_rank else 0, next(self._order), happen))
 
     def pause(self, rank: int, seconds: float) -> None:
-        """Suspend the calling greenlet, which works for `rank`, for so many simulated seconds."""
+        """Suspends the calling greenlet, which works for `rank`, for `seconds` of simulated time."""
         self.at(self.now + seconds, rank, getcurrent().switch)
         self.give_way()
 
@@ -127,10 +127,10 @@ class End(Protocol):
     """One end of the wires, as far as the clock must know it to let it wait and to describe it in an error.
 
     Attributes:
-        rank: whose end it is.
+        rank: the rank whose end it is.
         clock: the clock that it lives by.
         deadline: simulated seconds after which it gives up a wait for a rank that has failed.
-        last: what it has waited for last.
+        last: what this end waited for last.
     """
 
     rank: int
@@ -180,7 +180,7 @@ class Awaited(Request):
         return self.peer
 
     def finish(self, peer: int, when: float) -> None:
-        """Say with whom and at what second this is over; whoever waits for it goes on then."""
+        """Sets the simulated second at which this is over, and the peer; whoever waits goes on then."""
         self.peer, self.finished = peer, when
         if self.waiter is not None:
             self.end.clock.at(when, self.end.rank, self.waiter.switch)

@@ -26,11 +26,11 @@ class Fabric:
         clock: the simulated time that all ranks live by.
         mailboxes: every rank's mailbox, by rank.
         charging: whether messages take their time; while they do not, ranks can get ready without moving the clock.
-        meter: told of every message: the end of the wires that sends it, the rank it is for, its bytes; None if nobody
-            counts.
+        meter: called for every message with the sending end of the wires, the target rank and the message's bytes; None
+            if nobody counts.
         shelf: rank -> its window, (nbytes,) bytes, which the other ranks of its node take from here.
         texts: what each rank last gave to all others, by rank.
-        board: where ranks show each other other things.
+        board: a dictionary in which ranks show each other further things.
         done_once: the results of what one rank has done for all, in order.
     """
 
@@ -54,7 +54,7 @@ class Fabric:
         self.done_once.clear()
 
     def route(self, source: int, target: int) -> Route:
-        """The wires and the ports between two ranks."""
+        """The wires and the ports that messages from rank `source` to rank `target` pass."""
         return self._ports.route(source, target)
 
     def carry(self, message: Send, route: Route) -> None:

@@ -10,7 +10,7 @@ from bigbatch.comm.wires.request import ANY
 
 
 class SimulatedMessage(Awaited):
-    """One end of a message.
+    """One end of a message in simulated time, the sender's or the receiver's.
 
     Args:
         end: the end of the wires that posted it.
@@ -36,24 +36,24 @@ class SimulatedMessage(Awaited):
         self.nbytes = buffer.nbytes
 
     def what(self) -> str:
-        """The operation, the peer, the tag and the size."""
+        """The operation, the peer, the tag and the size of the message in bytes, for an error."""
         peer = "any rank" if self.peer == ANY else f"rank {self.peer}"
         return f"{self.operation} {peer} (tag {self.tag}, {self.nbytes} bytes)"
 
 
 class Send(SimulatedMessage):
-    """The sender's end of a message."""
+    """The sender's end of a message in simulated time."""
 
     operation = "send to"
 
 
 class Receive(SimulatedMessage):
-    """The receiver's end of a message."""
+    """The receiver's end of a message in simulated time."""
 
     operation = "receive from"
 
     def take(self, send: Send) -> None:
-        """Copy the values of the message, and tell both ends at what second they are through.
+        """Copies the values of the message, and sets the simulated second at which each end is done.
 
         Raises:
             CommunicationError: the two buffers differ in size or type.

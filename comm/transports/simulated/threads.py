@@ -16,7 +16,7 @@ class GreenletThread(Awaited):
         return f"{self.end} waits for the work beside its own"
 
     def what(self) -> str:
-        """The end of the work."""
+        """The end of the work, as the words that follow "waits to" in an error."""
         return "see the end of the work beside its own"
 
 
@@ -24,7 +24,7 @@ class Turn(Awaited):
     """One piece of work in a queue: the piece after it waits until it has ended."""
 
     def what(self) -> str:
-        """The turn of the piece that waits."""
+        """The turn of the waiting piece, as the words that follow "waits to" in an error."""
         return "communicate in its turn"
 
 
@@ -34,7 +34,7 @@ class GreenletQueue(CommunicationQueue):
     Args:
         end: the rank's end of the wires.
         start_thread: starts work beside the rank's own; what it returns waits for the end of the work.
-        idle: entered by whoever waits for the work.
+        idle: makes a context that is entered while somebody waits for the work.
     """
 
     def __init__(

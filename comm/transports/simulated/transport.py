@@ -36,7 +36,7 @@ class ClusterWindows(Windows):
         self._group = group
 
     def barrier(self) -> None:
-        """Wait until every rank of the group has come here."""
+        """Waits until every rank of the group has called it."""
         self._group.barrier()
 
 
@@ -50,7 +50,7 @@ class ClusterTransport(Transport):
 
     Attributes:
         clock: the simulated time that the ranks live by.
-        last: what this end has waited for last.
+        last: what this end waited for last.
         asked_once: how often this rank has called `once`.
     """
 
@@ -73,27 +73,27 @@ class ClusterTransport(Transport):
 
     @property
     def wires(self) -> str:
-        """The network, by its name and a fingerprint of its numbers."""
+        """Identifies the network by its name and a fingerprint of its numbers."""
         return f"simulated-{self._fabric.network.name}-{zlib.crc32(repr(self._fabric.network).encode()):08x}"
 
     def before(self) -> str:
-        """What this end did last, in parentheses, for an error."""
+        """What this end waited for last, in parentheses, for an error."""
         if self.last is None:
             return ""
         return f" (the last thing that it had waited for was to {self.last.what()})"
 
     def now(self) -> float:
-        """Simulated seconds since the start."""
+        """Simulated seconds since the cluster was made."""
         return self.clock.now
 
     def spend(self, seconds: float, name: str = "") -> None:
-        """Compute for `seconds` of simulated time."""
+        """Lets `seconds` of simulated time pass on this rank, as if it computed."""
         if seconds > 0:
             with self.span(COMPUTE, name):
                 self.clock.pause(self.rank, seconds)
 
     def once(self, work: Callable[[], Result]) -> Result | None:
-        """Do the work if no other rank has come to it yet; all get the same result, whatever time it is for them."""
+        """Does the work if no other rank has done it yet; every rank gets the same result, in no simulated time."""
         done = self._fabric.done_once
         if self.asked_once == len(done):
             done.append(work())
