@@ -13,7 +13,7 @@ from bigbatch.comm.wires.agreement import agree
 from bigbatch.comm.wires.recording import ALL_REDUCE
 from bigbatch.comm.wires.transport import Transport
 
-GATHER_TAG = 29_000
+GATHER_TAG = 28_000
 """The tag of these messages, kept apart from the tags of all-reduces."""
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from bigbatch.comm.buffers import Buffer
 from bigbatch.comm.errors import CommunicationError, DeadlineError, MismatchError
 from bigbatch.comm.transports.waits import OnThreads, wait_until
+from bigbatch.comm.wires import DEFAULT_DEADLINE
 from bigbatch.comm.wires.request import Request, Windows
 from bigbatch.comm.wires.transport import Transport
 
@@ -92,10 +93,14 @@ def _move(send: LocalMessage, receive: LocalMessage) -> None:
 
 
 class Alone(OnThreads):
-    """The transport of a single rank. It can send to itself once work beside its own runs to take the message."""
+    """The transport of a single rank. It can send to itself once work beside its own runs to take the message.
 
-    def __init__(self) -> None:
-        super().__init__(rank=0, size=1)
+    Args:
+        deadline: seconds after which a wait gives up.
+    """
+
+    def __init__(self, deadline: float = DEFAULT_DEADLINE) -> None:
+        super().__init__(0, 1, deadline)
         self._mailbox: Mailbox | None = None
 
     def windows(self, nbytes: int) -> Windows:

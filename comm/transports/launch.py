@@ -58,7 +58,7 @@ class Launch:
         if self.launcher is Launcher.NONE:
             from bigbatch.comm.transports.alone import Alone
 
-            return Alone()
+            return Alone(deadline)
         from bigbatch.comm.transports.mpi import MPITransport
 
         return MPITransport(self.size, deadline)
@@ -112,7 +112,10 @@ def detect(environment: Mapping[str, str] = os.environ) -> Launch:
         if names[0] in environment and names[1] in environment:
             return _launch(Launcher.MPI, environment, names)
     if "SLURM_STEP_NODELIST" in environment and "SLURM_PROCID" in environment:
-        port = 20_000 + int(environment.get("SLURM_JOB_ID", "0")) % 40_000
+        job = environment.get("SLURM_JOB_ID", "0")
+        if not job.isdecimal():
+            raise LaunchError(f"Slurm has set SLURM_JOB_ID to {job!r}, which is no number: start the job with srun.")
+        port = 20_000 + int(job) % 40_000
         address = f"{first_host(environment['SLURM_STEP_NODELIST'])}:{port}"
         names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE")
         return _launch(Launcher.SLURM, environment, names, address)

@@ -134,12 +134,14 @@ class Transport(ABC):
         texts: list[str | None] = [text, *[None] * (self.size - 1)]
         deadline = self.deadline
         self.deadline = deadline / 2
-        for source in range(1, self.size):
-            try:
-                texts[source] = self._receive_text(source)
-            except DeadlineError:
-                self.deadline = min(self.deadline, STRAGGLER_SECONDS)
-        self.deadline = deadline
+        try:
+            for source in range(1, self.size):
+                try:
+                    texts[source] = self._receive_text(source)
+                except DeadlineError:
+                    self.deadline = min(self.deadline, STRAGGLER_SECONDS)
+        finally:
+            self.deadline = deadline
         for target, theirs in enumerate(texts):
             if target and theirs is not None:
                 self._send_text(target, json.dumps(texts))
