@@ -134,6 +134,24 @@ class FlatParameters:
         for (_, parameter), start in zip(self._named, self._starts(), strict=True):
             parameter.grad = memory[start : start + parameter.numel()].view(parameter.shape)
 
+    def hold_gradients(self) -> None:
+        """Gives every parameter whose gradient was removed its part of the flat gradients again, filled with zeros.
+
+        `module.zero_grad()` and an optimiser's `zero_grad()` remove gradients unless they are told not to.
+
+        Raises:
+            ConfigurationError: a parameter has a gradient in other memory, which nobody would send.
+        """
+        for (name, parameter), start in zip(self._named, self._starts(), strict=True):
+            own = self.gradients[start : start + parameter.numel()].view(parameter.shape)
+            if parameter.grad is None:
+                parameter.grad = own.zero_()
+            elif parameter.grad.data_ptr() != own.data_ptr():
+                raise ConfigurationError(
+                    f"The gradient of {name} lies in memory of its own, so that it would not be sent. Change gradients "
+                    "in place, and let the session call backward."
+                )
+
     def drop_gradients(self) -> None:
         """Removes all gradients, because their memory is given back."""
         self.gradients = self.values.new_empty(0)

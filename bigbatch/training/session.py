@@ -1,25 +1,34 @@
 """Sessions: a training loop of one's own over any strategy, in a few lines more than without.
 
-session = attach(model, torch.optim.AdamW, lr=1e-3, strategy="ring")
-for step, batch in enumerate(session.shard(loader)):
-loss, tokens = summed_loss(model, batch)
-session.backward(loss, tokens, last=(step + 1) % 4 == 0)
+    session = attach(model, torch.optim.AdamW, lr=1e-3, strategy="ring")
+    for step, batch in enumerate(session.shard(loader)):
+        loss, tokens = summed_loss(model, batch)
+        session.backward(loss, tokens, last=(step + 1) % 4 == 0)
+
+Every rank runs this loop; `Session.shard` says what it asks of the loader.
 """
 
+import atexit
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from bigbatch.comm.parameters import FlatParameters
+from bigbatch.comm.collectives.broadcast import broadcast
+from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.parameters import FlatParameters, OnHost
+from bigbatch.comm.reducers.execute import execute
 from bigbatch.comm.strategies import STRATEGIES
-from bigbatch.comm.strategies.strategy import StepReport, Strategy
+from bigbatch.comm.strategies.strategy import START_TAG, StepReport, Strategy
 from bigbatch.comm.transports.launch import detect
 from bigbatch.comm.wires import DEFAULT_DEADLINE
+from bigbatch.comm.wires.agreement import agree
 from bigbatch.comm.wires.transport import Transport, current_transport
 from bigbatch.optimizers.standard import factory_of
 from bigbatch.training.pushes import Pushes
@@ -60,16 +69,42 @@ def attach(
         MismatchError: on every rank, if the ranks have different models.
     """
     kind: type[Strategy] = STRATEGIES.load(strategy).configured(options or {})
+    make = factory_of(optimizer, **settings)
+    make([("weight", nn.Parameter(torch.zeros(1, 1)))])  # wrong settings are found on every rank, before anybody waits
     parameters = FlatParameters(model)
     wires = transport or current_transport()
     own = wires is None
     if wires is None:
         wires = kind.connect(detect(), str(parameters.values.device), deadline)
     made = kind(wires)
-    made.start(parameters, factory_of(optimizer, **settings))
+    made.start(parameters, make)
+    share_fixed(model, wires)
     session = Session(made, parameters, overlap=overlap, close=wires.close if own else lambda: None)
+    if own and wires.size > 1:
+        atexit.register(_abort_after_an_error, weakref.ref(session))
     made.enter()
     return session
+
+
+def share_fixed(model: nn.Module, transport: Transport) -> None:
+    """Give everyone rank 0's values of what an optimiser leaves alone: frozen parameters, and buffers.
+
+    Args:
+        model: has the same of them on every rank.
+        transport: all ranks of the job.
+
+    Raises:
+        MismatchError: on every rank, if they differ in name, shape or dtype; names the rank and the tensor.
+    """
+    frozen = [(name, parameter.detach()) for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    fixed = [*frozen, *model.named_buffers()]
+    agree(transport, "buffer", [(name, f"{list(tensor.shape)} {tensor.dtype}") for name, tensor in fixed])
+    for _, tensor in fixed:
+        flat = tensor.reshape(-1).clone()
+        values = OnHost(flat.view(torch.uint8))
+        execute(broadcast, transport, values.fetch(), START_TAG)
+        values.deliver()
+        tensor.copy_(flat.view(tensor.shape))
 
 
 class Session:
@@ -87,6 +122,7 @@ class Session:
         strategy: that makes the updates.
         worker: this worker's number, or None on a rank that only serves.
         workers: how many train.
+        report: what became of the last update, which `shard` may have made; None before the first.
     """
 
     def __init__(
@@ -99,6 +135,7 @@ class Session:
         self._pushes = Pushes(strategy, overlap=overlap)
         if overlap and len(strategy.buckets) > 1:
             self._pushes.watch()
+        self.report: StepReport | None = None
         self._tokens, self._loss = 0, 0.0
         self._pending = self._short = False
         self._end = weakref.finalize(self, _end, strategy, close)
@@ -106,9 +143,10 @@ class Session:
     def shard(self, batches: Iterable[Item]) -> Iterator[Item]:
         """This worker's share of some batches: of every `workers` that follow each other, the one with its number.
 
-        All workers must go through the same batches in the same order. When they are through, whatever gradients are
-        left make one more update, so that no batch is lost; that is also when the update of a last round is made in
-        which some workers have no batch.
+        All workers must go through the same batches in the same order, and through all of them: a loader that shuffles
+        needs a seed that is the same on every rank. When they are through, whatever gradients are left make one more
+        update, so that no batch is lost; that is also when the update of a last round is made in which some workers
+        have no batch. So count micro-batches from each call of `shard` anew, as `enumerate` does.
 
         Args:
             batches: a data loader, or anything else to iterate over.
@@ -133,8 +171,15 @@ class Session:
             last: whether the update is made now; else the gradients are added up with the next ones.
 
         Returns:
-            What became of the update; None if none was made yet.
+            What became of the update; None if none was made yet: in a last round in which some workers have no batch,
+            `shard` makes it. See `report`.
+
+        Raises:
+            ConfigurationError: the session has ended, or a gradient lies where it would not be sent.
         """
+        if not self._end.alive:
+            raise ConfigurationError("The session has ended: call attach again to go on.")
+        self._parameters.hold_gradients()
         now = last and not self._short
         if now:
             self._pushes.begin()
@@ -147,7 +192,7 @@ class Session:
     def _update(self) -> StepReport:
         """Push what backward has not pushed, make the update, and begin to add up anew."""
         self._pushes.finish()
-        report = self.strategy.step(self._tokens, self._loss)
+        self.report = report = self.strategy.step(self._tokens, self._loss)
         self.strategy.pull()
         self._parameters.gradients.zero_()
         self._tokens, self._loss, self._pending = 0, 0.0, False
@@ -165,6 +210,13 @@ class Session:
     ) -> None:
         if error is None:  # else the others would wait for a rank that has failed
             self.close()
+
+
+def _abort_after_an_error(reference: weakref.ref[Session]) -> None:
+    """End the whole job if an error ends this process: the others would wait for it."""
+    session = reference()
+    if session is not None and session._end.alive and getattr(sys, "last_value", None) is not None:
+        session.strategy.transport.abort(1)
 
 
 def _end(strategy: Strategy, close: Callable[[], None]) -> None:

@@ -118,3 +118,76 @@ def test_a_session_under_a_launcher(run: Run, tmp_path, name, ranks, strategy):
     for worker in range(workers):
         trained = torch.load(tmp_path / f"{worker}.pt", weights_only=True)
         torch.testing.assert_close(trained, expected, rtol=1e-12, atol=1e-13)
+
+
+def test_gradients_that_were_removed_are_sent_all_the_same():
+    batches = data(8)
+
+    def work(_):
+        module = model(0)
+        session = bigbatch.attach(module, torch.optim.AdamW, lr=1e-2, strategy="ring")
+        for batch in session.shard(batches):
+            module.zero_grad()  # as loops do out of habit; it takes the gradients away
+            session.backward(*summed_loss(module, batch))
+        return flat(module)
+
+    for parameters in Cluster(2).run(work):
+        torch.testing.assert_close(parameters, plain(batches, 2, 1, 1), rtol=1e-12, atol=1e-13)
+
+
+def test_what_would_not_be_sent_is_refused():
+    module = model(0)
+    session = bigbatch.attach(module, torch.optim.SGD, lr=0.1)
+    module[0].weight.grad = torch.ones_like(module[0].weight)
+    with pytest.raises(ConfigurationError, match=r"gradient of 0\.weight lies in memory of its own"):
+        session.backward(*summed_loss(module, data(1)[0]))
+    session.close()
+    with pytest.raises(ConfigurationError, match="The session has ended"):
+        session.backward(*summed_loss(module, data(1)[0]))
+
+
+def test_what_no_optimiser_touches_is_rank_0s_too():
+    def work(transport):
+        module = nn.Sequential(model(transport.rank), nn.BatchNorm1d(OUTPUTS).double())
+        module[0][0].weight.requires_grad_(False)
+        module[1].running_mean += transport.rank
+        module[1].num_batches_tracked += 5 * transport.rank
+        bigbatch.attach(module, torch.optim.SGD, lr=0.1)
+        return flat(module), module[1].running_mean.clone(), int(module[1].num_batches_tracked)
+
+    first, *others = Cluster(3).run(work)
+    for other in others:
+        assert torch.equal(other[0], first[0])
+        assert torch.equal(other[1], first[1])
+        assert other[2] == first[2] == 0
+
+
+def test_the_last_update_of_a_round_is_reported():
+    module, batches = model(0), data(5)
+    session = bigbatch.attach(module, torch.optim.SGD, lr=0.1)
+    assert session.report is None
+    for step, batch in enumerate(session.shard(batches)):
+        session.backward(*summed_loss(module, batch), last=(step + 1) % 2 == 0)
+    assert session.report.version == 3
+    assert session.report.weight == len(batches[-1][0])
+
+
+def test_a_wrong_word_for_the_optimiser_is_found_before_anybody_waits():
+    with pytest.raises(TypeError, match="lrr"):
+        bigbatch.attach(model(0), torch.optim.SGD, lrr=0.1, strategy="ring")
+
+
+def test_an_error_of_one_rank_ends_the_job(run: Run, tmp_path):
+    program = tmp_path / "fails.py"
+    program.write_text(
+        "import bigbatch, torch\n"
+        "module = torch.nn.Linear(2, 1)\n"
+        "session = bigbatch.attach(module, torch.optim.SGD, lr=0.1)\n"
+        "for step in range(3):\n"
+        "    if session.worker == 1 and step == 1: raise ValueError('no such batch')\n"
+        "    session.backward(module(torch.ones(4, 2)).sum(), 4)\n"
+    )
+    outcome = run(*launcher("mpirun", 3), program)
+    assert outcome.status != 0
+    assert "ValueError: no such batch" in outcome.err
+    assert outcome.seconds < 30, "the others' deadline is 300 s"
