@@ -12,6 +12,9 @@
 Each message says what happened, to whom, and what to do.
 """
 
+INTERRUPTED = 130
+"""The exit status of a program that was ended by Ctrl-C, as shells have it."""
+
 
 class BigBatchError(Exception):
     """Any error that bigbatch raises on purpose.

@@ -11,6 +11,7 @@ between ranks and the reference page are made from it:
 
 import difflib
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -21,6 +22,10 @@ from bigbatch.comm.errors import ConfigurationError
 
 LARGEST_WHOLE = 2**63 - 1
 """The largest whole number that every library behind an option can hold."""
+
+
+THOUSANDS = re.compile(r"\d{1,3}(,\d{3})+(?![\d,])")
+"""A number whose digits are in groups of three: 300,000."""
 
 
 class Kind(ABC):
@@ -203,7 +208,8 @@ class Count(Kind):
 
     def read(self, value: Any) -> int:
         """Reads a number with or without a unit: 300000, "300k" and "0.3M" all give 300000."""
-        text = str(value).replace("_", "").replace(",", "").strip()
+        text = str(value).replace("_", "").strip()
+        text = text.replace(",", "") if THOUSANDS.match(text) else text
         digits = text.rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
         factor = self._units.get(text[len(digits) :].strip().lower())
         try:

@@ -4,13 +4,12 @@ The commands do what they do by these calls. `bigbatch` re-exports them.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from bigbatch.comm.errors import BigBatchError, ConfigurationError, LaunchError
-from bigbatch.comm.options import options_of
 from bigbatch.comm.transports.launch import Launcher, detect
 from bigbatch.experiments.figures.comparison import draw_comparison
 from bigbatch.experiments.figures.staleness import draw_staleness, has_staleness
@@ -21,6 +20,7 @@ from bigbatch.experiments.training import launcher
 from bigbatch.experiments.training.assemble import check, strategy_of
 from bigbatch.experiments.training.conduct import Failed, Start, conduct
 from bigbatch.experiments.training.settings import Request, Settings
+from bigbatch.experiments.training.simulated import simulation_of
 
 WORKERS_COMPARED = 4
 """How many workers each strategy gets in `compare` if nothing else is said."""
@@ -87,46 +87,33 @@ def compare(
         LaunchError: a launcher has started this process, or no other could be started.
         BigBatchError: an experiment failed.
     """
-    if not strategies:
-        raise ConfigurationError("No strategy was named: name those to compare.")
-    known = {one.name for one in options_of(Settings)}
-    settings = Settings.of({name: value for name, value in choices.items() if name in known})
-    own = {name: value for name, value in choices.items() if name not in known}
-    folder = None if out is None else Path(out)
-    return compared(strategies, settings, folder, quiet=quiet, tell=tell, options=own)
+    if not strategies or not all(isinstance(name, str) for name in strategies):
+        raise ConfigurationError('No strategy was named: name those to compare, as in compare("ring", "ps").')
+    requests = [Request.of(name, choices) for name in dict.fromkeys(strategies)]
+    return compared(requests, None if out is None else Path(out), quiet=quiet, tell=tell)
 
 
-def compared(
-    strategies: Sequence[str],
-    settings: Settings,
-    out: Path | None,
-    *,
-    quiet: bool,
-    tell: Callable[[str], None],
-    options: Mapping[str, Any] | None = None,
-) -> list[Run]:
-    """Run several strategies with the same settings; see `compare`.
+def compared(requests: Sequence[Request], out: Path | None, *, quiet: bool, tell: Callable[[str], None]) -> list[Run]:
+    """Run one experiment after the other, over a strategy each; see `compare`.
 
     Args:
-        strategies: their names.
-        settings: of all.
+        requests: what is asked for.
         out: the folder of all; None for a new one below ./runs.
         quiet: whether to show no progress.
         tell: is told which strategy comes next.
-        options: of the strategies, all of which must have them.
     """
     if detect().launcher is not Launcher.NONE:
         raise LaunchError("compare starts the processes of every strategy itself: run it without mpirun or torchrun.")
-    batch = settings.batch
-    counted = settings.simulation.simulate or batch.workers or (batch.micro_batch and batch.accumulate)
-    settings = settings if counted else settings.changed({"workers": WORKERS_COMPARED})
-    requests = {name: Request(name, settings, options or {}) for name in dict.fromkeys(strategies)}
-    for request in requests.values():  # all are looked at before anything runs
-        check(request, settings.plan(), strategy_of(request))
+    requests = [replace(request, settings=_with_workers(request.settings)) for request in requests]
+    for request in requests:  # all are looked at before anything runs
+        check(request, request.settings.plan(), strategy_of(request))
+        if request.settings.simulation.simulate is not None:
+            simulation_of(request.settings)
     folder = out or new_folder("compare")
     make_folder(folder)
     runs = []
-    for name, request in requests.items():
+    for request in requests:
+        name = request.strategy
         tell(f"── {name}")
         try:
             finished = conduct(request, folder / folder_name(name), quiet=quiet, start=launcher.start, failed=_told)
@@ -151,17 +138,27 @@ def simulate(
         choices: options by name, as `bigbatch-exp simulate --help` lists them, with underscores.
 
     Returns:
-        A row for every strategy and number of workers, with times in seconds; see
-        `bigbatch.experiments.planning.updates.Row`.
+        A row for every strategy and number of workers, with times in seconds: the fields of
+        `bigbatch.experiments.planning.updates.Row`; or with `bytes` those that
+        `bigbatch.experiments.planning.simulate.bare_row` names.
 
     Raises:
         ConfigurationError: there is no such strategy or option, or it cannot be simulated.
     """
     names = [strategies] if isinstance(strategies, str) else list(strategies)
+    if not names:
+        raise ConfigurationError("No strategy was named: name those to simulate.")
     request = SimulationRequest.of(choices)
     if request.bytes is not None:
         return Records(sum_rows(names, request))
     return Records(asdict(row) for row in update_rows(names, request, tell))
+
+
+def _with_workers(settings: Settings) -> Settings:
+    """The settings with a number of workers, if they do not say one."""
+    batch = settings.batch
+    counted = settings.simulation.simulate or batch.workers or (batch.micro_batch and batch.accumulate)
+    return settings if counted else settings.changed({"workers": WORKERS_COMPARED})
 
 
 def _told(error: Exception, rank: int | None) -> None:

@@ -34,6 +34,7 @@ class TopK(AllReduce):
         places = unsent.abs().topk(max(1, round(self.options.ratio * len(unsent)))).indices
         values = unsent[places]
         unsent[places] = 0
+        unsent.nan_to_num_(0, 0, 0)  # what is not finite ends this update, and must not end those that follow
         bucket.gradients.zero_()
         everyones = zip(self.all_gather(places), self.all_gather(values), strict=True)
         for their_places, their_values in everyones:

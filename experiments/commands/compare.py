@@ -5,7 +5,7 @@ import click
 from bigbatch.comm.options import Name
 from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.experiments.commands.options import Command, OutputSettings, Value, configured, takes
-from bigbatch.experiments.training.settings import Settings
+from bigbatch.experiments.training.settings import Request, Settings
 
 
 @click.command(cls=Command)
@@ -18,6 +18,7 @@ def compare(settings: Settings, output: OutputSettings, strategies: tuple[str, .
     from bigbatch.experiments.commands.output import present, told
     from bigbatch.experiments.runs.table import compared_verdict
 
-    runs = api.compared(strategies, settings, output.out, quiet=output.quiet, tell=told(True))
+    requests = [Request(name, settings) for name in dict.fromkeys(strategies)]
+    runs = api.compared(requests, output.out, quiet=output.quiet, tell=told(True))
     summaries = [run.summary for run in runs]
     present(runs, runs[0].folder.parent, {"runs": summaries}, compared_verdict(summaries), output)

@@ -7,7 +7,7 @@ import click
 
 from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.experiments.commands.options import Command, Flagged, OutputSettings, configuration, flags
-from bigbatch.experiments.training.settings import Request, Settings
+from bigbatch.experiments.training.settings import Request, Settings, own_options
 
 
 def strategy_command(name: str) -> click.Command:
@@ -16,7 +16,7 @@ def strategy_command(name: str) -> click.Command:
     Raises:
         ConfigurationError: there is no such strategy.
     """
-    offered = STRATEGIES.options(name)
+    offered = own_options(name)
 
     def run(**parameters: Any) -> None:
         output = OutputSettings.of({one.made_from.name: parameters.pop(one.made_from.name) for one in OUTPUT})

@@ -6,15 +6,12 @@ from typing import NoReturn
 import click
 from click.shell_completion import CompletionItem
 
-from bigbatch.comm.errors import BigBatchError, ConfigurationError, LaunchError
+from bigbatch.comm.errors import INTERRUPTED, BigBatchError, ConfigurationError, LaunchError
 from bigbatch.comm.registry import unknown_name
 from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.experiments.commands import COMMANDS, subcommands
 from bigbatch.experiments.commands.experiment import strategy_command
 from bigbatch.experiments.commands.options import WIDTH
-
-INTERRUPTED = 130
-"""The exit status of a program that was ended by Ctrl-C, as shells have it."""
 
 
 class Commands(click.Group):

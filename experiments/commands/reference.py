@@ -34,7 +34,7 @@ def page() -> str:
 
 def _experiment() -> Iterator[str]:
     yield "## Every experiment\n"
-    yield "`bigbatch-exp STRATEGY [OPTIONS]` trains over a strategy. These options are the same for all of them.\n"
+    yield "A strategy's name is the command that trains over it. These options are the same for all strategies.\n"
     sections: dict[str, list[Option]] = {}
     for one in [*options_of(Settings), *options_of(OutputSettings)]:
         sections.setdefault(one.group, []).append(one)
@@ -61,7 +61,7 @@ def _commands() -> Iterator[str]:
     for name, command in found.items():
         words = " ".join(command.collect_usage_pieces(click.Context(command)))
         yield f"### bigbatch-exp {name}\n"
-        yield f"`bigbatch-exp {name} {words}`: {(command.help or '').splitlines()[0]}\n"
+        yield f"`{words}`: {(command.help or '').splitlines()[0]}\n"
         own = [one.made_from for one in command.params if isinstance(one, Flagged)]
         if experiment <= {one.name for one in own}:
             yield "All options of an experiment, and these:\n"

@@ -5,6 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
+from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.options import (
     BYTES,
     TOKENS,
@@ -19,6 +20,7 @@ from bigbatch.comm.options import (
     Text,
     Whole,
     option,
+    options_of,
 )
 from bigbatch.comm.simulation import UTILISATION
 from bigbatch.experiments.training.settings import NETWORK, gpus, networks
@@ -120,6 +122,9 @@ class SimulationRequest(Options):
         servers: of parameter servers.
         seed: seed for the random factors that slow workers.
         bytes: the size of one sum, instead of whole updates.
+
+    Raises:
+        ConfigurationError: one sum is asked for, and something about updates too.
     """
 
     title: ClassVar[str] = "Work"
@@ -141,6 +146,15 @@ class SimulationRequest(Options):
     servers: int = option(1, Whole(), "Number of servers, for strategies that have any.")
     seed: int = option(0, Whole(least=0), "Seed for the random factors that slow workers.")
     bytes: int | None = option(None, BYTES, "Size of one sum to time, instead of updates.", missing="whole updates")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        of_updates = ("model", "parameters", "flops_per_token", "tokens", "accumulate", "straggler")
+        for one in options_of(type(self)):
+            if self.bytes is not None and one.name in of_updates and getattr(self, one.name) != one.default:
+                raise ConfigurationError(
+                    f"{one.flag} is about updates of a model, but --bytes asks for one sum: leave one of them out."
+                )
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from bigbatch.comm.errors import BigBatchError, ConfigurationError, LaunchError
+from bigbatch.comm.errors import INTERRUPTED, BigBatchError, ConfigurationError, LaunchError
 from bigbatch.comm.transports.launch import Launch, Launcher, detect
 from bigbatch.comm.wires.transport import Transport
 from bigbatch.experiments.runs.run import Run, new_folder
@@ -16,9 +16,6 @@ from bigbatch.experiments.training.launcher import launch_command
 from bigbatch.experiments.training.progress import Reporter
 from bigbatch.experiments.training.settings import Request
 from bigbatch.experiments.training.simulated import simulation_of
-
-INTERRUPTED = 130
-"""The exit status of a program that was ended by Ctrl-C, as shells have it."""
 
 Start = Callable[[list[str]], None]
 """Starts the processes of a job, given their command, and returns when they have ended well."""

@@ -55,8 +55,15 @@ class Experiment:
         Raises:
             BigBatchError: on every rank, if the ranks were asked for different things or one cannot do its part.
         """
+        threads = torch.get_num_threads()
+        torch.set_num_threads(self.request.settings.machine.threads)
+        try:
+            self._run(transport)
+        finally:
+            torch.set_num_threads(threads)
+
+    def _run(self, transport: Transport) -> None:
         settings = self.request.settings
-        torch.set_num_threads(settings.machine.threads)
         if (node_size := settings.wires.node_size) is not None:
             together(transport, lambda: transport.arrange(node_size))
         asked = {

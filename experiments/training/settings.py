@@ -275,6 +275,11 @@ class Settings(Options):
                 f"-n asks for {workers} workers, --simulate for {simulated}. Leave -n out: there are no processes to "
                 "start."
             )
+        if simulated is not None and self.machine.device not in ("auto", "cpu"):
+            raise ConfigurationError(
+                f"--device {self.machine.device} says what processes compute on, but simulated workers compute on this "
+                "process's CPU: leave --device out; --gpu says how fast they seem to be."
+            )
 
     def plan(self, started: int | None = None) -> BatchPlan:
         """The plan of the accumulated arm, for as many workers as were started, are simulated, or are asked for.
@@ -290,6 +295,22 @@ class Settings(Options):
     def examples(self, example_tokens: int) -> int:
         """How many examples, of that many tokens each, an arm sees."""
         return math.ceil(self.data.tokens / example_tokens)
+
+
+def own_options(strategy: str) -> Options:
+    """The options of a strategy, besides those of every experiment.
+
+    Raises:
+        ConfigurationError: there is no such strategy, or one of its options has the name of a setting.
+    """
+    offered = STRATEGIES.options(strategy)
+    settings = {one.name for one in options_of(Settings)}
+    for one in options_of(type(offered)):
+        if one.name in settings:
+            raise ConfigurationError(
+                f"The strategy {strategy} has an option {one.name!r}, as every experiment has: give it another name."
+            )
+    return offered
 
 
 @dataclass(frozen=True)
@@ -318,7 +339,7 @@ class Request:
         settings = Settings.of({name: value for name, value in choices.items() if name in known})
         if not own:
             return cls(strategy, settings)
-        offered = STRATEGIES.options(strategy)
+        offered = own_options(strategy)
         names = [one.name for one in options_of(type(offered))]
         for name in own:
             if name not in names:

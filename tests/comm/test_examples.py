@@ -3,6 +3,7 @@
 import ast
 import copy
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,14 @@ import torch
 from bodies import BATCH, EXAMPLES, UPDATES, Sequences, flat, new_model, optimizer
 from jobs import SMALL, Run
 
+import bigbatch
 from bigbatch.comm.collectives.ring import ring
 from bigbatch.comm.parameters import FlatParameters
 from bigbatch.comm.simulation.network import Network, wire
 from bigbatch.comm.simulation.replay import replay
 from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.comm.transports.cluster import Cluster
+from bigbatch.comm.update import Outcome
 from bigbatch.training.batches import BatchPlan
 from bigbatch.training.order import DataOrder
 from bigbatch.training.trainer import Trainer
@@ -197,3 +200,15 @@ def test_an_example_is_a_command_with_its_own_options(run: Run, tmp_path, words)
     wrong = run("bigbatch-exp", words[0], words[1], "0", "--simulate", "3", *SMALL)
     assert wrong.status != 0
     assert words[1] in wrong.err
+
+
+def test_top_k_goes_on_after_a_gradient_that_is_not_finite():
+    def work(_):
+        torch.manual_seed(0)
+        module = torch.nn.Linear(50, 2)
+        session = bigbatch.attach(module, torch.optim.SGD, lr=0.1, strategy=TOP_K, options={"ratio": 0.02})
+        losses = (module(torch.full((1, 50), number)).sum() for number in (1.0, math.nan, 2.0, 3.0))
+        return [session.backward(loss, 1).outcome for loss in losses]
+
+    expected = [Outcome.APPLIED, Outcome.NOT_FINITE, Outcome.APPLIED, Outcome.APPLIED]
+    assert bigbatch.Cluster(2).run(work) == [expected, expected]

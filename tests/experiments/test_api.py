@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -112,12 +113,51 @@ def test_a_run_has_what_the_command_line_leaves(tmp_path: Path, cache: Path, mon
         ("ring", {"learning_rate": math.nan}, "no finite number"),
         ("ring", {"network": "ethernet-1g"}, "add --simulate WORKERS"),
         ("ring", {"workers": 2, "simulate": 3}, "Leave -n out"),
+        ("ring", {"simulate": 2, "device": "cuda"}, "leave --device out"),
+        ("ring", {"network": "ethernet-10g"}, "add --simulate WORKERS"),  # also what would be taken anyway
         ("ring", {"width": 10}, "The nearest widths that can are 8 and 12"),
     ],
 )
 def test_what_cannot_be_asked_is_refused_before_anything_is_started(strategy, choices, said):
     with pytest.raises((ConfigurationError, LaunchError), match=said):
         bigbatch.run(strategy, **choices)
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (partial(bigbatch.compare, "ring", "ps", batchsize=64), "no option 'batchsize'.*did you mean 'batch_size'"),
+        (partial(bigbatch.compare, "ps", "ring", servers=2), "An experiment over ring has no option 'servers'"),
+        (partial(bigbatch.compare, ["ring", "ps"]), "name those to compare"),
+        (partial(bigbatch.compare, "ring", simulate=2, network="bogus", out="out"), "Unknown network 'bogus'"),
+        (partial(bigbatch.simulate, []), "name those to simulate"),
+        (partial(bigbatch.simulate, "ring", bytes="1MB", model="gpt2-small"), "--model is about updates"),
+        (partial(bigbatch.simulate, "ring", bytes="1MB", straggler="slow:0:9"), "--straggler is about updates"),
+    ],
+)
+def test_what_cannot_be_compared_or_simulated_is_refused_before_anything_is_written(
+    ask, said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigurationError, match=said):
+        ask()
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_option_with_the_name_of_a_setting_is_refused(tmp_path: Path):
+    own = tmp_path / "own.py"
+    own.write_text(
+        "from dataclasses import dataclass\n"
+        "from bigbatch.comm.options import Number, Options, option\n"
+        "from bigbatch.comm.strategies.no_exchange import NoExchange\n"
+        "@dataclass(frozen=True)\n"
+        "class Own(Options):\n"
+        "    clip: float = option(5.0, Number(), 'Something else.')\n"
+        "class Clipping(NoExchange):\n"
+        "    options = Own()\n"
+    )
+    with pytest.raises(ConfigurationError, match="has an option 'clip', as every experiment has"):
+        bigbatch.run(f"{own}:Clipping", clip=0.5, own=1)
 
 
 def test_a_failure_of_started_processes_is_an_error(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):

@@ -107,6 +107,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for block in BLOCKS:
         if block.file is not None:
             (tmp_path / block.file).write_text(block.code, encoding="utf-8")
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     return tmp_path
