@@ -19,31 +19,31 @@ if TYPE_CHECKING:  # whoever only asks for help must not wait for NumPy
     from bigbatch.experiments.runs.run import Run
 
 COLUMNS = 100
-"""The width of what is printed where there is no terminal to ask."""
+"""Width of the output in columns where there is no terminal."""
 
 
 def console() -> Console:
-    """Standard output, as wide as the terminal behind it."""
+    """Makes a rich console on standard output, as wide as the terminal behind it."""
     return Console(width=terminal_columns(sys.stdout) or COLUMNS, highlight=False)
 
 
 def told(speaking: bool) -> Callable[[str], None]:
-    """Says how far a measurement is, on standard error and on one rank."""
+    """Makes a function that prints progress on standard error; it prints nothing unless this rank is `speaking`."""
     return (lambda text: print(text, file=sys.stderr, flush=True)) if speaking else (lambda _: None)
 
 
 def close(folder: Path) -> None:
-    """Print the last line of every command that writes a folder: which one, and what is in it."""
+    """Print the last line of every command that writes a folder: the folder and the files in it."""
     print(f"\n{folder}/: {', '.join(sorted(entry.name for entry in folder.iterdir()))}", flush=True)
 
 
 def print_json(content: Any) -> None:
-    """Print rows, or anything else that JSON can write, as JSON."""
+    """Print rows, or any other value that JSON can write, as JSON."""
     print(json.dumps(content, indent=2), flush=True)
 
 
 def new_table(*heads: str) -> Table:
-    """A table whose columns but the first are numbers."""
+    """Makes a table with these column heads, in which all columns but the first hold numbers."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for number, head in enumerate(heads):
         table.add_column(head, justify="right" if number else "left", no_wrap=True)
@@ -54,8 +54,8 @@ def report(error: Exception, rank: int | None = None) -> None:
     """Print one sentence about an error on standard error, after its traceback if the command line has --debug.
 
     Args:
-        error: what went wrong.
-        rank: the rank on which it did, if not on all alike.
+        error: the error.
+        rank: the rank on which it happened; None if it happened on all ranks alike.
     """
     debug = "--debug" in sys.argv
     if debug:
@@ -69,7 +69,15 @@ def report(error: Exception, rank: int | None = None) -> None:
 def present(
     runs: Sequence["Run"], folder: Path, summary: dict[str, Any], sentence: str, output: OutputSettings
 ) -> None:
-    """Print the table of finished runs and a sentence about them, or the summary."""
+    """Print the table of finished runs and a sentence about them, or with --json the summary.
+
+    Args:
+        runs: the finished runs.
+        folder: the folder that is named in the last line.
+        summary: what --json prints.
+        sentence: the sentence about the runs.
+        output: the options that say what is printed.
+    """
     from bigbatch.experiments.runs.table import print_table, setting
 
     if output.json:
@@ -84,20 +92,20 @@ def present(
 
 
 def check_ending(path: Path, *endings: str) -> None:
-    """Refuse a file whose name ends otherwise than its kind of file does.
+    """Refuse a file whose name does not end in one of `endings`.
 
     Raises:
-        ConfigurationError: it does.
+        ConfigurationError: the name has another ending.
     """
     if path.suffix.lower() not in endings:
         raise ConfigurationError(f"{path} would be another kind of file: name one that ends in {endings[0]}.")
 
 
 def write(path: Path, make: Callable[[], object]) -> None:
-    """Have a file written, and print its name.
+    """Call `make` to write the file at `path`, and print the file's name.
 
     Raises:
-        ConfigurationError: it cannot be written.
+        ConfigurationError: the file cannot be written.
     """
     from bigbatch.experiments.runs.run import make_folder
 
