@@ -46,7 +46,7 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Finds the command that the first word names; unlike click's own method, it keeps the word as it was written."""
+        """Finds the command that the first word names, and keeps the word as it was written."""
         name = args[0]
         if name.startswith("-"):
             return super().resolve_command(ctx, args)
