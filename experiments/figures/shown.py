@@ -80,7 +80,7 @@ class Shown:
             yield f"... and {self.chunks - MOST_CHUNKS_DRAWN} chunks more, followed in the same way"
 
     def account_text(self, nbytes: int) -> Iterator[str]:
-        """Yields lines that say what each rank sends for a buffer of `nbytes` bytes of float32, beside the least possible."""
+        """Yields lines that say what each rank sends for `nbytes` bytes of float32, beside the least possible."""
         counted = account(self._schedule, self.size, max(1, nbytes // 4), 4)
         yield f"{counted.rounds} rounds; for {nbytes:,} bytes:"
         yield f"{'rank':>6}{'messages':>12}{'bytes sent':>16}{'bytes received':>16}"

@@ -1,4 +1,4 @@
-"""This machine as a network: what calibrating and validating write, print, and start."""
+"""This machine as a network: the parts of `calibrate` and `validate` that start processes, write and print."""
 
 import json
 import os
@@ -28,25 +28,25 @@ from bigbatch.experiments.training.launcher import launch_command, launch_enviro
 NETWORK_FILE = f"{THIS_MACHINE}.toml"
 
 REDUCTIONS = ("ring", "halving-doubling", "recursive-doubling", "naive")
-"""All-reduces to validate with: they share ports in different ways."""
+"""All-reduces that the simulator is validated with; they share ports in different ways."""
 
 SERVER = "1 server"
-"""What the bench calls a synchronous update through one server."""
+"""The bench's name for a synchronous update through one server."""
 
 WITHIN = 0.1
-"""The relative error that predictions aim at."""
+"""Largest relative error that predictions aim at."""
 
 SECONDS_TO_END = 590
-"""A measurement that takes longer hangs."""
+"""Seconds after which a measurement is taken to hang, and is ended."""
 
 
 def cores_here() -> int:
-    """How many cores this process may use."""
+    """Counts the processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def source_of(memory: int) -> str:
-    """Where a calibrated network's numbers come from, for its file."""
+    """Describes where a calibrated network's numbers come from, for its file; `memory` is in bytes per rank."""
     return (
         f"bigbatch-exp calibrate: two ranks, {memory / 2**20:g} MB of memory each, {cores_here()} cores; bandwidth is "
         "that of a port which sends and receives at the same time"
@@ -54,10 +54,10 @@ def source_of(memory: int) -> str:
 
 
 def check_file(path: Path) -> None:
-    """See that a file can be written, before its content takes long to measure.
+    """Check that a file can be written, before the measurement of its content takes long.
 
     Raises:
-        ConfigurationError: it cannot.
+        ConfigurationError: the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,10 +70,10 @@ def check_file(path: Path) -> None:
 
 
 def keep_network(network: Network, path: Path) -> None:
-    """Write a network's file whole or not at all.
+    """Write a network's TOML file, whole or not at all.
 
     Raises:
-        ConfigurationError: it cannot be written.
+        ConfigurationError: the file cannot be written.
     """
     part = path.with_name(f"{path.name}.part")
     try:
@@ -91,7 +91,7 @@ def _unwritable(path: Path, error: OSError) -> ConfigurationError:
 
 
 def calibrated(points: Points, network: Network, memory: int) -> dict[str, Any]:
-    """The summary of a calibration in SI units: every size with what the fit says, and what else was measured."""
+    """Makes the summary of a calibration in SI units: every size with its fitted time, and the other measurements."""
     rows = []
     for size, seconds in sorted(points.duplex.items()):
         latency, occupancy = network.wires.cost(size)
@@ -122,7 +122,7 @@ def calibrated(points: Points, network: Network, memory: int) -> dict[str, Any]:
 
 
 def print_calibration(console: Console, summary: dict[str, Any]) -> None:
-    """Print measured and fitted times of every size, and the network."""
+    """Print the measured and fitted times of every size, and the fitted network."""
     table = _table("size", "both ways\nµs", "fit\nµs", "error\n%", "GB/s", "ping-pong\nµs", "4 to one\nµs each")
     for row in summary["rows"]:
         others = (row[kind] for kind in ("ping_pong_seconds", "incast_seconds"))
@@ -164,7 +164,14 @@ def _table(*heads: str) -> Table:
 def predict_all(
     sizes: Sequence[int], ranks: Sequence[int], seconds: float, deadline: float, folder: Path
 ) -> list[dict[str, Any]]:
-    """Calibrate on two ranks, and predict every all-reduce and a server for so many workers.
+    """Calibrate on two ranks, and predict every all-reduce and one server on more workers.
+
+    Args:
+        sizes: sizes of the buffers, in bytes.
+        ranks: numbers of workers to predict.
+        seconds: seconds to spend on the calibration.
+        deadline: seconds that a rank waits for another before it gives up.
+        folder: the folder of the validation, in which the calibration is kept.
 
     Returns:
         Rows with `algorithm`, `ranks`, `bytes` and `predicted`, in seconds.
@@ -186,9 +193,10 @@ def predict_all(
 
 
 def drift(sizes: Sequence[int], seconds: float, deadline: float, folder: Path) -> float:
-    """How many times as long messages of the smallest of the sizes take now as when the predictions were made.
+    """Measures how many times as long messages of the smallest size take now as when the predictions were made.
 
-    Nothing is predicted from it: it says whether the machine was the same for both, or other programs came or went.
+    Nothing is predicted from this ratio. It says whether the machine was in the same state for both, or whether other
+    programs came or went.
     """
     before, now = (
         read_network(folder / "calibration" / NETWORK_FILE),
@@ -208,7 +216,7 @@ def _calibrate(seconds: float, deadline: float, place: Path) -> Network:
 def measure_ranks(
     sizes: Sequence[int], ranks: Sequence[int], seconds: float, deadline: float, folder: Path
 ) -> list[dict[str, Any]]:
-    """The rows of a bench for each number of workers."""
+    """Runs a bench for each number of workers, in processes of its own, and returns the rows of all of them."""
     rows = []
     for workers in ranks:
         place = folder / f"bench-{workers}"
@@ -237,7 +245,7 @@ def _measure(place: Path, ranks: int, arguments: Sequence[str]) -> dict[str, Any
 
 
 def compared(predicted: Sequence[dict[str, Any]], measured: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each prediction with what was measured, `seconds` and its quartiles, and `error`: predicted / measured - 1.
+    """Joins each prediction with its measurement: `seconds`, its quartiles, and `error`, predicted / measured - 1.
 
     Raises:
         ConfigurationError: something that was predicted was not measured.
@@ -254,7 +262,7 @@ def compared(predicted: Sequence[dict[str, Any]], measured: Sequence[dict[str, A
 
 
 def print_validation(console: Console, rows: Sequence[dict[str, Any]], drifted: float) -> None:
-    """Print predicted and measured times, and by how much they differ; `drifted` is as `drift` has it."""
+    """Print predicted and measured times and their errors; `drifted` is the ratio that `drift` measured."""
     table = _table("", "ranks", "predicted\nms", "measured\nms", "quartiles\nms", "error\n%")
     for size in dict.fromkeys(row["bytes"] for row in rows):
         table.add_row(f"[bold]{size_label(size)}[/bold]")
