@@ -37,7 +37,7 @@ def run(strategy: str, *, out: str | Path | None = None, quiet: bool = False, **
         out: the run's folder; None for a new one below ./runs.
         quiet: whether to hide the progress.
         choices: options by name, as `bigbatch-exp STRATEGY --help` lists them, with underscores: `workers=4`,
-        `tokens="200k"`, `arms=("large", "small")`, `simulate=64`. Values may be given as on the command line.
+            `tokens="200k"`, `arms=("large", "small")`, `simulate=64`. Values may be given as on the command line.
 
     Returns:
         The finished run. In processes that a launcher has started, None on all ranks but rank 0, which writes the run.

@@ -156,7 +156,7 @@ def gradient(model: nn.Module, task: Task, parts: Sequence[Any], *, summed: bool
         task: the task that computes the loss.
         parts: (examples,) numbers of the examples of each micro-batch.
         summed: whether to divide the summed losses once by all tokens; else take the mean of the micro-batches' mean
-        losses.
+            losses.
     """
     model.zero_grad()
     tokens = 0

@@ -19,7 +19,7 @@ class Point:
 
     Attributes:
         options: values of an experiment's options, by name; None leaves an option out. Options that are left out have
-        the program's defaults, except for the device, which is the CPU.
+            the program's defaults, except for the device, which is the CPU.
         strategy: name of the strategy; for a single worker, all strategies do the same.
     """
 

@@ -31,7 +31,7 @@ class Tuned:
         rate: the learning rate that was best for the seed with which it was tuned.
         tried: the score of each learning rate that was tried with that seed; infinity if it failed.
         scores: the scores of the other seeds with the best rate. The tuning seed is left out, since its score was
-        chosen as the best of several.
+            chosen as the best of several.
         runs: the runs of the other seeds.
         others: the runs with which the rate was tuned.
     """
@@ -87,7 +87,7 @@ class Sweep:
         score: the score of a run, of which lower is better; infinity if the run failed.
         seeds: seeds of the runs; the rate is tuned with the first, and the others are run with the best rate.
         races: whether the score is a number of updates, so that a rate can be given up once another was quicker. The
-        schedule must then be constant, since any other would change for runs that may make fewer updates.
+            schedule must then be constant, since any other would change for runs that may make fewer updates.
     """
 
     options: Mapping[str, Any]
