@@ -1,4 +1,4 @@
-"""Several strategies, one after the other with the same options, in one table and one figure."""
+"""Running several strategies one after the other with the same options, each in processes of its own."""
 
 import signal
 import subprocess
@@ -17,17 +17,17 @@ SECONDS_TO_END = 10
 def run_strategies(
     names: Sequence[str], workers: int, options: Sequence[str], folder: Path, *, simulated: bool
 ) -> list[Run]:
-    """Run each strategy with that many workers in processes of its own; returns the runs, in folders below `folder`.
+    """Run each strategy in processes of its own; returns the runs, whose folders are below `folder`.
 
     Args:
-        names: strategies, as a user names them.
-        workers: of each.
-        options: the command line they share.
-        folder: of all.
+        names: names of the strategies, as a user writes them.
+        workers: number of workers of each strategy.
+        options: the words of the command line that all strategies share.
+        folder: the folder of the comparison.
         simulated: whether a single process simulates all ranks.
 
     Raises:
-        BigBatchError: a run failed; it has said why itself.
+        BigBatchError: a run failed; it has printed the reason itself.
     """
     commands = {}
     for name in names:  # all names are looked up before anything runs
