@@ -1,8 +1,8 @@
 """bigbatch: what does a bigger batch buy, and what does moving the gradients cost?
 
-Three layers: `bigbatch.comm` (the wires), `bigbatch` itself (the trainer) and `bigbatch.experiments` (the bench). The
-names here are the public ones; they are imported when they are first used, so that `import bigbatch` costs nothing.
-What is not listed here may move.
+Three layers: `bigbatch.comm` (communication), `bigbatch` itself (the trainer) and `bigbatch.experiments` (commands,
+figures and reports). The names here are the public ones. Each is imported when it is first used, so that
+`import bigbatch` itself is quick. Anything that is not listed here may move.
 """
 
 from importlib import import_module

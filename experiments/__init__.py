@@ -1,1 +1,1 @@
-"""The bench: commands, runs, figures and reports."""
+"""Experiments over the trainer: the command line, runs, figures, measurements and reports."""

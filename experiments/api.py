@@ -1,6 +1,6 @@
-"""What the command line can do, as calls: `bigbatch.run`, `bigbatch.compare` and `bigbatch.simulate`.
+"""What the command line can do, as Python functions: `bigbatch.run`, `bigbatch.compare` and `bigbatch.simulate`.
 
-The commands do what they do by these calls. `bigbatch` re-exports them.
+The commands call functions of this module, and `bigbatch` re-exports the three.
 """
 
 import logging
@@ -23,24 +23,24 @@ from bigbatch.experiments.training.settings import Request, Settings
 from bigbatch.experiments.training.simulated import simulation_of
 
 WORKERS_COMPARED = 4
-"""How many workers each strategy gets in `compare` if nothing else is said."""
+"""Number of workers that each strategy gets in `compare` by default."""
 
 
 def run(strategy: str, *, out: str | Path | None = None, quiet: bool = False, **choices: Any) -> Run | None:
     """Run an experiment over a strategy: the same training in several arms that see the same tokens.
 
-    Several workers are processes of their own: those that mpirun, torchrun or srun has started, or else ones that this
-    call starts and waits for. With `simulate` they are simulated ones, all in this process.
+    Several workers run in processes of their own: those that mpirun, torchrun or srun has started, or else processes
+    that this call starts and waits for. With `simulate` all workers are simulated in this process.
 
     Args:
         strategy: the strategy's name: "ring", "ps:async", "my_file.py:MyStrategy".
         out: the run's folder; None for a new one below ./runs.
-        quiet: whether to show no progress.
+        quiet: whether to hide the progress.
         choices: options by name, as `bigbatch-exp STRATEGY --help` lists them, with underscores: `workers=4`,
             `tokens="200k"`, `arms=("large", "small")`, `simulate=64`. Values may be given as on the command line.
 
     Returns:
-        The finished run. In processes that a launcher has started, None on all but rank 0, which writes the run.
+        The finished run. In processes that a launcher has started, None on all ranks but rank 0, which writes the run.
 
     Raises:
         ConfigurationError: there is no such strategy or option, or what is asked for cannot be done.
@@ -73,14 +73,14 @@ def compare(
     tell: Callable[[str], None] = lambda _: None,
     **choices: Any,
 ) -> list[Run]:
-    """Run several strategies, one after the other, with as many workers each and the same options.
+    """Run several strategies, one after the other, with the same number of workers and the same options.
 
     Args:
-        strategies: their names.
-        out: the folder of all; None for a new one below ./runs. Each run has a folder in it.
-        quiet: whether to show no progress.
-        tell: is told which strategy comes next.
-        choices: options by name, as for `run`; four workers if nothing else is said.
+        strategies: names of the strategies.
+        out: the folder of the comparison; None for a new one below ./runs. Each run has a folder in it.
+        quiet: whether to hide the progress.
+        tell: called with a line that names the strategy that runs next.
+        choices: options by name, as for `run`; four workers by default.
 
     Raises:
         ConfigurationError: there is no such strategy or option, or what is asked for cannot be done.
@@ -133,8 +133,8 @@ def simulate(
     """Time updates of a large model, or one sum, on simulated clusters of up to thousands of workers.
 
     Args:
-        strategies: the names of one or several.
-        tell: is told which row comes next.
+        strategies: the name of one strategy, or the names of several.
+        tell: called with a line that names the row that is simulated next.
         choices: options by name, as `bigbatch-exp simulate --help` lists them, with underscores.
 
     Returns:
@@ -157,7 +157,9 @@ def simulate(
 def _with_workers(settings: Settings) -> Settings:
     """The settings with a number of workers, if they do not say one."""
     batch = settings.batch
-    counted = settings.simulation.simulate or batch.workers or (batch.micro_batch and batch.accumulate)
+    counted = (
+        settings.simulation.simulate or batch.workers or (batch.batch_size and batch.micro_batch and batch.accumulate)
+    )
     return settings if counted else settings.changed({"workers": WORKERS_COMPARED})
 
 

@@ -15,7 +15,7 @@ from bigbatch.tasks.task import Task
 
 @dataclass(frozen=True)
 class TransformerShape:
-    """The sizes of a Transformer.
+    """The sizes that define a decoder-only Transformer.
 
     Attributes:
         vocabulary: number of different tokens.
@@ -36,8 +36,8 @@ class Attention(nn.Module):
     """Causal multi-head self-attention (Vaswani et al. 2017, section 3.2).
 
     Each head computes softmax(Q Kᵀ / √d + M) V, where d is the head's width and M is -∞ above the diagonal, so
-    that a token sees itself and what came before. The projections have no bias: a key's would change nothing,
-    since softmax ignores what is added to every score alike.
+    that a token sees itself and the tokens before it. The projections have no bias: a key's bias would change nothing,
+    since softmax ignores a constant that is added to every score.
     """
 
     def __init__(self, shape: TransformerShape) -> None:
@@ -47,7 +47,7 @@ class Attention(nn.Module):
         self.output = nn.Linear(shape.width, shape.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, sequence, width) -> (batch, sequence, width)."""
+        """Attends to earlier tokens: (batch, sequence, width) -> (batch, sequence, width)."""
         batch, sequence, width = x.shape
         projected = self.query_key_value(x).view(batch, sequence, 3, self.heads, width // self.heads)
         query, key, value = projected.permute(2, 0, 3, 1, 4)
@@ -57,7 +57,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then a two-layer network, each on normalised input and added to the stream (pre-norm)."""
+    """Attention, then a two-layer network, each on normalised input and added to the residual stream (pre-norm)."""
 
     def __init__(self, shape: TransformerShape) -> None:
         super().__init__()
@@ -68,21 +68,22 @@ class Block(nn.Module):
         self.contract = nn.Linear(4 * shape.width, shape.width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, sequence, width) -> (batch, sequence, width)."""
+        """Applies the block to a residual stream: (batch, sequence, width) -> (batch, sequence, width)."""
         x = x + self.attention(self.attention_norm(x))
         output: Tensor = x + self.contract(F.gelu(self.expand(self.network_norm(x))))
         return output
 
 
 class Transformer(nn.Module):
-    """Token and position embeddings, blocks, a last norm, and the token embedding again as the output layer.
+    """Token and position embeddings, blocks, a last norm, and the token embedding reused as the output layer.
 
     Args:
-        shape: the sizes.
-        seed: of the initial weights, which are drawn on their own generator: the same whatever was drawn before.
+        shape: the sizes of the model.
+        seed: seed for the initial weights. They come from a generator of their own, so that other random numbers drawn
+            earlier do not change them.
 
-    Initial weights follow GPT-2 (Radford et al. 2019): normal with deviation 0.02, and 0.02/√(2·layers) where a
-    block adds to the stream.
+    Initial weights follow GPT-2 (Radford et al. 2019): normal with standard deviation 0.02, or 0.02/√(2·layers) for the
+    matrices whose output is added to the residual stream.
     """
 
     def __init__(self, shape: TransformerShape, seed: int = 0) -> None:
@@ -106,7 +107,7 @@ class Transformer(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(batch, sequence) token numbers -> (batch, sequence, vocabulary) logits."""
+        """Predicts every next token: (batch, sequence) token numbers -> (batch, sequence, vocabulary) logits."""
         position = torch.arange(tokens.shape[1], device=tokens.device)
         x = self.tokens(tokens) + self.positions(position)
         for block in self.blocks:
@@ -119,7 +120,7 @@ class Decoder(Model):
 
     @classmethod
     def build(cls, task: Task, settings: ModelSettings, seed: int) -> Transformer:
-        """A Transformer for sequences of the task's tokens, as long as its examples."""
+        """Builds a Transformer with the task's vocabulary, whose context is as long as the task's examples."""
         shape = TransformerShape(
             task.vocabulary_size, task.example_tokens, settings.layers, settings.width, settings.heads
         )
@@ -127,5 +128,5 @@ class Decoder(Model):
 
     @classmethod
     def size(cls, task: Task, settings: ModelSettings) -> ModelSize:
-        """Its sizes by formula, see `bigbatch.models.sizes.own_size`."""
+        """Computes parameters and FLOPs per token by formula; see `bigbatch.models.sizes.own_size`."""
         return own_size(task.vocabulary_size, task.example_tokens, settings.layers, settings.width)

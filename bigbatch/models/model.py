@@ -20,23 +20,23 @@ class Model(ABC):
     @classmethod
     @abstractmethod
     def build(cls, task: Task, settings: ModelSettings, seed: int) -> nn.Module:
-        """A new module whose initial weights depend on the seed alone, so that all ranks make the same one.
+        """Builds a new module whose initial weights depend on the seed alone, so that all ranks make the same one.
 
         Args:
-            task: what it will learn; its `vocabulary_size` and `example_tokens` bound the inputs.
+            task: the task that the model will learn; its `vocabulary_size` and `example_tokens` bound the inputs.
             settings: the sizes that the user chose.
             seed: seed for the initial weights.
 
         Raises:
-            ConfigurationError: it cannot be built for this task or with these sizes.
+            ConfigurationError: the model cannot be built for this task or with these sizes.
         """
 
     @classmethod
     def size(cls, task: Task, settings: ModelSettings) -> ModelSize:
-        """How many parameters it has and how many floating-point operations a token costs, for simulated time.
+        """Says how many parameters the model has and how many operations a token costs, for simulated time.
 
-        Unless overridden, the parameters are those of a module that is built without memory, each part of the model
-        is one of its parameters, and a token costs six operations a parameter.
+        Unless this is overridden, the module is built without memory to count its parameters. Each parameter tensor
+        then counts as one part of the model, and a token costs six operations per parameter.
         """
         with torch.device("meta"):
             module = cls.build(task, settings, seed=0)

@@ -10,7 +10,7 @@ from bigbatch.models import MODELS
 
 @dataclass(frozen=True)
 class ModelSettings(Options):
-    """The kind of model, and its sizes.
+    """The options for the model: its kind and its sizes.
 
     Attributes:
         model: a name in the registry of models, or FILE.py:Model.

@@ -1,7 +1,7 @@
-"""Sizes of models that were published: what their gradients weigh, and what a token costs.
+"""Sizes of published models: how many gradients they have, and how many operations a token costs.
 
-A simulation needs no weights, only how many there are, in which order their gradients are ready, and how long it takes
-to compute them.
+A simulation needs no weights. It needs only how many there are, in which order their gradients become ready, and how
+long it takes to compute them.
 """
 
 import math
@@ -15,17 +15,17 @@ from bigbatch.comm.registry import unknown_name
 
 @dataclass(frozen=True)
 class ModelSize:
-    """How large a model is.
+    """The numbers about a model that a simulation needs: its parameters, their order, and the cost of a token.
 
     Attributes:
-        name: for tables and figures.
+        name: the model's name in tables and figures.
         layers: number of blocks.
         width: length of a token's vector; 0 if it is not known.
         context: the longest sequence, in tokens; 0 if it is not known.
         vocabulary: number of different tokens; 0 if it is not known.
-        parameters: how many are trained.
+        parameters: number of trained parameters.
         flops_per_token: floating-point operations for forward and backward of one token in a sequence of `context`.
-        parts: how many parameters each part has, in the order in which backward has finished them: the last things of
+        parts: number of parameters in each part, in the order in which backward finishes the parts: the output side of
             the model first, the embeddings last. They add up to `parameters`.
     """
 
@@ -40,7 +40,7 @@ class ModelSize:
 
     @property
     def beside_embeddings(self) -> int:
-        """Parameters of the blocks' matrices, 12·layers·width²; all of them if the width is not known.
+        """Parameters of the blocks' matrices, 12·layers·width²; all parameters if the width is not known.
 
         That is N of Kaplan et al., "Scaling laws for neural language models" (2020), section 2.1.
         """
@@ -56,10 +56,10 @@ def training_flops(multiplied: int, layers: int, width: int, context: int) -> fl
 
     Args:
         multiplied: N, the parameters with which a token is multiplied: all but those of tables in which it is only
-            looked up. A token table that is the output layer as well counts, once.
+            looked up. A token table that is also the output layer counts once.
         layers: number of blocks.
         width: length of a token's vector.
-        context: tokens that each one attends to. No half is taken off for those a causal mask hides, as in the paper.
+        context: tokens that each token attends to. Tokens that a causal mask hides are counted too, as in the paper.
     """
     return 6.0 * multiplied + 12.0 * layers * width * context
 
@@ -112,7 +112,7 @@ PUBLISHED: Mapping[str, ModelSize] = MappingProxyType(
         )
     }
 )
-"""Models by name.
+"""Published models by name, with the papers that their sizes come from.
 
 Radford et al., "Language models are unsupervised multitask learners" (2019), table 2, for GPT-2; Touvron et al.,
 "Llama 2: open foundation and fine-tuned chat models" (2023), and the configuration released with it; Brown et al.,
@@ -122,10 +122,10 @@ bidirectional Transformers for language understanding" (2019), section 3.
 
 
 def model_named(name: str) -> ModelSize:
-    """The model of that name.
+    """Looks up a published model by name.
 
     Raises:
-        ConfigurationError: there is none; says which there are.
+        ConfigurationError: no model has that name; the message lists the known ones.
     """
     if name not in PUBLISHED:
         raise unknown_name("model", name, PUBLISHED)
@@ -133,16 +133,16 @@ def model_named(name: str) -> ModelSize:
 
 
 def model_of(parameters: int, flops_per_token: float | None = None, layers: int = 32) -> ModelSize:
-    """A model of which only these numbers are known.
+    """Makes the size of a model of which only these numbers are known.
 
     Args:
-        parameters: how many are trained.
-        flops_per_token: floating-point operations for forward and backward of one token; six for every parameter if
-            it is not given.
-        layers: over how many parts the parameters are spread, as evenly as can be.
+        parameters: number of trained parameters.
+        flops_per_token: floating-point operations for forward and backward of one token; six per parameter if it is
+            not given.
+        layers: number of parts over which the parameters are spread as evenly as possible.
 
     Raises:
-        ConfigurationError: fewer than one layer, fewer parameters than layers, or FLOPs below 0.
+        ConfigurationError: there are fewer than one layer or fewer parameters than layers, or the FLOPs are negative.
     """
     if layers < 1 or parameters < layers:
         raise ConfigurationError(
@@ -158,10 +158,10 @@ def model_of(parameters: int, flops_per_token: float | None = None, layers: int 
 
 
 def own_size(vocabulary: int, context: int, layers: int, width: int) -> ModelSize:
-    """How large the Transformer of `bigbatch.models.decoder` is.
+    """Computes the size of the Transformer in `bigbatch.models.decoder` from its dimensions.
 
-    A block has 4d² of attention, which has no bias, 8d² + 5d of the two layers and 4d of two norms; the output layer is
-    the token table.
+    A block has 4d² parameters of attention (no bias), 8d² + 5d of the two layers and 4d of the two norms. The output
+    layer is the token table.
 
     Args:
         vocabulary: number of different tokens.

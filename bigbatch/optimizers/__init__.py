@@ -1,6 +1,7 @@
 """Optimisers, schedules of the learning rate and scaling rules by name.
 
-A strategy makes the optimiser, because the update is the strategy's: what is chosen here is a factory.
+A name here stands for a factory of optimisers: the strategy makes the optimiser itself, because the strategy also
+makes the updates.
 """
 
 from bigbatch.comm.registry import Registry

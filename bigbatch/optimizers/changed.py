@@ -1,4 +1,4 @@
-"""Optimisers that are changed as they are made: rates for another batch, a schedule, clipped gradients."""
+"""Factories whose optimisers are changed as they are made: rates for another batch, a schedule, clipped gradients."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,13 +13,14 @@ from bigbatch.optimizers.standard import Named
 
 
 def scaled(make: OptimizerFactory, rule: ScalingRule, batch: int, base: int) -> OptimizerFactory:
-    """The same optimisers, with their rates for another batch.
+    """Makes a factory of the same optimisers, with their learning rates scaled to another batch size.
 
     Args:
-        make: makes the optimisers.
-        rule: changes their rates; raises ConfigurationError, when one is made, if it cannot.
-        batch: examples behind a step.
-        base: examples for which the rates are meant.
+        make: the factory that makes the optimisers.
+        rule: the scaling rule that changes their rates. If it cannot scale, the new factory raises ConfigurationError
+            when it makes an optimiser.
+        batch: number of examples behind one step.
+        base: number of examples for which the unscaled rates are meant.
     """
     return _changed(make, lambda optimizer: rule(optimizer, batch, base))
 
@@ -27,22 +28,23 @@ def scaled(make: OptimizerFactory, rule: ScalingRule, batch: int, base: int) -> 
 def scheduled(
     make: OptimizerFactory, schedule: Schedule, steps: int, warm_up: int, start: float = 0.0
 ) -> OptimizerFactory:
-    """The same optimisers, whose rate follows a schedule.
+    """Makes a factory of the same optimisers, whose learning rate follows a schedule.
 
-    Before a step the rate of every group is multiplied, and afterwards it is what it was, so that it goes together with
-    whatever else changes rates, and a state always has the peak rate. The number of steps made is kept with the state,
-    as `updates` of every group. Steps beyond `steps` are made at the last one's rate.
+    Before a step the rate of every group is multiplied by the schedule's factor, and after the step it is restored. So
+    schedules combine with anything else that changes rates, and a saved state always has the peak rate. The number of
+    steps made is kept in the state, as `updates` of every group. Steps beyond `steps` use the rate of the last step.
 
     Args:
-        make: makes the optimisers.
-        schedule: see `bigbatch.optimizers.rates`.
-        steps: how many there will be.
-        warm_up: of them.
-        start: the share s of the peak rate from which the warm-up rises; in it the schedule's factor f becomes
-            s + (1 - s)f, so that a rise by equal parts remains one and ends where it did.
+        make: the factory that makes the optimisers.
+        schedule: the schedule; see `bigbatch.optimizers.rates`.
+        steps: number of steps in the whole training.
+        warm_up: number of those steps in which the rate rises.
+        start: the share s of the peak rate from which the warm-up rises. During the warm-up the schedule's factor f
+            becomes s + (1 - s)f, so that a linear rise stays linear and ends at the same rate.
 
     Raises:
-        ConfigurationError: the warm-up is longer than all; marked `everywhere`, for every rank finds the same.
+        ConfigurationError: the warm-up is longer than the training; marked `everywhere`, since every rank finds the
+            same.
     """
     if warm_up > steps:
         raise ConfigurationError(
@@ -77,10 +79,10 @@ def scheduled(
 
 
 def clipped(make: OptimizerFactory, most: float) -> OptimizerFactory:
-    """The same optimisers, for which a longer gradient is shortened to the length `most`.
+    """Makes a factory of the same optimisers, which clip the gradient to the norm `most` before each step.
 
-    That is the norm over all parameters of the mean gradient, which is what an optimiser gets. Gradients are changed in
-    place.
+    The norm is taken over all parameters of the mean gradient, which is what an optimiser gets. Gradients are changed
+    in place.
 
     Source: Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks" (2013), section 3.2.
     """

@@ -1,6 +1,6 @@
-"""Optimisers that give every tensor a rate of its own, for large batches: LARS and LAMB.
+"""Optimisers that give every tensor a learning rate of its own, for large batches: LARS and LAMB.
 
-Both look at whole tensors, so that no server can run them on a part of one; see `WholeFactory`. Biases and the scales
+Both look at whole tensors, so a server cannot run them on a part of a tensor; see `WholeFactory`. Biases and the scales
 of norms, which have one dimension, neither decay nor get a rate of their own, as in the code that came with the papers.
 """
 
@@ -14,28 +14,28 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 FUSED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-"""Those for which torch has its fused Adam on a processor."""
+"""Data types for which torch has its fused Adam on a CPU."""
 
 
 def gradients_of(parameters: Sequence[Tensor]) -> list[Tensor]:
-    """Their gradients, which they all have."""
+    """Collects the gradients of parameters; every one of them must have a gradient."""
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
 def layered(tensor: Tensor) -> bool:
-    """Whether a parameter decays and has a rate of its own: one of two dimensions or more."""
+    """Whether a parameter decays and gets a rate of its own: it has two dimensions or more."""
     return tensor.dim() >= 2
 
 
 class Layerwise(Optimizer):
-    """An optimiser that takes the parameters of a group all together; made as torch's own are."""
+    """Base class of optimisers that update all parameters of a group at once; it is made as torch's own are."""
 
     add_param_group = inspect.unwrap(Optimizer.add_param_group)
-    """As torch's, without importing its compiler; see `bigbatch.optimizers.standard.lean`."""
+    """Torch's method, without importing torch's compiler; see `bigbatch.optimizers.standard.lean`."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update, from the gradients as they are; returns the closure's loss, if there is a closure."""
+        """Makes one update from the present gradients; returns the closure's loss, if there is a closure."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -59,13 +59,13 @@ class Layerwise(Optimizer):
 
 
 class LARS(Layerwise):
-    """Momentum with layer-wise adaptive rate scaling.
+    """SGD with momentum and layer-wise adaptive rate scaling (LARS).
 
-    For every tensor w with the gradient g, of a mean loss: r = c‖w‖/(‖g‖ + λ‖w‖), or 1 if either norm is 0;
-    v ← μv + ηr(g + λw); w ← w - v. Vectors: v ← μv + ηg.
+    For every tensor w whose mean loss has the gradient g: r = c‖w‖/(‖g‖ + λ‖w‖), or 1 if either norm is 0;
+    v ← μv + ηr(g + λw); w ← w - v. For vectors: v ← μv + ηg.
 
     Args:
-        parameters: as torch's own optimisers take them.
+        parameters: the parameters or parameter groups, as torch's own optimisers take them.
         lr: η; because c is small, values above 1 are usual.
         momentum: μ, 0.9 as in the paper.
         weight_decay: λ, 0.0005 as in the paper.
@@ -106,18 +106,19 @@ class LARS(Layerwise):
 
 
 class LAMB(Layerwise):
-    """Adam whose step has in every tensor the length η‖x‖.
+    """Adam with layer-wise rates (LAMB): the step of every tensor x has the length η‖x‖.
 
-    For every tensor x, with Adam's moments m̂ and v̂, their bias corrected: u = m̂/(√v̂ + ε) + λx;
-    x ← x - η(‖x‖/‖u‖)u, where the ratio is 1 if either norm is 0. Vectors: x ← x - η·m̂/(√v̂ + ε).
+    For every tensor x, with Adam's bias-corrected moments m̂ and v̂: u = m̂/(√v̂ + ε) + λx;
+    x ← x - η(‖x‖/‖u‖)u, where the ratio is 1 if either norm is 0. For vectors: x ← x - η·m̂/(√v̂ + ε).
 
     Args:
-        parameters: as torch's own optimisers take them.
-        lr: η.
-        betas: β₁ and β₂. These, and λ, are what `adamw` has here, so that only the rates differ.
+        parameters: the parameters or parameter groups, as torch's own optimisers take them.
+        lr: η, the learning rate.
+        betas: β₁ and β₂. By default these and λ are those of `adamw` here, so that only the layer-wise rates differ.
         eps: ε, 10⁻⁶ as in the paper.
-        weight_decay: λ.
-        fused: whether to use torch's fused Adam; None if it can be had. The result is the same but for rounding.
+        weight_decay: λ, which is decoupled from the moments.
+        fused: whether to use torch's fused Adam; None to use it where torch supports it. The result is the same but
+            for rounding.
 
     Source: You et al., "Large batch optimization for deep learning: training BERT in 76 minutes" (2020), Algorithm 2,
     with φ the identity.

@@ -1,12 +1,12 @@
-"""Learning rates: how they go from step to step (schedules), and how they grow with the batch (scaling rules).
+"""Learning rates: how they change from step to step (schedules), and how they grow with the batch (scaling rules).
 
-A schedule is a function of (step, steps, warm_up): the number of an optimiser's step, from 1; how many there will be;
-over how many of them the rate rises. It returns by what to multiply the peak rate.
+A schedule is a function of (step, steps, warm_up): the number of the optimiser's step, from 1; the number of steps in
+all; the number of steps in which the rate rises. It returns the factor that multiplies the peak rate.
 
-Every schedule here rises by equal parts, t/w at step t of a warm-up of w, and is 1 at step w, its peak; without a
-warm-up the peak is step 1. Where the linear scaling rule has raised the peak, the warm-up rises by equal parts from the
-rate before that instead of from 0; see `warm_up_start`. Those that fall reach 0 one step after the last: no step is
-wasted, and the last counts least.
+Every schedule here rises linearly, t/w at step t of a warm-up of w steps, and is 1 at step w, its peak; without a
+warm-up the peak is step 1. Where the linear scaling rule has raised the peak, the warm-up rises linearly from the
+unscaled rate instead of from 0; see `warm_up_start`. A schedule that falls to 0 gets there one step after the last, so
+that the last step still counts, if least of all.
 """
 
 import math
@@ -17,27 +17,27 @@ from torch.optim import Optimizer, RMSprop
 from bigbatch.comm.errors import ConfigurationError
 
 Schedule = Callable[[int, int, int], float]
-"""(step from 1, steps in all, steps of warm-up) -> factor of the peak rate."""
+"""A schedule: (step from 1, steps in all, steps of warm-up) -> factor of the peak rate."""
 
 ScalingRule = Callable[[Optimizer, int, int], None]
-"""(optimiser as it was built, examples behind a step, examples for which its rates are meant) -> changes its groups."""
+"""A scaling rule changes the groups of (a new optimiser, examples behind a step, examples its rates are meant for)."""
 
 
 def constant(step: int, steps: int, warm_up: int) -> float:  # noqa: ARG001 - others do
-    """The peak rate after the warm-up: min(1, t/w)."""
+    """Stays at the peak rate after the warm-up: min(1, t/w)."""
     return min(1.0, step / max(1, warm_up))
 
 
 def linear(step: int, steps: int, warm_up: int) -> float:
-    """Down by equal parts after the peak: (T + 1 - t)/(T + 1 - w); 1/(T + 1 - w) at the last step T."""
+    """Falls linearly after the peak: (T + 1 - t)/(T + 1 - w), which is 1/(T + 1 - w) at the last step T."""
     return constant(step, steps, warm_up) if step <= warm_up else 1 - _progress(step, steps, warm_up)
 
 
 def cosine(step: int, steps: int, warm_up: int) -> float:
-    """Down along half a cosine after the peak: (1 + cos πp)/2, with p = (t - w)/(T + 1 - w).
+    """Falls along half a cosine after the peak: (1 + cos πp)/2, with p = (t - w)/(T + 1 - w).
 
     Source: Loshchilov and Hutter, "SGDR: stochastic gradient descent with warm restarts" (2017), section 3, with no
-    restart and a least rate of 0.
+    restart and a minimum rate of 0.
     """
     if step <= warm_up:
         return constant(step, steps, warm_up)
@@ -45,9 +45,10 @@ def cosine(step: int, steps: int, warm_up: int) -> float:
 
 
 def noam(step: int, steps: int, warm_up: int) -> float:  # noqa: ARG001 - it falls for ever
-    """In proportion to min(t^(-1/2), t·w^(-3/2)), and 1 at its peak t = w; without a warm-up w is 1.
+    """Is proportional to min(t^(-1/2), t·w^(-3/2)), and 1 at its peak t = w; without a warm-up w is 1.
 
-    The paper's own peak is (d·w)^(-1/2), with d the model's width: take that as --learning-rate for the same rates.
+    The paper's own peak rate is (d·w)^(-1/2), where d is the model's width: use that as --learning-rate to get the
+    paper's rates.
 
     Source: Vaswani et al., "Attention is all you need" (2017), section 5.3.
     """
@@ -56,9 +57,9 @@ def noam(step: int, steps: int, warm_up: int) -> float:  # noqa: ARG001 - it fal
 
 
 def wsd(step: int, steps: int, warm_up: int) -> float:
-    """Warm-up, stable, decay: the peak rate until the last fifth of all steps, which falls by equal parts.
+    """Warm-up, stable, decay: stays at the peak rate until the last fifth of all steps, in which it falls linearly.
 
-    With D = ⌈T/5⌉ it is min(1, t/w, (T + 1 - t)/(D + 1)); 1/(D + 1) at the last step T. A warm-up of more than
+    With D = ⌈T/5⌉ it is min(1, t/w, (T + 1 - t)/(D + 1)), which is 1/(D + 1) at the last step T. A warm-up of more than
     T - D steps never reaches the peak.
 
     Source: Hu et al., "MiniCPM: unveiling the potential of small language models with scalable training strategies"
@@ -75,11 +76,11 @@ def _progress(step: int, steps: int, warm_up: int) -> float:
 
 
 def unscaled(optimizer: Optimizer, batch: int, base: int) -> None:
-    """The rates as they are, whatever the batch."""
+    """Leaves the learning rates unchanged, whatever the batch size."""
 
 
 def linear_scaling(optimizer: Optimizer, batch: int, base: int) -> None:
-    """A batch of k times as many examples gets k times the rate.
+    """Multiplies the learning rate by k for a batch of k times as many examples.
 
     Source: Goyal et al., "Accurate, large minibatch SGD: training ImageNet in 1 hour" (2017), section 2.1.
     """
@@ -88,14 +89,14 @@ def linear_scaling(optimizer: Optimizer, batch: int, base: int) -> None:
 
 
 def warm_up_start(rule: ScalingRule, batch: int, base: int) -> float:
-    """The share of the peak rate from which a warm-up rises: the base rate's, 1/k, with the linear rule and k > 1.
+    """Says from which share of the peak rate a warm-up rises: 1/k, the base rate, with the linear rule and k > 1.
 
-    Every other rule's warm-up rises from 0, and so does that to a peak which is not above the base rate.
+    With every other rule, and where the peak is not above the base rate, the warm-up rises from 0.
 
     Args:
-        rule: by which the peak was scaled.
-        batch: examples behind a step.
-        base: examples for which the base rate is meant.
+        rule: the scaling rule that the peak was scaled by.
+        batch: number of examples behind one step.
+        base: number of examples for which the base rate is meant.
 
     Source: Goyal et al., "Accurate, large minibatch SGD: training ImageNet in 1 hour" (2017), section 2.2, gradual
     warm-up.
@@ -104,9 +105,10 @@ def warm_up_start(rule: ScalingRule, batch: int, base: int) -> float:
 
 
 def sqrt_scaling(optimizer: Optimizer, batch: int, base: int) -> None:
-    """A batch of k times as many examples gets √k times the rate; where there are moments, β → 1 - k(1 - β), ε → ε/√k.
+    """Multiplies the rate by √k for k times as many examples, and scales moments: β → 1 - k(1 - β), ε → ε/√k.
 
-    Those are every optimiser's `betas`, and the `alpha` of torch's RMSprop; an optimiser without ε keeps none.
+    The β are an optimiser's `betas`, or the `alpha` of torch's RMSprop. An optimiser without moments or without ε is
+    changed only in what it has.
 
     Raises:
         ConfigurationError: k(1 - β) is not below 1, so that a moment would remember nothing.

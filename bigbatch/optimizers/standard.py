@@ -1,4 +1,4 @@
-"""The optimisers that have a name here: a learning rate in, a factory out."""
+"""The optimisers that have a name here. Each is a function from a learning rate to a factory of optimisers."""
 
 import inspect
 from collections.abc import Callable
@@ -15,19 +15,19 @@ from bigbatch.optimizers import OPTIMIZERS
 from bigbatch.optimizers.layerwise import LAMB, LARS
 
 NamedOptimizer = Callable[[float], OptimizerFactory]
-"""A learning rate -> a factory."""
+"""A function from a learning rate to a factory of optimisers."""
 
 
 WHOLE_OF_TORCH = ("Adafactor", "Muon")
-"""Classes of torch.optim, which not every version has, that look at whole tensors."""
+"""Classes of torch.optim that look at whole tensors; not every version of torch has them."""
 
 
 def optimizer_named(name: str, learning_rate: float) -> OptimizerFactory:
-    """The factory of a registered optimiser, of one in a file, or of any class: "torch.optim:RMSprop".
+    """Makes the factory of a registered optimiser, of one in a file, or of any class: "torch.optim:RMSprop".
 
-    Servers that split a parameter give each part to an optimiser of its own, which is the same for those that treat
-    every element by itself, as all of torch's do but Adafactor, Muon and LBFGS. Of those that do not this gives a
-    `WholeFactory`.
+    Servers that split a parameter give each part to an optimiser of its own. That changes nothing for optimisers that
+    treat every element by itself, as all of torch's do except Adafactor, Muon and LBFGS. For one that looks at whole
+    tensors this returns a `WholeFactory`.
 
     Raises:
         ConfigurationError: there is no such optimiser, or it must compute the loss several times in a step.
@@ -44,11 +44,11 @@ def optimizer_named(name: str, learning_rate: float) -> OptimizerFactory:
 
 
 def factory_of(optimizer: Callable[..., Optimizer], **settings: Any) -> OptimizerFactory:
-    """The factory of any class of optimisers, or of a function that makes some.
+    """Makes a factory from any class of optimisers, or from a function that makes optimisers.
 
     Args:
-        optimizer: called with named parameters and the settings.
-        settings: what it is called with besides: `lr=1e-3`.
+        optimizer: the class or function, which is called with named parameters and the settings.
+        settings: the keyword arguments that it is called with, such as `lr=1e-3`.
     """
     make = partial(optimizer, **settings)
     name = getattr(optimizer, "__name__", "")
@@ -59,11 +59,11 @@ Named = list[tuple[str, nn.Parameter]]
 
 
 def lean(kind: type[Optimizer]) -> Callable[..., Optimizer]:
-    """The same optimiser, which does not import torch's compiler.
+    """Makes a subclass of a torch optimiser that computes the same without importing torch's compiler.
 
-    Torch guards `add_param_group` and `step` against being compiled, and to do so imports the compiler when the first
-    optimiser is made: most of a second in every process, as long as torch itself takes. Nobody compiles ours, so they
-    go without the guards; what they compute is torch's own.
+    Torch guards `add_param_group` and `step` against being compiled. To do so it imports the compiler when the first
+    optimiser is made, which takes most of a second in every process, as long as importing torch itself. Our optimisers
+    are never compiled, so they do without the guards.
     """
     unguarded = {
         "add_param_group": inspect.unwrap(kind.add_param_group),

@@ -1,4 +1,4 @@
-"""Text to train on: what Python brings along, or the user's own file."""
+"""Text to train on: the documentation in Python's standard library, or the user's own file."""
 
 import ast
 import hashlib
@@ -15,17 +15,17 @@ from bigbatch.comm.cache import keep
 from bigbatch.comm.errors import ConfigurationError
 
 HELD_OUT = 10
-"""One document (or character) in so many is held out for validation."""
+"""One document (or character) in this many is held out for validation."""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents to train on and documents held out.
+    """Documents to train on, and documents held out for validation.
 
     Attributes:
-        name: where the text comes from, for the reader.
-        training: texts the vocabulary and the model learn from.
-        validation: texts they never see.
+        name: where the text comes from, in words for a reader.
+        training: texts that the vocabulary and the model learn from.
+        validation: texts that they never see while they learn.
     """
 
     name: str
@@ -34,22 +34,22 @@ class Corpus:
 
     @property
     def sha256(self) -> str:
-        """Identifies the text and its division."""
+        """The SHA-256 digest (hexadecimal) of all texts, which identifies them and how they are divided."""
         content = json.dumps([self.training, self.validation], ensure_ascii=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
 
 def standard_library(cache: Path) -> Corpus:
-    """The documentation strings inside the running Python's standard library, each distinct one once.
+    """Reads the documentation strings in the running Python's standard library, each distinct one once.
 
-    About 8,000 texts and a quarter of a million words, so nothing needs to be downloaded. They are shuffled in a
-    fixed order and every tenth is held out. Reading 600 modules takes seconds, so the texts are kept in `cache`.
+    They are about 8,000 texts and a quarter of a million words, so nothing needs to be downloaded. They are shuffled
+    with a fixed seed, and every tenth is held out. Reading 600 modules takes seconds, so the texts are kept in `cache`.
 
     Args:
-        cache: a folder; it need not exist, and if it cannot be written nothing is kept.
+        cache: the folder that keeps the texts. It need not exist; if it cannot be written, nothing is kept.
 
     Raises:
-        ConfigurationError: this Python has no sources.
+        ConfigurationError: this Python comes without its sources.
     """
     root = Path(sysconfig.get_path("stdlib"))
     key = hashlib.sha256(f"{sys.version} {root}".encode()).hexdigest()[:16]
@@ -86,10 +86,10 @@ def _docstrings(root: Path) -> Iterator[str]:
 
 
 def text_file(path: Path) -> Corpus:
-    """A text file in UTF-8; its last tenth is held out.
+    """Reads a text file in UTF-8 as a corpus of one document; its last tenth is held out.
 
     Raises:
-        ConfigurationError: it is missing, unreadable, empty or not text.
+        ConfigurationError: the file is missing, unreadable, empty or not text.
     """
     try:
         text = path.read_bytes().decode("utf-8")

@@ -1,4 +1,4 @@
-"""Language modelling of documents, each by itself."""
+"""Language modelling of separate documents: no example reaches from one document into the next."""
 
 import re
 from collections.abc import Mapping
@@ -20,11 +20,11 @@ class Documents(LanguageModelling):
     Examples are as long as the documents are, so that micro-batches have different numbers of tokens.
 
     Args:
-        tokens: (tokens,) of each split, `end` behind every document.
-        end: that token.
-        context: tokens of a document that are looked at.
+        tokens: (tokens,) token numbers of each split, with the token `end` after every document.
+        end: the token that ends a document.
+        context: number of tokens at the start of a document that are used, at most.
         vocabulary_size: number of different tokens.
-        corpus_sha256: identifies the data.
+        corpus_sha256: digest that identifies the data.
 
     Raises:
         ConfigurationError: a split has no document of more than one token.
@@ -47,7 +47,7 @@ class Documents(LanguageModelling):
 
     @classmethod
     def from_corpus(cls, corpus: Corpus, vocabulary: Vocabulary, context: int) -> Self:
-        """Encode a corpus; one of a single text is cut where lines are empty."""
+        """Encode a corpus as a task; a corpus of a single text is cut into documents at empty lines."""
         tokens: dict[Split, NDArray[np.int32]] = {
             "training": vocabulary.encode(paragraphs(corpus.training)),
             "validation": vocabulary.encode(paragraphs(corpus.validation)),
@@ -59,17 +59,20 @@ class Documents(LanguageModelling):
 
 
 def paragraphs(texts: tuple[str, ...]) -> tuple[str, ...]:
-    """The texts, or the paragraphs of a single one, between which lines are empty."""
+    """Cuts a single text into paragraphs at empty lines; several texts are returned as they are."""
     return texts if len(texts) > 1 else tuple(part for part in re.split(r"\n\s*\n", texts[0]) if part.strip())
 
 
 def spans(numbers: NDArray[np.int32], end: int, context: int) -> NDArray[np.int64]:
-    """(documents, 2) where each document of more than one token begins, and where what is looked at of it ends.
+    """Finds each document of more than one token.
 
     Args:
-        numbers: (tokens,) with `end` behind every document.
-        end: that token.
-        context: tokens that are looked at; one more is the last target.
+        numbers: (tokens,) token numbers, with the token `end` after every document.
+        end: the token that ends a document.
+        context: number of tokens of a document that are used, at most; the token after them is the last target.
+
+    Returns:
+        (documents, 2) places in `numbers`: where each document starts, and where its used part stops.
     """
     stops = np.flatnonzero(numbers == end) + 1
     starts = np.concatenate([[0], stops[:-1]])

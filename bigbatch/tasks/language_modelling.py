@@ -21,10 +21,10 @@ class LanguageModelling(Task):
     """Predict the next token. The text is cut into windows of `context` tokens that do not overlap.
 
     Args:
-        tokens: (tokens,) of each split.
+        tokens: (tokens,) token numbers of each split.
         context: tokens in a window; the last window of a split may be shorter and is padded.
         vocabulary_size: number of different tokens.
-        corpus_sha256: identifies the data.
+        corpus_sha256: digest that identifies the data.
     """
 
     def __init__(
@@ -50,10 +50,10 @@ class LanguageModelling(Task):
 
     @classmethod
     def from_corpus(cls, corpus: Corpus, vocabulary: Vocabulary, context: int) -> Self:
-        """Encode a corpus.
+        """Encode a corpus as a task.
 
         Raises:
-            ConfigurationError: a split has less than one window.
+            ConfigurationError: a split is too short for one whole window.
         """
         tokens: dict[Split, NDArray[np.int32]] = {
             "training": vocabulary.encode(corpus.training),
@@ -68,7 +68,7 @@ class LanguageModelling(Task):
         return cls(tokens, context, vocabulary.size, corpus.sha256)
 
     def batch(self, split: Split, examples: NDArray[np.int64]) -> TokenBatch:
-        """Windows by number: tokens, and the same moved on by one as targets; padded to the longest."""
+        """Make a batch of windows by number, (examples,): tokens, and the next tokens as targets; padded."""
         pieces = self._windows(split, examples)
         windows = np.full((len(pieces), max(map(len, pieces), default=1)), PADDING, dtype=np.int64)
         for row, piece in enumerate(pieces):
@@ -83,11 +83,11 @@ class LanguageModelling(Task):
         return [numbers[start : start + context + 1] for start in (examples * context).tolist()]
 
     def loss(self, model: nn.Module, batch: TokenBatch) -> tuple[Tensor, int]:
-        """Summed cross-entropy of the next tokens."""
+        """Compute the cross-entropy of the next tokens: its sum in nats, and the number of tokens that it is over."""
         return summed_cross_entropy(model(batch.tokens), batch.targets)
 
     def metrics(self, model: nn.Module, batches: Iterable[TokenBatch]) -> dict[str, float]:
-        """`accuracy`: the share of the next tokens that the model holds for the likeliest."""
+        """Measure `accuracy`: the share of next tokens to which the model gives the highest probability."""
         right = counted = 0
         for batch in batches:
             counts = batch.targets != PADDING

@@ -10,15 +10,15 @@ from bigbatch.tasks import TASKS
 
 @dataclass(frozen=True)
 class DataSettings(Options):
-    """What is learnt, and from which text.
+    """The options for the data: which task is learnt, from which text.
 
     Attributes:
         task: a name in the registry of tasks, or FILE.py:Task.
         text: the user's own text, or None for the task's default.
         context: tokens in an example, at most.
         vocabulary: number of different tokens, at most.
-        tokens: that each arm is trained on.
-        validation_tokens: held-out tokens on which the validation loss is measured.
+        tokens: number of tokens that each arm is trained on.
+        validation_tokens: number of held-out tokens on which the validation loss is measured.
     """
 
     title: ClassVar[str] = "Data"

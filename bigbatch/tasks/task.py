@@ -1,4 +1,4 @@
-"""Tasks: what is learnt. A task draws examples and says how wrong a model is about them."""
+"""Tasks: what is learnt. A task provides examples and computes a model's loss on them."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -16,22 +16,22 @@ Split = Literal["training", "validation"]
 
 
 class Batch(Protocol):
-    """Examples that are computed at once."""
+    """Examples that a worker computes at once, as one micro-batch."""
 
     def to(self, device: torch.device) -> Self:
-        """The same on another device."""
+        """Copies the batch to another device."""
 
 
 class Task(ABC):
-    """What is learnt: how its data are prepared, what a batch is, its summed loss, and its metrics.
+    """A training task: it prepares the data, makes batches, and computes the summed loss and other metrics.
 
     To add one, derive from this class and name it in the entry-point group "bigbatch.tasks", or on the command line
     as FILE.py:Task.
 
     Attributes:
-        corpus_sha256: identifies the data.
-        vocabulary_size: number of different tokens a model must know.
-        example_tokens: tokens in an example, at most; a budget of tokens is turned into examples by it.
+        corpus_sha256: digest that identifies the data.
+        vocabulary_size: number of different tokens that a model must know.
+        example_tokens: tokens in an example, at most; a budget of tokens is divided by it to get examples.
         sizes: number of examples in each split.
     """
 
@@ -43,7 +43,7 @@ class Task(ABC):
     @classmethod
     @abstractmethod
     def prepare(cls, settings: DataSettings) -> Self:
-        """Read what the task learns from.
+        """Read and prepare the data that the task learns from.
 
         Args:
             settings: what the user chose about the data: the text, the context, the vocabulary.
@@ -54,34 +54,34 @@ class Task(ABC):
 
     @abstractmethod
     def batch(self, split: Split, examples: NDArray[np.int64]) -> Batch:
-        """The examples of those numbers, (examples,), as one batch."""
+        """Make one batch of the examples with these numbers, (examples,)."""
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, int]:
-        """The model's loss on a batch, summed over tokens, in nats; and the number of those tokens."""
+        """Compute the model's loss on a batch, summed over its tokens, in nats, and the number of those tokens."""
 
     def metrics(self, model: nn.Module, batches: Iterable[Any]) -> dict[str, float]:  # noqa: ARG002 - for others
-        """What else the task measures of a trained model, by name; nothing unless overridden.
+        """Measure a trained model in other ways than its loss; returns values by name, none unless overridden.
 
         Args:
-            model: in evaluation mode, with gradients switched off.
-            batches: held-out examples, on the model's device.
+            model: the model in evaluation mode, with gradients switched off.
+            batches: batches of held-out examples, on the model's device.
         """
         return {}
 
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Sequences and what follows each token in them.
+    """A batch of token sequences, and the token that follows each of their tokens.
 
     Attributes:
-        tokens: (batch, sequence).
-        targets: (batch, sequence), `PADDING` where nothing follows.
+        tokens: (batch, sequence) token numbers.
+        targets: (batch, sequence) numbers of the next tokens, `PADDING` where nothing follows.
     """
 
     tokens: Tensor
     targets: Tensor
 
     def to(self, device: torch.device) -> Self:
-        """The same on another device."""
+        """Copies the batch to another device."""
         return type(self)(self.tokens.to(device), self.targets.to(device))

@@ -1,4 +1,4 @@
-"""A byte-pair vocabulary, learnt from the training text."""
+"""A byte-pair vocabulary that is learnt from the training text."""
 
 import hashlib
 from pathlib import Path
@@ -13,10 +13,10 @@ from bigbatch.comm.errors import ConfigurationError
 from bigbatch.tasks.corpora import Corpus
 
 END = "<|end|>"
-"""Stands after every document."""
+"""The text of the token that stands after every document."""
 
 SMALLEST = 257
-"""256 bytes and the end of a document: any text can be written with these."""
+"""Size of the smallest vocabulary: 256 bytes and the end of a document, with which any text can be written."""
 
 
 class Vocabulary:
@@ -24,7 +24,7 @@ class Vocabulary:
 
     Attributes:
         size: number of different tokens; it can be less than asked for if the text is short.
-        end: the token behind every document.
+        end: number of the token after every document.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -35,22 +35,22 @@ class Vocabulary:
         self.end: int = end
 
     def encode(self, documents: tuple[str, ...]) -> NDArray[np.int32]:
-        """(tokens,) all documents one after the other, an end token behind each."""
+        """Encodes documents as token numbers, (tokens,): one document after the other, with an end token after each."""
         pieces = [[*encoding.ids, self.end] for encoding in self._tokenizer.encode_batch(list(documents))]
         return np.concatenate([np.array(piece, dtype=np.int32) for piece in pieces])
 
     def decode(self, tokens: NDArray[np.int32]) -> str:
-        """The text behind token numbers."""
+        """Decodes token numbers, (tokens,), to text."""
         return str(self._tokenizer.decode(tokens.tolist()))
 
 
 def learn_vocabulary(corpus: Corpus, size: int, cache: Path) -> Vocabulary:
-    """Learn the byte pairs of a corpus's training text, or take them from `cache`.
+    """Learn the byte pairs of a corpus's training text, or read them from `cache`.
 
     Args:
-        corpus: its validation text is not looked at.
+        corpus: the corpus, of which only the training text is used.
         size: number of different tokens, at most.
-        cache: a folder; it need not exist.
+        cache: the folder that keeps vocabularies; it need not exist.
 
     Raises:
         ConfigurationError: the size is less than 257.

@@ -1,1 +1,1 @@
-"""Training: batches, the loop, and what is measured on the way."""
+"""Training: how batches are divided, the training loop, and what is measured during it."""

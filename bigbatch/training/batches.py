@@ -1,4 +1,4 @@
-"""How a global batch is divided, and which examples are in it."""
+"""How a global batch is divided over workers and micro-batches, and which examples are in it."""
 
 import math
 from collections.abc import Iterator
@@ -11,12 +11,12 @@ DEFAULT_BATCH, DEFAULT_ACCUMULATION = 64, 4
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """global batch = micro-batch × accumulation × workers, all counted in examples.
+    """How a global batch is divided: global batch = micro-batch × accumulation × workers, in examples.
 
     Attributes:
-        micro_batch: what a worker computes at once.
-        accumulation: micro-batches whose gradients a worker adds up before an update.
-        workers: how many do so.
+        micro_batch: number of examples that a worker computes at once.
+        accumulation: number of micro-batches whose gradients a worker adds up before an update.
+        workers: number of workers.
     """
 
     micro_batch: int
@@ -25,23 +25,23 @@ class BatchPlan:
 
     @property
     def global_batch(self) -> int:
-        """Examples behind one update."""
+        """Number of examples behind one update of all workers."""
         return self.micro_batch * self.accumulation * self.workers
 
     def updates(self, examples: int) -> int:
-        """Updates it takes to see that many examples; the last may have fewer than a full batch."""
+        """Counts the updates that it takes to see this many examples; the last may have fewer than a full batch."""
         return math.ceil(examples / self.global_batch)
 
     def micro_batches(self, update: int, worker: int, examples: int) -> Iterator[range]:
-        """The places in the data order of a worker's micro-batches in one update.
+        """Lists the places in the data order of each micro-batch that one worker computes for one update.
 
-        The order is the same for every plan with the same global batch. A last, short batch leaves some workers
-        with less, or nothing.
+        The order is the same for every plan with the same global batch. A last, short batch leaves some workers with
+        fewer examples, or none.
 
         Args:
-            update: 0, 1, ...
-            worker: 0 to workers - 1.
-            examples: how many there are in the whole run; places end there.
+            update: the number of the update, from 0.
+            worker: the worker's number, 0 to workers - 1.
+            examples: number of examples in the whole run, at which the places end.
         """
         share = self.micro_batch * self.accumulation
         start = update * self.global_batch + worker * share
@@ -56,13 +56,13 @@ def derive_plan(
     micro_batch: int | None = None,
     accumulation: int | None = None,
 ) -> BatchPlan:
-    """Fill in what was left out of: batch size = micro-batch × accumulation × workers.
+    """Fill in the numbers that were left out of: batch size = micro-batch × accumulation × workers.
 
-    If workers and all but one of the others are missing, the default batch size of 64 (rounded to what the workers
-    can share) and the default accumulation of 4 fill in; a single missing number follows from the rest.
+    Defaults fill in until only one number is missing: one worker, then an accumulation of 4, then a batch size of 64
+    (rounded to one that the workers can share). The last missing number follows from the rest.
 
     Raises:
-        ConfigurationError: the numbers contradict each other, or do not divide; names the nearest that do.
+        ConfigurationError: the numbers contradict each other or do not divide; the message names the nearest that do.
     """
     for name, number in (
         ("workers", workers),
@@ -109,11 +109,11 @@ def _divided(batch_size: int, divisor: int, of_what: str) -> int:
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to spend the same tokens.
+    """One arm of an experiment: one way to divide batches. All arms of an experiment see the same tokens.
 
     Attributes:
-        name: "large", "accumulated" or "small".
-        plan: how its batches are divided.
+        name: the arm's name: "large", "accumulated" or "small".
+        plan: how the arm's batches are divided.
     """
 
     name: str
@@ -124,10 +124,10 @@ ARMS = ("large", "accumulated", "small")
 
 
 def arms_of(plan: BatchPlan) -> dict[str, Arm]:
-    """The three arms of an experiment, from the plan of the accumulated one.
+    """Makes the three arms of an experiment from the plan of the accumulated arm.
 
-    `large` has the same global batch in one micro-batch a worker; `small` has one micro-batch of the accumulated
-    arm a worker, and so as many more updates as the others accumulate.
+    `large` has the same global batch, in one micro-batch per worker. `small` has one of the accumulated arm's
+    micro-batches per worker, and so makes `accumulation` times as many updates.
     """
     return {
         "large": Arm("large", BatchPlan(plan.micro_batch * plan.accumulation, 1, plan.workers)),

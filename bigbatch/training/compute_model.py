@@ -1,4 +1,4 @@
-"""Compute models: how long a worker computes, as far as a clock has to be told."""
+"""Compute models: how many seconds of computing a simulated clock is charged for."""
 
 from collections.abc import Iterator
 
@@ -6,26 +6,26 @@ from bigbatch.comm.simulation.computing import Computing
 
 
 class ComputeModel:
-    """On a real clock computing takes its own time, and nobody has to be told."""
+    """The compute model of a real clock, on which computing takes its own time and nothing is charged."""
 
     def begin(self) -> None:
-        """The worker begins an update."""
+        """Prepares the model for the next update; the worker calls it as the update starts."""
 
     def forward(self, tokens: int) -> float:  # noqa: ARG002 - it is always the same
-        """Seconds to charge for the forward pass of so many tokens."""
+        """Seconds to charge for the forward pass of this many tokens."""
         return 0.0
 
     def backward(self, tokens: int) -> float:  # noqa: ARG002 - it is always the same
-        """Seconds to charge for their backward pass."""
+        """Seconds to charge for the backward pass of this many tokens."""
         return 0.0
 
 
 class SimulatedComputeModel(ComputeModel):
-    """So long as its computing takes, times a factor that is drawn for every update.
+    """The compute model of a simulated clock: the time of the computing, times a factor drawn for each update.
 
     Args:
-        computing: what it takes without the factor.
-        factors: one for every update, of which the first is for the first.
+        computing: how long a worker computes when nothing slows it.
+        factors: the factors of the updates in order, one per update.
     """
 
     def __init__(self, computing: Computing, factors: Iterator[float]) -> None:
@@ -34,13 +34,13 @@ class SimulatedComputeModel(ComputeModel):
         self._factor = 1.0
 
     def begin(self) -> None:
-        """Draw the factor."""
+        """Draw the factor by which this update's computing is slowed."""
         self._factor = next(self._factors)
 
     def forward(self, tokens: int) -> float:
-        """Its share."""
+        """Seconds that the forward pass of this many tokens takes, slowed by this update's factor."""
         return self._factor * self._computing.forward(tokens)
 
     def backward(self, tokens: int) -> float:
-        """Its share."""
+        """Seconds that the backward pass of this many tokens takes, slowed by this update's factor."""
         return self._factor * self._computing.backward(tokens)

@@ -1,4 +1,4 @@
-"""The most memory a stretch of the program used."""
+"""Measuring the peak memory of a part of the program."""
 
 import contextlib
 import ctypes
@@ -13,9 +13,9 @@ _CLEAR = Path("/proc/self/clear_refs")
 
 
 def reset_peak(device: torch.device) -> None:
-    """Begin a new stretch: give freed memory back, and forget the peak so far.
+    """Start a new measurement of the peak: return freed memory to the system, and forget the peak so far.
 
-    Where the operating system cannot forget (anything but Linux), the peak stays that of the whole process.
+    Where the operating system cannot reset the peak (any but Linux), it stays that of the whole process.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -28,7 +28,7 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The peak since `reset_peak`: bytes allocated on a GPU, or else this process's resident memory in bytes."""
+    """Measures the peak since `reset_peak` in bytes: memory allocated on a GPU, else this process's resident memory."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     if _STATUS.exists():

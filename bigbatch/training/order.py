@@ -1,4 +1,4 @@
-"""The order in which training sees its examples."""
+"""The order in which training sees its examples, a new permutation for every epoch."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,8 +8,8 @@ class DataOrder:
     """The endless order in which training sees its examples: a new permutation for every epoch.
 
     Args:
-        examples: how many there are.
-        seed: of the permutations.
+        examples: number of training examples.
+        seed: seed for the permutations.
     """
 
     def __init__(self, examples: int, seed: int) -> None:
@@ -19,7 +19,7 @@ class DataOrder:
         self._permutation: NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
     def at(self, places: range) -> NDArray[np.int64]:
-        """The examples at those places of the order, (len(places),)."""
+        """Returns the numbers of the examples at these places of the order, (len(places),)."""
         return np.array([self._example(place) for place in places], dtype=np.int64)
 
     def _example(self, place: int) -> int:

@@ -1,4 +1,4 @@
-"""Pushing buckets while backward still runs, and looking at the gradients on their way."""
+"""Pushing buckets while backward still runs, and measuring the gradients before they are pushed."""
 
 from functools import partial
 
@@ -9,13 +9,13 @@ from bigbatch.comm.strategies.strategy import Squares, Strategy
 
 
 class MicroBatchSquares:
-    """Squares of the gradients that one worker computes for an update: of each micro-batch's, and of their mean.
+    """Squared norms of the gradients of one worker's update: of each micro-batch's gradient, and of their mean.
 
-    A micro-batch's gradients are caught as backward hands them over, before they are added to those of the
-    micro-batches before, and let go when it is through: until then there are as many gradients again in memory.
+    A micro-batch's gradients are kept as backward computes them, before they are added to those of earlier
+    micro-batches, and released when its backward has finished. Until then the gradients are in memory twice.
 
     Args:
-        parameters: the model's.
+        parameters: the parameters of the model.
     """
 
     def __init__(self, parameters: FlatParameters) -> None:
@@ -26,32 +26,32 @@ class MicroBatchSquares:
             parameter.register_hook(self._caught.append)  # type: ignore[no-untyped-call]
 
     def begin(self) -> None:
-        """An update begins: forget the last one."""
+        """Starts a new update and forgets the last one."""
         self._caught.clear()
         self._each: list[float] = []
         self._sum: list[Tensor] = []
 
     def end_draw(self, tokens: int) -> None:
-        """Backward is through with a micro-batch of so many tokens."""
+        """Adds the square of one micro-batch's gradient, after backward of its `tokens` tokens has finished."""
         self._each.append(total([square(gradient) for gradient in self._caught]) / max(tokens, 1) ** 2)
         self._caught.clear()
 
     def complete(self, gradients: Tensor) -> None:
-        """A slice of the gradients, (elements,), holds the sum over all micro-batches, and is about to be pushed."""
+        """Adds the square of a slice of the gradients, (elements,), which is summed over all micro-batches."""
         self._sum.append(square(gradients))
 
     def of(self, tokens: int) -> Squares:
-        """What came out, of an update with micro-batches and so many tokens."""
+        """Returns the squares of an update of `tokens` tokens, which must have at least one micro-batch."""
         return Squares(sum(self._each) / len(self._each), total(self._sum) / max(tokens, 1) ** 2)
 
 
 class Pushes:
-    """Pushes the buckets of one update, in order: each as soon as backward is through with it, the rest at the end.
+    """Pushes the buckets of one update in order: each as soon as backward has finished it, the rest at the end.
 
     Args:
-        strategy: started.
-        squares: looks at every bucket before it is pushed, if anybody does.
-        overlap: whether a simulated backward goes on while buckets move.
+        strategy: the strategy that sends the buckets; it must be started.
+        squares: measures every bucket before it is pushed; None if nothing is measured.
+        overlap: whether buckets move while a simulated backward still runs.
     """
 
     def __init__(self, strategy: Strategy, squares: MicroBatchSquares | None = None, *, overlap: bool = True) -> None:
@@ -63,22 +63,23 @@ class Pushes:
         self._watching = False
 
     def watch(self) -> None:
-        """From now on, look at backward: torch calls us whenever the gradient of a parameter is complete."""
+        """Registers hooks, so that torch tells when backward has finished the gradient of a parameter."""
         for bucket in self._strategy.buckets:
             for parameter in bucket.parameters:
                 completed = partial(self._completed, bucket.index)
                 parameter.register_post_accumulate_grad_hook(completed)  # type: ignore[no-untyped-call]
 
     def begin(self) -> None:
-        """The last micro-batch's backward comes next: only now are gradients complete when it is through with them."""
+        """Starts pushing during backward; called before the last micro-batch, which completes the gradients."""
         self._left = [len(bucket.parameters) for bucket in self._strategy.buckets]
         self._watching = True
 
     def finish(self, backward: float = 0.0) -> None:
-        """Backward is through: push what it did not.
+        """Push the buckets that were not pushed during backward; called when backward has finished.
 
         Args:
-            backward: seconds that a simulated clock has still to be charged for it; a bucket is ready after its share.
+            backward: seconds of backward that a simulated clock must still be charged for. Each bucket is ready after
+                its share of them.
         """
         self._watching = False
         spend = self._strategy.transport.spend

@@ -1,4 +1,4 @@
-"""Sessions: a training loop of one's own over any strategy, in a few lines more than without.
+"""Sessions: your own training loop over any strategy, with a few extra lines.
 
     session = attach(model, torch.optim.AdamW, lr=1e-3, strategy="ring")
     for step, batch in enumerate(session.shard(loader)):
@@ -47,24 +47,24 @@ def attach(
     deadline: float = DEFAULT_DEADLINE,
     **settings: Any,
 ) -> "Session":
-    """Make a model's updates over a strategy; every rank of the job calls it, with the same model.
+    """Starts a session, which trains a model over a strategy; every rank of the job calls this with the same model.
 
     The model's parameters become views of one flat buffer, and take rank 0's values. On a rank that only serves, this
     call serves, and returns when all workers have ended their sessions.
 
     Args:
-        model: on its device already.
+        model: the model, which is on its device already.
         optimizer: a class such as `torch.optim.AdamW`, or a function of parameters and `settings`.
         strategy: the strategy's name: "ring", "ps:async", "my_file.py:MyStrategy".
         options: the strategy's own options by name.
-        transport: all ranks; None for those that mpirun, torchrun or srun started, or for the ranks of the `Cluster`
-            in which this is called.
+        transport: the transport between all ranks; None for the ranks that mpirun, torchrun or srun started, or for
+            those of the `Cluster` in which this is called.
         overlap: whether buckets are sent while backward still runs.
         deadline: seconds after which a wait gives up.
-        settings: what the optimiser is called with besides the parameters: `lr=1e-3`.
+        settings: the keyword arguments that the optimiser is called with, such as `lr=1e-3`.
 
     Raises:
-        ConfigurationError: there is no such strategy, or it cannot take this model.
+        ConfigurationError: there is no such strategy, or it cannot train this model.
         LaunchError: there are too few ranks.
         MismatchError: on every rank, if the ranks have different models.
     """
@@ -108,18 +108,18 @@ def share_fixed(model: nn.Module, transport: Transport) -> None:
 
 
 class Session:
-    """A training loop's end of a strategy; `attach` makes one.
+    """Connects your own training loop to a strategy; `attach` makes one.
 
-    It ends with `close`, as a context, or by itself when nobody holds it any more.
+    A session ends when `close` is called, when its `with` block ends without an error, or when it is garbage-collected.
 
     Args:
-        strategy: started.
-        parameters: the model's.
+        strategy: the strategy, which is started already.
+        parameters: the parameters of the model.
         overlap: whether buckets are sent while backward still runs.
-        close: gives the wires back.
+        close: closes the transport when the session ends.
 
     Attributes:
-        strategy: that makes the updates.
+        strategy: the strategy that makes the updates.
         worker: this worker's number, or None on a rank that only serves.
         workers: how many train.
         report: what became of the last update, which `shard` may have made; None before the first.
@@ -141,7 +141,7 @@ class Session:
         self._end = weakref.finalize(self, _end, strategy, close)
 
     def shard(self, batches: Iterable[Item]) -> Iterator[Item]:
-        """This worker's share of some batches: of every `workers` that follow each other, the one with its number.
+        """Yields this worker's share of the batches: one of every `workers` batches in a row, by the worker's number.
 
         All workers must go through the same batches in the same order, and through all of them: a loader that shuffles
         needs a seed that is the same on every rank. When they are through, whatever gradients are left make one more
@@ -149,7 +149,7 @@ class Session:
         have no batch. So count micro-batches from each call of `shard` anew, as `enumerate` does.
 
         Args:
-            batches: a data loader, or anything else to iterate over.
+            batches: a data loader, or any other iterable.
         """
         if self.worker is None:
             return
@@ -163,12 +163,12 @@ class Session:
             self._update()
 
     def backward(self, loss: Tensor, tokens: int, *, last: bool = True) -> StepReport | None:
-        """Run backward, and if it is the update's last, send the gradients and make the update.
+        """Run backward; if it is the last one of an update, send the gradients and make the update.
 
         Args:
             loss: the loss on a batch, summed over its tokens, in nats; never their mean.
-            tokens: how many those are.
-            last: whether the update is made now; else the gradients are added up with the next ones.
+            tokens: number of tokens that the loss is summed over.
+            last: whether to make the update now; otherwise the gradients are added to the next ones.
 
         Returns:
             What became of the update; None if none was made yet: in a last round in which some workers have no batch,
@@ -199,7 +199,7 @@ class Session:
         return report
 
     def close(self) -> None:
-        """End this rank's part; all ranks together. The model keeps its parameters, and has no gradients any more."""
+        """End this rank's session; all ranks call it together. The model keeps its parameters, not its gradients."""
         self._end()
 
     def __enter__(self) -> Self:

@@ -25,20 +25,20 @@ from bigbatch.training.pushes import MicroBatchSquares, Pushes
 
 @dataclass(frozen=True)
 class Update:
-    """What one update took and brought. Times and bytes are this worker's.
+    """The measurements of one update: outcome, loss, times and traffic. Times and bytes are this worker's.
 
     Attributes:
-        number: 1, 2, ...; a worker that came too late for an update leaves its number out.
-        outcome: what became of it.
-        tokens: tokens behind it: of all workers if the update is everybody's, else of this worker.
+        number: number of the update, from 1; a worker that came too late for an update skips its number.
+        outcome: whether the update was applied, and if not, why.
+        tokens: number of tokens behind it: of all workers if all contribute to the update, else of this worker.
         loss: mean loss over those tokens before the update, in nats.
-        workers: whose tokens those are.
-        total_tokens: behind all updates so far, of all workers.
-        seconds: from its begin to its end; what is done between updates is not timed.
-        communication_seconds: time it stood still while data moved: communication that is exposed.
-        total_communication_seconds: time in which data moved, hidden behind backward or exposed.
-        waiting_seconds: time it stood still for slower workers.
-        bytes_sent: bytes it sent.
+        workers: number of workers whose tokens those are.
+        total_tokens: tokens behind all updates so far, of all workers.
+        seconds: from the start of the update to its end; what is done between updates is not timed.
+        communication_seconds: seconds that the worker stood still while data moved: exposed communication.
+        total_communication_seconds: seconds in which data moved, hidden behind backward or exposed.
+        waiting_seconds: seconds that the worker stood still for slower workers.
+        bytes_sent: bytes that the worker sent.
         gradient_square: the estimate of |G|² so far, see `bigbatch.training.noise`; NaN where that is not measured.
         gradient_variance: the estimate of tr Σ so far, of one example; NaN where that is not measured.
     """
@@ -59,7 +59,7 @@ class Update:
 
     @property
     def applied(self) -> bool:
-        """Whether the parameters have changed by it."""
+        """Whether the update has changed the parameters."""
         return self.outcome is Outcome.APPLIED
 
     @property
@@ -69,28 +69,29 @@ class Update:
 
     @property
     def compute_seconds(self) -> float:
-        """The rest of the time: reading data, forward, backward, and the worker's part of the update."""
+        """Seconds of computing: neither communication nor waiting, but data, forward, backward and the optimiser."""
         return self.seconds - self.communication_seconds - self.waiting_seconds
 
 
 class Trainer:
-    """Trains any module on any task over any strategy.
+    """Trains a module on a task over a strategy, whichever these are.
 
     Args:
-        model: the worker's own copy.
-        task: draws examples, computes the loss.
-        strategy: started on `parameters`.
-        parameters: the model's.
+        model: the worker's own copy of the model.
+        task: the task, which provides examples and computes the loss.
+        strategy: the strategy, which is started on `parameters` already.
+        parameters: the parameters of the model.
         plan: how a batch is divided.
-        examples: how many to see in all; the last batch may be short.
-        seed: of the order of the examples.
-        overlap: push buckets while backward still runs.
+        examples: number of examples to see in all; the last batch may be short.
+        seed: seed for the order of the examples.
+        overlap: whether to push buckets while backward still runs.
         compute_model: how long computing takes, if the clock is a simulated one.
-        measure_noise: estimate the gradient noise scale, unless there is but one draw of the gradient an update: over
-            the workers if the strategy was started `with_squares`, else over this worker's own micro-batches.
+        measure_noise: whether to estimate the gradient noise scale, if each update has several samples of the gradient:
+            over the workers if the strategy was started `with_squares`, else over this worker's own micro-batches.
 
     Raises:
-        ConfigurationError: the noise can be measured over the workers only, and the strategy was not started for that.
+        ConfigurationError: the noise can be measured over the workers only, but the strategy was started without
+            `with_squares`.
     """
 
     def __init__(
@@ -134,13 +135,13 @@ class Trainer:
 
     @property
     def worker(self) -> int:
-        """This worker's number."""
+        """This worker's number, from 0."""
         assert self.strategy.worker is not None, "only workers train"
         return self.strategy.worker
 
     @property
     def position(self) -> int:
-        """The number, from 0, of the batch of which this worker computes its share next."""
+        """The number, from 0, of the batch that this worker computes its share of next."""
         return self.strategy.next_update if self._position is None else self._position
 
     @property
@@ -149,10 +150,10 @@ class Trainer:
         return self.position >= self.plan.updates(self.examples)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that this worker needs to go on later, in another process, as if it had never stopped.
+        """Returns everything that this worker needs to resume in another process as if it had never stopped.
 
-        To be called between two updates. It holds the strategy's state, with the parameters in it; a rank that only
-        serves has no trainer, and takes the state of its strategy instead.
+        Call it between two updates. The state includes the strategy's, which holds the parameters. A rank that only
+        serves has no trainer and saves the state of its strategy instead.
         """
         return {
             "position": self.position,
@@ -162,7 +163,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave on the same rank, before the first update."""
+        """Restore the state that `state_dict` returned on the same rank; call it before the first update."""
         self._position = state["position"]
         self.strategy.load_state_dict(state["strategy"])
         if self._noise is not None and state["noise"] is not None:
@@ -171,7 +172,7 @@ class Trainer:
             buffer.copy_(state["buffers"][name])
 
     def updates(self) -> Iterator[Update]:
-        """Make every update, one at each turn of the iteration; what the caller does in between is not timed."""
+        """Makes one update per iteration until all are made; what the caller does in between is not timed."""
         strategy, transport = self.strategy, self.strategy.transport
         while not self.ended:
             number = self.position
@@ -213,7 +214,7 @@ class Trainer:
             self._noise.add(squares, share, plan.global_batch)
 
     def warm_up(self) -> None:
-        """Compute one micro-batch and forget it, so that the first update is not the slowest for being the first."""
+        """Compute one micro-batch and discard it, so that start-up costs do not slow the first update."""
         for places in self.plan.micro_batches(0, self.worker, self.examples):
             loss, _ = self._loss("training", self._order.at(places))
             loss.backward()  # type: ignore[no-untyped-call]
@@ -249,17 +250,17 @@ class Trainer:
         return self.task.loss(self.model, self.task.batch(split, examples).to(self._device))
 
     def validate(self, examples: int | None = None) -> float | None:
-        """Mean loss per token on held-out examples, in nats. It changes nothing about the training.
+        """Measures the mean loss per token on held-out examples, in nats, without changing anything about the training.
 
-        If the strategy keeps the workers in step, all of them call it after the same updates, and share the examples.
-        If not, worker 0 looks at the newest parameters by itself while the training goes on, and the others do nothing;
-        once a worker has `ended`, it waits for the others, and all look at the same parameters.
+        If the strategy keeps the workers in step, all of them call it after the same updates and share the examples.
+        Otherwise worker 0 alone validates the newest parameters while training continues, and the others do nothing.
+        Once a worker has `ended`, it waits for the others, and all validate the same parameters together.
 
         Args:
-            examples: look at only the first so many.
+            examples: number of held-out examples to use, the first ones; None for all.
 
         Returns:
-            The loss; None on workers that did not look.
+            The loss; None on workers that did not validate.
         """
         strategy = self.strategy
         together = strategy.in_step() or self.ended
@@ -275,13 +276,13 @@ class Trainer:
         return float(loss / tokens)
 
     def metrics(self, examples: int | None = None) -> dict[str, float] | None:
-        """What the task measures besides the loss, on held-out examples; all workers together, once they have ended.
+        """Measures the task's other metrics on held-out examples; all workers call it together, once they have ended.
 
         Args:
-            examples: look at only the first so many.
+            examples: number of held-out examples to use, the first ones; None for all.
 
         Returns:
-            The task's metrics by name; None on workers other than the first, which measures.
+            The task's metrics by name; None on all workers but worker 0, which measures.
         """
         with self.strategy.newest(together=True):
             if self.worker != 0:

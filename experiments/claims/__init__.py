@@ -1,7 +1,7 @@
-"""Claims about batches and their cost, each in a module of its own that makes a figure of it.
+"""Claims about batches and their cost, each in a module of its own that examines it and draws a figure.
 
-A module here has a class `Figure`, derived from `bigbatch.experiments.laboratory.claim.Claim`; the module's name, with
-dashes for underscores, is the figure's. There is nothing else to register.
+A module here has a class `Figure`, derived from `bigbatch.experiments.laboratory.claim.Claim`. The figure's name is
+the module's, with dashes for underscores. There is nothing else to register.
 """
 
 import pkgutil

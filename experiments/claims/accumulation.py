@@ -1,4 +1,4 @@
-"""Whether a batch that is accumulated from micro-batches is the same as one that is computed at once."""
+"""The claim that accumulating a batch from micro-batches trains the same as computing it at once."""
 
 import math
 from collections.abc import Sequence
@@ -21,26 +21,26 @@ from bigbatch.tasks.documents import Documents
 from bigbatch.tasks.task import Task, TokenBatch
 
 SAME_GRADIENT = 1e-12
-"""How far two gradients in float64 may be apart, relatively, to be the same but for rounding."""
+"""Largest relative difference between two float64 gradients that counts as rounding."""
 
 SAME_LOSS = 1e-3
-"""How many nats two losses may be apart, after a training in float32 in which rounding has added up, to be the same."""
+"""Largest difference between two losses, in nats, that counts as rounding accumulated over a training in float32."""
 
 DIFFERENT_GRADIENT = 1e-2
-"""From how far on, relatively, a gradient is another one."""
+"""Relative difference above which two gradients count as different."""
 
 LESS_MEMORY = 0.95
-"""Up to which part of the memory it is less, and not chance."""
+"""Largest share of the whole batch's memory that counts as less memory, and not as chance."""
 
 GRADIENT_BATCHES = 4
-"""Batches whose gradients are compared."""
+"""Number of batches whose gradients are compared."""
 
 
 class MeanOfMeans(Documents):
-    """The much-repeated mistake: every micro-batch's loss is its mean over its own tokens, and their mean is taken."""
+    """The common mistake: each micro-batch's loss is averaged over its own tokens, then these means are averaged."""
 
     def loss(self, model: nn.Module, batch: TokenBatch) -> tuple[Tensor, int]:
-        """The mean loss while it trains, as if it were that of one token; the sum when it is held against others."""
+        """Compute the mean loss during training, as if it were one token's; the right sum during evaluation."""
         summed, tokens = super().loss(model, batch)
         return (summed / tokens, 1) if model.training else (summed, tokens)
 
@@ -144,18 +144,19 @@ class Figure(Claim):
         return errors
 
     def draw(self, finding: Finding, path: Path) -> None:
-        """Gradients, losses, throughput and memory of each way."""
+        """Draw gradient errors, losses, throughput and peak memory of each way to compute the batch."""
         draw_ways(finding, path)
 
 
 def gradient(model: nn.Module, task: Task, parts: Sequence[Any], *, summed: bool) -> Tensor:
-    """(elements,) the gradient of a batch's mean loss, from its parts.
+    """Computes the gradient of a batch's mean loss, (elements,), from micro-batches.
 
     Args:
-        model: whose parameters they are; left without gradients.
-        task: whose loss it is.
-        parts: (examples,) of each micro-batch.
-        summed: divide the summed losses once by all tokens; else take the mean of the parts' mean losses.
+        model: the model; its own gradients are overwritten.
+        task: the task that computes the loss.
+        parts: (examples,) numbers of the examples of each micro-batch.
+        summed: whether to divide the summed losses once by all tokens; else take the mean of the micro-batches' mean
+            losses.
     """
     model.zero_grad()
     tokens = 0
@@ -170,7 +171,16 @@ def gradient(model: nn.Module, task: Task, parts: Sequence[Any], *, summed: bool
 def row_of(
     name: str, batch: int, micro_batch: int, runs: Sequence[Run], reference: Sequence[Run], errors: Sequence[float]
 ) -> dict[str, Any]:
-    """What came of one way."""
+    """Makes the table's row for one way to compute the batch, from its runs over all seeds.
+
+    Args:
+        name: the way's name.
+        batch: number of examples in the batch.
+        micro_batch: number of examples in a micro-batch.
+        runs: one run per seed.
+        reference: the runs that computed the batch at once, with the same seeds in the same order.
+        errors: relative errors of the gradient, one per compared batch.
+    """
     arms = [only_arm(run) for run in runs]
     losses = [arm["validation_loss"] for arm in arms]
     apart = [loss - only_arm(run)["validation_loss"] for loss, run in zip(losses, reference, strict=True)]
@@ -194,7 +204,7 @@ def row_of(
 
 
 def judged(rows: Sequence[dict[str, Any]]) -> tuple[Verdict, str]:
-    """The verdict, and what it was decided by."""
+    """Decides the verdict on the claim, and puts the numbers that decided it into a sentence."""
     at_once, *accumulated = (row for row in rows if not row["wrong"])
     wrong = [row for row in rows if row["wrong"]]
     error = max(row["gradient_error"] for row in accumulated)
@@ -218,7 +228,7 @@ def judged(rows: Sequence[dict[str, Any]]) -> tuple[Verdict, str]:
 
 
 def draw_ways(finding: Finding, path: Path) -> None:
-    """Draw four panels, a bar or a dot for each way."""
+    """Draw four panels to a PNG file, with a bar or a dot for each way to compute the batch."""
     rows = finding.rows
     figure, (error, loss, speed, memory) = panels(1, 4, width=15.0, height=4.4)
     names = [row["name"].replace("mean of", "mean of\n") for row in rows]

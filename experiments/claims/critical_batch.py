@@ -1,4 +1,4 @@
-"""How many updates, and how many tokens, a loss takes at each batch size."""
+"""The claim about how many updates and tokens it takes to reach a loss at each batch size."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,10 +15,13 @@ from bigbatch.experiments.laboratory.sweep import CONTEXT, Tuned, only_arm, to_a
 from bigbatch.experiments.planning.tradeoff import Fit, Tradeoff, fit
 
 CLOSE = 0.25
-"""How far the mean of a batch size may lie from the curve, relatively, for the curve to describe it."""
+"""Largest relative distance of a batch size's mean from the curve at which the curve still describes it."""
 
 REGIME = 3.0
-"""Batches of less than a third of the critical one scale perfectly, more or less; those of over three times do not."""
+"""Factor between the critical batch and the borders of the regimes.
+
+Batches below a third of the critical batch scale about perfectly; those above three times are on the plateau.
+"""
 
 REGIMES = ("perfect scaling", "diminishing returns", "plateau")
 
@@ -90,12 +93,12 @@ class Figure(Claim):
         )
 
     def draw(self, finding: Finding, path: Path) -> None:
-        """Updates, tokens and learning rates against the batch."""
+        """Draw updates, tokens and learning rates against the batch size."""
         draw_critical(finding, path)
 
 
 def row_of(own: Tuned) -> dict[str, Any]:
-    """What came of one batch size."""
+    """Makes the table's row for one batch size, from its tuning and its seeds."""
     reached, batch = own.reached, own.batch * CONTEXT
     updates = float(np.exp(np.mean(np.log(reached)))) if reached else None
     noise = noise_of([own])
@@ -118,13 +121,13 @@ def row_of(own: Tuned) -> dict[str, Any]:
 
 
 def fit_of(tuned: Sequence[Tuned]) -> Fit | None:
-    """The trade-off of what was measured; None if nothing reached the loss."""
+    """Fits the trade-off of updates and tokens to the measured runs; None if no run reached the loss."""
     points = [(own.batch * CONTEXT, score) for own in tuned for score in own.reached]
     return fit(*zip(*points, strict=True)) if points else None
 
 
 def noise_of(tuned: Sequence[Tuned]) -> float | None:
-    """The gradient noise scale of runs where they ended, in tokens: the ratio of means; None if it is not known."""
+    """Computes the gradient noise scale at the end of the runs, in tokens, as a ratio of means; None if not known."""
     arms = [only_arm(run) for own in tuned for run in own.runs]
     pairs = [(arm.get("gradient_square"), arm.get("gradient_variance")) for arm in arms]
     return ratio_of_means(
@@ -133,19 +136,19 @@ def noise_of(tuned: Sequence[Tuned]) -> float | None:
 
 
 def ratio_of_means(estimates: Sequence[tuple[float, float]]) -> float | None:
-    """The noise scale in tokens, of several estimates of (|G|², tr Σ of an example); None if it is not known."""
+    """Computes the noise scale in tokens from estimates of (|G|², tr Σ of one example); None if it is not known."""
     square, variance = (sum(column) for column in zip(*estimates, strict=True)) if estimates else (0.0, 0.0)
     return CONTEXT * variance / square if square > 0 else None
 
 
 def regime(batch: float, tradeoff: Tradeoff) -> str:
-    """In which of the three a batch is."""
+    """Returns the name of the regime of `REGIMES` that a batch, in tokens, lies in."""
     share = batch / tradeoff.critical_batch
     return REGIMES[0 if share < 1 / REGIME else 1 if share <= REGIME else 2]
 
 
 def judged(rows: Sequence[dict[str, Any]], fitted: Fit | None) -> tuple[Verdict, str]:
-    """The verdict, and what it was decided by."""
+    """Decides the verdict on the claim, and puts the numbers that decided it into a sentence."""
     if fitted is None:
         return Verdict.UNTOLD, "No run reached the loss."
     missed = sum(row["not_reached"] for row in rows)
@@ -174,7 +177,7 @@ def judged(rows: Sequence[dict[str, Any]], fitted: Fit | None) -> tuple[Verdict,
 
 
 def as_json(fitted: Fit, options: Mapping[str, Any]) -> dict[str, Any]:
-    """A fit, as `plan --fit` and the drawing read it."""
+    """Converts a fit to types that JSON can write, in the form that `plan --fit` and the drawing read."""
     batches = np.geomspace(fitted.tradeoff.critical_batch / 64, fitted.tradeoff.critical_batch * 64, 97)
     low, high = fitted.band(batches)
     return {
@@ -191,7 +194,7 @@ def as_json(fitted: Fit, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def draw_critical(finding: Finding, path: Path) -> None:
-    """Draw updates, tokens and learning rates against the batch."""
+    """Draw updates, tokens and learning rates against the batch size to a PNG file."""
     rows = [row for row in finding.rows if row["updates"] is not None]
     fitted, noise = finding.details["fit"], finding.details["noise"]
     figure, (updates, tokens, rates) = panels(1, 3, width=15.5, height=5.2)

@@ -1,4 +1,4 @@
-"""Where a parameter server takes less time than a ring: by workers, bandwidth, message and stragglers."""
+"""The claim about where a parameter server is faster than a ring: by workers, bandwidth, message, stragglers."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ from bigbatch.experiments.planning.server_against_ring import (
 )
 
 MARGIN = 1.1
-"""Two times by formula set server and ring apart if they differ by more than this factor."""
+"""The formulas tell server and ring apart if the two predicted times differ by more than this factor."""
 
 
 class Figure(Claim):
@@ -109,18 +109,18 @@ class Figure(Claim):
 
 
 def set_apart(one: dict[str, Any]) -> int:
-    """1 if by the formulas the server takes over `MARGIN` times as long as the ring, -1 if the ring does, else 0."""
+    """1 if by the formulas the server takes over `MARGIN` times as long as the ring, -1 the other way, else 0."""
     least, most = one["predicted"]
     return 1 if least > MARGIN else -1 if most < 1 / MARGIN else 0
 
 
 def agreeing(one: dict[str, Any]) -> list[bool]:
-    """For each seed, whether the simulation has the same one ahead as the formulas."""
+    """Says for each seed whether the simulation has the same one of server and ring ahead as the formulas."""
     return [math.log(ratio) * set_apart(one) > 0 for ratio in one["ratios"]]
 
 
 def counted(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of the table: how many cells of each kind there are, and how they came out."""
+    """Makes the table's rows: how many cells of each kind there are, and how many agree with the formulas."""
     rows = []
     for varied, servers in dict.fromkeys((one["varied"], one["servers"]) for one in cells):
         own = [one for one in cells if (one["varied"], one["servers"]) == (varied, servers)]
@@ -147,7 +147,7 @@ def counted(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def words_of(one: dict[str, Any]) -> str:
-    """A cell in words: servers, workers, what is varied, and both ratios."""
+    """Describes a cell in words: servers, workers, the varied value, and both ratios."""
     value = {
         MAP: lambda value: f"{8e-9 * value:g} Gbit/s",
         SIZE: lambda value: f"{value:,.0f} bytes",
@@ -161,7 +161,7 @@ def words_of(one: dict[str, Any]) -> str:
 
 
 def claimed(cells: Sequence[dict[str, Any]]) -> dict[str, list[bool]]:
-    """Each statement of the claim, in words -> for each seed, whether it is true; only statements that have cells."""
+    """Maps each statement of the claim that has cells, in words, to whether it is true, for each seed."""
 
     def ratios(
         varied: str, servers: str, pick: Callable[[Sequence[float]], float] | None = None
@@ -186,10 +186,10 @@ def claimed(cells: Sequence[dict[str, Any]]) -> dict[str, list[bool]]:
 
 
 def judged(cells: Sequence[dict[str, Any]]) -> tuple[Verdict, str]:
-    """The verdict on the claim, and a sentence with the numbers that it was decided by.
+    """Decides the verdict on the claim, and puts the numbers that decided it into a sentence.
 
     Args:
-        cells: as `bigbatch.experiments.planning.server_against_ring.cell` makes them.
+        cells: the compared cells; see `bigbatch.experiments.planning.server_against_ring.cell`.
     """
     apart = [one for one in cells if set_apart(one)]
     if not apart:
@@ -218,10 +218,10 @@ def judged(cells: Sequence[dict[str, Any]]) -> tuple[Verdict, str]:
 
 
 def never(seeds: Sequence[bool]) -> bool:
-    """Whether something is true for no seed."""
+    """Whether a statement is true for no seed, given its truth for each."""
     return not any(seeds)
 
 
 def sometimes(seeds: Sequence[bool]) -> bool:
-    """Whether something is true for some seeds and not for others."""
+    """Whether a statement is true for some seeds but not for all, given its truth for each."""
     return any(seeds) and not all(seeds)

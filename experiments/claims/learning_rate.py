@@ -1,4 +1,4 @@
-"""How the best learning rate grows with the batch, for two optimisers."""
+"""The claim about how the best learning rate grows with the batch size, for SGD and for Adam."""
 
 import math
 from collections.abc import Sequence
@@ -14,22 +14,22 @@ from bigbatch.experiments.laboratory.claim import Claim, Column, Finding, Minute
 from bigbatch.experiments.laboratory.sweep import CONTEXT, STEP, Sweep, Tuned, run_all, validation_loss
 
 SMALL = 8
-"""Examples: the rules are about batches well below the critical one.
+"""Largest batch, in examples, that the exponent is fitted to: the rules hold well below the critical batch.
 
-If that is about 30, as critical-batch in its quick form has it, and the best rate of SGD is η_max/(1 + B_c/B)
-(McCandlish et al. 2018, section 2.2), the exponent from 1 to 8 is still 0.91 of what it is far below.
+If the critical batch is about 30, as critical-batch finds in its quick form, and the best rate of SGD is
+η_max/(1 + B_c/B) (McCandlish et al. 2018, section 2.2), the exponent from 1 to 8 is still 0.91 of that far below.
 """
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What is claimed of an optimiser.
+    """The claimed scaling rule of one optimiser: its best rate is proportional to a power of the batch size.
 
     Attributes:
-        optimizer: its name.
-        options: with which it is tuned.
-        exponent: of the batch, to which the best rate is in proportion.
-        start: the learning rate with which tuning begins, that of a batch of `SMALL` examples.
+        optimizer: name of the optimiser.
+        options: the options with which it is tuned.
+        exponent: the claimed power of the batch size.
+        start: the learning rate with which tuning starts, meant for a batch of `SMALL` examples.
     """
 
     optimizer: str
@@ -38,7 +38,7 @@ class Rule:
     start: float
 
     def factor(self, batch: int) -> float:
-        """What the program makes of a learning rate at a batch size."""
+        """Returns the factor by which the scaling rule multiplies a learning rate at a batch size in examples."""
         return math.sqrt(batch / SMALL) if self.options.get("scaling") == "sqrt" else 1.0
 
 
@@ -68,7 +68,7 @@ class Figure(Claim):
     minutes = Minutes(7, 1)
 
     def examine(self) -> Finding:
-        """Tune the rate of each optimiser, batch size and seed, on as many tokens, and fit the exponents."""
+        """Tune the rate of each optimiser, batch size and seed, on the same number of tokens, and fit the exponents."""
         tokens = 30_000 if self.quick else 200_000
         batches = (2, 8, 32) if self.quick else (1, 2, 4, 8, 16, 32, 64)
         seeds = range(2 if self.quick else 3)
@@ -122,12 +122,12 @@ class Figure(Claim):
         )
 
     def draw(self, finding: Finding, path: Path) -> None:
-        """Best rates against batch sizes, and losses against rates, for each optimiser."""
+        """Draw best rates against batch sizes, and losses against rates, for each optimiser."""
         draw_rates(finding, path)
 
 
 def row_of(rule: Rule, tuned: Sequence[Tuned]) -> dict[str, Any]:
-    """What came of one optimiser and batch size, over the seeds."""
+    """Makes the table's row for one optimiser and batch size, over the seeds."""
     batch = tuned[0].batch
     factor = rule.factor(batch)
     rates = [factor * refined(own) for own in tuned if math.isfinite(own.tried[own.rate])]
@@ -152,7 +152,7 @@ def row_of(rule: Rule, tuned: Sequence[Tuned]) -> dict[str, Any]:
 
 
 def refined(tuned: Tuned) -> float:
-    """The rate with the least score of a parabola, in log rate, through the best that was tried and its neighbours."""
+    """Refines the best rate: the minimum of a parabola, in log rate, through the best rate tried and its neighbours."""
     best = tuned.rate
     below, middle, above = (tuned.tried.get(rate, math.inf) for rate in (best / STEP, best, best * STEP))
     bend = below - 2 * middle + above
@@ -162,7 +162,7 @@ def refined(tuned: Tuned) -> float:
 
 
 def exponent_of(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
-    """The slope of log best rate over log batch, with its 95 % interval, from the small batches and all seeds."""
+    """Fits the slope of log best rate over log batch size, with its 95 % interval, to small batches and all seeds."""
     from scipy.special import stdtrit
 
     points = [
@@ -179,7 +179,7 @@ def exponent_of(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
 
 
 def judged(exponents: dict[str, dict[str, Any]]) -> tuple[Verdict, str]:
-    """The verdict, and what it was decided by."""
+    """Decides the verdict on the claim, and puts the fitted exponents that decided it into a sentence."""
 
     def contains(name: str, value: float) -> bool:
         return bool(exponents[name]["low"] <= value <= exponents[name]["high"])

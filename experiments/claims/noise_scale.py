@@ -1,4 +1,4 @@
-"""Whether the gradient noise scale tells the critical batch, loss by loss."""
+"""The claim that the gradient noise scale predicts the critical batch, examined at several losses."""
 
 import math
 from collections.abc import Sequence
@@ -16,16 +16,16 @@ from bigbatch.experiments.planning.tradeoff import fit
 from bigbatch.experiments.runs.run import Run, first_reaching
 
 FEWEST_UPDATES = 100
-"""Behind an estimate: twice as many as the average looks back over."""
+"""Fewest updates behind an estimate: twice as many as the average looks back over."""
 
 SMALL_FACTOR = 3.0
-"""Times that the noise scale may be more or less than the critical batch, to predict it."""
+"""Largest factor between the noise scale and the critical batch that counts as a prediction."""
 
 STEPS = 0.1
-"""Losses looked at are so many nats apart ..."""
+"""Distance in nats between two of the losses at which both are compared."""
 
 LOSSES = 6
-"""... and so many, the last of which is the sweep's target."""
+"""Number of losses at which both are compared; the last is the sweep's target."""
 
 
 class Figure(Claim):
@@ -45,7 +45,7 @@ class Figure(Claim):
     minutes = Minutes(9, 2)
 
     def examine(self) -> Finding:
-        """Fit the critical batch at several losses, from the same runs, and take their noise scales there."""
+        """Fit the critical batch at several losses from the same runs, and read the noise scale at each loss."""
         sweep = to_a_loss(quick=self.quick, seeds=None if self.quick else 1)
         tuned = sweep.run(self.laboratory)
         target = float(sweep.options["target"])
@@ -73,7 +73,7 @@ class Figure(Claim):
         )
 
     def draw(self, finding: Finding, path: Path) -> None:
-        """Both against the loss."""
+        """Draw the critical batch and the noise scale, in tokens, against the validation loss."""
         figure, (axis,) = panels(1, 1, width=7.5, height=5.2)
         told = [row for row in finding.rows if row["critical"] is not None]
         noisy = [row for row in finding.rows if row["noise"] is not None]
@@ -110,14 +110,14 @@ class Figure(Claim):
 
 
 def updates_to(run: Run, loss: float) -> float:
-    """How many updates a run took to a loss that it passed on its way; infinity if it did not."""
+    """Counts the updates that a run took to reach a loss; infinity if it did not reach it."""
     curve = run.curve(only_arm(run)["name"], "validation")
     found = first_reaching([record["update"] for record in curve], [record["loss"] for record in curve], loss)
     return math.inf if found is None else found
 
 
 def estimates_at(run: Run, loss: float) -> tuple[float, float] | None:
-    """(|G|², tr Σ of an example) as estimated where a run passed a loss; None if it did not, too soon, or had none."""
+    """Reads a run's estimates of (|G|², tr Σ of one example) at a loss; None if reached too early or not at all."""
     updates = updates_to(run, loss)
     if not FEWEST_UPDATES <= updates < math.inf:
         return None
@@ -128,12 +128,12 @@ def estimates_at(run: Run, loss: float) -> tuple[float, float] | None:
 
 
 def noise_at(runs: Sequence[Run], loss: float) -> float | None:
-    """The noise scale of runs where they passed a loss, in tokens: the ratio of means; None if it is not known."""
+    """Computes the noise scale at a loss over several runs, in tokens, as a ratio of means; None if not known."""
     return ratio_of_means([estimates for run in runs if (estimates := estimates_at(run, loss)) is not None])
 
 
 def row_at(loss: float, tuned: Sequence[Tuned]) -> dict[str, Any]:
-    """Critical batch and noise scale at one loss."""
+    """Makes the table's row for one loss: the critical batch and the noise scale there, in tokens."""
     points = [(own.batch * CONTEXT, updates_to(run, loss)) for own in tuned for run in own.runs]
     reached = [point for point in points if math.isfinite(point[1])]
     fitted = fit(*zip(*reached, strict=True)) if reached else None
@@ -155,7 +155,7 @@ def row_at(loss: float, tuned: Sequence[Tuned]) -> dict[str, Any]:
 
 
 def judged(rows: Sequence[dict[str, Any]]) -> tuple[Verdict, str]:
-    """The verdict, and what it was decided by."""
+    """Decides the verdict on the claim, and puts the numbers that decided it into a sentence."""
     told = [row for row in rows if row["ratio"] is not None]
     if len(told) < 2:
         critical = sum(row["critical"] is not None for row in rows)
@@ -178,9 +178,10 @@ def judged(rows: Sequence[dict[str, Any]]) -> tuple[Verdict, str]:
 
 
 def growth(first: dict[str, float], last: dict[str, float]) -> tuple[float, float, float]:
-    """How many times as large the noise scale became, with its 95 % interval over the batch sizes that have both.
+    """Computes by which factor the noise scale grew, with its 95 % interval over the batch sizes that have both values.
 
-    Geometric mean and Student's t of the logarithms; the interval of fewer than two is everything.
+    The factor is a geometric mean, and the interval comes from Student's t of the logarithms. With fewer than two batch
+    sizes the interval is unbounded.
     """
     from scipy.special import stdtrit
 

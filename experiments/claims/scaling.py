@@ -1,4 +1,4 @@
-"""What adding workers does to throughput, over an all-reduce and over parameter servers."""
+"""The claim about what adding workers does to throughput, over an all-reduce and over parameter servers."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -24,33 +24,33 @@ from bigbatch.experiments.training.simulated import computing_on
 from bigbatch.models.sizes import model_named
 
 NETWORKS = ("ethernet-10g", "infiniband-hdr")
-"""A slow one and a fast one."""
+"""The networks that are simulated: a slow one and a fast one."""
 
 MODEL, GPU, SEQUENCES = "gpt2-small", "a100", 8
 BUCKET_BYTES = 25_000_000
 
 DELAY = 0.1
-"""Stragglers: an update's computing takes longer by a random time, exponential, of this mean in units of its own."""
+"""Mean delay of stragglers, divided by the update's computing time: an exponential random time is added to it."""
 
 SPAN = 4
-"""Growth is looked at over the last factor of so many in the number of workers."""
+"""Factor in the number of workers, up to the largest number, over which growth is measured."""
 
 BOUND = 1.25
-"""Times 2nβ that an all-reduce may add to an update: what is beyond 1 is for latency and adding."""
+"""Largest time that an all-reduce may add to an update, in units of 2nβ; what is above 1 is for latency and adding."""
 
 GROWS, STOPS = 0.75, 0.25
-"""What grows in proportion has an exponent of 1, what has stopped one of 0: nearer to one of them than halfway."""
+"""Least exponent of something that grows with the workers (ideally 1), and largest of something that does not (0)."""
 
 
 @dataclass(frozen=True)
 class Way:
-    """A way to combine gradients.
+    """One of the compared ways to combine gradients, with what is claimed of it.
 
     Attributes:
-        strategy: its name.
-        servers: how many there are for a number of workers.
-        bounded: whether it is said to add at most 2nβ.
-        stops: whether throughput is said to stop growing.
+        strategy: name of the strategy.
+        servers: the number of servers for a number of workers.
+        bounded: whether it is claimed to add at most 2nβ seconds to an update.
+        stops: whether its throughput is claimed to stop growing with the workers.
     """
 
     strategy: str
@@ -94,7 +94,7 @@ class Figure(Claim):
     trains = False
 
     def examine(self) -> Finding:
-        """Simulate every way on both networks, without stragglers and, for some seeds, with them."""
+        """Simulate every way on both networks, without stragglers and, for several seeds, with stragglers."""
         most, seeds, updates = (32, 2, 2) if self.quick else (64, 5, 8)
         workers = [1 << power for power in range(1, most.bit_length())]
         load = workload()
@@ -129,19 +129,28 @@ class Figure(Claim):
         )
 
     def draw(self, finding: Finding, path: Path) -> None:
-        """Three panels for each network: efficiency, throughput, and what an exchange adds."""
+        """Draw three panels for each network: efficiency, throughput, and the time that the exchange adds."""
         draw_networks(finding, path)
 
 
 def workload() -> Workload:
-    """What every worker does in an update."""
+    """Makes the workload of every worker in an update: `SEQUENCES` sequences of `MODEL` on one `GPU`."""
     size = model_named(MODEL)
     assert size.context is not None, "a language model has a context"
     return Workload(size, SEQUENCES * size.context, computing_on(GPU, size.flops_per_token), BUCKET_BYTES, overlap=True)
 
 
 def row_of(name: str, network: Network, workers: int, load: Workload, seeds: int, updates: int) -> dict[str, Any]:
-    """One way on one number of workers."""
+    """Simulates one way to combine gradients on one number of workers, and makes the table's row for it.
+
+    Args:
+        name: the way's name in `WAYS`.
+        network: the network between the ranks.
+        workers: number of workers.
+        load: what every worker does in an update.
+        seeds: number of seeds to simulate with stragglers.
+        updates: number of updates in each simulation.
+    """
     way = WAYS[name]
     servers = way.servers(workers)
 
@@ -174,19 +183,19 @@ def row_of(name: str, network: Network, workers: int, load: Workload, seeds: int
 
 
 def exponent(first: float, last: float, factor: float) -> float:
-    """e, if something that was `first` has become `last` = `first` · `factor`^e."""
+    """Solves `last` = `first` · `factor`^e for e, the exponent of growth."""
     return math.log(last / first) / math.log(factor)
 
 
 def exponents(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each network and way, the growth over the last factor of `SPAN` in workers.
+    """Measures the growth over the last factor of `SPAN` in workers, for each network and way.
 
     Args:
-        rows: as `row_of` has them; for each network and way, one of the most workers and one of a `SPAN`th of them.
+        rows: rows of `row_of`; for each network and way, one must have the most workers and one a `SPAN`th of them.
 
     Returns:
-        network, way, bounded, stops, from and to how many workers, throughput's exponent for each seed, that of what
-        an exchange adds, and the most that it adds anywhere, in units of 2nβ.
+        For each network and way: network, way, bounded, stops, the two numbers of workers, throughput's exponent for
+        each seed, the exponent of the added time, and the largest added time at any number of workers in units of 2nβ.
     """
     found = []
     for network, way in dict.fromkeys((row["network"], row["way"]) for row in rows):
@@ -210,7 +219,7 @@ def exponents(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def judged(rows: Sequence[dict[str, Any]]) -> tuple[Verdict, str]:
-    """The verdict, and what it was decided by; of rows as `row_of` has them."""
+    """Decides the verdict on the claim from rows of `row_of`, and puts the numbers that decided it into a sentence."""
     grown = exponents(rows)
     wrong, split, sentences = [], [], []
     for own in grown:
@@ -242,7 +251,7 @@ def judged(rows: Sequence[dict[str, Any]]) -> tuple[Verdict, str]:
 
 
 def draw_networks(finding: Finding, path: Path) -> None:
-    """Draw what was found, a line of panels for each network."""
+    """Draw the finding to a PNG file, with a row of panels for each network."""
     networks = list(dict.fromkeys(row["network"] for row in finding.rows))
     figure, axes = panels(len(networks), 3, width=16.0, height=0.6 + 4.2 * len(networks))
     ends: dict[Axes, Sequence[End]] = {}

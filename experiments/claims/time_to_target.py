@@ -1,4 +1,4 @@
-"""What a loss takes in time and in money, and whether the two halves of the prediction hold when put together."""
+"""The claim about the time and the cost of reaching a loss: updates times seconds per update, checked by training."""
 
 import math
 from collections.abc import Sequence
@@ -38,10 +38,10 @@ WORKERS, MICRO_BATCHES, ACCUMULATIONS = (1, 2, 4, 8, 16), (1, 2, 4, 8, 16, 32), 
 BUCKET_BYTES = 25 * 2**20
 
 UNSEEN = 100
-"""The first seed of which the sweep has seen nothing: the order of the data depends on the seed alone."""
+"""The first seed that the sweep does not use, so that its order of the data is new."""
 
 CLOSE = 0.25
-"""How far a whole training may be from what was predicted of it, relatively."""
+"""Largest relative difference between a training's time and its prediction that counts as held."""
 
 
 class Figure(Claim):
@@ -109,7 +109,7 @@ class Figure(Claim):
         return [runs[first : first + len(seeds)] for first in range(0, len(runs), len(seeds))]
 
     def draw(self, finding: Finding, path: Path) -> None:
-        """The front, with what was trained."""
+        """Draw the predicted front of time and cost, with the times of the whole trainings."""
         draw_times(finding, path)
 
 
@@ -129,7 +129,7 @@ COLUMNS = (
 
 
 def cluster_of(sweep: Sweep) -> Deployment:
-    """What the sweep's model would train on."""
+    """Describes the cluster on which the sweep's model is planned: a laptop's core per worker, over `NETWORK`."""
     size = own_size(*(int(sweep.options[name]) for name in ("vocabulary", "context", "layers", "width")))
     computing = computing_on(CORE, size.flops_per_token)
     return Deployment(size, network_named(NETWORK), computing, BUCKET_BYTES, overlap=True)
@@ -138,7 +138,7 @@ def cluster_of(sweep: Sweep) -> Deployment:
 def predicted(
     cluster: Deployment, tradeoff: Tradeoff, batches: Sequence[int]
 ) -> tuple[list[Candidate], list[Candidate]]:
-    """All combinations that make one of those batches, in examples, and the front of them."""
+    """Predicts all combinations whose batch is one of `batches`, in examples; returns them and their front."""
     everything = candidates(cluster, tradeoff, STRATEGIES, WORKERS, (1,), MICRO_BATCHES, ACCUMULATIONS)
     tokens = {batch * cluster.size.context for batch in batches}
     front, found = exact_front(cluster, tradeoff, [one for one in everything if one.batch in tokens])
@@ -146,13 +146,21 @@ def predicted(
 
 
 def along(front: Sequence[Candidate], count: int) -> list[Candidate]:
-    """As many of the front as asked for, from end to end."""
+    """Picks `count` candidates of the front, evenly spread from end to end; fewer if the front is shorter."""
     places = np.unique(np.linspace(0, len(front) - 1, count).round().astype(int))
     return [front[place] for place in places]
 
 
 def simulated_point(sweep: Sweep, base: dict[str, Any], tuned: dict[int, Tuned], one: Candidate, seed: int) -> Point:
-    """The whole training of one combination on a simulated clock."""
+    """Makes the point that trains one combination to the loss on a simulated clock.
+
+    Args:
+        sweep: the sweep that was tuned.
+        base: options of every point, such as the user's own text.
+        tuned: results of the sweep, by batch size in examples.
+        one: the combination.
+        seed: seed of the training.
+    """
     context = int(sweep.options["context"])
     own = tuned[one.batch // context]
     patience = SEED_ALLOWANCE * min(own.reached)
@@ -172,7 +180,7 @@ def simulated_point(sweep: Sweep, base: dict[str, Any], tuned: dict[int, Tuned],
 
 
 def row_of(one: Candidate, runs: Sequence[Run]) -> dict[str, Any]:
-    """What was predicted of a combination, and what its trainings took."""
+    """Makes the table's row for one combination: the predicted time and the times of its trainings, in seconds."""
     seconds = [only_arm(run)["seconds_to_target"] for run in runs]
     reached = [value for value in seconds if value is not None]
     mean = float(np.exp(np.mean(np.log(reached)))) if len(reached) == len(runs) else None
@@ -195,7 +203,7 @@ def row_of(one: Candidate, runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def factor_of(seconds: Sequence[float]) -> float:
-    """By what to multiply and divide their geometric mean for its 95 % interval; infinity for fewer than two."""
+    """Computes the factor of the 95 % interval around the geometric mean of times; infinity for fewer than two."""
     from scipy.special import stdtrit
 
     if len(seconds) < 2:
@@ -205,7 +213,7 @@ def factor_of(seconds: Sequence[float]) -> float:
 
 
 def judged(rows: Sequence[dict[str, Any]], best: Candidate) -> tuple[Verdict, str]:
-    """The verdict, and what it was decided by."""
+    """Decides the verdict on the claim, and puts the numbers that decided it into a sentence."""
     ratios = [row["ratio"] for row in rows if row["ratio"] is not None]
     if len(ratios) < len(rows):
         return Verdict.UNTOLD, f"{len(rows) - len(ratios)} of {len(rows)} trainings did not reach the loss."
@@ -226,7 +234,7 @@ def judged(rows: Sequence[dict[str, Any]], best: Candidate) -> tuple[Verdict, st
 
 
 def draw_times(finding: Finding, path: Path) -> None:
-    """Draw the front of `plan`, and on it the times that whole trainings took."""
+    """Draw the front as `plan` does to a PNG file, with the times of the whole trainings."""
     front = [Candidate(**one) for one in finding.details["front"]]
     if not front:
         from bigbatch.experiments.figures.style import panels

@@ -1,7 +1,8 @@
-"""The command line: one file a command. Only these modules print results or exit.
+"""The command line: one file per command. Only these modules print results or exit.
 
-A command is a click command in the module of its name, found here by looking; another package adds its own in the
-entry-point group "bigbatch.commands". A folder with a strategy's name holds the commands below that strategy's.
+A command is a click command in the module of its name, and every module here is found by itself. Another package adds
+its commands in the entry-point group "bigbatch.commands". A folder with a strategy's name holds that strategy's
+subcommands.
 """
 
 import pkgutil
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     import click
 
 SHARED = ("experiment", "main", "options", "output", "ranks")
-"""Modules here that are no commands."""
+"""Modules in this folder that are not commands."""
 
 
 def _found(folder: Path, package: str) -> dict[str, str]:
@@ -23,11 +24,11 @@ def _found(folder: Path, package: str) -> dict[str, str]:
 
 
 COMMANDS = Registry("command", "bigbatch.commands", _found(Path(__file__).parent, __name__))
-"""All commands but those that are strategies' names."""
+"""All commands except those that are names of strategies."""
 
 
 def subcommands(strategy: str) -> dict[str, "click.Command"]:
-    """The commands below a strategy's own, by name."""
+    """Imports the subcommands of a strategy's command, by name; empty if it has none."""
     folder = Path(__file__).parent / strategy
     if not folder.is_dir():
         return {}

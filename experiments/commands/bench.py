@@ -16,13 +16,13 @@ if TYPE_CHECKING:  # whoever only asks for help must not wait for what prints ta
 
 @dataclass(frozen=True)
 class BenchSettings(Options):
-    """What is measured.
+    """The options of `bench`: which all-reduces and servers are measured, and with which sizes.
 
     Attributes:
-        bytes: sizes of the buffers.
-        algorithms: names of all-reduces; None for all that can run.
-        servers: numbers of servers to measure synchronous updates through.
-        seconds: about how long to measure each size.
+        bytes: sizes of the buffers, in bytes.
+        algorithms: names of the all-reduces; None for all that can run here.
+        servers: numbers of servers to measure synchronous updates through; None for none.
+        seconds: about how many seconds to spend on each size.
     """
 
     title: ClassVar[str] = "Bench"

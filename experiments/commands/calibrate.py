@@ -1,4 +1,4 @@
-"""`bigbatch-exp calibrate`: this machine as a network."""
+"""`bigbatch-exp calibrate`: measures this machine and describes it as a network for the simulator."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +17,11 @@ if TYPE_CHECKING:  # whoever only asks for help must not wait for what prints ta
 
 @dataclass(frozen=True)
 class CalibrationSettings(Options):
-    """How this machine is measured.
+    """The options of `calibrate`: how this machine is measured, and where the network is kept.
 
     Attributes:
-        seconds: about how long everything takes.
-        memory: bytes that each rank works through.
+        seconds: about how many seconds to spend in all.
+        memory: bytes of memory that each rank works through.
         network: the file to write, or None for the one in the cache that `this-machine` names.
         deadline: seconds after which a wait gives up.
     """

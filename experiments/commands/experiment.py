@@ -11,7 +11,7 @@ from bigbatch.experiments.training.settings import Request, Settings, own_option
 
 
 def strategy_command(name: str) -> click.Command:
-    """The command that runs an experiment over a strategy.
+    """Makes the command that runs an experiment over a strategy.
 
     Raises:
         ConfigurationError: there is no such strategy.
@@ -28,11 +28,11 @@ def strategy_command(name: str) -> click.Command:
 
 
 OUTPUT = flags([OutputSettings])
-"""The options about an experiment's results."""
+"""The options that say where an experiment's results go."""
 
 
 def run_strategy(request: Request, output: OutputSettings) -> None:
-    """Run an experiment in the processes there are, or start them first, and present it."""
+    """Run an experiment in the processes that a launcher started, or start them first; then present the results."""
     from bigbatch.experiments import api
     from bigbatch.experiments.commands.output import present, report
     from bigbatch.experiments.runs.table import verdict

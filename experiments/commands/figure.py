@@ -1,4 +1,4 @@
-"""`bigbatch-exp figure`: a claim about batches and their cost, examined here."""
+"""`bigbatch-exp figure`: examines a claim about batches and their cost on this machine."""
 
 import sys
 import time
@@ -23,22 +23,22 @@ if TYPE_CHECKING:  # whoever only asks for help must not wait for torch
     from bigbatch.experiments.laboratory.claim import Claim, Finding
 
 ALL = "all"
-"""The word for every figure that is known without a file."""
+"""The word on the command line for every registered figure."""
 
 RUNS, FIGURES = Path("runs") / "points", Path("runs") / "figures"
 
 
 @dataclass(frozen=True)
 class FigureSettings(Options):
-    """How a claim is examined.
+    """The options of `figure`: how a claim is examined, and where its runs and figures are kept.
 
     Attributes:
-        quick: whether in its smallest form.
+        quick: whether to examine the claim in its smallest form.
         text: the user's own text, or None for the task's default.
-        processes: how many train at a time, or None for as many as there are cores.
-        runs: where all runs lie, and are found again.
-        out: below it, each figure has its folder.
-        json: whether to print what was found instead of a table.
+        processes: number of processes that train at a time, or None for as many as there are cores.
+        runs: the folder in which all runs are kept and found again.
+        out: the folder below which each figure has a folder of its own.
+        json: whether to print the findings as JSON instead of a table.
     """
 
     title: ClassVar[str] = "Figure"
@@ -98,24 +98,24 @@ def figure(settings: FigureSettings, names: tuple[str, ...]) -> None:
 
 
 def claims_named(names: Sequence[str]) -> dict[str, type["Claim"]]:
-    """The figures of those names, each once; `all` stands for every figure that is known without a file.
+    """Loads figures by name, each once; `all` stands for every registered figure.
 
     Raises:
-        ConfigurationError: there is none of that name.
+        ConfigurationError: there is no figure of one of the names.
     """
     chosen = [own for name in names for own in (CLAIMS.names() if name == ALL else [name])]
     return {name: CLAIMS.load(name) for name in chosen}
 
 
 def check_trains(claims: dict[str, type["Claim"]], given: dict[str, Any]) -> None:
-    """Refuse options about training if no figure trains.
+    """Refuse options about training if none of the figures trains anything.
 
     Args:
-        claims: the figures.
-        given: such options -> their values; None for what was left out.
+        claims: the figures, by name.
+        given: options about training and their values; None for an option that was left out.
 
     Raises:
-        ConfigurationError: one was given, and no figure trains.
+        ConfigurationError: such an option was given, and no figure trains.
     """
     words = [option for option, value in given.items() if value is not None]
     if words and not any(claim.trains for claim in claims.values()):
@@ -127,7 +127,7 @@ def check_trains(claims: dict[str, type["Claim"]], given: dict[str, Any]) -> Non
 
 @contextmanager
 def going_on() -> Iterator[None]:
-    """Say after Ctrl-C that nothing is lost."""
+    """Catch Ctrl-C during the work, say that the same command continues from what is done, and raise it again."""
     try:
         yield
     except KeyboardInterrupt:
@@ -136,7 +136,7 @@ def going_on() -> Iterator[None]:
 
 
 def print_finding(printer: "Console", name: str, claim: "Claim", finding: "Finding", folder: Path) -> None:
-    """Print what was claimed, by whom, what was run, the numbers, and the verdict."""
+    """Print a finding: what was claimed and by whom, what was run, the numbers, and the verdict."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -162,7 +162,7 @@ def print_finding(printer: "Console", name: str, claim: "Claim", finding: "Findi
 
 
 def table_of(finding: "Finding") -> "Table":
-    """The table of a finding."""
+    """Makes the table of a finding's rows for the terminal, with numbers aligned at the right."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table

@@ -1,4 +1,4 @@
-"""`bigbatch-exp figures`: the claims that can be examined."""
+"""`bigbatch-exp figures`: lists the claims that can be examined."""
 
 from typing import TYPE_CHECKING
 

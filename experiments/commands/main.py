@@ -1,4 +1,4 @@
-"""The program `bigbatch-exp`: a strategy's name runs an experiment over it, and other words are other commands."""
+"""The program `bigbatch-exp`: a strategy's name runs an experiment over it, and other words name other commands."""
 
 import sys
 from typing import NoReturn
@@ -15,16 +15,16 @@ from bigbatch.experiments.commands.options import WIDTH
 
 
 class Commands(click.Group):
-    """Strategies by name, then the other commands; an unknown word is answered with the known ones.
+    """The group of all commands: strategies by name, then the other commands; an error on an unknown word lists them.
 
-    A command's module is imported when it is called, and a strategy's when it runs, so that help comes at once.
+    A command's module is imported when the command is called, and a strategy's when it runs, so that --help is quick.
     """
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:  # noqa: ARG002 - click's signature
-        """The command of that name, or the one of the strategy of that name.
+        """Loads the command of this name, or makes the command of the strategy of this name.
 
         Raises:
-            ConfigurationError: there is neither; says what there is.
+            ConfigurationError: there is neither; the message lists what there is.
         """
         if cmd_name in COMMANDS.names():
             command: click.Command = COMMANDS.load(cmd_name)
@@ -37,26 +37,26 @@ class Commands(click.Group):
         return StrategyGroup(command, beside) if beside else command
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        """Strategies, then commands."""
+        """Lists the names of all strategies, then of all other commands."""
         return [*STRATEGIES.names(), *COMMANDS.names()]
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command a line names; the word is kept as it was written."""
+        """Finds the command that the first word names, and keeps the word as it was written."""
         name = args[0]
         if name.startswith("-"):
             return super().resolve_command(ctx, args)
         return name, self.get_command(ctx, name), args[1:]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's own signature
-        """Two lists: strategies, commands."""
+        """Writes the help's two lists: strategies and commands, each with a summary."""
         for heading, registry in (("Strategies (or FILE.py:Name)", STRATEGIES), ("Commands", COMMANDS)):
             with formatter.section(heading):
                 formatter.write_dl([(name, registry.summary(name)) for name in registry.names()], col_max=22)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """The strategies and commands that begin so, with what they say of themselves."""
+        """Lists the strategies and commands whose names start with `incomplete`, with their summaries."""
         found = [
             CompletionItem(name, help=registry.summary(name))
             for registry in (STRATEGIES, COMMANDS)
@@ -67,11 +67,11 @@ class Commands(click.Group):
 
 
 class StrategyGroup(click.Group):
-    """A strategy's command that has others below it, such as `ps serve`.
+    """A strategy's command that has subcommands, such as `ps serve`.
 
     Args:
-        own: what runs if none of those is named.
-        beside: those.
+        own: the strategy's own command, which runs if no subcommand is named.
+        beside: the subcommands by name.
     """
 
     def __init__(self, own: click.Command, beside: dict[str, click.Command]) -> None:
@@ -79,13 +79,13 @@ class StrategyGroup(click.Group):
         self._own = own
 
     def invoke(self, ctx: click.Context) -> object:
-        """The strategy itself, or the command that is named."""
+        """Runs the subcommand that is named, or else the strategy's own command."""
         if ctx.args or ctx._protected_args:
             return super().invoke(ctx)
         return self._own.invoke(ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The strategy's options under their headings, then the commands below it."""
+        """Writes the strategy's options under their headings, then its subcommands."""
         self._own.format_options(ctx, formatter)
         self.format_commands(ctx, formatter)
 
@@ -106,7 +106,7 @@ def cli() -> None:
 
 
 def main() -> NoReturn:
-    """The program: exits with 0, 1 for an error, 2 for a wrong command line, 130 for an interruption."""
+    """Runs the program; it exits with 0, 1 for an error, 2 for a wrong command line, or 130 for an interruption."""
     try:
         cli(standalone_mode=False)
         status = 0
@@ -126,7 +126,7 @@ def main() -> NoReturn:
 
 
 def speaks() -> bool:
-    """Whether this process is the one that reports what happened to all alike."""
+    """Whether this process reports errors that happen on all ranks alike: rank 0, or a process on its own."""
     from bigbatch.comm.transports.launch import detect
 
     try:

@@ -1,4 +1,4 @@
-"""Options of `bigbatch.comm.options` on a command line: flags, help in groups, configuration files, completion."""
+"""Puts options of `bigbatch.comm.options` on a command line: flags, help in groups, TOML files, completion."""
 
 import functools
 import tomllib
@@ -15,17 +15,17 @@ from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.options import File, Flag, Kind, Name, Option, Options, Several, option, options_of
 
 WIDTH = 80
-"""Columns of a help text."""
+"""Width of a help text, in columns."""
 
 
 @dataclass(frozen=True)
 class OutputSettings(Options):
-    """Where an experiment's results go.
+    """The options for an experiment's results: where they are written, and what is printed.
 
     Attributes:
         out: the run's folder, or None for a new one.
         quiet: whether to show neither progress nor a table.
-        json: whether to print the summary instead of a table.
+        json: whether to print the summary as JSON instead of a table.
     """
 
     title: ClassVar[str] = "Output"
@@ -37,11 +37,11 @@ class OutputSettings(Options):
 
 @dataclass(frozen=True)
 class FolderSettings(Options):
-    """Where the results of a measurement go.
+    """The options for a measurement's results: where they are written, and how they are printed.
 
     Attributes:
-        out: the folder, or None for a new one.
-        json: whether to print rows instead of a table.
+        out: the folder of the results, or None for a new one.
+        json: whether to print the rows as JSON instead of a table.
     """
 
     title: ClassVar[str] = "Output"
@@ -51,10 +51,10 @@ class FolderSettings(Options):
 
 
 class Value(click.ParamType[Any]):
-    """A kind of value on the command line.
+    """Makes a kind of value from `bigbatch.comm.options` a click parameter type.
 
     Args:
-        kind: reads it.
+        kind: the kind, which reads the text.
     """
 
     def __init__(self, kind: Kind) -> None:
@@ -62,18 +62,18 @@ class Value(click.ParamType[Any]):
         self.name = kind.metavar or "flag"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The value that the text stands for."""
+        """Converts the text to a value; a text that the kind refuses is an error of the command line."""
         try:
             return self.kind.read(value)
         except ValueError as error:
             self.fail(f"{value!r} {error}.", param, ctx)
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:  # noqa: ARG002 - click's signature
-        """What stands for the value in help texts."""
+        """Returns the placeholder for the value in help texts, such as FILE."""
         return self.kind.metavar
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002 - click's signature
-        """The names that begin so, or files."""
+        """Lists the names that start with `incomplete`, or asks the shell to complete files."""
         if isinstance(self.kind, Name):
             return [CompletionItem(name) for name in self.kind.names() if name.startswith(incomplete)]
         if isinstance(self.kind, Several) and isinstance(self.kind.one, Name):
@@ -83,7 +83,7 @@ class Value(click.ParamType[Any]):
 
 
 class Flagged(click.Option):
-    """An option made from a field, which knows the heading that it stands under.
+    """A click option that is made from a field of an `Options` class, and knows its heading in the help.
 
     Args:
         made_from: the field.
@@ -99,7 +99,7 @@ class Flagged(click.Option):
         super().__init__(flags, type=Value(made_from.kind), default=made_from.default, help=made_from.help)
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        """The flags, and one sentence with the choices and the default."""
+        """Returns the flags, and the help sentence with the choices and the default."""
         record = super().get_help_record(ctx)
         if record is None:
             return None
@@ -123,7 +123,7 @@ class Flagged(click.Option):
 
 
 class Command(click.Command):
-    """A command whose help stands under headings, and which shows tracebacks with --debug."""
+    """A command whose help groups options under headings, and which shows tracebacks with --debug."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
@@ -132,7 +132,7 @@ class Command(click.Command):
         )
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """A section for each heading; what has none comes last."""
+        """Writes a section of the help for each heading; options without a heading come last."""
         sections: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
@@ -146,12 +146,12 @@ class Command(click.Command):
 
 
 def flags(kinds: Sequence[type[Options]]) -> list[Flagged]:
-    """The options of a command that takes what these classes hold."""
+    """Makes click options from all fields of these classes."""
     return [Flagged(one) for kind in kinds for one in options_of(kind)]
 
 
 def takes(*kinds: type[Options]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Has a command take the options of these classes, and calls it with an object of each before anything else."""
+    """Decorates a command to take the options of these classes; it gets an object of each as its first arguments."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -171,20 +171,20 @@ def takes(*kinds: type[Options]) -> Callable[[Callable[..., Any]], Callable[...,
 
 
 def configuration() -> click.Option:
-    """The option that names a file of options."""
+    """Makes the option `--config`, which names a TOML file of options."""
     return click.Option(["--config"], **_CONFIGURATION)
 
 
 def configured(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Has a command take the option that names a file of options."""
+    """Decorates a command to take the option `--config`, which names a TOML file of options."""
     return click.option("--config", **_CONFIGURATION)(function)
 
 
 def read_configuration(context: click.Context, _: click.Parameter, path: Path | None) -> None:
-    """Take the options in a TOML file as defaults; what is on the command line goes before them.
+    """Use the options in a TOML file as defaults, which options on the command line override.
 
     Raises:
-        ConfigurationError: it cannot be read, is not TOML, names what is no option, or gives an option a wrong value.
+        ConfigurationError: the file cannot be read, is not TOML, names an unknown option, or gives one a wrong value.
     """
     if path is None:
         return
@@ -214,7 +214,7 @@ def _read_entries(context: click.Context, path: Path, entries: Mapping[str, Any]
 
 
 def given(context: click.Context, name: str) -> bool:
-    """Whether a user has chosen an option, on the command line or in a configuration."""
+    """Whether the user has set an option, on the command line or in a configuration file."""
     return context.get_parameter_source(name) not in (ParameterSource.DEFAULT, None)
 
 

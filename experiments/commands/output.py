@@ -20,26 +20,26 @@ if TYPE_CHECKING:  # whoever only asks for help must not wait for NumPy
     from bigbatch.experiments.runs.run import Run
 
 COLUMNS = 100
-"""The width of what is printed where there is no terminal to ask."""
+"""Width of the output in columns where there is no terminal."""
 
 
 def console() -> Console:
-    """Standard output, as wide as the terminal behind it."""
+    """Makes a rich console on standard output, as wide as the terminal behind it."""
     return Console(width=terminal_columns(sys.stdout) or COLUMNS, highlight=False)
 
 
 def told(speaking: bool) -> Callable[[str], None]:
-    """Says how far a measurement is, on standard error and on one rank."""
+    """Makes a function that prints progress on standard error; it prints nothing unless this rank is `speaking`."""
     return (lambda text: print(text, file=sys.stderr, flush=True)) if speaking else (lambda _: None)
 
 
 def close(folder: Path) -> None:
-    """Print the last line of every command that writes a folder: which one, and what is in it."""
+    """Print the last line of every command that writes a folder: the folder and the files in it."""
     print(f"\n{folder}/: {', '.join(sorted(entry.name for entry in folder.iterdir()))}", flush=True)
 
 
 def print_json(content: Any) -> None:
-    """Print rows, or anything else that JSON can write, as JSON."""
+    """Print rows, or any other value that JSON can write, as JSON."""
     print(json.dumps(content, indent=2), flush=True)
 
 
@@ -60,8 +60,8 @@ def report(error: Exception, rank: int | None = None) -> None:
     """Print one sentence about an error on standard error, after its traceback if the command line has --debug.
 
     Args:
-        error: what went wrong.
-        rank: the rank on which it did, if not on all alike.
+        error: the error.
+        rank: the rank on which it happened; None if it happened on all ranks alike.
     """
     debug = "--debug" in sys.argv
     if debug:
@@ -105,20 +105,20 @@ def print_table(console: Console, summaries: Sequence[dict[str, Any]]) -> None:
 
 
 def check_ending(path: Path, *endings: str) -> None:
-    """Refuse a file whose name ends otherwise than its kind of file does.
+    """Refuse a file whose name does not end in one of `endings`.
 
     Raises:
-        ConfigurationError: it does.
+        ConfigurationError: the name has another ending.
     """
     if path.suffix.lower() not in endings:
         raise ConfigurationError(f"{path} would be another kind of file: name one that ends in {endings[0]}.")
 
 
 def write(path: Path, make: Callable[[], object]) -> None:
-    """Have a file written, and print its name.
+    """Call `make` to write the file at `path`, and print the file's name.
 
     Raises:
-        ConfigurationError: it cannot be written.
+        ConfigurationError: the file cannot be written.
     """
     from bigbatch.experiments.runs.run import make_folder
 

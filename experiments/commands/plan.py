@@ -1,4 +1,4 @@
-"""`bigbatch-exp plan`: how many workers, how large a batch and which strategy a target is worth."""
+"""`bigbatch-exp plan`: how many workers, how large a batch and which strategy to use to reach a loss."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -60,7 +60,14 @@ def _draw(folder: Path, found: "Plan") -> None:
 
 
 def print_front(printer: "Console", front: "Sequence[Candidate]", best: "Candidate", price: float | None) -> None:
-    """Print a line for each row of the front, the recommended one marked."""
+    """Print a line for each candidate on the front, with a mark at the recommended one.
+
+    Args:
+        printer: the console.
+        front: the candidates, fastest first.
+        best: the recommended candidate.
+        price: price of a GPU-hour; None leaves the column of prices out.
+    """
     from bigbatch.experiments.commands.output import new_table
     from bigbatch.experiments.planning.plan import duration
 

@@ -1,4 +1,4 @@
-"""`bigbatch-exp plot`: the losses of any runs in one figure."""
+"""`bigbatch-exp plot`: draws the losses of any runs in one figure."""
 
 import sys
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ AXES = ("tokens", "updates", "seconds")
 
 @dataclass(frozen=True)
 class PlotSettings(Options):
-    """What is drawn.
+    """The options of `plot`: what losses are drawn against, and the file of the figure.
 
     Attributes:
-        by: the only horizontal axis, or None for a panel for each.
-        out: the figure.
+        by: the only horizontal axis, "tokens", "updates" or "seconds"; None for a panel for each.
+        out: the PNG file to write.
     """
 
     title: ClassVar[str] = "Plot"

@@ -1,4 +1,4 @@
-"""`bigbatch-exp race`: whole trainings in turns, beside torch's own way and beside no exchange at all."""
+"""`bigbatch-exp race`: compares the training speed of strategies, DistributedDataParallel and no exchange."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ if TYPE_CHECKING:  # whoever only asks for help must not wait for what prints ta
 
 @dataclass(frozen=True)
 class RaceSettings(Options):
-    """What is trained, and how often.
+    """The options of `race`: the size of the batches, and how many turns each contestant takes.
 
     Attributes:
         micro_batch: examples that a rank computes at once.
         context: tokens in an example.
-        turns: of each contestant, ten updates each.
-        json: whether to print rows instead of a table.
+        turns: number of turns of each contestant, of ten updates each.
+        json: whether to print the rows as JSON instead of a table.
     """
 
     title: ClassVar[str] = "Race"

@@ -1,4 +1,4 @@
-"""Commands that measure on several ranks: the options they share, and the wires between the ranks."""
+"""What commands that measure on several ranks share: their options, and the transport between the ranks."""
 
 import sys
 from collections.abc import Iterator
@@ -15,16 +15,16 @@ if TYPE_CHECKING:  # whoever only asks for help must not wait for NumPy
     from bigbatch.comm.wires.transport import Transport
 
 RANKS_MEASURED = 2
-"""How many ranks are started if nothing else is said."""
+"""Number of ranks that are started by default."""
 
 
 @dataclass(frozen=True)
 class RankSettings(Options):
-    """The ranks that measure.
+    """The options for the ranks that measure: how many there are, and how they are grouped.
 
     Attributes:
-        workers: how many to start; None for `RANKS_MEASURED`.
-        node_size: ranks to treat as one machine, or None for those that are.
+        workers: number of ranks to start; None for `RANKS_MEASURED`.
+        node_size: number of ranks to treat as one machine; None for those that share one.
         deadline: seconds after which a wait gives up.
     """
 
@@ -47,11 +47,11 @@ class RankSettings(Options):
 
 @contextmanager
 def ranks_of(settings: RankSettings, servers: int = 0) -> Iterator[tuple["Transport", "Launch"]]:
-    """The wires between the ranks that a launcher started; without a launcher, become one.
+    """Connects the ranks that a launcher started; without a launcher, this process becomes one and starts them.
 
     Args:
-        settings: how many ranks, and how they wait.
-        servers: how many ranks are started besides.
+        settings: number of ranks, how they are grouped, and how long they wait.
+        servers: number of ranks to start in addition.
     """
     from bigbatch.comm.strategies import STRATEGIES
     from bigbatch.comm.transports.launch import Launcher, detect
@@ -78,7 +78,7 @@ def refuse_launchers(what: str) -> None:
     """Refuse to run in processes that a launcher started.
 
     Args:
-        what: why, as the first half of a sentence: "validate starts the processes that it measures itself".
+        what: the reason, as the first half of a sentence: "validate starts the processes that it measures itself".
 
     Raises:
         LaunchError: a launcher started this process.

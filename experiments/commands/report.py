@@ -1,4 +1,4 @@
-"""`bigbatch-exp report`: one HTML page about any runs."""
+"""`bigbatch-exp report`: writes one HTML page about any runs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +12,10 @@ from bigbatch.experiments.commands.options import Command, Value, takes
 
 @dataclass(frozen=True)
 class ReportSettings(Options):
-    """Where the page goes.
+    """The options of `report`.
 
     Attributes:
-        out: the page.
+        out: the HTML file to write.
     """
 
     title: ClassVar[str] = "Report"

@@ -1,4 +1,4 @@
-"""`bigbatch-exp show`: an algorithm's rounds, printed and drawn."""
+"""`bigbatch-exp show`: prints and draws the rounds of an all-reduce algorithm."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +14,14 @@ from bigbatch.experiments.commands.options import Command, Value, takes
 
 @dataclass(frozen=True)
 class ShowSettings(Options):
-    """What is shown of the rounds.
+    """The options of `show`: the ranks and the buffer, and what is printed and drawn.
 
     Attributes:
-        ranks: how many there are.
-        bytes: size of the buffer.
-        node_size: ranks on a machine, or None if all share one.
-        proof: whether to print how every contribution arrives.
-        account: whether to print messages and bytes of every rank.
+        ranks: number of ranks.
+        bytes: size of the buffer, in bytes.
+        node_size: number of ranks on a machine, or None if all share one.
+        proof: whether to print how every contribution arrives at every rank.
+        account: whether to print the messages and bytes of every rank.
         gif: whether to animate the rounds.
         out: folder of the figures, or None for one named after the algorithm.
     """

@@ -1,4 +1,4 @@
-"""`bigbatch-exp simulate`: step time, throughput and scaling of clusters that nobody has at hand."""
+"""`bigbatch-exp simulate`: update time, throughput and scaling of a large model on simulated clusters."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,10 +19,10 @@ if TYPE_CHECKING:  # whoever only asks for help must not wait for NumPy
 
 MAP_WORKERS = (4, 8, 16, 32, 64, 128, 256, 512)
 MAP_BANDWIDTHS = (1e9 / 8, 10e9 / 8, 25e9 / 8, 100e9 / 8, 400e9 / 8)
-"""What the map of crossovers is drawn over; bandwidths in bytes a second."""
+"""The bandwidths of a port, in bytes per second, that the crossover map is drawn over."""
 
 MOST_TRACED = 4
-"""Ranks in the timeline; more cannot be read."""
+"""Largest number of ranks in the timeline; more could not be read."""
 
 
 @click.command(cls=Command)
@@ -75,7 +75,14 @@ def simulate(request: SimulationRequest, output: FolderSettings, strategies: tup
 
 
 def bare(rows: Sequence[dict[str, Any]], network: "Network", nbytes: int, output: FolderSettings) -> None:
-    """Print how long one sum of so many bytes takes."""
+    """Print how long one sum takes with each strategy and number of workers, and its bus bandwidth.
+
+    Args:
+        rows: the simulated sums; see `bigbatch.experiments.planning.simulate.bare_row`.
+        network: the simulated network.
+        nbytes: size of the sum, in bytes.
+        output: the options that say how to print.
+    """
     from bigbatch.experiments.commands.output import console, new_table, print_json
     from bigbatch.experiments.measuring.bench import size_label
 
@@ -102,7 +109,7 @@ def draw_all(
     first: str,
     request: SimulationRequest,
 ) -> None:
-    """Draw how strategies scale, where a server beats a ring, and one update of the first strategy."""
+    """Draw how strategies scale, where a server beats a ring, and the timeline of one update of the first strategy."""
     from bigbatch.comm.tracing.perfetto import write_trace
     from bigbatch.experiments.figures.simulation import draw_crossover, draw_scaling
     from bigbatch.experiments.figures.timeline import draw_timeline
@@ -124,7 +131,7 @@ def draw_all(
 
 
 def print_rows(printer: "Console", rows: "Sequence[Row]") -> None:
-    """Print a line for each strategy and number of workers: milliseconds an update, and what is in them."""
+    """Print a line for each strategy and number of workers: milliseconds per update, and how they are spent."""
     from bigbatch.experiments.commands.output import new_table
 
     heads = ("strategy", "workers", "ms", "computing", "moving", "waiting", "ktok/s", "efficiency", "port, MB")

@@ -1,4 +1,4 @@
-"""`bigbatch-exp targets`: how fast everything is meant to be, and how fast it is."""
+"""`bigbatch-exp targets`: measures speeds and compares them with the ratios that they are meant to reach."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""`bigbatch-exp timeline`: what every rank did when, drawn from a trace."""
+"""`bigbatch-exp timeline`: draws from a trace what every rank did when."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +12,12 @@ from bigbatch.experiments.commands.options import Command, Value, takes
 
 
 class Range(Kind):
-    """A range of whole numbers from 1."""
+    """The kind of value that is a range of whole numbers from 1, such as 2..4."""
 
     metavar = "FIRST..LAST"
 
     def read(self, value: Any) -> tuple[int, int]:
-        """Both ends, as in "2..4" -> (2, 4) and "3" -> (3, 3)."""
+        """Reads both ends of a range: "2..4" -> (2, 4), "3" -> (3, 3)."""
         if isinstance(value, tuple):
             return value
         first, _, last = str(value).partition("..")
@@ -29,14 +29,14 @@ class Range(Kind):
 
 @dataclass(frozen=True)
 class TimelineSettings(Options):
-    """Which part of the trace is drawn.
+    """The options of `timeline`: which part of the trace is drawn, chosen by updates or by time.
 
     Attributes:
-        arm: whose updates, or None for the first arm's.
-        updates: which, or None for the second.
-        since: instead, from when, in seconds of the trace ...
-        until: ... to when.
-        out: the figure, or None for timeline.png in the run's folder.
+        arm: the arm whose updates are drawn, or None for the first arm.
+        updates: the first and the last update to draw, from 1; None for the second update alone.
+        since: the time to start from instead, in seconds of the trace; None for its start.
+        until: the time to stop at instead, in seconds of the trace; None for its end.
+        out: the PNG file to write, or None for timeline.png in the run's folder.
     """
 
     title: ClassVar[str] = "Timeline"

@@ -1,4 +1,4 @@
-"""`bigbatch-exp tune`: which all-reduce is the fastest here, for `auto`."""
+"""`bigbatch-exp tune`: measures which all-reduce is the fastest here, for the strategy `auto`."""
 
 import click
 

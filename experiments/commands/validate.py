@@ -1,4 +1,4 @@
-"""`bigbatch-exp validate`: predictions of the simulator against this machine."""
+"""`bigbatch-exp validate`: compares the simulator's predictions with measurements on this machine."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ if TYPE_CHECKING:  # whoever only asks for help must not wait for what prints ta
 
 @dataclass(frozen=True)
 class ValidationSettings(Options):
-    """What is predicted and measured.
+    """The options of `validate`: what is predicted and measured.
 
     Attributes:
-        bytes: sizes of buffers.
+        bytes: sizes of the buffers, in bytes.
         ranks: numbers of workers to predict.
-        seconds: for each calibration and size.
+        seconds: seconds to spend on each calibration and each size.
         deadline: seconds after which a wait gives up.
     """
 

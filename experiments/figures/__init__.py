@@ -1,1 +1,1 @@
-"""Figures, drawn from runs and never from memory."""
+"""Figures, which are drawn from the files of runs and measurements."""

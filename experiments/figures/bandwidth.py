@@ -13,16 +13,16 @@ from bigbatch.experiments.measuring.bench import size_label
 MARKERS = "osD^vPX*<>"
 
 SERVERS, LIGHTER = "#222222", "#777777"
-"""Servers are black, and each number of them has a kind of line; their bounds are lighter."""
+"""Colours of the lines of servers and of their bounds; each number of servers has its own line style."""
 
 
 def draw_bench(rows: Sequence[dict[str, Any]], memory: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw the rows of a bench, as `as_json` gives them, to a PNG file.
 
     Args:
-        rows: of one number of ranks; those of servers with their incast bound.
-        memory: a row for every size, of what memory allows.
-        path: of the file.
+        rows: the measurements on one number of ranks; rows of servers hold their incast bound too.
+        memory: a row for every size, with the time that memory bandwidth alone would allow.
+        path: the PNG file to write.
     """
     ranks = rows[0]["ranks"]
     figure, (time, bus) = panels(1, 2, width=12, height=5)
@@ -86,7 +86,7 @@ def _scales(axis: Axes, title: str, label: Any) -> None:
 
 
 def seconds_label(value: float) -> str:
-    """A time in the unit that suits it: 0.001 is "1 ms"."""
+    """Formats a time in seconds in the unit that suits it: 0.001 is "1 ms"."""
     for unit, factor in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
         if value >= factor:
             return f"{value / factor:g} {unit}"

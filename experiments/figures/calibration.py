@@ -1,4 +1,4 @@
-"""The figures of this machine as a network: measured messages with their fit, and predictions against the truth."""
+"""The figures of `calibrate` and `validate`: measured messages with their fit, and predictions with measurements."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,8 +26,8 @@ def draw_calibration(summary: dict[str, Any], path: Path) -> None:
     """Draw measured points and the fit, as time and as bandwidth, to a PNG file.
 
     Args:
-        summary: as `calibrated` gives it.
-        path: of the file.
+        summary: the summary that `calibrated` makes.
+        path: the PNG file to write.
     """
     figure, (time, bandwidth) = panels(1, 2, width=12, height=5)
     rows = summary["rows"]
@@ -110,8 +110,8 @@ def draw_validation(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw predictions against measurements, and the signed errors, to a PNG file.
 
     Args:
-        rows: as `compared` gives them.
-        path: of the file.
+        rows: the rows that `compared` makes.
+        path: the PNG file to write.
     """
     figure, (against, errors) = panels(1, 2, width=12, height=5)
     names = list(dict.fromkeys(row["algorithm"] for row in rows))

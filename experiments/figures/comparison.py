@@ -1,4 +1,4 @@
-"""The comparison figure: throughput, where the time goes, loss against tokens, loss against seconds; noise scale."""
+"""The comparison figure: throughput, where the time goes, loss against tokens and seconds, and the noise scale."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,10 +13,10 @@ from bigbatch.experiments.runs.run import Run
 
 
 def comparison(runs: Sequence[Run]) -> Figure:
-    """Draw one run, or several of the same arms.
+    """Draw the comparison figure of one run, or of several runs with the same arms.
 
     Args:
-        runs: finished runs; each arm has a colour, each run a kind of line. With one arm alone, runs have colours too.
+        runs: finished runs; each arm has a colour, each run a line style. With only one arm, each run has a colour too.
     """
     bars = [(run, arm) for run in runs for arm in run.summary["arms"]]
     several = len(runs) > 1
@@ -65,7 +65,7 @@ def comparison(runs: Sequence[Run]) -> Figure:
 
 
 def draw_comparison(runs: Sequence[Run], path: Path) -> None:
-    """Draw what `comparison` has to a PNG file."""
+    """Write the comparison figure of runs to a PNG file."""
     comparison(runs).savefig(path)
 
 
@@ -181,7 +181,7 @@ def _noise_scales(axis: Axes, runs: Sequence[Run], shade: Callable[[Run, str], s
 
 
 def smoothed(losses: list[float | None]) -> list[float]:
-    """An exponential average over about ten updates, corrected for its start; it skips what is not a number."""
+    """Smooths losses by an exponential average over about ten updates, corrected for its start; it skips None."""
     smooth, average, weight = [], 0.0, 0.0
     for loss in losses:
         if loss is not None:

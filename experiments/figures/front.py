@@ -1,4 +1,4 @@
-"""The figure of a plan: time against cost, and which combinations no other beats."""
+"""The figure of a plan: the time and cost of all candidates, and the front of those that no other beats."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from bigbatch.experiments.figures.style import GREY, colour, panels
 from bigbatch.experiments.planning.plan import Candidate
 
 MARKERS = "osD^vP"
-"""A kind of point for each strategy, beside its colour."""
+"""Markers of the strategies, in addition to their colours."""
 
 APART = 0.045
 """Share of the figure's height that two labels must be apart."""
@@ -29,7 +29,7 @@ MARKS = {
     )
     for number in numbers
 }
-"""Seconds at which the axis of time has a mark, and what is written there."""
+"""Ticks of the time axis: their places in seconds, and their labels."""
 
 
 def draw_front(
@@ -42,17 +42,17 @@ def draw_front(
     price: float | None = None,
     trained: Sequence[tuple[float, float]] = (),
 ) -> None:
-    """Draw all candidates faintly, and the front.
+    """Draw time against cost: all candidates faintly, and the front of those that no other beats.
 
     Args:
-        candidates: all of them.
-        front: those that no other beats.
-        best: that of them which is recommended.
-        ideal: (points,) seconds and (points,) GPU-hours without communication.
-        title: of the figure.
-        path: of the PNG file.
-        price: of a GPU-hour; it gives the axis of cost a second scale.
-        trained: seconds and GPU-hours of trainings that were made.
+        candidates: all candidates.
+        front: the candidates that no other beats in time and cost, fastest first.
+        best: the recommended candidate of the front.
+        ideal: (points,) seconds and (points,) GPU-hours of the curve without communication.
+        title: title of the figure.
+        path: the PNG file to write.
+        price: price of a GPU-hour, which gives the cost axis a second scale; None for no second scale.
+        trained: (seconds, GPU-hours) of trainings that were really made.
     """
     figure, (axis,) = panels(1, 1, width=10.0, height=6.5)
     axis.set_xscale("log")

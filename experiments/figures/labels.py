@@ -1,4 +1,4 @@
-"""Labels beside a panel, where its lines end."""
+"""Labels beside a panel, at the height where its lines end."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -8,22 +8,22 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
 LABEL_SIZE = 8
-"""Points."""
+"""Font size of the labels, in points."""
 
 BESIDE = 1.02
-"""Where labels begin, in widths of their panel."""
+"""Where labels start, in widths of their panel."""
 
 LEADER = {"arrowstyle": "-", "linewidth": 0.5, "alpha": 0.6, "shrinkA": 2, "shrinkB": 3, "relpos": (0.0, 0.5)}
-"""From a label's left to its line's end."""
+"""Look of the leader, which connects a label's left side to the end of its line."""
 
 
 class End(NamedTuple):
-    """Where a line ends.
+    """The end of a line in a panel, where its label goes.
 
     Attributes:
-        label: what the line is called.
-        colour: its own.
-        x, y: the place, in the panel's units.
+        label: name of the line.
+        colour: colour of the line and of its label.
+        x, y: place of the end, in the panel's data units.
     """
 
     label: str
@@ -33,11 +33,11 @@ class End(NamedTuple):
 
 
 def label_ends(figure: Figure, ends: Mapping[Axes, Sequence[End]]) -> None:
-    """Label every line beside its panel, where it ends; leaders lead there, and no label overlaps another.
+    """Label every line beside its panel, near its end; leaders connect labels to ends, and labels do not overlap.
 
     Args:
-        figure: with all its panels, whose scales are final.
-        ends: panel -> its lines' ends.
+        figure: the figure with all its panels, whose scales must be final.
+        ends: the ends of the lines in each panel.
     """
     labels = {axis: _labels(axis, own) for axis, own in ends.items()}
     figure.draw_without_rendering()
@@ -80,9 +80,9 @@ def _spread(axis: Axes, labels: Sequence[Annotation], dpi: float) -> None:
 
 
 def spread(heights: Sequence[float], least: float, top: float = 1.0) -> list[float]:
-    """Ascending heights, moved as little as needed so that each is `least` above the one before and none above `top`.
+    """Moves ascending heights apart, so that each is at least `least` above the one before and none is above `top`.
 
-    If there are too many for the room, the lowest lie below 0.
+    If there are too many heights for the room, the lowest lie below 0.
     """
     places: list[float] = []
     for height in heights:

@@ -1,4 +1,4 @@
-"""The losses of any runs in one figure: every arm of every run is a line."""
+"""The overlay figure: the losses of any runs in one figure, with a line for every arm of every run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,25 +20,25 @@ AXES = {
     "updates": ("number", "update", "updates"),
     "seconds": ("total_seconds", "seconds", "training time"),
 }
-"""What losses can be drawn against -> its key in lines about updates, its key in lines about validation, its label."""
+"""Horizontal axes by name: the key in lines about updates, the key in lines about validation, and the label."""
 
 MOST_LABELLED = 8
-"""Lines that are labelled at their ends; more have a legend."""
+"""Largest number of lines that are labelled at their ends; more lines get a legend."""
 
 LOGARITHMIC = 10
-"""Where the longest line is so many times as long as the shortest, the axis is logarithmic."""
+"""The axis is logarithmic if the longest line is at least this many times as long as the shortest."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """An arm of a run, as a line.
+    """One line of the figure: one arm of one run.
 
     Attributes:
-        run: that it belongs to.
-        arm: its name.
-        label: what the figure calls it.
-        colour: its own, together with `line`.
-        line: its kind.
+        run: the run that the arm belongs to.
+        arm: name of the arm.
+        label: name of the line in the figure.
+        colour: colour of the line; together with `line` it is the line's own.
+        line: style of the line.
     """
 
     run: Run
@@ -48,12 +48,12 @@ class Curve:
     line: Line
 
     def points(self, kind: str, by: str, value: str = "loss") -> tuple[list[float], list[float | None]]:
-        """(x, y) of the metrics of a kind, "update" or "validation", in the order of x.
+        """Reads the points (x, y) of the line from the run's metrics, in the order of x.
 
         Args:
-            kind: of metrics.
-            by: one of `AXES`.
-            value: the key of y; lines that do not have it at all are left out.
+            kind: kind of metrics, "update" or "validation".
+            by: name of the horizontal axis in `AXES`.
+            value: the key of y; metrics without this key are left out.
         """
         key = AXES[by][kind == "validation"]
         found = [record for record in self.run.curve(self.arm, kind) if value in record and record[key] is not None]
@@ -62,9 +62,9 @@ class Curve:
 
 
 def curves_of(runs: Sequence[Run]) -> list[Curve]:
-    """A line for every arm of every run, with names, colours and kinds of lines that tell them apart.
+    """Makes a line for every arm of every run, with names, colours and line styles that tell them apart.
 
-    Runs are called by their strategies; if two have the same, all are called by their folders.
+    Runs are named after their strategies. If two have the same strategy, all are named after their folders.
     """
     strategies = [str(run.summary["strategy"]) for run in runs]
     repeated = len(set(strategies)) < len(strategies)
@@ -90,7 +90,7 @@ def curves_of(runs: Sequence[Run]) -> list[Curve]:
 
 
 def incomparable(runs: Sequence[Run]) -> str:
-    """A sentence about runs whose losses mean different things; empty if they can be compared."""
+    """Makes a sentence that warns if the runs' losses cannot be compared; empty if they can."""
     configs = [run.config() for run in runs]
     kinds = {
         "tasks": {str(run.summary.get("task")) for run in runs},
@@ -104,16 +104,16 @@ def incomparable(runs: Sequence[Run]) -> str:
 
 
 def draw_overlay(runs: Sequence[Run], target: Path | IO[bytes], by: str | None = None) -> None:
-    """Draw what `overlaid` has to a PNG file."""
+    """Write the overlay figure of runs to a PNG file; see `overlaid`."""
     overlaid(runs, by).savefig(target, format="png")
 
 
 def overlaid(runs: Sequence[Run], by: str | None = None) -> Figure:
-    """The losses of runs, and below them the noise scale if any has measured it.
+    """Draw the losses of runs, and below them the noise scale if any run has measured it.
 
     Args:
-        runs: finished ones, each once.
-        by: one of `AXES`, or None for a panel for each.
+        runs: finished runs, each once.
+        by: name of the horizontal axis in `AXES`, or None for a panel for each.
     """
     curves = curves_of(runs)
     shown = list(AXES) if by is None else [by]

@@ -1,4 +1,4 @@
-"""Schedules as figures: all rounds at once, and as an animation, chunk by chunk."""
+"""Figures of a schedule: all rounds in one picture, or an animation of the chunks that move."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,10 +19,10 @@ from bigbatch.experiments.figures.shown import Shown
 from bigbatch.experiments.figures.style import BLUE, VERMILION, panels
 
 SHADES = colormaps["cividis_r"]
-"""From light, one contribution, to dark, all of them."""
+"""Colour map from light, for one contribution, to dark, for all of them."""
 
 MOST_LABELS = 60
-"""More transfers than that are drawn without the chunks' numbers."""
+"""Largest number of transfers that are drawn with the chunks' numbers."""
 
 FLIGHT_FRAMES, REST_FRAMES = 8, 5
 FRAMES_A_SECOND = 10
@@ -30,7 +30,7 @@ MOST_RANKS_MOVING, MOST_ROUNDS_MOVING = 16, 40
 
 
 def draw_rounds(shown: Shown, path: Path) -> None:
-    """Draw every rank as a line through the rounds and every transfer as an arrow between two, to a PNG file."""
+    """Draw a schedule to a PNG file: every rank is a line through the rounds, every transfer an arrow between lines."""
     rounds, size = shown.rounds, shown.size
     width, height = np.clip(2.5 + 0.9 * len(rounds), 6, 24), np.clip(1.6 + 0.45 * size, 3, 16)
     figure, (axis,) = panels(1, 1, width=float(width), height=float(height))
@@ -104,10 +104,10 @@ def _arrows(axis: Axes, number: int, round_: Round, labelled: bool) -> None:
 
 
 def animate_rounds(shown: Shown, path: Path) -> None:
-    """Animate the rounds as a GIF: a column a rank, a cell a chunk, and every chunk moved flies to its target.
+    """Animate the rounds as a GIF: a column per rank, a cell per chunk, and chunks that fly to their targets.
 
     Raises:
-        ConfigurationError: too many ranks or rounds to follow with the eye.
+        ConfigurationError: there are too many ranks, rounds or chunks to follow with the eye.
     """
     if (
         shown.size > MOST_RANKS_MOVING
@@ -130,7 +130,7 @@ def animate_rounds(shown: Shown, path: Path) -> None:
 
 
 Flying = list[tuple[float, int, int, bool]]
-"""Column, first chunk, number of chunks, whether it will be added: of everything in flight."""
+"""The transfers in flight: each one's column, first chunk, number of chunks, and whether it will be added."""
 
 
 def _frames(shown: Shown) -> Iterator[tuple[str, np.ndarray, Flying]]:

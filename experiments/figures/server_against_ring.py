@@ -1,4 +1,4 @@
-"""The figure of a parameter server's time over a ring's: maps, message sizes and stragglers."""
+"""The figure of the ratio of a parameter server's time to a ring's: maps, message sizes and stragglers."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,11 +16,11 @@ from bigbatch.experiments.planning.server_against_ring import GPU, MAP, MAP_BYTE
 
 
 def draw_server_against_ring(finding: Finding, path: Path) -> None:
-    """Draw maps of bandwidth and workers; below them message sizes, and stragglers twice.
+    """Draw maps over bandwidth and workers, and below them a panel of message sizes and two of stragglers.
 
     Args:
-        finding: of the claim `crossover`, with its cells.
-        path: of the PNG file.
+        finding: the finding of the claim `crossover`, with its cells.
+        path: the PNG file to write.
     """
     details = finding.details
     figure, axes = panels(2, 3, width=16.5, height=9.6)

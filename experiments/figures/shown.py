@@ -1,4 +1,4 @@
-"""Showing a schedule: its rounds as text, its proof, and what it costs."""
+"""Showing a schedule as text: its rounds, its proof, and what it sends."""
 
 from collections.abc import Iterator, Sequence
 
@@ -10,29 +10,29 @@ from bigbatch.comm.schedules.prove import Proof, follow
 from bigbatch.comm.schedules.schedule import Round, Schedule, chunk_count, rounds_of, transfers
 
 MOST_RANKS_DRAWN, MOST_CHUNKS_DRAWN = 8, 16
-"""Beyond that a table of who has what no longer fits on a line; the figure shows it."""
+"""Limits of the text's table of who has what, which no longer fits on a line beyond them."""
 
 MOST_ROUNDS = 40
-"""Further rounds are counted, not printed."""
+"""Largest number of rounds that are printed; the rest are only counted."""
 
 COLUMNS = 100
 
 
 class Shown:
-    """A schedule for a number of ranks, with the contributions followed through it.
+    """A schedule for a number of ranks, through which every rank's contribution is followed.
 
     Args:
-        name: what it is called.
-        schedule: the rounds.
-        size: the number of ranks.
+        name: name of the schedule.
+        schedule: the schedule, which makes the rounds.
+        size: number of ranks.
 
     Attributes:
-        rounds: all of them.
-        counts: the contributions before the first round and after each; see `follow`.
-        proof: whether it is an all-reduce.
+        rounds: all rounds of the schedule.
+        counts: the contributions before the first round and after each round; see `follow`.
+        proof: whether the schedule is an all-reduce.
 
     Raises:
-        ConfigurationError: the rounds make no sense.
+        ConfigurationError: the rounds are not valid.
     """
 
     def __init__(self, name: str, schedule: Schedule, size: int) -> None:
@@ -45,7 +45,7 @@ class Shown:
         self.proof = Proof(self.counts[-1])
 
     def text(self) -> Iterator[str]:
-        """The rounds, line by line: who sends which chunk to whom, and who then has how much."""
+        """Yields the rounds line by line: who sends which chunk to whom, and which contributions each rank then has."""
         chunks = "1 chunk" if self.chunks == 1 else f"{self.chunks} chunks"
         yield f"{self.name} over {self.size} ranks: {len(self.rounds)} rounds, the buffer in {chunks}"
         yield "0→1 +2 is: rank 0 sends chunk 2 to rank 1, which adds it to its own; =2: which replaces its own by it"
@@ -67,7 +67,7 @@ class Shown:
         return [f"{rank}: {' '.join(map(str, row))}" for rank, row in enumerate(have.tolist())]
 
     def proof_text(self) -> Iterator[str]:
-        """What is proven, and how the sum of every chunk comes about."""
+        """Yields lines that say what is proven, and how the sum of every chunk comes about."""
         yield str(self.proof)
         for chunk in range(min(self.chunks, MOST_CHUNKS_DRAWN)):
             yield f"chunk {chunk}: every rank starts with its own contribution"
@@ -80,7 +80,7 @@ class Shown:
             yield f"... and {self.chunks - MOST_CHUNKS_DRAWN} chunks more, followed in the same way"
 
     def account_text(self, nbytes: int) -> Iterator[str]:
-        """What it sends for a buffer of that many bytes of float32, rank by rank, against the least possible."""
+        """Yields lines that say what each rank sends for `nbytes` bytes of float32, beside the least possible."""
         counted = account(self._schedule, self.size, max(1, nbytes // 4), 4)
         yield f"{counted.rounds} rounds; for {nbytes:,} bytes:"
         yield f"{'rank':>6}{'messages':>12}{'bytes sent':>16}{'bytes received':>16}"

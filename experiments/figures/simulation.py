@@ -1,4 +1,4 @@
-"""Figures of simulated updates: how well strategies scale, and where a parameter server beats a ring."""
+"""Figures of simulated updates: how well strategies scale, and where a parameter server is faster than a ring."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,23 +15,23 @@ from bigbatch.experiments.figures.style import BLUE, GREY, LINES, ORANGE, colour
 from bigbatch.experiments.planning.updates import Row
 
 MOST_BARS = 8
-"""Of as many the time's parts are drawn; of more rows, only those with the most workers."""
+"""Largest number of rows whose parts of the time are all drawn; of more, only those with the most workers are."""
 
 
 MOST_SPREAD = 4.0
-"""Ratios differ by colour up to this power of 2 and its inverse, so that those around 1 can be told apart."""
+"""Largest power of 2 that the colours of ratios reach, so that ratios around 1 can be told apart."""
 
 Lines = Mapping[str, Mapping[int, Sequence[float]]]
-"""What a line is called -> number of workers -> values, one of every seed."""
+"""Lines by name: for each number of workers, the values, one per seed."""
 
 
 def draw_scaling(rows: Sequence[Row], title: str, path: Path) -> None:
-    """Draw efficiency and throughput against workers, a line for each strategy, and where the time goes.
+    """Draw efficiency and throughput against workers, with a line for each strategy, and where the time goes.
 
     Args:
-        rows: of several strategies and numbers of workers.
-        title: of the figure.
-        path: of the PNG file.
+        rows: rows of several strategies and numbers of workers.
+        title: title of the figure.
+        path: the PNG file to write.
     """
     figure, (efficiency, throughput, split) = panels(1, 3, width=16.5, height=5.0)
     counts = sorted({row.workers for row in rows})
@@ -61,10 +61,10 @@ def draw_by_workers(axis: Axes, lines: Lines) -> list[End]:
 
     Args:
         axis: the panel.
-        lines: what to draw; colours and kinds of line are in their order.
+        lines: the lines to draw; colours and line styles follow their order.
 
     Returns:
-        Where they end.
+        The ends of the lines, for `label_ends`.
     """
     ends = []
     for number, (name, values) in enumerate(lines.items()):
@@ -84,15 +84,15 @@ def draw_by_workers(axis: Axes, lines: Lines) -> list[End]:
 
 
 def draw_throughput(axis: Axes, lines: Lines, alone: float) -> list[End]:
-    """Draw tokens a second of all workers together, beside what they would reach if they exchanged nothing.
+    """Draw the throughput of all workers together, beside what they would reach if they exchanged nothing.
 
     Args:
         axis: the panel.
-        lines: tokens a second.
-        alone: tokens a second of one worker that exchanges nothing.
+        lines: the lines to draw, in tokens per second.
+        alone: tokens per second of one worker that exchanges nothing.
 
     Returns:
-        Where the lines end.
+        The ends of the lines, for `label_ends`.
     """
     ends = draw_by_workers(axis, lines)
     counts = sorted({count for values in lines.values() for count in values})
@@ -137,11 +137,11 @@ def draw_crossover(
     """Draw, for some numbers of servers, how much longer a parameter server takes than a ring.
 
     Args:
-        maps: how many servers, in words -> (bandwidths, workers) the server's time over the ring's.
-        workers: numbers of them.
-        bandwidths: of a port, in bytes a second.
-        title: of the figure.
-        path: of the PNG file.
+        maps: for each number of servers, in words, (bandwidths, workers) ratios of the server's time to the ring's.
+        workers: numbers of workers.
+        bandwidths: bandwidths of a port, in bytes per second.
+        title: title of the figure.
+        path: the PNG file to write.
     """
     figure, axes = panels(1, len(maps), width=1.5 + 4.6 * len(maps), height=4.6)
     draw_maps(figure, axes, maps, workers, bandwidths)
@@ -156,7 +156,7 @@ def draw_maps(
     workers: Sequence[int],
     bandwidths: Sequence[float],
 ) -> None:
-    """Draw what `draw_crossover` does on panels that are there, one for each map, all with the same colours."""
+    """Draw the maps of `draw_crossover` on existing panels, one for each map, with one colour scale for all."""
     widest = max(float(np.abs(np.log2(ratios)).max()) for ratios in maps.values())
     spread = min(max(widest, 1e-6), MOST_SPREAD)
     norm = TwoSlopeNorm(0.0, -spread, spread)

@@ -15,13 +15,13 @@ DROPPED = "dropped"
 
 
 def has_staleness(run: Run) -> bool:
-    """Whether a run had servers whose gradients can be stale, or come too late."""
+    """Whether a run had servers whose gradients can be stale or come too late: servers that are not synchronous."""
     servers = [server for arm in run.summary["arms"] for server in arm.get("servers", ())]
     return any(server.get("consistency", "sync") != "sync" for server in servers)
 
 
 def staleness(runs: Sequence[Run]) -> Figure:
-    """Draw a histogram for every arm of the runs that have staleness.
+    """Draw a histogram of the staleness of applied gradients for every arm of the runs that have staleness.
 
     Args:
         runs: finished runs.
@@ -55,12 +55,12 @@ def staleness(runs: Sequence[Run]) -> Figure:
 
 
 def draw_staleness(runs: Sequence[Run], path: Path) -> None:
-    """Draw what `staleness` has to a PNG file."""
+    """Write the staleness figure of runs to a PNG file."""
     staleness(runs).savefig(path)
 
 
 def staleness_shares(servers: Sequence[dict[str, Any]]) -> tuple[dict[int, float], float]:
-    """Of all gradients that the servers got: the share that was applied with each τ, and the share that was dropped."""
+    """Computes the shares of all received gradients that were applied with each staleness τ, and that were dropped."""
     counts = counted(servers)
     dropped = counts.dropped or 0
     total = sum(counts.staleness.values()) + dropped or 1

@@ -9,13 +9,13 @@ BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, GREY = "#CC79A7", "#56B4E9", "#999999"
 CYCLE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY)
 Line = str | tuple[int, tuple[int, ...]]
-"""A kind of line, as matplotlib names or describes it."""
+"""A line style, as matplotlib names or describes it."""
 
 LINES: tuple[Line, ...] = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (9, 2)))
 
 
 def colour(index: int) -> str:
-    """A colour for the series of that number; further ones come from a map of even brightness steps."""
+    """Returns the colour of the series with this index, as #rrggbb; after six they come from the map `cividis`."""
     if index < len(CYCLE):
         return CYCLE[index]
     red, green, blue, _ = colormaps["cividis"](index % 10 / 10)
@@ -23,7 +23,7 @@ def colour(index: int) -> str:
 
 
 def panels(rows: int, columns: int, width: float = 10.0, height: float = 7.0) -> tuple[Figure, list[Axes]]:
-    """A figure and its axes, row by row; sizes in inches. It belongs to no window and needs no display."""
+    """Makes a figure and its axes, row by row; sizes are in inches. It belongs to no window and needs no display."""
     figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
     axes = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
     for axis in axes:

@@ -1,4 +1,4 @@
-"""A trace as a figure: a row a rank, what it did when, and who sent what to whom."""
+"""The timeline figure of a trace: a row per rank with what it did when, and arrows for messages between ranks."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,22 +34,22 @@ LOOKS: dict[str, tuple[str, str, str]] = {
     SEND: (ORANGE, "", "sends"),
     RECEIVE: (SKY, "....", "receives"),
 }
-"""Kind -> its colour, its hatch, and its word in the legend; drawn in this order of the legend."""
+"""The colour, the hatch and the word in the legend of each kind of span, in the order of the legend."""
 
 MOST_ARROWS = 200
-"""More messages than that are drawn without arrows."""
+"""Largest number of messages that are drawn with arrows."""
 
 MOST_RANKS = 64
-"""More rows than that cannot be told apart."""
+"""Largest number of ranks; more rows could not be told apart."""
 
 FIRST_SHOWN = 2
-"""The update drawn if none is asked for: the first one is slower than the others."""
+"""The update that is drawn by default: the second, since the first one is slower than the others."""
 
 LARGER = 0.4
-"""An exchange that takes less than that share of the range is drawn a second time."""
+"""An exchange that takes less than this share of the range is drawn a second time, larger."""
 
 HIDDEN = 0.99
-"""An all-reduce of which that share is drawn over cannot be seen."""
+"""An all-reduce of which at least this share is drawn over cannot be seen."""
 
 UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 
@@ -63,20 +63,20 @@ SENT, RECEIVED = (-0.40, MESSAGES_ROOM), (0.26, MESSAGES_ROOM)
 def draw_timeline(
     ranks: Sequence[Sequence[Span]], path: Path, title: str, first: float | None = None, stop: float | None = None
 ) -> None:
-    """Draw what every rank did, to a PNG file.
+    """Draw what every rank did when to a PNG file.
 
-    In a rank's row, from top to bottom: what it sends; what its main thread does; what is done beside that, where
-    anything is; what it receives. An arrow leads from the begin of a send to the end of its receive. A message lasts
-    from its begin until somebody has waited for it.
+    A rank's row shows from top to bottom what it sends, what its main thread does, what other threads do, if any, and
+    what it receives. An arrow leads from the start of a send to the end of its receive. A message lasts from its start
+    until the rank has waited for it.
 
-    Where the ranks exchange messages only at the end of the range, that is drawn once more below, larger.
+    Where the ranks exchange messages only at the end of the range, that part is drawn once more below, larger.
 
     Args:
-        ranks: every rank's spans, times in seconds.
-        path: of the file.
-        title: of the figure; the names of the arms shown follow it.
-        first: draw from that time on, in seconds on the spans' clock; None begins with the first span ...
-        stop: ... to that time; None ends with the last.
+        ranks: every rank's spans, with times in seconds.
+        path: the PNG file to write.
+        title: title of the figure; the names of the arms shown follow it.
+        first: time to start from, in seconds on the spans' clock; None starts with the first span.
+        stop: time to stop at, in seconds on the spans' clock; None stops with the last span.
 
     Raises:
         ConfigurationError: nothing was recorded in that range, or there are too many ranks to tell apart.
@@ -211,15 +211,15 @@ def _arrows(ranks: Sequence[Sequence[Span]], first: float, stop: float) -> list[
 def range_of_updates(
     ranks: Sequence[Sequence[Span]], arm: str | None = None, numbers: tuple[int, int] | None = None
 ) -> tuple[float, float]:
-    """(begin, end) in seconds of some updates of one arm, from the first rank's begin to the last rank's end.
+    """Finds when some updates of one arm ran: (start, end) in seconds, from the first rank's start to the last's end.
 
     Args:
         ranks: every rank's spans.
-        arm: its name, or None for the first arm.
-        numbers: the first and the last update, from 1; None takes the second, or the only one.
+        arm: name of the arm, or None for the first arm.
+        numbers: numbers of the first and the last update, from 1; None takes the second, or the only one.
 
     Raises:
-        ConfigurationError: they were not recorded.
+        ConfigurationError: the arm or the updates were not recorded.
     """
     everything = [span for spans in ranks for span in spans]
     arms = sorted((span for span in everything if span.kind == ARM), key=lambda span: span.begin)

@@ -1,1 +1,1 @@
-"""The laboratory: trains points once, sweeps over batch sizes, and the frame of a claim."""
+"""The laboratory: trains each point once, sweeps over batch sizes, and defines what a claim is."""

@@ -1,4 +1,4 @@
-"""A claim, and what comes of examining it: the frame into which every figure about a claim fits."""
+"""Claims and findings: the base class of every figure about a claim, and the result of examining one."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from bigbatch.experiments.runs.run import environment
 
 
 class Verdict(Enum):
-    """What became of a claim here."""
+    """The result of examining a claim: it held, it failed, or the measurements cannot decide."""
 
     HELD = "held"
     FAILED = "failed"
@@ -21,12 +21,12 @@ class Verdict(Enum):
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a figure's table.
+    """A column of a finding's table.
 
     Attributes:
-        key: of the rows.
-        label: its head, with the unit.
-        decimals: of its numbers; None for as many as tell it to three digits.
+        key: the key in each row whose value the column shows.
+        label: head of the column, with the unit.
+        decimals: number of decimals; None for three significant digits.
     """
 
     key: str
@@ -34,7 +34,7 @@ class Column:
     decimals: int | None = 0
 
     def text(self, value: Any) -> str:
-        """A cell."""
+        """Formats a value as the text of a cell in this column; "-" for None."""
         if value is None:
             return "-"
         if isinstance(value, bool | str):
@@ -44,16 +44,16 @@ class Column:
 
 @dataclass(frozen=True)
 class Finding:
-    """What came of examining a claim, in types that JSON can write.
+    """The result of examining a claim, in types that JSON can write.
 
     Attributes:
-        verdict: whether it held.
-        sentence: why, with the numbers that it was decided by.
+        verdict: whether the claim held.
+        sentence: why, with the numbers that decided it.
         asked: what was run, in a sentence or two.
-        columns: of the table.
-        rows: of the table; they may hold more than the columns show.
-        details: what else the figure draws, and other commands read.
-        runs: folders of all the runs behind it.
+        columns: columns of the table.
+        rows: rows of the table; they may hold more entries than the columns show.
+        details: other data that the figure draws or other commands read.
+        runs: folders of all runs behind the finding.
     """
 
     verdict: Verdict
@@ -67,33 +67,33 @@ class Finding:
 
 @dataclass(frozen=True)
 class Minutes:
-    """How long a figure takes on two cores, about, when none of its runs are there yet."""
+    """About how many minutes a figure takes on two cores if none of its runs exist yet, by default and with --quick."""
 
     default: float
     quick: float
 
 
 class Claim(ABC):
-    """A claim that can be examined here: a figure.
+    """Base class of a claim that can be examined on this machine; each has a figure.
 
     Args:
-        laboratory: trains the points.
-        quick: whether to examine it in its smallest form.
+        laboratory: the laboratory that trains the points.
+        quick: whether to examine the claim in its smallest form.
     """
 
     claim: ClassVar[str]
-    """What is said to be so, in a sentence."""
+    """The claim itself, in a sentence."""
 
     source: ClassVar[str]
-    """Who says so, and where."""
+    """The papers that make the claim."""
 
     criterion: ClassVar[str]
-    """When it has held, and when it has failed; written before anything was run."""
+    """When the claim counts as held and when as failed; it was written before anything was run."""
 
     minutes: ClassVar[Minutes]
 
     trains: ClassVar[bool] = True
-    """Whether it asks the laboratory for points; if not, neither the user's text nor the processes matter to it."""
+    """Whether the claim trains anything; if not, the options about the text and the processes do not apply."""
 
     def __init__(self, laboratory: Laboratory, *, quick: bool) -> None:
         self.laboratory = laboratory
@@ -101,7 +101,7 @@ class Claim(ABC):
 
     @abstractmethod
     def examine(self) -> Finding:
-        """Run what it takes, and decide.
+        """Run what the claim needs, and decide whether it held.
 
         Raises:
             BigBatchError: something could not be run.
@@ -109,11 +109,11 @@ class Claim(ABC):
 
     @abstractmethod
     def draw(self, finding: Finding, path: Path) -> None:
-        """Draw what `examine` has found, to a PNG file."""
+        """Draw the finding of `examine` to a PNG file."""
 
 
 def summary_of(name: str, claim: Claim, finding: Finding) -> dict[str, Any]:
-    """All that a figure's folder says about it, in types that JSON can write; its details replace nothing else."""
+    """Makes the content of a figure's summary.json; the finding's details cannot replace its other entries."""
     return {
         **finding.details,
         "figure": name,

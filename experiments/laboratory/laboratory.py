@@ -1,7 +1,7 @@
-"""The laboratory: trains points, which are single runs, many at a time over the cores, and each but once.
+"""The laboratory: trains points, which are single runs, several at a time on all cores, and each only once.
 
-A point is a request. Its run lies in a folder that is named after all that it was asked, so that whoever asks the
-same again finds it there, and a series that was interrupted goes on where it was.
+A point is a request. Its run is kept in a folder that is named after everything that was asked for. So the same request
+finds the run again, and a series that was interrupted continues where it stopped.
 """
 
 import multiprocessing
@@ -35,10 +35,10 @@ SECONDS_BETWEEN_WORDS = 5.0
 
 
 def identity(point: Point) -> str:
-    """A name for all that makes a run what it is.
+    """Computes the name of a point's run: a digest of everything that decides the run's results.
 
-    That is every option, the content of every file that one names (the user's text, FILE.py:Name, a network), the
-    source of what trains, and the versions of what that computes with. What such a FILE.py imports is not looked at.
+    That is every option, the content of every file that an option names (the user's text, FILE.py:Name, a network), the
+    source code that trains, and the versions of the libraries it uses. What such a FILE.py imports is not included.
 
     Raises:
         ConfigurationError: there is no such option or strategy, or an option does not take its value.
@@ -47,10 +47,10 @@ def identity(point: Point) -> str:
 
 
 def read(folder: Path) -> Run | None:
-    """The run in a folder; None if there is none, or not all of it.
+    """Reads the run in a folder; None if there is none, or if it is incomplete.
 
-    Its last validation is written last of its metrics and again in its summary, so that what was cut off is seen even
-    between two lines.
+    The last validation loss is in the last line of the metrics and again in the summary, so that metrics that were cut
+    off are noticed even if they end with a whole line.
     """
     try:
         found = Run.read(folder)
@@ -61,7 +61,7 @@ def read(folder: Path) -> Run | None:
 
 
 def train(point: Point, folder: Path) -> None:
-    """Train a point in this process; the folder is there once all is through.
+    """Train a point in this process; its folder appears only once the run is complete.
 
     Raises:
         ConfigurationError: what is asked for cannot be done, or the folder cannot be written.
@@ -81,10 +81,10 @@ def train(point: Point, folder: Path) -> None:
 
 
 def put(part: Path, folder: Path) -> None:
-    """Give a run's folder its name, in the place of what is damaged there.
+    """Rename a finished run's folder `part` to `folder`, and replace a damaged run that is there.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the folder cannot be written.
     """
     try:
         part.rename(folder)
@@ -98,11 +98,11 @@ def put(part: Path, folder: Path) -> None:
 
 
 PART = ".part-"
-"""Between a run's name and who trains it: the machine and the process."""
+"""Stands in an unfinished run's folder name between the run's name and the machine and process that train it."""
 
 
 def clear(folder: Path) -> None:
-    """Remove what processes of this machine that are no more have left in the folder of all runs."""
+    """Remove unfinished runs that ended processes of this machine have left in the folder of all runs."""
     for part in folder.glob(f"*{PART}*"):
         machine, _, process = part.name.rpartition(PART)[2].rpartition("-")
         if machine == platform.node() and process.isdecimal() and not lives(int(process)):
@@ -110,7 +110,7 @@ def clear(folder: Path) -> None:
 
 
 def lives(process: int) -> bool:
-    """Whether there is a process of that number on this machine."""
+    """Whether a process with this number exists on this machine."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -121,22 +121,22 @@ def lives(process: int) -> bool:
 
 
 Inquiry = Generator[Sequence[Point], list[Run], Result]
-"""Asks for points, is sent their runs, may then ask for more, and returns what it found out."""
+"""A generator that yields points, is sent their runs, may yield more points, and returns its result."""
 
 
 class Laboratory:
-    """Trains points in processes of its own.
+    """Trains points in worker processes, and reuses the runs that exist already.
 
     Args:
-        folder: of all runs.
-        processes: how many train at a time, one thread each.
-        tell: takes a sentence about how far it is, now and then.
+        folder: the folder of all runs.
+        processes: number of processes that train at a time, with one thread each.
+        tell: called with a sentence about the progress now and then.
 
     Attributes:
-        tell: takes a sentence.
+        tell: called with a sentence for the user.
         base: options of every point, such as the user's own text.
-        made: runs that were made here.
-        found: runs that were there already.
+        made: number of runs that were trained here.
+        found: number of runs that existed already.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class Laboratory:
         self._progress = Progress(tell)
 
     def runs(self, points: Sequence[Point]) -> list[Run]:
-        """The runs of those points, in their order.
+        """Trains points, unless their runs exist already, and returns their runs in the same order.
 
         Raises:
             BigBatchError: a point cannot be trained.
@@ -169,10 +169,10 @@ class Laboratory:
         return self.inquire([ask()])[0]
 
     def inquire(self, inquiries: Sequence[Inquiry[Result]]) -> list[Result]:
-        """Carry several inquiries on at the same time, and return what each has found out.
+        """Run several inquiries at the same time, and return the result of each.
 
-        What an inquiry asks for next depends on the runs it was sent alone, so that the same points are trained however
-        long each takes. What the first ones ask for is trained first.
+        What an inquiry asks for next depends only on the runs that it was sent, so that the same points are trained
+        however long each takes. Points of earlier inquiries are trained first.
 
         Raises:
             BigBatchError: a point cannot be trained.
@@ -276,10 +276,10 @@ class Laboratory:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Processes that are started meanwhile do not see Ctrl-C; this one sees it afterwards.
+    """Hide Ctrl-C from processes that are started meanwhile; this process sees it afterwards.
 
-    Those would otherwise end with a traceback each while they still import, before `begin`; and so would one that this
-    process stops feeding because it was interrupted itself.
+    Otherwise each process that still imports, before `begin`, would end with a traceback. So would a process that this
+    one stops feeding because it was interrupted itself.
     """
     if threading.current_thread() is not threading.main_thread():  # Python interrupts that one alone
         yield
@@ -298,7 +298,7 @@ def undisturbed() -> Iterator[None]:
 
 
 def begin(parent: int) -> None:
-    """Make a process ready to train points: leave Ctrl-C to its parent, and end with it."""
+    """Prepare a worker process: it ignores Ctrl-C, which its parent handles, and ends when its parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
@@ -311,10 +311,10 @@ def begin(parent: int) -> None:
 
 @dataclass
 class Progress:
-    """Says now and then how many runs are through.
+    """Reports every few seconds how many runs are done.
 
     Attributes:
-        tell: takes the sentence.
+        tell: called with the sentence.
     """
 
     tell: Callable[[str], None]
@@ -322,7 +322,7 @@ class Progress:
     _said: float = field(default_factory=time.monotonic)
 
     def look(self, made: int, found: int, undone: int) -> None:
-        """So many were made and so many found; so many are asked for and not yet there."""
+        """Report the numbers of runs made, found and not yet done, if the last report is old enough."""
         now = time.monotonic()
         if now - self._said < SECONDS_BETWEEN_WORDS:
             return
@@ -332,5 +332,5 @@ class Progress:
 
 
 def cores() -> int:
-    """How many processors this process may use."""
+    """Counts the processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Points: single runs in one process, each kept under a name for all that it was asked."""
+"""Points: single runs in one process, each kept under a name for everything that was asked for."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,27 +7,27 @@ from typing import Any
 from bigbatch.experiments.training.settings import Request
 
 ARM = "accumulated"
-"""The arm whose plan is just what the options say."""
+"""The only arm of a point: the one whose plan is exactly what the options say."""
 
 DEVICE = "cpu"
-"""What a point is trained on, so that its name says so on every machine, and as many as there are cores can train."""
+"""The device of every point: a point has the same name on every machine, and each core can train one."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One training in one process: of one worker, or on a simulated clock of several.
+    """One training in one process: of one worker, or of several on a simulated clock.
 
     Attributes:
-        options: an experiment's option -> its value; None for what is left out. What is not named is as the program
-            has it by default, but for the device, which is the CPU.
-        strategy: its name; for one worker, all are the same.
+        options: values of an experiment's options, by name; None leaves an option out. Options that are left out have
+            the program's defaults, except for the device, which is the CPU.
+        strategy: name of the strategy; for a single worker, all strategies do the same.
     """
 
     options: Mapping[str, Any]
     strategy: str = "ring"
 
     def request(self) -> Request:
-        """What is asked for.
+        """Makes the request for an experiment that this point stands for.
 
         Raises:
             ConfigurationError: there is no such option or strategy, or an option does not take its value.
@@ -37,5 +37,5 @@ class Point:
         return Request.of(self.strategy, {name: value for name, value in options.items() if value is not None})
 
     def command(self) -> str:
-        """What a user would type to make the same run."""
+        """Returns the command line that a user would type to make the same run."""
         return self.request().command()

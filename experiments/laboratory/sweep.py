@@ -1,4 +1,4 @@
-"""Sweeps: the same training at several batch sizes, each with a learning rate that was tuned for it."""
+"""Sweeps: the same training at several batch sizes, each with a learning rate that is tuned for it."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -10,30 +10,30 @@ from bigbatch.experiments.laboratory.point import Point
 from bigbatch.experiments.runs.run import Run
 
 STEP = 2.0
-"""Learning rates are tried in factors of this."""
+"""Factor between neighbouring learning rates of the grid."""
 
 MOST_WIDENINGS = 6
-"""How often a grid whose optimum lies at its edge is widened, at most."""
+"""Largest number of times that a grid whose optimum lies at its edge is widened."""
 
 CERTAIN = 1.25
-"""A learning rate is given up when it has made so many times as many updates as the best one so far took."""
+"""A learning rate is given up after this many times as many updates as the best rate so far took."""
 
 SEED_ALLOWANCE = 3.0
-"""Other seeds with the best learning rate may take so many times as many updates as the first."""
+"""Other seeds with the best learning rate may take up to this many times as many updates as the first seed."""
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What came of one batch size.
+    """The results of a sweep at one batch size: the tuned learning rate and the scores with it.
 
     Attributes:
-        batch: examples behind an update.
+        batch: number of examples behind an update.
         rate: the learning rate that was best for the seed with which it was tuned.
-        tried: learning rate -> how it did with that seed, as the sweep scores; infinity if it failed.
-        scores: of each other seed, with the best rate: whoever was the best of several is not counted as if it had not
-            been chosen.
-        runs: of those seeds.
-        others: runs with which the rate was tuned.
+        tried: the score of each learning rate that was tried with that seed; infinity if it failed.
+        scores: the scores of the other seeds with the best rate. The tuning seed is left out, since its score was
+            chosen as the best of several.
+        runs: the runs of the other seeds.
+        others: the runs with which the rate was tuned.
     """
 
     batch: int
@@ -45,49 +45,49 @@ class Tuned:
 
     @property
     def reached(self) -> list[float]:
-        """The scores of the seeds that did not fail."""
+        """The scores of the other seeds that did not fail."""
         return [score for score in self.scores if math.isfinite(score)]
 
     @property
     def at_edge(self) -> bool:
-        """Whether the best rate is the lowest or highest that was tried, however often the grid was widened."""
+        """Whether the best rate is still the lowest or the highest that was tried, after all widening."""
         return self.rate in (min(self.tried), max(self.tried))
 
 
 def only_arm(run: Run) -> dict[str, Any]:
-    """The results of a point's run, which has one arm."""
+    """Returns the summary's row of the only arm of a point's run."""
     arm: dict[str, Any] = run.summary["arms"][0]
     return arm
 
 
 def updates_to_target(run: Run) -> float:
-    """How many updates a run took to its target, one at least; infinity if it did not reach it."""
+    """Counts the updates that a run took to reach its target, at least one; infinity if it did not reach it."""
     updates = only_arm(run)["updates_to_target"]
     return math.inf if updates is None else max(1.0, float(updates))
 
 
 def validation_loss(run: Run) -> float:
-    """A run's last validation loss, in nats per token; infinity if it is no number."""
+    """Returns a run's last validation loss, in nats per token; infinity if it is not a number."""
     loss = only_arm(run)["validation_loss"]
     return math.inf if loss is None else float(loss)
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """The same training at several batch sizes.
+    """The same training at several batch sizes, with the learning rate tuned at each.
 
-    The grid of learning rates has steps of a factor of 2. It begins with `rate` and its two neighbours, and grows as
-    long as the best is at its edge; if all three fail, the batch size is given up.
+    The grid of learning rates has steps of a factor of 2. It starts with `rate` and its two neighbours, and grows as
+    long as the best rate is at its edge. If the first three rates fail, the batch size is given up.
 
     Attributes:
-        options: of all points.
-        batches: examples behind an update.
-        rate: the learning rate with which the search begins, by batch size.
-        tokens: that a run may take, by batch size.
-        score: of a run; the lower the better, infinity if it failed.
-        seeds: which; the rate is tuned with the first, and the others are run with the best.
+        options: options of all points.
+        batches: batch sizes, in examples behind an update.
+        rate: the learning rate with which the search starts, for each batch size.
+        tokens: the most tokens that a run may train on, for each batch size.
+        score: the score of a run, of which lower is better; infinity if the run failed.
+        seeds: seeds of the runs; the rate is tuned with the first, and the others are run with the best rate.
         races: whether the score is a number of updates, so that a rate can be given up once another was quicker. The
-            schedule is then a constant one: others would be shorter for runs that may take fewer updates.
+            schedule must then be constant, since any other would change for runs that may make fewer updates.
     """
 
     options: Mapping[str, Any]
@@ -99,7 +99,7 @@ class Sweep:
     races: bool
 
     def run(self, laboratory: Laboratory) -> list[Tuned]:
-        """Train it; what comes of each batch size, in the order of `batches`.
+        """Train the sweep, and return the results of each batch size in the order of `batches`.
 
         Raises:
             BigBatchError: a point cannot be trained.
@@ -107,14 +107,14 @@ class Sweep:
         return run_all([self], laboratory)[0]
 
     def point(self, laboratory: Laboratory, batch: int, rate: float, updates: float, seed: int) -> Point:
-        """One training: at most so many updates, rounded so that points are asked for alike again."""
+        """Makes the point of one training of at most `updates` updates, rounded up so that the same points recur."""
         example = int(self.options["context"])
         tokens = min(self.tokens(batch), math.ceil(updates) * batch * example if math.isfinite(updates) else math.inf)
         plan = {"batch_size": batch, "learning_rate": rate, "tokens": int(tokens), "seed": seed}
         return Point({**laboratory.base, **self.options, **divided(batch), **plan})
 
     def tune(self, laboratory: Laboratory, batch: int) -> Inquiry[Tuned]:
-        """Find the best rate of one batch size."""
+        """Tune the learning rate at one batch size, in examples, and run the other seeds with the best rate."""
         start = self.rate(batch)
         runs: dict[float, Run] = {}
         tried: dict[float, float] = {}
@@ -142,7 +142,7 @@ class Sweep:
 
 
 def run_all(sweeps: Sequence[Sweep], laboratory: Laboratory) -> list[list[Tuned]]:
-    """Train several sweeps at the same time, the largest batches first, as they mostly take longest.
+    """Train several sweeps at the same time, with the largest batches first, since they mostly take longest.
 
     Raises:
         BigBatchError: a point cannot be trained.
@@ -155,29 +155,29 @@ def run_all(sweeps: Sequence[Sweep], laboratory: Laboratory) -> list[list[Tuned]
 
 
 MOST_AT_ONCE = 32
-"""Examples of a micro-batch: more are not computed any faster here."""
+"""Largest micro-batch, in examples: larger ones are not computed any faster on a CPU core."""
 
 
 def divided(batch: int) -> dict[str, int]:
-    """How a batch is computed in one process: in two micro-batches at least, from which to measure the noise."""
+    """Divides a batch for one process into at least two micro-batches, from which the noise scale can be measured."""
     sizes = [size for size in range(1, min(MOST_AT_ONCE, batch // 2) + 1) if batch % size == 0]
     return {"micro_batch": max(sizes, default=1)}
 
 
 CONTEXT = 32
-"""Tokens of an example in the sweep that several figures share."""
+"""Number of tokens in an example of the sweep that several figures share."""
 
 
 def to_a_loss(*, quick: bool, seeds: int | None = None) -> Sweep:
-    """The sweep from which several figures are made: updates of a small Transformer to a loss, by batch size.
+    """Makes the sweep that several figures share: updates of a small Transformer to a loss, by batch size.
 
-    Bytes of real text; one layer and two seeds if it is quick, else two layers, a lower loss, more batch sizes and
-    three seeds, besides the one to tune with. Adam without decay, at a constant rate. The noise scale is measured on
-    the way.
+    It models the bytes of real text. The quick form has one layer and two seeds; the full form has two layers, a lower
+    loss, more batch sizes and three seeds. One more seed is for tuning. The optimiser is Adam without weight decay, at
+    a constant rate. The noise scale is measured during training.
 
     Args:
-        quick: in its smallest form.
-        seeds: fewer than those, to use some of its runs alone.
+        quick: whether to make the sweep in its smallest form.
+        seeds: a smaller number of seeds, to use only some of the sweep's runs; None for all.
     """
     options = {
         "target": 2.6 if quick else 2.3,

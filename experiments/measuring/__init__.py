@@ -1,1 +1,1 @@
-"""Measuring speed: benches, races, targets, and this machine as a network."""
+"""Measuring speed: all-reduces side by side, whole trainings, speed targets, and this machine as a network."""

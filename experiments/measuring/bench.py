@@ -1,4 +1,4 @@
-"""The bench: all-reduces and servers side by side, as a table, as rows of JSON and as a figure."""
+"""The bench: measures all-reduces and servers side by side, as a table and as rows of JSON."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,21 +14,21 @@ from bigbatch.comm.wires.transport import Transport
 from bigbatch.experiments.measuring.wires import Wires, all_reduce_named, all_reduces
 
 REFERENCE = "mpi"
-"""What the table compares with, if it is there."""
+"""Name of the all-reduce that the table compares the others with, if it was measured."""
 
 PORT = "one port"
-"""The name of the measurement of what one worker and one server can move."""
+"""Name of the measurement of how fast one worker and one server can exchange a buffer."""
 
 
 @dataclass(frozen=True)
 class SizeResults:
-    """What was measured of one size.
+    """The measurements with one size of buffer.
 
     Attributes:
-        rows: of each all-reduce, then of each number of servers.
-        servers: name of a row -> number of servers, for the latter.
-        memory: what memory allows; see `bigbatch.comm.reducers.measure.measure`.
-        port: the messages of one worker's update through one server and nothing else, if there are servers.
+        rows: one measurement per all-reduce, then one per number of servers.
+        servers: number of servers by the row's name, for the rows of servers.
+        memory: the time that memory bandwidth alone allows; see `bigbatch.comm.reducers.measure.measure`.
+        port: the time of only the messages of one worker's update through one server; None if no servers are measured.
     """
 
     rows: list[Measurement]
@@ -37,7 +37,7 @@ class SizeResults:
     port: Measurement | None
 
     def as_json(self) -> list[dict[str, Any]]:
-        """The rows in SI units; those of servers with `servers` and `bound_seconds`, the incast bound."""
+        """Converts the rows to SI units; rows of servers also get `servers` and `bound_seconds`, the incast bound."""
         rows = []
         for row in self.rows:
             entry = as_json(row)
@@ -52,23 +52,23 @@ class SizeResults:
 
 
 class Bench:
-    """All-reduces by name and sums by parameter servers, in the processes that one launcher started.
+    """Measures all-reduces by name, and sums through parameter servers, in the processes that one launcher started.
 
-    The last ranks are the servers, as many as the most that were asked for; fewer servers are the first of those.
-    All-reduces are between the other ranks, the workers.
+    The last ranks are servers, as many as the largest number that was asked for; a smaller number of servers uses the
+    first of them. All-reduces run between the other ranks, the workers.
 
     Args:
-        transport: on which the ranks start together.
+        transport: the transport between all ranks.
         launch: how the processes were started.
-        names: strategies of the all-reduce family; none given, all that can run here.
+        names: names of strategies of the all-reduce family; if empty, all that can run here.
         servers: numbers of servers to measure synchronous updates through.
 
     Attributes:
-        skipped: names of those that cannot run here, and why.
+        skipped: names of the all-reduces that cannot run here, and the reasons.
 
     Raises:
         LaunchError: on every rank, if there are fewer than two workers.
-        ConfigurationError: on every rank; a given name that is not of an all-reduce, or of one that cannot run here.
+        ConfigurationError: on every rank, if a given name is not an all-reduce, or one that cannot run here.
     """
 
     def __init__(self, transport: Transport, launch: Launch, names: Sequence[str], servers: Sequence[int] = ()) -> None:
@@ -95,7 +95,7 @@ class Bench:
             self._operations[PORT] = Operation(1) if self._pair is None else PlainMessages(self._pair)
 
     def run(self, nbytes: int, budget: float) -> SizeResults:
-        """Measure buffers of that many bytes for about `budget` seconds; every rank returns the same.
+        """Measure buffers of `nbytes` bytes for about `budget` seconds; every rank returns the same.
 
         Raises:
             ConfigurationError: on every rank, if a result was not exact.
@@ -106,10 +106,10 @@ class Bench:
         return SizeResults(rows, self._servers, memory, port)
 
     def overhead(self, budget: float) -> float:
-        """Seconds that a request to a server costs apart from moving and adding, the worker's own part included.
+        """Measures the seconds that a request to a server costs besides moving and adding, counting both ends.
 
-        It is how much longer one worker's update of 4 bytes through one server takes than its messages alone. The
-        other ranks wait meanwhile. Every rank returns the same.
+        The cost is how much longer one worker's update of 4 bytes through one server takes than its messages alone.
+        The other ranks wait meanwhile. Every rank returns the same.
 
         Args:
             budget: about how many seconds to spend.
@@ -128,7 +128,7 @@ class Bench:
         return seconds
 
     def close(self) -> None:
-        """Give back memory and wires; all ranks together."""
+        """Releases the memory and the transports of the bench; all ranks call it together."""
         for collective in self._collectives.values():
             collective.close()
         if self._wires is not None:
@@ -180,7 +180,7 @@ def _refuse_wrong(names: Sequence[str], nbytes: int, ranks: int) -> None:
 
 
 def as_json(row: Measurement) -> dict[str, Any]:
-    """The measurement in SI units: seconds (median and quartiles), bytes a second."""
+    """Converts a measurement to SI units: seconds (median and quartiles), and bytes per second."""
     return {
         "algorithm": row.algorithm,
         "ranks": row.ranks,
@@ -195,7 +195,7 @@ def as_json(row: Measurement) -> dict[str, Any]:
 
 
 def size_label(nbytes: int) -> str:
-    """A size in the unit it was probably given in: 4096 is "4 KB"."""
+    """Formats a size in bytes in the unit that it was probably given in: 4096 is "4 KB"."""
     for unit, factor in (("GB", 2**30), ("MB", 2**20), ("KB", 2**10)):
         if nbytes >= factor:
             return f"{nbytes / factor:.4g} {unit}"

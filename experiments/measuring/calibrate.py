@@ -19,22 +19,22 @@ from bigbatch.experiments.runs.run import SUMMARY
 NETWORK_FILE = f"{THIS_MACHINE}.toml"
 
 REDUCTIONS = ("ring", "halving-doubling", "recursive-doubling", "naive")
-"""All-reduces to validate with: they share ports in different ways."""
+"""All-reduces that the simulator is validated with; they share ports in different ways."""
 
 SERVER = "1 server"
-"""What the bench calls a synchronous update through one server."""
+"""The bench's name for a synchronous update through one server."""
 
 WITHIN = 0.1
-"""The relative error that predictions aim at."""
+"""Largest relative error that predictions aim at."""
 
 
 def cores_here() -> int:
-    """How many cores this process may use."""
+    """Counts the processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def source_of(memory: int) -> str:
-    """Where a calibrated network's numbers come from, for its file."""
+    """Describes where a calibrated network's numbers come from, for its file; `memory` is in bytes per rank."""
     return (
         f"bigbatch-exp calibrate: two ranks, {memory / 2**20:g} MB of memory each, {cores_here()} cores; bandwidth is "
         "that of a port which sends and receives at the same time"
@@ -42,10 +42,10 @@ def source_of(memory: int) -> str:
 
 
 def check_file(path: Path) -> None:
-    """See that a file can be written, before its content takes long to measure.
+    """Check that a file can be written, before the measurement of its content takes long.
 
     Raises:
-        ConfigurationError: it cannot.
+        ConfigurationError: the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,10 +58,10 @@ def check_file(path: Path) -> None:
 
 
 def keep_network(network: Network, path: Path) -> None:
-    """Write a network's file whole or not at all.
+    """Write a network's TOML file, whole or not at all.
 
     Raises:
-        ConfigurationError: it cannot be written.
+        ConfigurationError: the file cannot be written.
     """
     part = path.with_name(f"{path.name}.part")
     try:
@@ -79,7 +79,7 @@ def _unwritable(path: Path, error: OSError) -> ConfigurationError:
 
 
 def calibrated(points: Points, network: Network, memory: int) -> dict[str, Any]:
-    """The summary of a calibration in SI units: every size with what the fit says, and what else was measured."""
+    """Makes the summary of a calibration in SI units: every size with its fitted time, and the other measurements."""
     rows = []
     for size, seconds in sorted(points.duplex.items()):
         latency, occupancy = network.wires.cost(size)
@@ -120,7 +120,15 @@ def predict_all(
     folder: Path,
     tell: Callable[[str], None],
 ) -> list[dict[str, Any]]:
-    """Calibrate on two ranks, and predict every all-reduce and a server for so many workers.
+    """Calibrate on two ranks, and predict every all-reduce and one server on more workers.
+
+    Args:
+        sizes: sizes of the buffers, in bytes.
+        ranks: numbers of workers to predict.
+        seconds: seconds to spend on the calibration.
+        deadline: seconds that a rank waits for another before it gives up.
+        folder: the folder of the validation, in which the calibration is kept.
+        tell: is told which measurement begins.
 
     Returns:
         Rows with `algorithm`, `ranks`, `bytes` and `predicted`, in seconds.
@@ -144,7 +152,8 @@ def predict_all(
 def drift(sizes: Sequence[int], seconds: float, deadline: float, folder: Path, tell: Callable[[str], None]) -> float:
     """How many times as long messages of the smallest of the sizes take now as when the predictions were made.
 
-    Nothing is predicted from it: it says whether the machine was the same for both, or other programs came or went.
+    Nothing is predicted from this ratio. It says whether the machine was in the same state for both, or whether other
+    programs came or went.
     """
     before, now = (
         read_network(folder / "calibration" / NETWORK_FILE),
@@ -169,7 +178,7 @@ def measure_ranks(
     folder: Path,
     tell: Callable[[str], None],
 ) -> list[dict[str, Any]]:
-    """The rows of a bench for each number of workers."""
+    """Runs a bench for each number of workers, in processes of its own, and returns the rows of all of them."""
     rows = []
     for workers in ranks:
         place = folder / f"bench-{workers}"
@@ -187,7 +196,7 @@ def _measure(place: Path, ranks: int, arguments: Sequence[str], tell: Callable[[
 
 
 def compared(predicted: Sequence[dict[str, Any]], measured: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each prediction with what was measured, `seconds` and its quartiles, and `error`: predicted / measured - 1.
+    """Joins each prediction with its measurement: `seconds`, its quartiles, and `error`, predicted / measured - 1.
 
     Raises:
         ConfigurationError: something that was predicted was not measured.

@@ -1,4 +1,4 @@
-"""What this machine has, and what to install for what is missing."""
+"""Finding out what this machine has, and what to install for what is missing."""
 
 import importlib.util
 import os
@@ -11,7 +11,7 @@ from bigbatch.experiments.training.launcher import MPI_HINT, find_mpirun, versio
 
 
 def examine() -> Iterator[tuple[str, str, str]]:
-    """(what, what was found, what to do if anything) of everything that a run may need."""
+    """Yields (what, what was found, what to do, if anything) for everything that a run may need."""
     yield "Python", f"{platform.python_version()} at {sys.executable}", ""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     yield "cores", f"{cores} for this process", "" if cores > 1 else "several workers will share one core"

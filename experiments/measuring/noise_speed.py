@@ -1,4 +1,4 @@
-"""What measuring the gradient noise scale costs."""
+"""How much time it costs to measure the gradient noise scale."""
 
 import itertools
 import time
@@ -17,7 +17,7 @@ TURNS, UPDATES_A_TURN = 40, 3
 
 
 def updates_of(*, measure_noise: bool) -> Iterator[Update]:
-    """Updates of one worker with four micro-batches of 16, without end."""
+    """Trains one worker with four micro-batches of 16 examples, and yields its updates without end."""
     settings = Settings.of({"workers": 1, "micro_batch": 16, "accumulate": 4, "noise_scale": measure_noise})
     assembly = Assembly(settings, task_of(settings.data))
     strategy = STRATEGIES.load("ring")
@@ -26,7 +26,7 @@ def updates_of(*, measure_noise: bool) -> Iterator[Update]:
 
 
 def noise_ratio() -> float:
-    """How many times as long an update takes with the noise scale measured: the median of turn against turn."""
+    """Measures how many times as long an update takes if it measures the noise scale: a median over turns."""
     torch.set_num_threads(1)
     both = {measured: updates_of(measure_noise=measured) for measured in (False, True)}
     seconds: dict[bool, list[float]] = {measured: [] for measured in both}

@@ -1,4 +1,4 @@
-"""How fast our own optimisers are, beside torch's."""
+"""How fast our own optimisers are, compared with torch's."""
 
 import time
 
@@ -15,10 +15,10 @@ TURNS, STEPS_A_TURN = 30, 10
 
 
 def steps_in_turns(names: tuple[str, ...]) -> dict[str, list[float]]:
-    """Seconds that a step on 4 million parameters takes on one thread, turn by turn, of every optimiser.
+    """Measures the seconds of a step of each optimiser on 4 million parameters and one thread, turn by turn.
 
     Args:
-        names: in the registry of optimisers; they take turns, each on parameters of its own.
+        names: names in the registry of optimisers; they take turns, each on parameters of its own.
     """
     torch.set_num_threads(1)
     settings = Settings.of(RACED)
@@ -42,6 +42,6 @@ def steps_in_turns(names: tuple[str, ...]) -> dict[str, list[float]]:
 
 
 def optimizer_ratios() -> dict[str, float]:
-    """How many times as long as a step of fused AdamW one of ours takes: the median of turn against turn."""
+    """Measures how many times as long a step of our optimisers takes as one of fused AdamW: a median over turns."""
     seconds = steps_in_turns(("adamw", "lamb"))
     return {"lamb": float(np.median(np.divide(seconds["lamb"], seconds["adamw"])))}

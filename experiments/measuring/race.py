@@ -1,4 +1,4 @@
-"""A race: the same training in turns, over strategies, over torch's DistributedDataParallel and without exchange."""
+"""A race: the same training in turns over strategies, over torch's DistributedDataParallel and without exchange."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -21,34 +21,34 @@ from bigbatch.training.batches import BatchPlan
 from bigbatch.training.order import DataOrder
 
 RACED = {"layers": 5, "width": 256, "heads": 4, "vocabulary": 1024}
-"""Settings of a model with 4.2 million parameters."""
+"""Settings of the model that is trained, which has 4.2 million parameters."""
 
 LEARNING_RATE = 1e-3
 
 CPU = torch.device("cpu")
 
 UPDATES_A_TURN = 10
-"""After one that is not counted: what ran before has left its own data in the caches."""
+"""Updates in a turn, after one that is not counted because the caches still hold another contestant's data."""
 
 ENDLESS = 2**40
-"""More examples than any race sees."""
+"""A number of examples that no race reaches."""
 
 DDP, NOTHING = "DistributedDataParallel", "no exchange"
 
 
 class Contestant(ABC):
-    """Something that trains on this rank."""
+    """Base class of a contestant in the race: one way to train on this rank."""
 
     @abstractmethod
     def update(self) -> None:
-        """Make one update."""
+        """Make one update, together with the same contestant on the other ranks."""
 
     def close(self) -> None:  # noqa: B027 - ordinary memory goes with the last who uses it
-        """Give memory back; all ranks together."""
+        """Releases the contestant's memory; all ranks call it together."""
 
 
 class OverStrategy(Contestant):
-    """Our trainer over a strategy."""
+    """The contestant that trains with our trainer over a strategy."""
 
     def __init__(self, strategy: Strategy, assembly: Assembly, plan: BatchPlan) -> None:
         self._strategy = strategy
@@ -56,16 +56,16 @@ class OverStrategy(Contestant):
         self._updates = assembly.trainer(strategy, make, plan, CPU, examples=ENDLESS).updates()
 
     def update(self) -> None:
-        """The trainer's next."""
+        """Make the trainer's next update."""
         next(self._updates)
 
     def close(self) -> None:
-        """The strategy's."""
+        """Closes the strategy, which releases its memory."""
         self._strategy.close()
 
 
 class OverTorch(Contestant):
-    """The loop that PyTorch's documentation shows: DistributedDataParallel (over gloo), backward, step."""
+    """The contestant that trains as PyTorch's manual shows: DistributedDataParallel over gloo, backward, step."""
 
     def __init__(self, rank: int, assembly: Assembly, plan: BatchPlan) -> None:
         model = assembly.model()
@@ -76,7 +76,7 @@ class OverTorch(Contestant):
         self._update = 0
 
     def update(self) -> None:
-        """One update on this rank's micro-batch."""
+        """Make one update on this rank's micro-batch."""
         for places in self._plan.micro_batches(self._update, self._rank, ENDLESS):
             loss, tokens = self._task.loss(self._model, self._task.batch("training", self._order.at(places)))
             (loss / tokens).backward()  # type: ignore[no-untyped-call]
@@ -94,24 +94,24 @@ def race(
     turns: int,
     say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
-    """Train the same model in turns of a few updates each.
+    """Train the same model with every contestant, in turns of a few updates each.
 
     Args:
-        transport: between all ranks.
-        launch: how they were started.
-        names: strategies of the all-reduce family; `DDP` and `NOTHING` take part besides.
-        micro_batch: examples that a rank computes for an update.
-        context: tokens in an example.
-        turns: of each contestant, besides one to warm up.
-        say: is told how far it is.
+        transport: the transport between all ranks.
+        launch: how the ranks were started.
+        names: names of strategies of the all-reduce family; `DDP` and `NOTHING` take part in addition.
+        micro_batch: number of examples that a rank computes for an update.
+        context: number of tokens in an example.
+        turns: number of turns of each contestant, besides one to warm up.
+        say: called with a line about the progress.
 
     Returns:
         A row for each contestant: `contestant`, `ranks`, `parameters`, `tokens_per_update`, `tokens_per_second` (over
-        all ranks, the median of the turns; `_low` and `_high` are the quartiles), and `against`: by how much it is
-        faster than `DDP` and than `NOTHING`, turn by turn, the median.
+        all ranks, the median of the turns; `_low` and `_high` are the quartiles), and `against`: how many times as
+        fast it is as `DDP` and as `NOTHING`, the median over turns.
 
     Raises:
-        ConfigurationError: a name that is not of an all-reduce, or of one that cannot run here.
+        ConfigurationError: a name is not that of an all-reduce, or that of one that cannot run here.
     """
     torch.set_num_threads(1)
     strategies = [all_reduce_named(name) for name in names]

@@ -17,10 +17,10 @@ NETWORK = Network("12.5 GB/s", wire(5e-6, 12.5e9))
 NBYTES = 100_000_000
 
 RANKS, MESSAGES = 64, 400
-"""Of the plain ring of messages: so many from each rank."""
+"""Size of the plain ring of messages: the number of ranks, and of messages that each rank sends."""
 
 REPETITIONS = 3
-"""The fastest counts: whatever else the machine does only slows."""
+"""Number of repetitions, of which the fastest counts, since other programs can only slow them."""
 
 
 def _passing_on(transport: Transport) -> None:
@@ -45,7 +45,7 @@ WORK: Mapping[str, Callable[[], object]] = {
     "a cluster of 1,024 ranks, halving-doubling": lambda: Cluster(1024, network=NETWORK).run(_summing),
     "a message on a cluster": lambda: Cluster(RANKS, network=NETWORK).run(_passing_on),
 }
-"""What is timed, by name."""
+"""The pieces of work that are timed, by name."""
 
 ALLOWED: Mapping[str, float] = {
     "replay of a ring, 1,024 ranks": 0.3,
@@ -54,11 +54,11 @@ ALLOWED: Mapping[str, float] = {
     "a cluster of 1,024 ranks, halving-doubling": 5.0,
     "a message on a cluster": RANKS * MESSAGES / 150_000,
 }
-"""Seconds that each may take; of messages, 150,000 a second are meant to be simulated."""
+"""Seconds that each piece of work may take; messages are meant to be simulated at 150,000 per second."""
 
 
 def simulator_seconds() -> dict[str, float]:
-    """Seconds that each takes here."""
+    """Measures the seconds that each piece of `WORK` takes on this machine."""
     seconds = {}
     for name, work in WORK.items():
         times = []

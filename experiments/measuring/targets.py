@@ -1,4 +1,4 @@
-"""How fast everything is meant to be, and how fast it is: ratios, each measured in one run."""
+"""Speed targets: ratios of two times, each measured in one run, and the values that they are meant to reach."""
 
 import json
 from collections.abc import Callable
@@ -17,17 +17,17 @@ from bigbatch.experiments.runs.run import SUMMARY
 MB = 2**20
 
 Measured = dict[str, Any]
-"""Name of a measurement -> what its command wrote."""
+"""The results of measurements by name, as their commands wrote them."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A ratio to reach.
+    """A speed target: a ratio that measurements are meant to reach.
 
     Attributes:
-        what: is compared.
-        at_least: the ratio.
-        ratios: label of a case -> what was reached there, from the measurements.
+        what: the two things that are compared, in words.
+        at_least: the smallest ratio that meets the target.
+        ratios: computes from the measurements the ratio that was reached in each case, by the case's label.
     """
 
     what: str
@@ -38,7 +38,7 @@ class Target:
 def faster(
     algorithm: str, than: str, bench: str, least: int, most: int = 2**62
 ) -> Callable[[Measured], dict[str, float]]:
-    """How many times less time an all-reduce takes than another, for every size from `least` to `most` bytes."""
+    """Compares two all-reduces: the ratio of `than`'s time to `algorithm`'s, for sizes of `least` to `most` bytes."""
 
     def ratios(measured: Measured) -> dict[str, float]:
         seconds = {(row["algorithm"], row["bytes"]): row["seconds"] for row in measured[bench]["rows"]}
@@ -49,7 +49,7 @@ def faster(
 
 
 def against(other: str) -> Callable[[Measured], dict[str, float]]:
-    """How many times as many tokens a second training over shared memory sees."""
+    """Compares training over shared memory with another contestant of the race: the ratio of tokens per second."""
 
     def ratios(measured: Measured) -> dict[str, float]:
         (row,) = (row for row in measured["race"] if row["contestant"] == "shared")
@@ -59,7 +59,7 @@ def against(other: str) -> Callable[[Measured], dict[str, float]]:
 
 
 def near_bound(algorithm: str) -> Callable[[Measured], dict[str, float]]:
-    """How near servers come to their incast bound: bound over time, for every size."""
+    """Compares servers with their incast bound: the ratio of the bound to the measured time, for every size."""
 
     def ratios(measured: Measured) -> dict[str, float]:
         rows = [row for row in measured["bench-servers"]["rows"] if row["algorithm"] == algorithm]
@@ -69,37 +69,37 @@ def near_bound(algorithm: str) -> Callable[[Measured], dict[str, float]]:
 
 
 def request_overhead(measured: Measured) -> dict[str, float]:
-    """How many times the overhead of a request fits into what it may be."""
+    """Compares the overhead of a request to a server with its limit: the ratio of the limit to the overhead."""
     seconds = measured["bench-servers"]["overhead_seconds"]
     return {f"{1e3 * seconds:.3f} ms": OVERHEAD_AT_MOST / max(seconds, CLOCK_TICK)}
 
 
 def simulator_allowance(measured: Measured) -> dict[str, float]:
-    """How many times what the simulator does fits into the time that it may take."""
+    """Compares the simulator's times with its limits: the ratio of the limit to the time, for each piece of work."""
     return {name: ALLOWED[name] / seconds for name, seconds in measured["simulator"].items()}
 
 
 def optimizer_allowance(measured: Measured) -> dict[str, float]:
-    """How many times a step of our optimisers fits into the time that it may take."""
+    """Compares steps of our optimisers with their limit: the ratio of the limit to the time."""
     return {name: STEP_AT_MOST / ratio for name, ratio in measured["optimizers"].items()}
 
 
 def noise_allowance(measured: Measured) -> dict[str, float]:
-    """How many times an update that measures the noise scale fits into the time that it may take."""
+    """Compares an update that measures the noise scale with its limit: the ratio of the limit to the time."""
     return {f"{measured['noise']:.3f}": NOISE_AT_MOST / measured["noise"]}
 
 
 NOISE_AT_MOST = 1.02
-"""Updates in whose time one that measures the gradient noise scale may be made."""
+"""Largest time of an update that measures the gradient noise scale, in times of one that does not."""
 
 STEP_AT_MOST = 1.3
-"""Steps of torch's fused AdamW in whose time an optimiser of ours may make one, on 4 million parameters."""
+"""Largest time of a step of our optimisers on 4 million parameters, in times of a step of torch's fused AdamW."""
 
 OVERHEAD_AT_MOST = 0.3e-3
-"""Seconds that a request to a server may cost apart from moving and adding its bytes."""
+"""Largest cost of a request to a server besides moving and adding its bytes, in seconds."""
 
 CLOCK_TICK = 1e-9
-"""Seconds; a difference of two times may be less, or nothing."""
+"""Smallest time that is divided by, in seconds, since a difference of two times may be 0 or negative."""
 
 TARGETS = (
     Target("shared against mpi, 2 ranks", 4, faster("shared", "mpi", "bench-2", 4 * MB)),
@@ -115,9 +115,10 @@ TARGETS = (
     Target("1.3 steps of fused AdamW against one of LAMB", 1, optimizer_allowance),
     Target("1.02 updates against one that measures the noise scale", 1, noise_allowance),
 )
-"""mpi is MPI_Allreduce in place; training is of 4 million parameters on 2 ranks.
+"""All speed targets. `mpi` is MPI_Allreduce in place; training is of 4 million parameters on 2 ranks.
 
-The incast bound is of moving alone. Where memory is the wire, adding takes about as long as moving: hence a half.
+The incast bound counts moving alone. Within one machine's memory, adding takes about as long as moving, so the target
+is a half.
 """
 
 
@@ -132,7 +133,7 @@ def measure_all(folder: Path, tell: Callable[[str], None]) -> list[dict[str, Any
         A row for each target: `what`, `at_least`, `reached` (in the worst case) and `cases`.
 
     Raises:
-        BigBatchError: a measurement failed; it has said why itself.
+        BigBatchError: a measurement failed; it has printed the reason itself.
     """
     bench = ["bench", "--algorithms", "shared,ring,mpi,allreduce", "--seconds", "8", "--bytes"]
     commands = {

@@ -1,4 +1,4 @@
-"""Wires for several all-reduces at once, in the processes that one launcher started."""
+"""Transports for several all-reduces at once, in the processes that one launcher started."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -13,10 +13,10 @@ Made = TypeVar("Made")
 
 
 class Wires:
-    """Finds every all-reduce a transport: the one that there is, or one of its own kind beside it.
+    """Gives each all-reduce a transport that it can run on: the given one, or one that it opens itself.
 
     Args:
-        transport: between all ranks, or those that reduce.
+        transport: the transport between all ranks, or between those that reduce.
         launch: how the processes were started.
     """
 
@@ -26,10 +26,10 @@ class Wires:
         self._opened: dict[type[AllReduce], Transport] = {}
 
     def on(self, strategy: type[AllReduce], make: Callable[[Transport], Made]) -> Made:
-        """What `make` makes of a transport that suits the strategy: the strategy itself, or its collective.
+        """Calls `make` with a transport that suits the strategy, to make the strategy itself or its collective.
 
         Raises:
-            ConfigurationError: it can run on no wires here.
+            ConfigurationError: the strategy can run on no transport here.
         """
         try:
             return make(self.transport)
@@ -50,17 +50,17 @@ class Wires:
         return self._opened[strategy]
 
     def close(self) -> None:
-        """Close what was opened here; all ranks together."""
+        """Closes the transports that were opened here; all ranks call it together."""
         for transport in self._opened.values():
             transport.close()
         self._opened.clear()
 
 
 def all_reduce_named(name: str) -> type[AllReduce]:
-    """The strategy of that name, if it is an all-reduce.
+    """Loads the strategy of this name, which must be an all-reduce.
 
     Raises:
-        ConfigurationError: there is none, or it is not of that family.
+        ConfigurationError: there is no such strategy, or it is not an all-reduce.
     """
     strategy: type[AllReduce] = STRATEGIES.load(name)
     if not issubclass(strategy, AllReduce):
@@ -69,5 +69,5 @@ def all_reduce_named(name: str) -> type[AllReduce]:
 
 
 def all_reduces() -> list[str]:
-    """The names of all all-reduces that differ in how they move data."""
+    """Lists the names of all all-reduces, except `auto`, which chooses one of the others."""
     return [name for name in STRATEGIES.names() if issubclass(STRATEGIES.load(name), AllReduce) and name != "auto"]

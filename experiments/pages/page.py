@@ -1,4 +1,4 @@
-"""One HTML page about any runs, in a single file that needs no network."""
+"""Makes one HTML page about any runs, in a single file that needs no network."""
 
 import base64
 import time
@@ -19,7 +19,7 @@ from bigbatch.experiments.runs.run import Run, is_comparison, is_run, names_of, 
 from bigbatch.experiments.runs.table import TableSection, compared_verdict, setting, table_of, verdict
 
 Facts = list[tuple[str, str]]
-"""Names and values, as text."""
+"""Pairs of a name and a value, as text."""
 
 TEMPLATE = "page.html.jinja"
 
@@ -35,18 +35,18 @@ SHOWN = {
     "calibration": "What was measured of this machine, and the fit",
     "validation": "What was predicted, against what was measured",
 }
-"""A figure's file, without its ending -> what it shows; others are called by their files."""
+"""What each figure shows, by its file's name without the ending; other figures are named after their files."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure in the page.
+    """A figure that is embedded in the page.
 
     Attributes:
-        source: a data: URI.
-        width, height: in pixels.
-        alternative: what to read where it cannot be seen.
-        caption: below it.
+        source: the PNG image as a data: URI.
+        width, height: size of the image, in pixels.
+        alternative: text for readers who cannot see the image.
+        caption: text below the figure.
     """
 
     source: str
@@ -58,13 +58,13 @@ class Picture:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table in the page.
+    """A table of the page.
 
     Attributes:
-        heads: of the columns; that of the first may be empty.
-        blocks: of rows; a row's label is its first column.
-        numbers: for each column whether it holds numbers, which stand at the right.
-        caption: above it, or empty.
+        heads: heads of the columns; the first may be empty.
+        blocks: blocks of rows; a row's label is its first column.
+        numbers: for each column, whether it holds numbers, which are aligned at the right.
+        caption: text above the table; may be empty.
     """
 
     heads: list[str]
@@ -75,21 +75,21 @@ class Grid:
 
 @dataclass
 class Section:
-    """What the page says about one folder.
+    """A section of the page, about one folder.
 
     Attributes:
-        title: its heading.
-        anchor: its place in the page.
-        folder: as it was named.
-        kind: what the folder is.
-        claim: what was to be shown, if anything, ...
-        source: ... and where that stands.
-        sentences: what came out, in words.
-        tables: what came out, in numbers.
-        results: single numbers beside them.
+        title: heading of the section.
+        anchor: name that links within the page lead to.
+        folder: path of the folder, as the user gave it.
+        kind: what the folder holds, in words.
+        claim: the claim that was examined; empty if there is none.
+        source: the source of the claim; empty if there is none.
+        sentences: the results in words.
+        tables: the results in numbers.
+        results: single numbers besides the tables.
         pictures: all figures in the folder.
         asked: headings, and the options below each.
-        environment: what it was made with and on.
+        environment: versions of the software, and the platform.
     """
 
     title: str
@@ -107,13 +107,13 @@ class Section:
 
 
 def make_page(folders: Sequence[Path]) -> str:
-    """The page, as HTML.
+    """Makes the page as HTML text.
 
     Args:
-        folders: with a summary.json each, of experiments or of anything else that is measured; each folder once.
+        folders: folders with a summary.json each, of experiments or of other measurements; each folder once.
 
     Raises:
-        ConfigurationError: one of them is no such folder, or a file in it cannot be read.
+        ConfigurationError: a folder has no summary.json, or a file in it cannot be read.
     """
     titles = names_of(folders)
     sections, runs = [], dict[Path, Run]()

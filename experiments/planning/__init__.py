@@ -1,1 +1,1 @@
-"""Planning: simulated updates of large models, and the trade-off of time against cost."""
+"""Planning a training: simulated updates of large models, and the trade-off of time against cost."""

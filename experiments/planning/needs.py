@@ -1,4 +1,4 @@
-"""What a training needs: memory for a model on a GPU, and updates to a loss, as far as they are known."""
+"""What a training needs: memory on a GPU, and updates to reach a loss, as far as they are known."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from bigbatch.experiments.runs.run import SUMMARY
 from bigbatch.models.sizes import ModelSize, own_size
 
 STATE_BYTES = 16
-"""A parameter takes them with Adam in mixed precision: 2 its value, 2 its gradient, 12 in the optimiser.
+"""Bytes per parameter with Adam in mixed precision: 2 for the value, 2 for the gradient, 12 in the optimiser.
 
 Rajbhandari et al., "ZeRO: memory optimizations toward training trillion parameter models" (2020), section 3.1.
 """
@@ -29,21 +29,21 @@ flash attention scores are never stored either.
 
 
 def memory_bytes(size: ModelSize, micro_batch: int) -> int:
-    """Bytes that training takes on a GPU, estimated: the model's state and what forward leaves for backward.
+    """Estimates the bytes that training takes on a GPU: the model's state, and the activations kept for backward.
 
     Args:
-        size: of the model; every worker holds it whole.
-        micro_batch: sequences of `context` tokens that are computed at once.
+        size: the size of the model; every worker holds the whole model.
+        micro_batch: number of sequences of `context` tokens that are computed at once.
     """
     token = size.layers * size.width * LAYER_BYTES + (size.width + size.vocabulary) * OUTPUT_BYTES
     return size.parameters * STATE_BYTES + micro_batch * size.context * token
 
 
 def fitting(size: ModelSize, micro_batches: Sequence[int], gpu: GPU | None) -> tuple[int, ...]:
-    """Those micro-batches that fit into the GPU's memory; all of them if none is given.
+    """Picks the micro-batches that fit into the GPU's memory; all of them if no GPU is given.
 
     Raises:
-        ConfigurationError: none does.
+        ConfigurationError: no micro-batch fits.
     """
     if gpu is None:
         return tuple(micro_batches)
@@ -63,12 +63,12 @@ def fitting(size: ModelSize, micro_batches: Sequence[int], gpu: GPU | None) -> t
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of the updates that a loss takes.
+    """What is known about the number of updates that it takes to reach a loss.
 
     Attributes:
-        tradeoff: by batch size.
-        source: whence, in words.
-        target: the loss, in nats a token; None if it was not said.
+        tradeoff: the number of updates by batch size.
+        source: where the numbers come from, in words.
+        target: the loss, in nats per token; None if it is not known.
     """
 
     tradeoff: Tradeoff
@@ -76,7 +76,7 @@ class Known:
     target: float | None
 
     def as_json(self) -> dict[str, Any]:
-        """The same in types that JSON can write."""
+        """Converts the numbers to types that JSON can write."""
         return {
             "least_updates": self.tradeoff.least_updates,
             "critical_batch": self.tradeoff.critical_batch,
@@ -92,18 +92,18 @@ def known_from(
     least_updates: float | None,
     folder: Path | None,
 ) -> Known:
-    """What is given counts most, then what was measured, then what was published.
+    """Finds how many updates a loss takes: from the given numbers, else from measurements, else from published ones.
 
     Args:
-        size: of the model.
-        target: the loss to reach, in nats a token.
-        critical_batch: B_c that is given, in tokens; with `least_updates` or not at all.
-        least_updates: S_min that is given.
-        folder: of measurements that were fitted; its summary has a "fit".
+        size: the size of the model.
+        target: the loss to reach, in nats per token.
+        critical_batch: B_c as given by the user, in tokens; together with `least_updates` or not at all.
+        least_updates: S_min as given by the user.
+        folder: a folder of fitted measurements, whose summary has a "fit".
 
     Raises:
-        ConfigurationError: one of a pair, two sources, no source, a fit that cannot be read or is of another target, or
-            a target that cannot be reached.
+        ConfigurationError: one number of the pair is missing, there are two sources or none, the fit cannot be read or
+            is for another target, or the target cannot be reached.
     """
     if (critical_batch is None) != (least_updates is None):
         raise ConfigurationError("--critical-batch and --least-updates belong together: give both, or neither.")
@@ -126,13 +126,13 @@ def known_from(
 
 @dataclass(frozen=True)
 class Measured:
-    """A fit that was made of measurements.
+    """A trade-off that was fitted to measurements, as read from a folder.
 
     Attributes:
-        tradeoff: that was fitted.
-        target: the loss, in nats a token; None if it was not said.
-        untold: why it tells little, if so.
-        size: of the model that was measured; None if it was not said.
+        tradeoff: the fitted trade-off.
+        target: the loss, in nats per token; None if the folder does not say.
+        untold: why the critical batch cannot be told from the measurements; None if it can.
+        size: the size of the model that was measured; None if the folder does not say.
     """
 
     tradeoff: Tradeoff
@@ -142,10 +142,10 @@ class Measured:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """The fit in a folder's summary.
+        """Reads the fit in a folder's summary.
 
         Raises:
-            ConfigurationError: there is none.
+            ConfigurationError: the folder has no summary, or the summary no fit.
         """
         path = folder / SUMMARY
         try:
@@ -164,7 +164,7 @@ class Measured:
 
 
 SIZES = ("vocabulary", "context", "layers", "width")
-"""Of our own Transformer."""
+"""The sizes of our own Transformer that a fit names."""
 
 
 def _fitted(size: ModelSize, folder: Path, target: float | None) -> Known:

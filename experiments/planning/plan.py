@@ -1,8 +1,8 @@
-"""Planning a training: how many workers, how large a batch, which strategy; what time that takes and what it costs.
+"""Planning a training: how many workers, how large a batch, which strategy; how long it takes and what it costs.
 
-The time is updates times seconds an update. A larger batch takes fewer updates of more seconds each, and more tokens;
-more workers divide the computing, and have more to say to each other. Of all combinations, the front are those of
-which no other is both faster and cheaper.
+The time is updates times seconds per update. A larger batch takes fewer updates of more seconds each, and more tokens.
+More workers divide the computing but communicate more. The front consists of the combinations of which no other is both
+faster and cheaper.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,22 +23,22 @@ from bigbatch.experiments.planning.workload import Workload
 from bigbatch.models.sizes import ModelSize
 
 PATIENCE = 2.0
-"""Times the least cost that the recommended plan may cost."""
+"""Largest cost of the recommended plan, in times of the least cost."""
 
 
 # What an update takes.
 
 
 def planned(name: str, servers: int, workers: int = 2) -> type[Strategy]:
-    """The strategy of that name, if each of its updates is of everybody's gradients, computed on the same parameters.
+    """Loads a strategy whose updates combine all workers' gradients of the same parameters; only these can be planned.
 
     Args:
-        name: of the strategy.
-        servers: for a strategy with an option of that name.
-        workers: for how many it will be simulated at least.
+        name: name of the strategy.
+        servers: number of servers, for a strategy with this option.
+        workers: smallest number of workers for which it will be simulated.
 
     Raises:
-        ConfigurationError: there is none, it cannot be simulated, or its updates are of something else.
+        ConfigurationError: there is no such strategy, it cannot be simulated, or its workers are not in step.
     """
     strategy = strategy_named(name, servers, workers)
     if not strategy.in_step():
@@ -51,21 +51,21 @@ def planned(name: str, servers: int, workers: int = 2) -> type[Strategy]:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to train.
+    """One combination of strategy, workers and batch, with its predicted time and cost.
 
     Attributes:
-        strategy: its name.
-        workers: how many compute.
-        servers: how many ranks only serve.
-        micro_batch: sequences that a worker computes at once.
-        accumulation: micro-batches that it adds up for an update.
-        batch: tokens of an update, of all workers.
-        updates: that it takes.
-        step_seconds: of one.
-        efficiency: the part of that in which workers compute.
-        seconds: that the training takes.
-        gpu_hours: of workers and servers.
-        simulated: whether just this was simulated; else its time is composed of parts that were.
+        strategy: name of the strategy.
+        workers: number of workers.
+        servers: number of ranks that only serve.
+        micro_batch: number of sequences that a worker computes at once.
+        accumulation: number of micro-batches that a worker adds up for an update.
+        batch: tokens in an update of all workers.
+        updates: number of updates that the training takes.
+        step_seconds: seconds that an update takes.
+        efficiency: the share of that time in which workers compute.
+        seconds: seconds that the whole training takes.
+        gpu_hours: hours of all workers and servers together.
+        simulated: whether exactly this combination was simulated; otherwise its time is composed of simulated parts.
     """
 
     strategy: str
@@ -83,30 +83,31 @@ class Candidate:
 
     @property
     def ranks(self) -> int:
-        """All that are paid for."""
+        """Number of ranks that are paid for: workers and servers."""
         return self.workers + self.servers
 
 
 def composed(name: str, network: Network, workers: int, workloads: Sequence[Workload], servers: int = 1) -> list[float]:
-    """Seconds that an update takes with each of several workloads, put together from what was simulated once.
+    """Composes the seconds of an update with each of several workloads from parts that are simulated only once.
 
-    Of a strategy that says what it sends, each phase is replayed after the one before it, and once for all that are
-    alike. What it adds there is taken for what it adds whenever its turn comes. So an update lasts until the latest of
-    (a phase is ready) + (what it and all after it add). This leaves out how far ranks are apart because of what comes
-    earlier; see `MARGIN`.
+    If the strategy describes what it sends, each phase is replayed right after the one before it, and phases that are
+    alike are replayed once. The time that a phase adds there is taken as the time that it always adds. So an update
+    lasts until the latest of (the time a phase is ready) + (the time that it and all later phases add). This ignores
+    that earlier phases leave ranks at different times; see `MARGIN`.
 
-    Any other strategy is simulated with the workload that has most to hide behind, the longest micro-batch. What it
-    adds to the computing there is the least that it adds anywhere: the times are lower bounds for shorter ones.
+    Any other strategy is simulated with the workload that can hide the most communication, the one with the longest
+    micro-batch. What it adds to the computing there is the least that it adds anywhere, so the times of the other
+    workloads are lower bounds.
 
     Args:
-        name: of the strategy.
-        network: what messages cost.
-        workers: how many compute.
-        workloads: of one model, and with one size of buckets.
-        servers: for a strategy with an option of that name.
+        name: name of the strategy.
+        network: the network, which says what messages cost.
+        workers: number of workers.
+        workloads: workloads of one model, with the same size of buckets.
+        servers: number of servers, for a strategy with this option.
 
     Raises:
-        ConfigurationError: no such strategy, or one that cannot be simulated.
+        ConfigurationError: there is no such strategy, or it cannot be simulated.
     """
     strategy = strategy_named(name, servers, workers)
     says = [described(strategy, load.gradients, network, workers) for load in workloads]
@@ -142,14 +143,14 @@ def composed(name: str, network: Network, workers: int, workloads: Sequence[Work
 
 @dataclass(frozen=True)
 class Deployment:
-    """What the training runs on.
+    """The model and the cluster of a planned training.
 
     Attributes:
-        size: of the model.
-        network: what messages cost.
-        computing: how long a worker takes for a token.
-        bucket_bytes: gradients are sent in buckets of about this size.
-        overlap: whether they are sent while backward still runs.
+        size: the size of the model.
+        network: the network, which says what messages cost.
+        computing: how long a worker computes for a token.
+        bucket_bytes: target size of a gradient bucket, in bytes.
+        overlap: whether buckets are sent while backward still runs.
     """
 
     size: ModelSize
@@ -159,7 +160,7 @@ class Deployment:
     overlap: bool
 
     def workload(self, micro_batch: int, accumulation: int) -> Workload:
-        """A worker's, with that many sequences at once, that many times."""
+        """Makes a worker's workload: `accumulation` micro-batches of `micro_batch` sequences each."""
         tokens = micro_batch * accumulation * self.size.context
         return Workload(self.size, tokens, self.computing, self.bucket_bytes, self.overlap, accumulation)
 
@@ -174,20 +175,20 @@ def candidates(
     accumulations: Sequence[int],
     say: Callable[[str], None] = lambda _: None,
 ) -> list[Candidate]:
-    """Every combination, with the time of an update composed.
+    """Makes a candidate of every combination, whose time of an update is composed.
 
     Args:
-        cluster: what the training runs on.
-        tradeoff: how many updates a batch takes.
-        strategies: their names.
-        workers: numbers of them.
-        servers: numbers of servers, for strategies with an option of that name; others come once.
-        micro_batches: sequences that a worker computes at once.
-        accumulations: micro-batches that it adds up for an update.
-        say: told how far it is.
+        cluster: the model and the cluster that the training runs on.
+        tradeoff: how many updates each batch size takes.
+        strategies: names of the strategies.
+        workers: numbers of workers.
+        servers: numbers of servers, for strategies with this option; other strategies get one candidate.
+        micro_batches: numbers of sequences that a worker computes at once.
+        accumulations: numbers of micro-batches that a worker adds up for an update.
+        say: called with a line about the progress.
 
     Raises:
-        ConfigurationError: no such strategy, or one that cannot be simulated.
+        ConfigurationError: there is no such strategy, or it cannot be simulated.
     """
     ways = [(micro_batch, accumulation) for micro_batch in micro_batches for accumulation in accumulations]
     loads = [cluster.workload(*way) for way in ways]
@@ -233,7 +234,7 @@ def _candidate(
 
 
 def simulated(cluster: Deployment, tradeoff: Tradeoff, candidate: Candidate) -> Candidate:
-    """The same with an update's time simulated for just this workload."""
+    """Makes the candidate anew, with the time of an update simulated for exactly its workload."""
     way = candidate.micro_batch, candidate.accumulation
     load, name, count = cluster.workload(*way), candidate.strategy, candidate.workers
     row = simulate_row(name, cluster.network, count, load, Stragglers(), servers=max(1, candidate.servers))
@@ -244,9 +245,9 @@ def simulated(cluster: Deployment, tradeoff: Tradeoff, candidate: Candidate) -> 
 
 
 def front_of(found: Sequence[Candidate]) -> list[Candidate]:
-    """Those of which no other is faster and not dearer, or cheaper and not slower; fastest first.
+    """Picks the candidates that no other beats in time or cost without being worse in the other; fastest first.
 
-    Of several with the same time and cost, the first.
+    Of several with the same time and cost, only the first is kept.
     """
     front: list[Candidate] = []
     for candidate in sorted(found, key=lambda one: (one.seconds, one.gpu_hours)):
@@ -256,23 +257,23 @@ def front_of(found: Sequence[Candidate]) -> list[Candidate]:
 
 
 MARGIN = 0.06
-"""By how much of it the composed time of an update may be above the simulated one, or so it is taken to be.
+"""The share by which a composed time of an update is assumed to exceed the simulated time, at most.
 
-Ranks that are through with a bucket earlier than others begin the next one earlier, which composing leaves out. On the
-presets' networks, for 3 to 64 workers and models of 180 thousand and 124 million parameters, it came to 4.7 % at most
-(a tree over 12 workers, the small model), and to nothing for a ring, or for halving-doubling over a power of two, on a
-flat network. Composed times that are too short, which were so by up to 12 %, do no harm: they are found out.
+Ranks that finish a bucket earlier than others start the next one earlier, which composing leaves out. On the presets'
+networks, for 3 to 64 workers and models of 180 thousand and 124 million parameters, it came to 4.7 % at most (a tree
+over 12 workers, the small model), and to nothing for a ring, or for halving-doubling over a power of two, on a flat
+network. Composed times that are too short, by up to 12 %, do no harm, since those candidates are then simulated.
 """
 
 
 def exact_front(
     cluster: Deployment, tradeoff: Tradeoff, found: Sequence[Candidate], say: Callable[[str], None] = lambda _: None
 ) -> tuple[list[Candidate], list[Candidate]]:
-    """The front, every row of which was simulated by itself, and all candidates with these numbers.
+    """Finds the front, each candidate of which is simulated exactly; returns it and all candidates.
 
-    Whoever may be on the front is simulated, until nobody is left who was not and could be: a candidate whose time is
-    composed could if it were on it with `MARGIN` less. So this is the front of all candidates simulated, as long as
-    none is composed more than that too slow.
+    Every candidate that may be on the front is simulated: one whose composed time would put it there if it were
+    `MARGIN` shorter. This is repeated until no such candidate is left. So the result is the front of all candidates if
+    all were simulated, as long as no composed time is too long by more than `MARGIN`.
     """
     everyone = list(found)
     while True:
@@ -290,22 +291,22 @@ def _quicker(one: Candidate) -> Candidate:
 
 
 def recommended(front: Sequence[Candidate]) -> Candidate:
-    """The fastest that costs at most twice as much as the cheapest."""
+    """Picks the fastest candidate of a front that costs at most `PATIENCE` times as much as the cheapest."""
     least = front[-1].gpu_hours
     return next(candidate for candidate in front if candidate.gpu_hours <= PATIENCE * least)
 
 
 def ideal(tradeoff: Tradeoff, cluster: Deployment, micro_batch: int, gpu_hours: FloatArray) -> FloatArray:
-    """Seconds of a training without communication, on as many workers as have one micro-batch each to compute.
+    """Computes the seconds of a training without communication, in which every worker computes one micro-batch.
 
-    (T/T_min - 1)(C/C_min - 1) = 1, where T_min is S_min micro-batches' time, and C_min that of E_min tokens: the
-    hyperbola of updates and tokens, in time and cost.
+    (T/T_min - 1)(C/C_min - 1) = 1, where T_min is the time of S_min micro-batches and C_min the time of E_min tokens:
+    the hyperbola of updates and tokens, in time and cost.
 
     Args:
-        tradeoff: how many updates a batch takes.
-        cluster: what the training runs on.
-        micro_batch: sequences that a worker computes at once.
-        gpu_hours: (any shape) costs; infinite time where they are below the least.
+        tradeoff: how many updates each batch size takes.
+        cluster: the model and the cluster that the training runs on.
+        micro_batch: number of sequences that a worker computes at once.
+        gpu_hours: (any shape) costs in GPU-hours; the time is infinite where they are below the least cost.
     """
     computing = cluster.computing.seconds_per_token
     least_seconds = tradeoff.least_updates * micro_batch * cluster.size.context * computing
@@ -314,7 +315,7 @@ def ideal(tradeoff: Tradeoff, cluster: Deployment, micro_batch: int, gpu_hours: 
 
 
 def in_words(candidate: Candidate) -> str:
-    """Who computes how: "64 workers with ring and 16 × 4 sequences each"."""
+    """Describes a candidate in words: "64 workers with ring and 16 × 4 sequences each"."""
     beside = f" and {candidate.servers:,} server{'s' * (candidate.servers > 1)}" if candidate.servers else ""
     return (
         f"{candidate.workers:,} worker{'s' * (candidate.workers > 1)}{beside} with {candidate.strategy} and "
@@ -323,7 +324,7 @@ def in_words(candidate: Candidate) -> str:
 
 
 def duration(seconds: float) -> str:
-    """In the unit that tells it best: 12.3 s, 4.5 min, 6.7 h, 8.9 days."""
+    """Formats seconds in the unit that suits them best: 12.3 s, 4.5 min, 6.7 h, 8.9 days."""
     for unit, length, most in (("s", 1, 90), ("min", 60, 90), ("h", 3600, 72)):
         if seconds < most * length:
             return f"{seconds / length:,.3g} {unit}"
@@ -331,7 +332,7 @@ def duration(seconds: float) -> str:
 
 
 def advice(front: Sequence[Candidate]) -> str:
-    """What to do, in two sentences."""
+    """Makes two sentences that say which candidate of the front to take, and what the fastest would cost."""
     cheapest, fastest, best = front[-1], front[0], recommended(front)
     beside = "which is the cheapest too"
     if best is not cheapest:

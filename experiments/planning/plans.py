@@ -1,4 +1,4 @@
-"""Plans: what a request for a plan asks, found and put into sentences."""
+"""Plans: answers a request for a plan with a front of candidates, and explains it in sentences."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -25,19 +25,19 @@ from bigbatch.models.sizes import ModelSize, model_named
 
 @dataclass(frozen=True)
 class Plan:
-    """What came of a request for a plan.
+    """The answer to a request for a plan.
 
     Attributes:
         request: what was asked for.
-        size: of the model.
-        network: between the workers.
-        known: how many updates each batch takes, and how that is known.
-        cluster: what the candidates run on.
-        at_once: sequences at once that fit into a worker's memory.
-        candidates: every combination that was looked at.
-        front: those of which no other is both faster and cheaper.
-        best: the one of them that is recommended.
-        advice: what to do, in sentences.
+        size: the size of the model.
+        network: the network between the workers.
+        known: how many updates each batch size takes, and how that is known.
+        cluster: the model and the cluster that the candidates run on.
+        at_once: numbers of sequences at once that fit into a worker's memory.
+        candidates: every combination that was considered.
+        front: the candidates of which no other is both faster and cheaper.
+        best: the candidate of the front that is recommended.
+        advice: sentences that say what to do.
     """
 
     request: PlanRequest
@@ -53,12 +53,12 @@ class Plan:
 
     @property
     def title(self) -> str:
-        """What is planned, in a few words."""
+        """A title for the plan: the model, the loss, the GPU and the network."""
         goal = f"a loss of {self.known.target:g}" if self.known.target is not None else "the target"
         return f"{self.size.name} to {goal}, {self.request.cluster.gpu}, {self.network.name}"
 
     def written(self) -> dict[str, Any]:
-        """All of it in types that JSON can write."""
+        """Converts the plan to types that JSON can write, for summary.json."""
         return {
             "front": [asdict(one) for one in self.front],
             "recommended": asdict(self.best),
@@ -74,7 +74,7 @@ class Plan:
         }
 
     def sentences(self) -> list[str]:
-        """What the numbers rest on."""
+        """Makes sentences that say what the plan's numbers are based on, and which micro-batches were left out."""
         tradeoff, gpu = self.known.tradeoff, self.request.cluster.gpu
         said = [
             f"{self.title}; of {len(self.candidates):,} combinations, those of which no other is both faster and "
@@ -96,14 +96,14 @@ class Plan:
 
 
 def planned_for(request: PlanRequest, tell: Callable[[str], None]) -> Plan:
-    """Find the front of time and cost.
+    """Find the front of time and cost that a request asks for, and recommend a candidate on it.
 
     Args:
         request: what is asked for.
-        tell: is told how far it is.
+        tell: called with a line about the progress.
 
     Raises:
-        ConfigurationError: an unknown name, a folder without a fit, or a model that fits into no memory.
+        ConfigurationError: a name is unknown, a folder has no fit, or the model does not fit into a worker's memory.
     """
     asked = request.cluster
     network = network_of(asked)

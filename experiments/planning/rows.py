@@ -1,4 +1,4 @@
-"""Rows of simulated updates: what a request for a simulation asks, strategy after strategy and size after size."""
+"""Rows of simulated updates: answers a request for a simulation, one strategy and one number of workers at a time."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,27 +15,27 @@ from bigbatch.experiments.training.simulated import computing_on
 from bigbatch.models.sizes import ModelSize, model_named, model_of
 
 SEQUENCES = 8
-"""Of the model's context length, that a worker computes in an update if nothing else is said."""
+"""Number of sequences of the model's context length that a worker computes in an update by default."""
 
 MODEL = "gpt2-small"
-"""The model that is simulated if none is named."""
+"""The model that is simulated by default."""
 
 
 def network_of(cluster: ClusterSettings) -> Network:
-    """The network between the workers.
+    """Loads the network between the workers, with the nodes that the settings ask for.
 
     Raises:
-        ConfigurationError: an unknown name, or a bad file.
+        ConfigurationError: the name is unknown, or the file is not valid.
     """
     network = network_named(cluster.network)
     return network if cluster.node_size is None else network.with_nodes(cluster.node_size)
 
 
 def workload_of(request: SimulationRequest) -> tuple[ModelSize, Workload]:
-    """The model, and what every worker does in an update.
+    """Makes the size of the model and the workload of every worker that a request asks for.
 
     Raises:
-        ConfigurationError: two models, an unknown one, or more micro-batches than tokens.
+        ConfigurationError: two models are named, the model is unknown, or there are more micro-batches than tokens.
     """
     if request.parameters is None:
         if request.flops_per_token is not None:
@@ -52,10 +52,10 @@ def workload_of(request: SimulationRequest) -> tuple[ModelSize, Workload]:
 
 
 def stragglers_of(request: SimulationRequest) -> Stragglers:
-    """What slows workers.
+    """Reads what slows workers from the words of a request.
 
     Raises:
-        ConfigurationError: words that say nothing, or a rank that does not exist.
+        ConfigurationError: the words are not understood, or name a rank that does not exist.
     """
     stragglers = stragglers_named(request.straggler)
     stragglers.check_ranks(min(request.workers))
@@ -63,15 +63,15 @@ def stragglers_of(request: SimulationRequest) -> Stragglers:
 
 
 def update_rows(strategies: Sequence[str], request: SimulationRequest, tell: Callable[[str], None]) -> list[Row]:
-    """A row of updates for every strategy and number of workers.
+    """Simulates updates with every strategy and number of workers, and makes a row for each.
 
     Args:
-        strategies: their names.
+        strategies: names of the strategies.
         request: what is simulated.
-        tell: is told which row comes next.
+        tell: called with a line that names the row that is simulated next.
 
     Raises:
-        ConfigurationError: no such strategy, or one that cannot be simulated; or as `workload_of`.
+        ConfigurationError: there is no such strategy, or it cannot be simulated; or as `workload_of`.
     """
     network, (_, load), stragglers = network_of(request.cluster), workload_of(request), stragglers_of(request)
     for name in strategies:  # all names are looked up before anything takes long
@@ -87,10 +87,10 @@ def update_rows(strategies: Sequence[str], request: SimulationRequest, tell: Cal
 
 
 def sum_rows(strategies: Sequence[str], request: SimulationRequest) -> list[dict[str, Any]]:
-    """A row of one sum of `request.bytes` for every strategy and number of workers.
+    """Simulates one sum of `request.bytes` bytes with every strategy and number of workers, and makes a row for each.
 
     Raises:
-        ConfigurationError: no such strategy, or one that is more than a sum.
+        ConfigurationError: there is no such strategy, or it does more than one sum.
     """
     assert request.bytes is not None, "whoever asks has seen that a size is given"
     network = network_of(request.cluster)

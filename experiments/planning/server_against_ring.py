@@ -1,6 +1,6 @@
-"""A parameter server against a ring: how many times as long it takes, simulated and by formula.
+"""A parameter server against a ring: the ratio of their times, simulated and by formula.
 
-Each comparison is a cell: bandwidths and workers make a map of cells, message sizes and stragglers a row of them.
+Each comparison is a cell. Bandwidths and workers make a map of cells; message sizes and stragglers make a row of cells.
 """
 
 from collections.abc import Callable, Sequence
@@ -50,21 +50,21 @@ SERVERS = {
 }
 
 MAP, SIZE, STRAGGLERS = "bandwidth", "message", "stragglers"
-"""What a comparison varies."""
+"""What a comparison varies: the bandwidth, the size of the message, or the stragglers."""
 
 
 def cell(
     varied: str, servers: str, workers: int, value: float, predicted: tuple[float, float], ratios: Sequence[float]
 ) -> dict[str, Any]:
-    """One comparison, in types that JSON can write.
+    """Makes the record of one comparison, in types that JSON can write.
 
     Args:
         varied: `MAP`, `SIZE` or `STRAGGLERS`.
-        servers: how many, in words.
-        workers: how many.
+        servers: the number of servers, in words.
+        workers: number of workers.
         value: the value of what is varied: bytes per second, bytes, or the mean delay divided by the time of computing.
-        predicted: (least, most) time over the ring's, by formula.
-        ratios: the simulated time over the ring's, one for each seed.
+        predicted: (least, most) ratio of the server's time to the ring's, by formula.
+        ratios: simulated ratios of the server's time to the ring's, one for each seed.
     """
     return {
         "varied": varied,
@@ -77,14 +77,14 @@ def cell(
 
 
 def predicted_ratio(network: Network, workers: int, nbytes: int, kind: Servers) -> tuple[float, float]:
-    """A synchronous server's time over a ring's by formula, as the bounds (least, most), which are equal."""
+    """Computes the ratio of a synchronous server's time to a ring's by formula, as equal bounds (least, most)."""
     ratio = server_seconds(network, workers, nbytes, kind.count(workers), kind.segments)
     ratio /= ring_seconds(network, workers, nbytes)
     return ratio, ratio
 
 
 def map_cells(network: Network, workers: Sequence[int], bandwidths: Sequence[float]) -> list[dict[str, Any]]:
-    """The cells of sums of `MAP_BYTES`, by servers, bandwidth (bytes per second) and workers."""
+    """Makes the cells of sums of `MAP_BYTES`, by servers, bandwidth (bytes per second) and workers."""
     cells = []
     for name, kind in SERVERS.items():
         ratios = crossover(network, MAP_BYTES, workers, bandwidths, kind.count)
@@ -97,7 +97,7 @@ def map_cells(network: Network, workers: Sequence[int], bandwidths: Sequence[flo
 
 
 def size_cells(network: Network, workers: int, sizes: Sequence[int]) -> list[dict[str, Any]]:
-    """The cells of sums of several sizes, in bytes, on so many workers."""
+    """Makes the cells of sums of several sizes, in bytes, on `workers` workers."""
     cells = []
     for nbytes in sizes:
         ring = bare_row("ring", network, workers, nbytes)["communication_seconds"]
@@ -109,7 +109,7 @@ def size_cells(network: Network, workers: int, sizes: Sequence[int]) -> list[dic
 
 
 def workload() -> Workload:
-    """What each worker does in an update; all gradients are sent at its end, as the formulas assume."""
+    """Makes the workload of each worker; all gradients are sent after the computing, as the formulas assume."""
     size = model_named(MODEL)
     assert size.context is not None, "a language model has a context"
     computing = computing_on(GPU, size.flops_per_token)
@@ -117,14 +117,14 @@ def workload() -> Workload:
 
 
 def straggler_cells(network: Network, workers: int, strength: float, seeds: int, updates: int) -> list[dict[str, Any]]:
-    """The cells of updates with stragglers: a ring, which waits for all, against asynchronous servers.
+    """Makes the cells of updates with stragglers: asynchronous servers against a ring, which waits for all workers.
 
     Args:
-        network: what messages cost.
-        workers: how many.
+        network: the network, which says what messages cost.
+        workers: number of workers.
         strength: an update's mean delay, divided by the time that it computes.
-        seeds: how many seeds are tried; one if nothing is random.
-        updates: gradients that each worker makes.
+        seeds: number of seeds; only one is used if nothing is random.
+        updates: number of gradients that each worker computes.
 
     Returns:
         A cell for each number of servers, with two more entries: `gradients_per_second` and `ring_gradients_per_second`

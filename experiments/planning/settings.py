@@ -1,4 +1,4 @@
-"""What a user can ask of the simulator and of the planner."""
+"""The options of the commands `simulate` and `plan`."""
 
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -28,17 +28,17 @@ from bigbatch.experiments.training.settings import NETWORK, gpus, networks
 MOST_WORKERS = 1 << 20
 
 MOST_AT_ONCE = 4096
-"""Sequences at once, and micro-batches in an update."""
+"""Largest number of sequences at once, and of micro-batches in an update."""
 
 NUMBER = Count("units", {"": 1, "k": 1_000, "M": 10**6, "G": 10**9, "B": 10**9}, "1300000000, 1.3e9 or 1.3G", "NUMBER")
 
 
 class Counts(Kind):
-    """Numbers of something: 8..64 doubles from 8 to 64; 3,4,6 lists them; in Python a sequence of numbers.
+    """The kind of value that lists numbers: 8..64 doubles from 8 to 64; 3,4,6 is a list; in Python, a sequence.
 
     Args:
-        things: what is counted.
-        most: the largest that is taken.
+        things: what is counted, for error messages.
+        most: the largest number that is allowed.
     """
 
     metavar = "COUNTS"
@@ -48,7 +48,7 @@ class Counts(Kind):
         self._most = most
 
     def read(self, value: Any) -> tuple[int, ...]:
-        """The numbers, as in "8..64,96" -> (8, 16, 32, 64, 96)."""
+        """Reads the numbers: "8..64,96" -> (8, 16, 32, 64, 96)."""
         words = [str(part) for part in value] if isinstance(value, list | tuple | range) else str(value).split(",")
         found: set[int] = set()
         for word in words:
@@ -65,17 +65,17 @@ class Counts(Kind):
         return tuple(sorted(found))
 
     def write(self, value: Any) -> str:
-        """As a list with commas."""
+        """Writes the numbers as a list with commas: (8, 96) -> "8,96"."""
         return ",".join(map(str, value))
 
     def show(self, value: Any) -> str:
-        """As a range, if each number is twice the one before."""
+        """Shows the numbers in help texts: as a range if each is twice the one before, else as a list."""
         doubling = all(after == 2 * before for before, after in pairwise(value))
         return f"{value[0]}..{value[-1]}" if doubling and len(value) > 2 else self.write(value)
 
 
 def published_models() -> list[str]:
-    """The names of published models."""
+    """Lists the names of published models whose sizes are known."""
     from bigbatch.models.sizes import PUBLISHED
 
     return list(PUBLISHED)
@@ -83,14 +83,14 @@ def published_models() -> list[str]:
 
 @dataclass(frozen=True)
 class ClusterSettings(Options):
-    """The cluster that is simulated.
+    """The options for the simulated cluster: its network, its nodes, and what workers compute on.
 
     Attributes:
-        network: a preset's name, or FILE.toml.
-        node_size: ranks that share a node, or None as the network says.
-        gpu: what a worker computes on.
-        utilisation: the share of its operations a second that a GPU reaches.
-        bucket_size: bytes of gradients that are sent as one.
+        network: name of a preset, or FILE.toml.
+        node_size: number of ranks that share a node; None for the network's own number.
+        gpu: name of the GPU that a worker computes on.
+        utilisation: the share of its peak operations per second that a GPU reaches.
+        bucket_size: target size of a gradient bucket, in bytes.
         overlap: whether buckets are sent while backward still runs.
     """
 
@@ -108,18 +108,18 @@ class ClusterSettings(Options):
 
 @dataclass(frozen=True)
 class SimulationRequest(Options):
-    """What `simulate` times.
+    """The options of `simulate`: the updates, or the one sum, that are timed.
 
     Attributes:
-        workers: how many, each number in turn.
-        cluster: what they are.
-        model: a published model, or None for `gpt2-small` or for what `parameters` says.
-        parameters: how many are trained, instead of a model.
-        flops_per_token: floating-point operations of a token, with `parameters`.
-        tokens: that a worker computes in an update, or None for 8 sequences.
-        accumulate: micro-batches that these tokens come in.
-        straggler: what slows workers.
-        servers: of parameter servers.
+        workers: numbers of workers, each of which is simulated.
+        cluster: the simulated cluster.
+        model: name of a published model; None for `gpt2-small`, or for the model that `parameters` describes.
+        parameters: number of trained parameters, instead of a model.
+        flops_per_token: floating-point operations of a token, forward and backward, with `parameters`.
+        tokens: number of tokens that a worker computes in an update, or None for 8 sequences.
+        accumulate: number of micro-batches in which a worker computes these tokens.
+        straggler: what slows workers, in words.
+        servers: number of servers, for strategies that have any.
         seed: seed for the random factors that slow workers.
         bytes: the size of one sum, instead of whole updates.
 
@@ -159,21 +159,21 @@ class SimulationRequest(Options):
 
 @dataclass(frozen=True)
 class PlanRequest(Options):
-    """What `plan` looks for.
+    """The options of `plan`: the loss to reach, and the combinations that are considered.
 
     Attributes:
-        workers: how many, each number in turn.
-        strategies: their names.
-        servers: of parameter servers, each number in turn.
-        model: a published model, or None for the one of `fit`, else `gpt2-small`.
-        target: the loss to reach, in nats a token.
-        critical_batch: tokens, if known; with `least_updates`.
-        least_updates: if known; with `critical_batch`.
-        fit: a folder in which the two were fitted to measurements.
-        micro_batch: sequences that a worker computes at once, each number in turn.
-        accumulate: micro-batches that a worker adds up for an update, each number in turn.
-        price: of a GPU-hour.
-        cluster: what the workers are.
+        workers: numbers of workers to consider.
+        strategies: names of the strategies to consider.
+        servers: numbers of servers to consider, for strategies that have any.
+        model: name of a published model; None for the model of `fit`, else `gpt2-small`.
+        target: the loss to reach, in nats per token.
+        critical_batch: the critical batch in tokens, if it is known; together with `least_updates`.
+        least_updates: the number of updates with an endless batch, if it is known; together with `critical_batch`.
+        fit: a folder in which these two were fitted to measurements.
+        micro_batch: numbers of sequences to consider that a worker computes at once.
+        accumulate: numbers of micro-batches to consider that a worker adds up for an update.
+        price: price of a GPU-hour, in any currency.
+        cluster: the simulated cluster.
     """
 
     title: ClassVar[str] = "Plan"

@@ -1,7 +1,7 @@
-"""Simulating updates of models and clusters that nobody has at hand: step time, throughput and what limits them.
+"""Simulating updates of large models on large clusters: step time, throughput and what limits them.
 
-A strategy that describes what it sends takes `replay`, on all ranks at once. Any other strategy runs as it is, on a
-`Cluster`, with a model that has a size and no contents. Both give the same numbers.
+A strategy that describes what it sends is simulated by `replay`, on all ranks at once. Any other strategy runs as it
+is on a `Cluster`, with a model that has a size but no contents. Both give the same numbers.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -28,29 +28,29 @@ from bigbatch.experiments.planning.updates import Row
 from bigbatch.experiments.planning.workload import Workload
 
 RANDOM_UPDATES = 20
-"""Simulated after the first, at least, where they are random."""
+"""Least number of updates that are simulated after the first if random factors slow the workers."""
 
 MOST_UPDATES, LEAST_UPDATES = 32, 8
-"""Simulated after the first, of a strategy that does not say its period: `MOST_UPDATES` on up to `MANY_RANKS` ranks.
-On more ranks they are fewer in proportion, but at least `LEAST_UPDATES`."""
+"""Numbers of updates that are simulated after the first if a strategy does not say its period: `MOST_UPDATES` on up to
+`MANY_RANKS` ranks. On more ranks they are fewer in proportion, but at least `LEAST_UPDATES`."""
 
 MANY_RANKS = 64
 
 EXAMPLE = Network("example", wire(1e-6, 1e9))
-"""On which it is tried whether a strategy can be simulated; any network would do on which messages take time."""
+"""The network on which it is tested whether a strategy can be simulated; any network would do."""
 
 
 def strategy_named(name: str, servers: int, workers: int = 2) -> type[Strategy]:
-    """The strategy of that name, with so many servers if it has an option for that.
+    """Loads a strategy that can be simulated, with `servers` servers if it has an option for that.
 
     Args:
-        name: of the strategy.
-        servers: how many.
-        workers: for how many it will be simulated at least.
+        name: name of the strategy.
+        servers: number of servers.
+        workers: smallest number of workers for which it will be simulated.
 
     Raises:
-        ConfigurationError: there is none, it does not run with so few workers, or it moves its data by other means
-            than messages of ours.
+        ConfigurationError: there is no such strategy, it does not run with so few workers, or it does not move its data
+            by messages over a transport of ours.
     """
     strategy: type[Strategy] = STRATEGIES.load(name)
     if any(option.name == "servers" for option in strategy.options.offered()):
@@ -78,16 +78,16 @@ def _refusal(strategy: type[Strategy], workers: int) -> BigBatchError | None:
 
 
 def described(strategy: type[Strategy], gradients: Gradients, network: Network, workers: int) -> Description:
-    """What a strategy says about itself on a network."""
+    """Asks a strategy to describe what it sends on a network, for `workers` workers."""
     return strategy.described(gradients, workers, consecutive_nodes(workers, network.node_size))
 
 
 def updates_enough(period: int | None, ranks: int, *, random: bool) -> int:
-    """How many updates to simulate after the first one.
+    """Says how many updates to simulate after the first one.
 
     Args:
-        period: after how many the strategy repeats itself; None if it does not say.
-        ranks: how many take part.
+        period: number of updates after which the strategy repeats itself; None if it does not say.
+        ranks: number of ranks that take part.
         random: whether random factors slow the workers.
     """
     if period is None:
@@ -106,20 +106,21 @@ def simulate_row(
     seed: int = 0,
     updates: int | None = None,
 ) -> Row:
-    """One strategy on one number of workers.
+    """Simulates updates with one strategy on one number of workers, and returns their means.
 
     Args:
-        name: of the strategy.
-        network: what messages cost.
-        workers: how many compute.
-        workload: what each does in an update.
-        stragglers: what slows them.
-        servers: for a strategy with an option of that name.
-        seed: of the stragglers' random factors.
-        updates: how many are simulated after the first, which is left out; None for as many as `updates_enough` says.
+        name: name of the strategy.
+        network: the network, which says what messages cost.
+        workers: number of workers.
+        workload: what each worker does in an update.
+        stragglers: what slows workers.
+        servers: number of servers, for a strategy with this option.
+        seed: seed for the stragglers' random factors.
+        updates: number of updates that are simulated after the first, which does not count; None for the number that
+            `updates_enough` says.
 
     Raises:
-        ConfigurationError: no such strategy, or one that cannot be simulated.
+        ConfigurationError: there is no such strategy, or it cannot be simulated.
     """
     strategy = strategy_named(name, servers, workers)
     says = described(strategy, workload.gradients, network, workers)
@@ -135,19 +136,19 @@ def simulate_row(
 def bare_row(
     name: str, network: Network, workers: int, nbytes: int, *, servers: int = 1, segments: int = 1
 ) -> dict[str, Any]:
-    """One sum of so many bytes and nothing else: strategy, workers, bytes, communication_seconds.
+    """Simulates one sum and nothing else; returns strategy, workers, bytes, communication_seconds.
 
     Args:
-        name: of the strategy.
-        network: what messages cost.
-        workers: how many take part.
-        nbytes: of the sum.
-        servers: for a strategy with an option of that name.
-        segments: in how many pieces parts travel, values of one beside gradients of the next; more than 1 only for a
-            strategy whose rounds take such a number.
+        name: name of the strategy.
+        network: the network, which says what messages cost.
+        workers: number of workers.
+        nbytes: size of the sum, in bytes.
+        servers: number of servers, for a strategy with this option.
+        segments: number of pieces into which each server's part is cut, so that the values of one piece travel beside
+            the gradients of the next; more than 1 only for a strategy whose rounds take such a number.
 
     Raises:
-        ConfigurationError: no such strategy, or one that is more than a sum.
+        ConfigurationError: there is no such strategy, or it does more than one sum.
     """
     strategy = strategy_named(name, servers, workers)
     total = described(strategy, Gradients.of_bytes(nbytes), network, workers).total
@@ -162,7 +163,7 @@ def bare_row(
 def traced_update(
     name: str, network: Network, workers: int, workload: Workload, stragglers: Stragglers, servers: int
 ) -> list[list[Span]]:
-    """What every rank does when in one update, (ranks,) spans each, from when the first begins."""
+    """Records what every rank does when in one update: spans of each rank, in seconds from the first start."""
     traces: dict[int, Trace] = {}
 
     def record(transport: Transport) -> None:
@@ -177,14 +178,17 @@ def traced_update(
 def crossover(
     network: Network, nbytes: int, workers: Sequence[int], bandwidths: Sequence[float], servers: Callable[[int], int]
 ) -> FloatArray:
-    """(bandwidths, workers) how many times as long as a ring a synchronous parameter server takes.
+    """Simulates how many times as long as a ring a synchronous parameter server takes.
 
     Args:
-        network: all else about it.
-        nbytes: of the gradients.
-        workers: numbers of them.
-        bandwidths: of a port between nodes, bytes a second.
-        servers: how many there are for a number of workers.
+        network: the network, of which only the bandwidth is changed.
+        nbytes: size of the gradients, in bytes.
+        workers: numbers of workers.
+        bandwidths: bandwidths of a port between nodes, in bytes per second.
+        servers: the number of servers for a number of workers.
+
+    Returns:
+        (bandwidths, workers) ratios of the server's time to the ring's.
     """
     ratios = np.empty((len(bandwidths), len(workers)))
     for row, bandwidth in enumerate(bandwidths):

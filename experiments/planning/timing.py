@@ -1,4 +1,4 @@
-"""Timing updates: by replaying what a strategy says that it sends, or by running the strategy on a cluster."""
+"""Timing updates: by replaying what a strategy describes, or by running the strategy on a simulated cluster."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -21,12 +21,12 @@ from bigbatch.experiments.planning.workload import Workload
 from bigbatch.models.sizes import ModelSize
 
 ORIGIN = 2.0**-20
-"""The simulated second at which updates begin, in a replay and on a cluster alike: what happens at the same moment by
-one's clock then does so by the other's, to the last bit, and goes in the same order."""
+"""The simulated second at which updates start, in a replay and on a cluster alike: events that coincide on one clock
+then coincide on the other, to the last bit, and happen in the same order."""
 
 
 def nothing(_: int) -> Sequence[Round]:
-    """No rounds, for any number of ranks."""
+    """A schedule without rounds, for any number of ranks."""
     return ()
 
 
@@ -40,17 +40,18 @@ def replayed(
     updates: int,
     seed: int,
 ) -> Updates:
-    """Updates of a strategy that says what it sends, all ranks at once.
+    """Times updates of a strategy that describes what it sends, on all ranks at once.
 
     Args:
-        phases: of the update of that number in a period; see `Description`.
-        period: how many updates a period has.
-        network: what messages cost.
-        workers: how many compute.
-        workload: what each does in an update.
-        stragglers: what slows them.
-        updates: how many are replayed; one period is enough if all workers then go on at the same moment.
-        seed: of the stragglers' random factors.
+        phases: the phases of the update with a given number within a period; see `Description`.
+        period: number of updates in a period.
+        network: the network, which says what messages cost.
+        workers: number of workers.
+        workload: what each worker does in an update.
+        stragglers: what slows workers.
+        updates: number of updates to replay; only one period is replayed if all workers end it at the same moment and
+            nothing is random.
+        seed: seed for the stragglers' random factors.
     """
     factors = [stragglers.factors(worker, seed) for worker in range(workers)]
     compute = np.array([[workload.compute * next(own) for own in factors] for _ in range(updates)])
@@ -121,10 +122,10 @@ def _passed(updates: Sequence[Sequence[Phase]], network: Network, workers: int) 
 
 
 class PhantomModel(nn.Module):
-    """Parameters that have sizes and no contents.
+    """A model whose parameters have sizes but no contents, one parameter per part of a model's size.
 
     Args:
-        size: of the model whose parts they are, in the order in which backward finishes them.
+        size: the size of the model.
     """
 
     def __init__(self, size: ModelSize) -> None:
@@ -134,19 +135,19 @@ class PhantomModel(nn.Module):
 
 
 def plain_sgd(named: Sequence[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
-    """An optimiser; what it does to parameters without contents takes no time."""
+    """Makes the optimiser of parameters without contents, on which it takes no time."""
     return torch.optim.SGD([parameter for _, parameter in named], lr=0.1)
 
 
 class Meter:
     """Counts the bytes that pass every port of a cluster, by the update that they are sent for.
 
-    What a worker sends is for the update that it is in. What others send, as servers do, is for the one that the
-    receiver is in. What a worker sends between or after its updates does not count.
+    What a worker sends counts for the update that it is making. What other ranks send, such as servers, counts for the
+    update that the receiver is making. What a worker sends between or after its updates does not count.
 
     Args:
-        network: the cluster's.
-        ranks: how many ranks the cluster has.
+        network: the network of the cluster.
+        ranks: number of ranks of the cluster.
     """
 
     def __init__(self, network: Network, ranks: int) -> None:
@@ -157,14 +158,14 @@ class Meter:
         self._under_way: dict[int, int] = {}
 
     def begin(self, worker: Transport, number: int) -> None:
-        """A worker begins its update of that number, from 0."""
+        """Notes that a worker starts the update with this number, from 0."""
         self._workers.add(worker)
         self._under_way[worker.rank] = number
         while len(self._passed) <= number:
             self._passed.append([0] * self._ports.count)
 
     def end(self, worker: Transport) -> None:
-        """A worker has ended its update."""
+        """Notes that a worker has ended its update."""
         del self._under_way[worker.rank]
 
     def __call__(self, end: Transport, target: int, nbytes: int) -> None:
@@ -183,7 +184,7 @@ class Meter:
             passed[port] += nbytes
 
     def passed(self) -> IntArray:
-        """(updates, ports) bytes so far."""
+        """Returns the bytes so far, (updates, ports)."""
         return np.array(self._passed, np.int64)
 
 
@@ -199,18 +200,18 @@ def on_cluster(
     *,
     period: int | None = None,
 ) -> Updates:
-    """Updates over any strategy, which runs as it would between processes, with gradients that have only a size.
+    """Times updates of any strategy, which runs as it would between processes, with gradients that have only a size.
 
     Args:
-        strategy: which.
-        network: what messages cost.
-        workers: how many compute.
-        workload: what each does in an update.
-        stragglers: what slows them.
-        updates: how many each makes; fewer where the strategy leaves some out.
-        seed: of the stragglers' random factors.
+        strategy: the strategy.
+        network: the network, which says what messages cost.
+        workers: number of workers.
+        workload: what each worker does in an update.
+        stragglers: what slows workers.
+        updates: number of updates that each worker makes; fewer where the strategy skips some.
+        seed: seed for the stragglers' random factors.
         prepare: called on every rank once it has started.
-        period: after how many updates the strategy does the same again; None to find out.
+        period: number of updates after which the strategy repeats itself; None to find out.
     """
     ranks = strategy.ranks_for(workers)
     cluster = Cluster(ranks, network=network, failures=stragglers.failures)

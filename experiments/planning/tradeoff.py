@@ -1,4 +1,4 @@
-"""The trade of updates against tokens: how many updates a loss takes at each batch size, measured or estimated."""
+"""The trade-off of updates against tokens: how many updates a loss takes at each batch size, measured or estimated."""
 
 import math
 from collections.abc import Sequence
@@ -12,29 +12,29 @@ from bigbatch.comm.simulation.network import FloatArray
 from bigbatch.models.sizes import ModelSize
 
 CONFIDENCE = 0.95
-"""Of every interval."""
+"""Confidence level of every interval."""
 
 FEWEST_BATCHES = 4
-"""Different batch sizes below which a fit tells nothing: two numbers are fitted, and a curve has to be seen."""
+"""Least number of different batch sizes for a fit: two numbers are fitted, and a curve must be visible."""
 
 WIDEST = 10.0
-"""Times its lower end that the upper end of the critical batch's interval may be, for it to be told."""
+"""Largest ratio of the upper to the lower end of the critical batch's interval at which it can be told."""
 
 
 @dataclass(frozen=True)
 class Tradeoff:
-    """What a loss takes: S(B) = S_min (1 + B_c/B) updates with a batch of B tokens, E(B) = E_min (1 + B/B_c) tokens.
+    """The cost of a loss: S(B) = S_min (1 + B_c/B) updates with a batch of B tokens, E(B) = E_min (1 + B/B_c) tokens.
 
     So (S/S_min - 1)(E/E_min - 1) = 1, with E = BS and E_min = S_min B_c: McCandlish, Kaplan, Amodei et al., "An
     empirical model of large-batch training" (2018), equation 2.11. It holds where every batch size has the
     learning rate that suits it best.
 
     Attributes:
-        least_updates: S_min, updates that no batch however large goes below.
-        critical_batch: B_c, tokens of the batch that takes twice the least updates and twice the least tokens.
+        least_updates: S_min, the number of updates that even the largest batch takes.
+        critical_batch: B_c, the batch in tokens that takes twice the least updates and twice the least tokens.
 
     Raises:
-        ConfigurationError: one of them is no number above 0.
+        ConfigurationError: one of the two is not a number above 0.
     """
 
     least_updates: float
@@ -47,20 +47,20 @@ class Tradeoff:
 
     @property
     def least_tokens(self) -> float:
-        """E_min, tokens that no batch however small goes below."""
+        """E_min, the number of tokens that even the smallest batch takes."""
         return self.least_updates * self.critical_batch
 
     def updates(self, batch: float) -> float:
-        """S(B), updates with a batch of so many tokens."""
+        """Computes S(B), the number of updates with a batch of B tokens."""
         return self.least_updates * (1 + self.critical_batch / batch)
 
     def tokens(self, batch: float) -> float:
-        """E(B), tokens with a batch of so many tokens."""
+        """Computes E(B), the number of tokens with a batch of B tokens."""
         return self.least_tokens * (1 + batch / self.critical_batch)
 
 
 Interval = tuple[float, float]
-"""Its ends, the lower first."""
+"""The two ends of an interval, the lower first."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,13 @@ class Fit:
     """A trade-off fitted to measurements.
 
     Attributes:
-        tradeoff: that fits best.
+        tradeoff: the trade-off that fits best.
         least_updates: 95 % interval of S_min.
         critical_batch: 95 % interval of B_c, in tokens.
         scatter: standard deviation of log S about the fit, with n - 2 degrees of freedom; NaN if there are none.
         untold: a sentence that says why the critical batch cannot be told from these measurements; None if it can.
-        covariance: (2, 2) of log S_min and log B_c; infinite where it cannot be known.
-        quantile: of Student's t, by which a standard error becomes half an interval.
+        covariance: (2, 2) covariance of log S_min and log B_c; infinite where it is not known.
+        quantile: quantile of Student's t, which turns a standard error into half an interval.
     """
 
     tradeoff: Tradeoff
@@ -86,15 +86,15 @@ class Fit:
     quantile: float
 
     def band(self, batches: ArrayLike) -> tuple[FloatArray, FloatArray]:
-        """The 95 % interval of the mean log S, at batches of any size, as updates.
+        """Computes the 95 % interval of the mean log S at batches of any size, as numbers of updates.
 
-        The delta method: log S is linear enough in log S_min and log B_c that its variance follows from theirs.
+        It uses the delta method: log S is linear enough in log S_min and log B_c that its variance follows from theirs.
 
         Args:
-            batches: (any shape) tokens.
+            batches: (any shape) batch sizes in tokens.
 
         Returns:
-            lower and upper ends, of the same shape.
+            The lower and upper ends, of the same shape.
         """
         batches = np.asarray(batches, np.float64)
         slopes = _slopes(np.log(self.tradeoff.critical_batch), np.log(batches))
@@ -116,18 +116,19 @@ _SEARCHED = 1e4
 
 
 def fit(batches: Sequence[float], updates: Sequence[float]) -> Fit:
-    """The trade-off that fits measurements best: least squares in log S.
+    """Fits a trade-off to measurements by least squares in log S.
 
     A run that takes 10 % longer is as far off with a small batch as with a large one, so errors are taken as relative.
     The intervals come from the curvature at the best fit and Student's t, in log S_min and log B_c (Seber and Wild,
     "Nonlinear regression", 1989, section 5.1), and so reach as many times below the best as above it.
 
     Args:
-        batches: B of each measurement, in tokens; several of one size are welcome.
-        updates: S of each, in the same order.
+        batches: B of each measurement, in tokens; the same size may occur several times.
+        updates: S of each measurement, in the same order.
 
     Raises:
-        ConfigurationError: no measurements, not as many batches as updates, or one that is no number above 0.
+        ConfigurationError: there are no measurements, there are not as many batches as updates, or one is not a number
+            above 0.
     """
     from scipy.optimize import least_squares
     from scipy.special import stdtrit
@@ -222,18 +223,18 @@ MODEL_SCALE, MODEL_EXPONENT, UPDATE_SCALE, UPDATE_EXPONENT = 6.5e13, 0.077, 2.1e
 
 
 def kaplan(model: ModelSize, target: float) -> Tradeoff:
-    """What a language model of that size takes to a loss, as far as is known without measuring.
+    """Estimates from published scaling laws how many updates a language model of this size takes to reach a loss.
 
     L = (N_c/N)^α_N + (S_c/S_min)^α_S, solved for S_min, and B_c = B*/L^(1/α_B): Kaplan et al., "Scaling laws for neural
     language models" (2020), equations 5.6 and 5.3. Fitted to Transformers trained with Adam on WebText2, in 50,257
     different tokens and sequences of 1,024: a rule of thumb for any other text, vocabulary or optimiser.
 
     Args:
-        model: of which the parameters beside the embeddings count.
-        target: L, the loss to reach, in nats a token.
+        model: the size of the model, of which only the parameters besides the embeddings count.
+        target: L, the loss to reach, in nats per token.
 
     Raises:
-        ConfigurationError: the target is no number above 0, or this model does not reach it however long it trains.
+        ConfigurationError: the target is not a number above 0, or this model never reaches it.
     """
     if not (math.isfinite(target) and target > 0):
         raise ConfigurationError(f"The target is {target!r}; a loss must be a number above 0.")

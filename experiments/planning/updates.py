@@ -1,4 +1,4 @@
-"""Simulated updates: what each took every worker, which of them count, and their means."""
+"""Simulated updates: how long each took every worker, which of them count, and their means."""
 
 import math
 from dataclasses import dataclass
@@ -15,30 +15,31 @@ ALIKE = 1e-9
 """Relative difference up to which two durations count as the same."""
 
 MOSTLY = 2 / 3
-"""The part of the updates that must be alike for a period to be believed. In the first ones ranks may still agree on
-what they are about to send; and half would not do, for half of them may be quiet before something happens."""
+"""The share of the updates that must repeat themselves for a period to be accepted. It is below 1 because in the first
+updates ranks may still agree on what they will send, and above a half because half of them may be quiet before
+something happens."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One strategy on one number of workers.
+    """The mean times of simulated updates with one strategy on one number of workers.
 
     Attributes:
-        strategy: its name.
-        workers: how many compute.
-        network: the network's name.
-        step_seconds: an update takes, in the mean.
-        compute_seconds: of it, a worker computes.
-        communication_seconds: of it, a worker stands still while data move.
-        waiting_seconds: of it, a worker stands still for slower ones.
-        tokens_per_second: of all workers together; tokens whose gradients are dropped do not count.
-        efficiency: that, over the tokens a second of as many workers that exchange nothing and are never slowed. It is
-            at most 1 unless random factors make computing quicker.
-        busiest_port_bytes: through the busiest port in an update, in the mean, to the nearest byte: everything that is
-            sent or received there, small messages too.
-        exact: whether every message was followed, and the means are those of whole periods. They are not if messages
-            that overtake others are too many to be followed, or if a strategy that does not say after how many updates
-            it repeats itself did not do so in those that were run: 33 on up to 64 ranks, and fewer on more.
+        strategy: name of the strategy.
+        workers: number of workers.
+        network: name of the network.
+        step_seconds: mean seconds that an update takes.
+        compute_seconds: mean seconds of an update that a worker computes.
+        communication_seconds: mean seconds of an update that a worker stands still while data move.
+        waiting_seconds: mean seconds of an update that a worker stands still for slower workers.
+        tokens_per_second: throughput of all workers together; tokens whose gradients are dropped do not count.
+        efficiency: throughput divided by that of as many workers that exchange nothing and are never slowed. It is at
+            most 1 unless random factors make computing quicker.
+        busiest_port_bytes: mean number of bytes that the busiest port sends and receives in an update, rounded; small
+            messages count too.
+        exact: whether every message was followed, and the means are over whole periods. It is False if too many
+            messages overtake others to be followed, or if a strategy that does not say after how many updates it
+            repeats itself did not do so in those that were run: 33 on up to 64 ranks, and fewer on more.
     """
 
     strategy: str
@@ -55,15 +56,15 @@ class Row:
 
 
 def settled(table: NDArray[Any], period: int, tolerance: float = 0.0) -> int:
-    """How many of the last rows of a table, (rows, columns), repeat themselves after `period` rows: whole periods.
+    """Counts the last rows of a table that repeat themselves after `period` rows, in whole periods.
 
     Args:
-        table: of numbers.
-        period: in rows.
+        table: (rows, columns) numbers.
+        period: number of rows in a period.
         tolerance: relative difference up to which two numbers count as the same.
 
     Returns:
-        At least two periods, or 0 if the last one is not like the one before it.
+        The number of rows, at least two periods; 0 if the last period is not like the one before it.
     """
     earlier, later = table[:-period], table[period:]
     others = np.flatnonzero(~np.isclose(earlier, later, rtol=tolerance, atol=0).all(axis=1))
@@ -72,17 +73,18 @@ def settled(table: NDArray[Any], period: int, tolerance: float = 0.0) -> int:
 
 
 def whole_periods(steps: FloatArray, passed: IntArray, period: int | None, *, random: bool) -> tuple[range, bool]:
-    """Which updates to take the mean of: whole periods, and never the first update unless there is no other.
+    """Chooses the updates to average over: whole periods, without the first update unless there is no other.
 
-    All workers begin the first update at the same moment, and most of the later ones not: who was served first by a
-    busy port goes on first.
+    The first update is special because all workers start it at the same moment. Later, a worker that a busy port has
+    served first starts its next update first.
 
     Args:
         steps: (updates, workers) seconds.
         passed: (updates, ports) bytes.
-        period: in updates. None to find it out: of all updates but the first, the bytes of the last `MOSTLY` must
-            repeat themselves, and the workers' mean durations in the last periods, which alone then count.
-        random: whether random factors are among what made the durations, so that those cannot repeat themselves.
+        period: number of updates in a period; None to find it. It is found if the bytes of the last `MOSTLY` of all
+            updates but the first repeat themselves. Then only the last periods count, in which the workers' mean
+            durations repeat themselves too.
+        random: whether random factors changed the durations, so that these cannot repeat themselves.
 
     Returns:
         The numbers of the updates, and whether those are whole periods.
@@ -104,7 +106,7 @@ def whole_periods(steps: FloatArray, passed: IntArray, period: int | None, *, ra
 
 
 class Updates:
-    """What some updates took every worker.
+    """The times of some simulated updates, for every worker.
 
     Args:
         steps: (updates, workers) seconds that each update took each worker; NaN where a worker made fewer updates.
@@ -116,7 +118,7 @@ class Updates:
         exact: see `Row`.
 
     Attributes:
-        busiest: bytes through the busiest port in an update, in the mean.
+        busiest: mean number of bytes through the busiest port in an update.
     """
 
     def __init__(
@@ -143,16 +145,16 @@ class Updates:
 
     @property
     def shortest(self) -> float:
-        """Seconds of the quickest worker's quickest update."""
+        """Seconds of the shortest counted update of any worker."""
         return float(self._steps[self._among].min())
 
     @property
     def longest(self) -> float:
-        """Seconds of the slowest worker's slowest update."""
+        """Seconds of the longest counted update of any worker."""
         return float(self._steps[self._among].max())
 
     def row(self, strategy: str, workers: int, network: Network, workload: Workload, busiest: int) -> Row:
-        """Their means."""
+        """Averages the counted updates, and makes the row of one strategy on one number of workers."""
         columns = (self._steps, self._computing, self._waiting)
         step, compute, waiting = (float(column[self._among].mean()) for column in columns)
         # Sums that are rounded once: no worker's part of its time that it computes comes out above 1.

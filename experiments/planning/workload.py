@@ -1,4 +1,4 @@
-"""What every worker computes in an update, and when its gradients are ready to be sent."""
+"""The workload of every worker in an update: what it computes, and when its gradients are ready to be sent."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,18 +17,18 @@ ELEMENT_BYTES = 4
 
 @dataclass(frozen=True)
 class Workload:
-    """What every worker does in an update.
+    """The computing of one worker in an update, and how its gradients are divided into buckets.
 
     Attributes:
-        size: of the model.
-        tokens: that a worker computes in an update, in all its micro-batches.
-        computing: how long that takes.
-        bucket_bytes: gradients are sent in buckets of about this size.
+        size: the size of the model.
+        tokens: number of tokens that a worker computes in an update, in all its micro-batches.
+        computing: how long a worker computes for a token.
+        bucket_bytes: target size of a gradient bucket, in bytes.
         overlap: whether buckets are sent while backward of the last micro-batch still runs.
-        accumulation: micro-batches, of as many tokens each, whose gradients a worker adds up for an update.
+        accumulation: number of equal micro-batches whose gradients a worker adds up for an update.
 
     Raises:
-        ConfigurationError: fewer than one micro-batch, or more of them than tokens.
+        ConfigurationError: there are fewer than one micro-batch, or more micro-batches than tokens.
     """
 
     size: ModelSize
@@ -47,11 +47,11 @@ class Workload:
 
     @property
     def compute(self) -> float:
-        """Seconds that an update's computing takes a worker that nothing slows."""
+        """Seconds that a worker computes in an update if nothing slows it."""
         return self.computing.forward(self.tokens) + self.computing.backward(self.tokens)
 
     def buckets(self) -> list[int]:
-        """Elements of each bucket, in the order in which backward finishes them."""
+        """Lists the number of elements in each bucket, in the order in which backward finishes the buckets."""
         buckets, held = [], 0
         for elements in self.size.parts:
             held += elements
@@ -61,10 +61,10 @@ class Workload:
         return [*buckets, held] if held else buckets
 
     def ready(self, buckets: Sequence[int] | None = None) -> FloatArray:
-        """(buckets,) the share of an update's computing after which each bucket is ready.
+        """Computes after which share of an update's computing each bucket is ready, (buckets,), from 0 to 1.
 
         Args:
-            buckets: elements of each, if they are not those of `buckets`.
+            buckets: number of elements in each bucket; None for those of the method `buckets`.
         """
         shares = np.cumsum(self.buckets() if buckets is None else buckets) / self.size.parameters
         ahead = (1 - FORWARD_SHARE) * (1 - shares) / self.accumulation
@@ -72,5 +72,5 @@ class Workload:
 
     @property
     def gradients(self) -> Gradients:
-        """The same as far as the wires must know it."""
+        """The part of the workload that communication depends on: sizes of the buckets, and when each is ready."""
         return Gradients(tuple(self.buckets()), tuple(self.ready().tolist()), ELEMENT_BYTES)

@@ -1,1 +1,1 @@
-"""Runs: their folders, their tables, and what makes a run what it is."""
+"""Runs: writing and reading their folders, and printing their tables."""

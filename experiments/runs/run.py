@@ -1,4 +1,4 @@
-"""A run: a folder that holds what was asked, what happened and what came out."""
+"""A run: a folder that holds its options, its metrics and its summary."""
 
 import errno
 import json
@@ -32,13 +32,13 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class RunWriter:
-    """Writes a run's folder as it happens.
+    """Writes a run's folder while the run is in progress.
 
     Args:
-        folder: made if it is not there; an earlier run's files in it are replaced.
+        folder: the folder, which is made if it does not exist; an earlier run's files in it are replaced.
 
     Raises:
-        ConfigurationError: it cannot be written.
+        ConfigurationError: the folder cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -53,19 +53,19 @@ class RunWriter:
             raise unwritable(folder, error) from error
 
     def config(self, config: dict[str, Any]) -> None:
-        """Write down what was asked for, and on what."""
+        """Write config.json: the options that were asked for, and the environment of the run."""
         write_json(self.folder / CONFIG, config)
 
     def metric(self, record: dict[str, Any]) -> None:
-        """Add a line to what happened."""
+        """Add a line to metrics.jsonl, such as the record of an update or a validation."""
         self._metrics.write(json.dumps(_finite(record)) + "\n")
 
     def trace(self, ranks: Sequence[Sequence[Span]]) -> None:
-        """Write down what every rank did when, so far."""
+        """Write trace.json: every rank's spans so far."""
         write_trace(self.folder / TRACE, ranks)
 
     def summary(self, summary: dict[str, Any]) -> None:
-        """Write down what came out."""
+        """Write summary.json: the results of the finished run."""
         write_json(self.folder / SUMMARY, summary)
 
     def __enter__(self) -> Self:
@@ -79,12 +79,12 @@ class RunWriter:
 
 @dataclass(frozen=True)
 class Run:
-    """A run as read back from its folder.
+    """A finished run, as read from its folder.
 
     Attributes:
-        folder: where it lies.
-        summary: what came out.
-        metrics: what happened, in order.
+        folder: the folder of the run.
+        summary: the content of summary.json: the results.
+        metrics: the lines of metrics.jsonl, in order: every update and every validation.
     """
 
     folder: Path
@@ -93,7 +93,7 @@ class Run:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Read a run back.
+        """Read a finished run from its folder.
 
         Raises:
             ConfigurationError: there is no finished run in that folder.
@@ -116,24 +116,24 @@ class Run:
         return read_config(self.folder)
 
     def curve(self, arm: str, kind: str) -> list[dict[str, Any]]:
-        """The metrics of one kind, "update" or "validation", of one arm."""
+        """Returns the metrics of one kind, "update" or "validation", of one arm, in order."""
         return [record for record in self.metrics if record["arm"] == arm and record["kind"] == kind]
 
     @property
     def updates(self) -> "Records":
-        """What happened in every update of every arm, in order."""
+        """The records of every update of every arm, in order."""
         return Records(record for record in self.metrics if record["kind"] == "update")
 
     @property
     def validations(self) -> "Records":
-        """Every validation loss that was measured, in order."""
+        """The records of every validation of every arm, in order; losses are in nats per token."""
         return Records(record for record in self.metrics if record["kind"] == "validation")
 
     def figure(self, name: str = "comparison") -> "Figure":
-        """A figure of this run, which a notebook shows and `savefig` writes.
+        """Draws a figure of this run, which a notebook shows and `savefig` writes to a file.
 
         Args:
-            name: see `DRAWINGS`.
+            name: name of the figure in `DRAWINGS`: "comparison", "losses" or "staleness".
 
         Raises:
             ConfigurationError: there is no figure of that name, or this run has nothing to draw in it.
@@ -143,10 +143,10 @@ class Run:
 
 
 class Records(list[dict[str, Any]]):
-    """Lines of a run's metrics, one dictionary each."""
+    """A list of records, such as the lines of a run's metrics; each record is a dictionary."""
 
     def to_pandas(self) -> Any:
-        """The lines as a pandas data frame, a column for each name.
+        """Converts the records to a pandas data frame, with a column for each name.
 
         Raises:
             ConfigurationError: pandas is not installed.
@@ -170,19 +170,19 @@ DRAWINGS = Registry(
         "staleness": "bigbatch.experiments.figures.staleness:staleness",
     },
 )
-"""Figures of runs: functions of a sequence of runs. Other packages add theirs in the group "bigbatch.drawings"."""
+"""Figures by name: functions of a sequence of runs. Other packages add theirs in the group "bigbatch.drawings"."""
 
 
 def first_reaching(places: Sequence[float], losses: Sequence[float | None], target: float) -> float | None:
-    """Where a curve first is as low as the target, between two places on a straight line over the place's logarithm.
+    """Finds the place where a loss curve first reaches a target, by linear interpolation over the place's logarithm.
 
     Args:
-        places: ascending, and not below 0: updates, tokens or seconds.
-        losses: at those places, in nats; None is no number.
-        target: in nats.
+        places: ascending places of 0 or more: updates, tokens or seconds.
+        losses: losses at those places, in nats; None for a loss that is not a number.
+        target: the loss to reach, in nats.
 
     Returns:
-        None if it never is.
+        The place; None if the curve never reaches the target.
     """
     before: tuple[float, float] | None = None
     for place, loss in zip(places, losses, strict=True):
@@ -198,12 +198,12 @@ def first_reaching(places: Sequence[float], losses: Sequence[float | None], targ
 
 
 def is_run(summary: dict[str, Any]) -> bool:
-    """Whether a summary is that of an experiment's run."""
+    """Whether a summary is that of an experiment's run over one strategy."""
     return "strategy" in summary and _dictionaries(summary.get("arms"))
 
 
 def is_comparison(summary: dict[str, Any]) -> bool:
-    """Whether a summary is that of several runs of the same arms."""
+    """Whether a summary is that of a comparison: of several runs with the same arms."""
     runs = summary.get("runs")
     return _dictionaries(runs) and all(is_run(run) for run in runs)
 
@@ -213,10 +213,10 @@ def _dictionaries(value: Any) -> TypeGuard[list[dict[str, Any]]]:
 
 
 def runs_in(folder: Path) -> list[Run]:
-    """The run in a folder, or the runs inside that `compare` has made there.
+    """Reads the run in a folder, or all runs in the folder of a comparison.
 
     Raises:
-        ConfigurationError: there is none, or one has not finished.
+        ConfigurationError: there is no run, or one has not finished.
     """
     summary = read_summary(folder)
     if not is_comparison(summary):
@@ -225,15 +225,15 @@ def runs_in(folder: Path) -> list[Run]:
 
 
 def folder_name(strategy: str) -> str:
-    """What a strategy's run is called inside the folder of a comparison."""
+    """Returns the name of a strategy's folder inside the folder of a comparison."""
     return strategy.replace("/", "-").replace(":", "-")
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """What came out, of anything that has a folder.
+    """Reads the summary.json in the folder of a run, a comparison or a measurement.
 
     Raises:
-        ConfigurationError: there is no such folder, or nothing has come out there.
+        ConfigurationError: there is no such folder, or it has no summary that can be read.
     """
     if not folder.is_dir():
         raise ConfigurationError(f"There is no folder {folder}. Name one that a run has written.")
@@ -274,7 +274,7 @@ def _parsed(text: str, path: Path) -> dict[str, Any]:
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:
-    """A name for each of several different folders: its own, with those above it as far as that tells them apart."""
+    """Names several different folders: each by its own name, with as many parents as it takes to tell them apart."""
     parts = [folder.resolve().parts for folder in folders]
     names = ["/".join(own[-1:]) for own in parts]
     for depth in range(2, max(map(len, parts), default=0) + 1):
@@ -285,7 +285,7 @@ def names_of(folders: Sequence[Path]) -> list[str]:
 
 
 def trace_of(run: Path) -> Path:
-    """The trace of a run's folder; a file is taken to be one itself.
+    """Finds the trace.json in a run's folder; a path of a file is returned as it is.
 
     Raises:
         ConfigurationError: there is no such run, or it wrote no trace.
@@ -302,14 +302,14 @@ def trace_of(run: Path) -> Path:
 
 
 def make_folder(folder: Path, option: str = "--out") -> None:
-    """Make a folder, and those above it, unless they are there.
+    """Make a folder and its parents, unless they exist.
 
     Args:
-        folder: which.
-        option: with which the user can name another.
+        folder: the folder to make.
+        option: the option with which the user can name another folder, for the error message.
 
     Raises:
-        ConfigurationError: it cannot be made or written.
+        ConfigurationError: the folder cannot be made or written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -320,12 +320,12 @@ def make_folder(folder: Path, option: str = "--out") -> None:
 
 
 def unwritable(folder: Path, error: OSError, option: str = "--out") -> ConfigurationError:
-    """The error for a folder that cannot be written.
+    """Makes the error for a folder that cannot be written.
 
     Args:
-        folder: which.
-        error: why.
-        option: with which the user can name another.
+        folder: the folder.
+        error: the operating system's error.
+        option: the option with which the user can name another folder.
     """
     advice = "Make room there, or name" if error.errno in FULL else "Name"
     return ConfigurationError(
@@ -334,7 +334,7 @@ def unwritable(folder: Path, error: OSError, option: str = "--out") -> Configura
 
 
 def new_folder(name: str) -> Path:
-    """A folder for a run of that name that is not there yet, below ./runs."""
+    """Returns the path of a new folder below ./runs for a run of this name; the folder does not exist yet."""
     stem = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder, number = stem, 1
     while folder.exists():
@@ -344,7 +344,7 @@ def new_folder(name: str) -> Path:
 
 
 def environment() -> dict[str, Any]:
-    """What a run was made with and on."""
+    """Returns the environment of a run: the versions of the software, and the platform."""
     return {
         "bigbatch": bigbatch.__version__,
         "python": sys.version.split()[0],
@@ -355,10 +355,10 @@ def environment() -> dict[str, Any]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file whole or not at all; what is not a finite number becomes null: JSON has no word for it.
+    """Write a JSON file, whole or not at all; NaN and infinity become null, since JSON cannot write them.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     part = path.with_name(f"{path.name}.part")
     try:

@@ -1,4 +1,4 @@
-"""What a run says to its reader: a table, and a sentence about it."""
+"""The results of runs for a reader: a table, and a sentence about it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ TARGET_ROWS = (
 
 
 def setting(summary: Summary) -> str:
-    """A sentence about what was simulated; empty if nothing was."""
+    """Makes a sentence about what was simulated; empty if nothing was."""
     simulated = summary.get("simulated")
     if not simulated:
         return ""
@@ -43,11 +43,11 @@ def setting(summary: Summary) -> str:
 
 @dataclass(frozen=True)
 class TableSection:
-    """Rows of a table that belong together.
+    """A section of a table: rows that belong together, such as those of one arm.
 
     Attributes:
-        title: over them; empty if there is but one block.
-        rows: what stands at the left, and a cell for each column, in units that the left names.
+        title: title of the section; empty if the table has only one.
+        rows: rows of a label and a cell for each column, in the units that the label names.
     """
 
     title: str
@@ -55,7 +55,7 @@ class TableSection:
 
 
 def table_of(summaries: Sequence[Summary]) -> tuple[list[str], list[TableSection]]:
-    """Columns and rows: a column for every arm of a run; or for several runs a column for each, arm after arm."""
+    """Makes column heads and sections: a column per arm of one run, or a column per run and a section per arm."""
     workers = summaries[0]["workers"]
     if len(summaries) == 1:
         return _names(summaries[0]), [TableSection("", _rows(summaries[0]["arms"], workers))]
@@ -88,12 +88,12 @@ def _rows(arms: list[dict[str, Any]], workers: int) -> list[tuple[str, list[str]
 
 @dataclass(frozen=True)
 class Counted:
-    """What the servers of an arm have counted, all together.
+    """The sums of what all servers of an arm have counted.
 
     Attributes:
-        staleness: τ -> gradients that were applied with it.
-        dropped: gradients that came too late; None if there were no servers.
-        mean_staleness: of the gradients that were applied; None if there were none.
+        staleness: number of gradients that were applied with each staleness τ.
+        dropped: number of gradients that came too late; None if there were no servers.
+        mean_staleness: mean staleness of the applied gradients, in updates; None if there were none.
     """
 
     staleness: dict[int, int]
@@ -102,7 +102,7 @@ class Counted:
 
 
 def counted(servers: Sequence[dict[str, Any]]) -> Counted:
-    """Add up what each server has counted."""
+    """Add up the statistics of all servers of an arm."""
     staleness: dict[int, int] = {}
     for server in servers:
         for tau, count in server["staleness"].items():
@@ -132,7 +132,7 @@ def _noise_scale(arm: dict[str, Any]) -> str:
 
 
 def verdict(summary: Summary) -> str:
-    """One sentence that says what a run's table shows; it claims only what the numbers say."""
+    """Makes one sentence that says what a run's table shows, and claims no more than its numbers say."""
     arms = {arm["name"]: arm for arm in summary["arms"]}
     clauses = []
     if any(arm["tokens_per_second"] is None for arm in arms.values()):
@@ -184,7 +184,7 @@ def _raced(arms: Sequence[dict[str, Any]], target: float) -> str:
 
 
 def compared_verdict(summaries: Sequence[Summary]) -> str:
-    """One sentence about several runs of the same arms."""
+    """Makes one sentence about several runs of the same arms: for each arm, the fastest strategy and the losses."""
     clauses = []
     for name in _names(summaries[0]):
         rows = {summary["strategy"]: _arm(summary, name) for summary in summaries}

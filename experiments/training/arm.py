@@ -13,23 +13,23 @@ from bigbatch.experiments.training.settings import Settings
 from bigbatch.training.trainer import Trainer
 
 VALIDATIONS = 8
-"""How often an arm measures its validation loss while it trains, at equal distances; once before, too."""
+"""Number of times that an arm validates while it trains, at equal distances, after validating once before it."""
 
 TARGET_STEPS = 1.1
-"""On the way to a target the validation loss is measured whenever the updates have become so many times as many."""
+"""Ratio of the numbers of updates at two successive validations while an arm trains to a target."""
 
 
 def train(
     trainer: Trainer, arm: str, settings: Settings, reporter: Reporter, record: Callable[[dict[str, Any]], None]
 ) -> History:
-    """Train one arm on a worker, measuring the validation loss now and then.
+    """Train one arm on a worker, and measure the validation loss now and then.
 
     Args:
-        trainer: of that worker.
-        arm: its name.
-        settings: what the user asked for.
-        reporter: tells how far it is.
-        record: takes a line about every update and every validation.
+        trainer: the worker's trainer.
+        arm: name of the arm.
+        settings: the settings of the experiment.
+        reporter: shows the progress.
+        record: called with a record of every update and every validation.
     """
     history = History()
     validation_examples = math.ceil(settings.data.validation_tokens / trainer.task.example_tokens)
@@ -74,18 +74,18 @@ def train(
 def train_and_measure(
     trainer: Trainer, arm: str, settings: Settings, reporter: Reporter, record: Callable[[dict[str, Any]], None]
 ) -> tuple[History, dict[str, float] | None]:
-    """Train one arm on a worker, see `train`; then have the first worker measure what else the task measures."""
+    """Train one arm on a worker as `train` does; then worker 0 measures the task's other metrics."""
     history = train(trainer, arm, settings, reporter, record)
     return history, trainer.metrics(math.ceil(settings.data.validation_tokens / trainer.task.example_tokens))
 
 
 def validation_points(updates: int, *, to_target: bool) -> list[int]:
-    """After which updates the validation loss is measured; the last is always among them.
+    """Lists the updates after which the validation loss is measured; the last update is always among them.
 
     Args:
-        updates: how many there are, at most.
-        to_target: whether to measure at equal ratios, to know how many updates a loss took to that precision, instead
-            of at equal distances.
+        updates: the most updates that there can be.
+        to_target: whether to measure at equal ratios of updates instead of at equal distances, so that the number of
+            updates to a loss is known with the same relative precision everywhere.
     """
     if not to_target:
         return sorted(set(np.linspace(0, updates, VALIDATIONS + 1).round().astype(int).tolist()) - {0})

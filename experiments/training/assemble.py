@@ -29,10 +29,10 @@ from bigbatch.training.trainer import Trainer
 
 
 def strategy_of(request: Request) -> type[Strategy]:
-    """The strategy that a request names, with the options that were chosen.
+    """Loads the strategy that a request names, with the options that were chosen.
 
     Raises:
-        ConfigurationError: there is none, or its options contradict each other.
+        ConfigurationError: there is no such strategy, or its options contradict each other.
     """
     strategy: type[Strategy] = STRATEGIES.load(request.strategy)
     return strategy.configured(request.options)
@@ -40,26 +40,26 @@ def strategy_of(request: Request) -> type[Strategy]:
 
 @lru_cache(maxsize=1)
 def task_of(settings: DataSettings) -> Task:
-    """The task that the settings name, prepared; the last one is kept, for several experiments in one process.
+    """Prepares the task that the settings name; the last task is cached, for several experiments in one process.
 
     Raises:
-        ConfigurationError: there is no such task, or its text is of no use.
+        ConfigurationError: there is no such task, or its text cannot be used.
     """
     kind: type[Task] = TASKS.load(settings.task)
     return kind.prepare(settings)
 
 
 class Assembly:
-    """What an experiment is made of, as its settings name it.
+    """Makes the parts of an experiment that its settings name: models, optimisers and trainers.
 
     Args:
-        settings: what was asked for.
-        task: what is learnt; see `task_of`.
+        settings: the settings of the experiment.
+        task: the task to learn; see `task_of`.
 
     Attributes:
-        settings: what was asked for.
-        task: what is learnt.
-        examples: how many examples an arm sees.
+        settings: the settings of the experiment.
+        task: the task to learn.
+        examples: number of examples that an arm sees.
     """
 
     def __init__(self, settings: Settings, task: Task) -> None:
@@ -69,27 +69,27 @@ class Assembly:
         self._kind: type[Model] = MODELS.load(settings.model.model)
 
     def model(self) -> nn.Module:
-        """A new model, the same on every rank.
+        """Builds a new model, with the same weights on every rank.
 
         Raises:
-            ConfigurationError: it cannot be built for this task.
+            ConfigurationError: the model cannot be built for this task.
         """
         return self._kind.build(self.task, self.settings.model, self.settings.batch.seed)
 
     def size(self) -> ModelSize:
-        """How large the model is, for simulated time."""
+        """Computes the size of the model, for simulated time."""
         return self._kind.size(self.task, self.settings.model)
 
     def optimizer(self, plan: BatchPlan, strategy: type[Strategy]) -> OptimizerFactory:
-        """What makes one arm's optimisers.
+        """Makes the factory of one arm's optimisers, with the scaling rule, the schedule and clipping applied.
 
         Args:
-            plan: the arm's.
-            strategy: that makes the updates.
+            plan: how the arm's batches are divided.
+            strategy: the strategy that makes the updates.
 
         Raises:
-            ConfigurationError: the rule cannot scale for that batch; or the warm-up is longer than the arm, marked
-                `everywhere`, for every rank finds the same.
+            ConfigurationError: the rule cannot scale to that batch; or the warm-up is longer than the arm, which is
+                marked `everywhere`, since every rank finds the same.
         """
         return optimizer_of(self.settings, plan, plan.updates(self.examples), strategy)
 
@@ -104,16 +104,16 @@ class Assembly:
         compute_model: ComputeModel | None = None,
         overlap: bool | None = None,
     ) -> Trainer:
-        """Start the strategy on a new model, and make the trainer of both; all ranks together.
+        """Start the strategy on a new model, and make the trainer of both; all ranks call it together.
 
         Args:
-            strategy: not started yet.
-            optimizer: makes the optimisers.
+            strategy: the strategy, which must not be started yet.
+            optimizer: the factory of optimisers.
             plan: how a batch is divided.
-            device: what this rank computes on.
-            examples: how many to see in all; None for as many as the settings say.
+            device: the device that this rank computes on.
+            examples: number of examples to see in all; None for the number in the settings.
             compute_model: how long computing takes, if the clock is a simulated one.
-            overlap: whether buckets are pushed while backward runs; None as the settings say.
+            overlap: whether buckets are pushed while backward still runs; None for what the settings say.
 
         Raises:
             MismatchError: on every rank, if the ranks have different models.
@@ -142,13 +142,13 @@ class Assembly:
 
 
 def optimizer_of(settings: Settings, plan: BatchPlan, updates: int, strategy: type[Strategy]) -> OptimizerFactory:
-    """The factory of one arm's optimisers.
+    """Makes the factory of one arm's optimisers from the settings; see `Assembly.optimizer`.
 
     Args:
-        settings: what was asked for.
-        plan: the arm's.
-        updates: how many updates the arm makes.
-        strategy: that makes them.
+        settings: the settings of the experiment.
+        plan: how the arm's batches are divided.
+        updates: number of updates that the arm makes.
+        strategy: the strategy that makes the updates.
 
     Raises:
         ConfigurationError: see `Assembly.optimizer`.
@@ -178,12 +178,12 @@ def _batches(settings: Settings, plan: BatchPlan, strategy: type[Strategy]) -> t
 
 
 def check(request: Request, plan: BatchPlan, strategy: type[Strategy]) -> None:
-    """Refuse now, in one process, what every process would refuse later, or what would mean nothing.
+    """Refuse early, in one process, a request that every process would refuse later or that makes no sense.
 
     Args:
         request: what was asked for.
-        plan: of the accumulated arm.
-        strategy: that is to train the arms.
+        plan: how the batches of the accumulated arm are divided.
+        strategy: the strategy that will train the arms.
 
     Raises:
         ConfigurationError: an unknown task, model, optimiser, schedule or scaling rule; a batch for which the rule
@@ -221,11 +221,11 @@ def check(request: Request, plan: BatchPlan, strategy: type[Strategy]) -> None:
 
 
 def unmeasured(arm: Arm, *, tells_squares: bool) -> str:
-    """Why an arm cannot measure the gradient noise scale, as a sentence without its full stop; empty if it can.
+    """Says why an arm cannot measure the gradient noise scale, as a sentence without its full stop; empty if it can.
 
     Args:
-        arm: which.
-        tells_squares: what the strategy says of itself.
+        arm: the arm.
+        tells_squares: whether the strategy tells the squares of the workers' gradients; see `Strategy.tells_squares`.
     """
     if measurable(arm.plan.workers, arm.plan.accumulation, tells_squares=tells_squares):
         return ""
@@ -234,18 +234,18 @@ def unmeasured(arm: Arm, *, tells_squares: bool) -> str:
 
 
 def noise_remarks(settings: Settings, arm: Arm, *, tells_squares: bool) -> list[str]:
-    """What the user should know about an arm whose noise scale was asked for."""
+    """Makes remarks for the user about an arm that cannot measure the noise scale that was asked for; mostly none."""
     remark = unmeasured(arm, tells_squares=tells_squares) if settings.observation.noise_scale else ""
     return [remark] if remark else []
 
 
 def resolve_device(name: str, launch: Launch) -> torch.device:
-    """The device this process computes on.
+    """Chooses the device that this process computes on.
 
-    "auto" takes a GPU if every process on this machine can have its own, and "cuda" shares those there are.
+    "auto" takes a GPU if every process on this machine can have its own, and "cuda" shares the GPUs that there are.
 
     Raises:
-        ConfigurationError: no such device here.
+        ConfigurationError: there is no such device here.
     """
     gpus = torch.cuda.device_count()
     if name == "auto":
@@ -268,5 +268,5 @@ def resolve_device(name: str, launch: Launch) -> torch.device:
 
 
 def facts_about_task(task: Task) -> dict[str, Any]:
-    """What must be the same wherever a task is prepared: names and values."""
+    """Returns the facts about a task, by name, that must be the same on all ranks and machines."""
     return {"sha256": task.corpus_sha256, "vocabulary": task.vocabulary_size}

@@ -1,4 +1,4 @@
-"""Conducting an experiment: in this process, in those that a launcher started, or in ones started for it."""
+"""Running an experiment in this process, in processes that a launcher started, or in processes started for it."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,30 +18,30 @@ from bigbatch.experiments.training.settings import Request
 from bigbatch.experiments.training.simulated import simulation_of
 
 Start = Callable[[list[str]], None]
-"""Starts the processes of a job, given their command, and returns when they have ended well."""
+"""A function that starts the processes of a job by a command, and returns when they have ended without an error."""
 
 Failed = Callable[[Exception, int | None], None]
-"""Told of an error that only this rank knows of, and of the rank, before the whole job is ended."""
+"""A function that is told of an error that only this rank knows of, and of the rank, before the job is ended."""
 
 
 def conduct(
     request: Request, out: Path | None, *, quiet: bool, start: Start, failed: Failed, launch: Launch | None = None
 ) -> Run | None:
-    """Run an experiment, wherever its ranks are.
+    """Run an experiment, whether its ranks are simulated, are started here, or were started by a launcher.
 
     Args:
         request: what is asked for.
         out: the run's folder; None for a new one below ./runs.
-        quiet: whether to show no progress.
-        start: starts processes, if it takes several and no launcher has started this one.
-        failed: told of an error that only this rank knows of.
-        launch: how this process was started, if not as its environment says.
+        quiet: whether to hide the progress.
+        start: starts the processes, if several are needed and no launcher has started this one.
+        failed: called with an error that only this rank knows of.
+        launch: how this process was started; None to find out from its environment.
 
     Returns:
-        The run; None on the ranks that write none.
+        The run; None on ranks other than rank 0, which writes the run.
 
     Raises:
-        BigBatchError: it cannot be done; on every rank, if the ranks could agree on that.
+        BigBatchError: the experiment cannot be run or failed; on every rank, if the ranks could agree on that.
     """
     strategy = strategy_of(request)
     settings = request.settings
@@ -82,10 +82,10 @@ def conduct_alone(request: Request, folder: Path) -> Run:
 
     Args:
         request: what is asked for: one worker, or a simulation.
-        folder: of the run.
+        folder: the folder of the run.
 
     Raises:
-        ConfigurationError: it cannot be done, or would take other processes.
+        ConfigurationError: the experiment cannot be run, or needs other processes.
     """
 
     def refuse(_: list[str]) -> None:
@@ -101,14 +101,14 @@ def conduct_alone(request: Request, folder: Path) -> Run:
 
 @contextmanager
 def connected(connect: Callable[[], Transport], failed: Failed, tell: Callable[[str], None]) -> Iterator[Transport]:
-    """The transport while the work goes well; an error that only this rank knows of ends the whole job.
+    """Provides the transport for a job, and ends the whole job on an error that only this rank knows of.
 
-    An error on every rank, or in a job of one, is raised.
+    An error that every rank has, or one in a job of a single rank, is raised.
 
     Args:
         connect: makes the transport.
-        failed: told of an error that only this rank knows of.
-        tell: takes what the user should know, a sentence without its full stop.
+        failed: called with an error that only this rank knows of.
+        tell: called with what the user should know, a sentence without its full stop.
     """
     transport = connect()
     alone = transport.size == 1

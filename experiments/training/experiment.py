@@ -29,16 +29,16 @@ from bigbatch.training.memory import peak_bytes, reset_peak
 
 @dataclass(frozen=True)
 class Experiment:
-    """An experiment as one rank takes part in it.
+    """One rank's part of an experiment.
 
     Attributes:
         request: what was asked for.
-        strategy: with its options; made on a transport, anew for every arm.
-        plan: of the accumulated arm.
-        device: what this rank computes on.
-        folder: of the run.
-        reporter: tells how far the run is.
-        simulation: of which the ranks are part, if their clock is a simulated one.
+        strategy: the strategy with its options, of which every arm makes a new object.
+        plan: how the batches of the accumulated arm are divided.
+        device: the device that this rank computes on.
+        folder: the folder of the run.
+        reporter: shows the progress.
+        simulation: the simulation that the ranks are part of; None on a real clock.
     """
 
     request: Request

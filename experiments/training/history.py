@@ -1,4 +1,4 @@
-"""What one arm brought: every update and validation, and their summary."""
+"""The history of one arm: every update and validation, and their summary."""
 
 import math
 from dataclasses import dataclass
@@ -17,24 +17,24 @@ LAST_SHARE = 0.1
 
 
 NOISE = ("noise_scale", "gradient_square", "gradient_variance")
-"""What an update's line has of the gradient noise, if it was measured."""
+"""Keys of the gradient noise in an update's record, which are there only if it was measured."""
 
 
 def without_unmeasured(record: dict[str, Any]) -> dict[str, Any]:
-    """An update's line without its entries on gradient noise, unless that was measured."""
+    """Removes the entries on gradient noise from an update's record, unless the noise was measured."""
     measured = math.isfinite(record["gradient_square"])
     return {name: value for name, value in record.items() if measured or name not in NOISE}
 
 
 @dataclass(frozen=True)
 class Validation:
-    """The validation loss, as it was measured once.
+    """One measurement of the validation loss.
 
     Attributes:
-        update: the number of the update after which that was.
-        tokens: of all workers until then.
-        seconds: of training until then.
-        loss: in nats per token.
+        update: number of the update after which the loss was measured.
+        tokens: tokens that all workers had trained on until then.
+        seconds: seconds of training until then.
+        loss: the validation loss, in nats per token.
     """
 
     update: int
@@ -44,12 +44,12 @@ class Validation:
 
 
 class History:
-    """What one worker saw of one arm.
+    """One worker's record of one arm: its updates and its validations.
 
     Attributes:
-        updates: all of them, in order.
-        tokens: of all workers so far.
-        seconds: of this worker's training so far; validation is not counted.
+        updates: all updates, in order.
+        tokens: tokens that all workers have trained on so far.
+        seconds: seconds that this worker has trained so far; validation is not counted.
         validations: the validation losses so far.
     """
 
@@ -60,22 +60,22 @@ class History:
         self.validations: list[Validation] = []
 
     def add(self, update: Update) -> None:
-        """One more update."""
+        """Adds an update to the history."""
         self.updates.append(update)
         self.tokens = update.total_tokens
         self.seconds += update.seconds
 
     def validated(self, update: int, tokens: float, seconds: float, loss: float) -> None:
-        """The validation loss was measured."""
+        """Adds a validation loss, in nats per token, with the update, tokens and seconds before it."""
         self.validations.append(Validation(update, tokens, seconds, loss))
 
     @property
     def validation_loss(self) -> float:
-        """The last one measured, in nats per token; NaN before the first."""
+        """The last validation loss that was measured, in nats per token; NaN before the first."""
         return self.validations[-1].loss if self.validations else float("nan")
 
     def until(self, target: float | None) -> dict[str, float | None]:
-        """Updates, tokens and seconds until the target was reached, if it was; nothing if there is none."""
+        """Computes updates, tokens and seconds until the target loss; None if it was not reached, {} without one."""
         if target is None:
             return {}
         losses = [validation.loss for validation in self.validations]
@@ -85,11 +85,11 @@ class History:
         }
 
     def ended(self, target: float | None) -> bool:
-        """Whether there is no more to train for: the target is reached, or cannot be, the loss being no number."""
+        """Whether training can stop: the target loss is reached, or cannot be because the loss is not a number."""
         return target is not None and not self.validation_loss > target
 
     def training_loss(self) -> float:
-        """The mean loss per token over the last tenth of the tokens, in nats."""
+        """Computes the mean training loss per token over the last tenth of the tokens, in nats."""
         loss, tokens = 0.0, 0
         last = LAST_SHARE * sum(update.tokens for update in self.updates)
         for update in reversed([update for update in self.updates if update.tokens]):
@@ -99,7 +99,7 @@ class History:
         return loss / tokens if tokens else float("nan")
 
     def totals(self) -> dict[str, float]:
-        """Sums over the updates, for the summary."""
+        """Computes the totals over all updates that `summarise` needs; times are in seconds."""
         return {
             "skipped": sum(update.outcome in (Outcome.NO_DATA, Outcome.NOT_FINITE) for update in self.updates),
             "tokens": self.tokens,
@@ -121,19 +121,20 @@ class History:
 def summarise(
     arm: Arm, ranks: list[dict[str, Any]], replicas: int = 1, tokens: float | None = None, seconds: float | None = None
 ) -> dict[str, Any]:
-    """One arm's row.
+    """Makes the summary's row of one arm.
 
     Args:
-        arm: which.
-        ranks: of each rank, its `peak` memory in bytes, its history's totals (`history`) if it trained, and what its
-            strategy has counted (`statistics`).
-        replicas: how many models the workers train; see `Strategy.replicas`.
-        tokens: that it was trained on, if the workers do not know.
-        seconds: that it took, if the workers do not know.
+        arm: the arm.
+        ranks: for each rank, its `peak` memory in bytes, its history's totals (`history`, None if it did not train),
+            and what its strategy has counted (`statistics`).
+        replicas: number of models that the workers train; see `Strategy.replicas`.
+        tokens: tokens that the arm was trained on; None to compute them from the workers' histories.
+        seconds: seconds that the arm took; None to compute them from the workers' histories.
 
     Returns:
-        Times and bytes are means over the updates of all workers, memory is that of the hungriest worker. The noise
-        scale is the ratio of means over the workers, of their last estimates; where nobody measured, there is none.
+        The row. Times and bytes are means over the updates of all workers; memory is that of the worker with the
+        largest peak. The noise scale is the ratio of the means of the workers' last estimates; it is left out if
+        nobody measured.
     """
     workers = [rank for rank in ranks if rank["history"] is not None]
     only_serving = [rank for rank in ranks if rank["history"] is None]
@@ -190,15 +191,15 @@ def summary_of(
     arms: list[dict[str, Any]],
     simulated: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What came out of an experiment, as summary.json holds it.
+    """Makes the summary of an experiment for summary.json.
 
     Args:
         request: what was asked for.
-        workers: how many trained.
-        task: what was learnt.
-        parameters: how many the model has.
-        arms: the arms' rows; see `summarise`.
-        simulated: what was simulated, if anything.
+        workers: number of workers that trained.
+        task: the task that was learnt.
+        parameters: number of parameters of the model.
+        arms: rows of the arms; see `summarise`.
+        simulated: description of the simulation; None if nothing was simulated.
     """
     return {
         "strategy": request.strategy,

@@ -1,4 +1,4 @@
-"""A run's identity: everything that decides what it comes to."""
+"""A run's identity: a digest of everything that decides its results."""
 
 import hashlib
 import json
@@ -15,10 +15,10 @@ from bigbatch.experiments.training.settings import Request
 
 
 def identity_of(request: Request) -> str:
-    """A name for all that makes a run what it is.
+    """Computes a name for a run from everything that decides its results.
 
-    That is every option, the content of every file that one names (the user's text, FILE.py:Name, a network), the
-    source of what trains, and the versions of what that computes with. What such a FILE.py imports is not looked at.
+    That is every option, the content of every file that an option names (the user's text, FILE.py:Name, a network), the
+    source code that trains, and the versions of the libraries it uses. What such a FILE.py imports is not included.
     """
     options = request.written()
     contents = {str(path): digest([path]) for path in files_named(request)}
@@ -28,7 +28,7 @@ def identity_of(request: Request) -> str:
 
 
 def files_named(request: Request) -> list[Path]:
-    """The files among the values of options that are there: paths, FILE.py:Name, FILE.toml, this machine's network."""
+    """Lists the existing files that options name: paths, FILE.py:Name, FILE.toml, and this machine's network."""
     paths = []
     for value in (request.strategy, *request.settings.flat().values(), *request.options.values()):
         if isinstance(value, Path):
@@ -45,15 +45,15 @@ def files_named(request: Request) -> list[Path]:
 
 
 def digest(files: Iterable[Path]) -> str:
-    """One for the content of all these files, in their order."""
+    """Computes one SHA-256 digest (hexadecimal) of the contents of all files, in their order."""
     each = (hashlib.sha256(file.read_bytes()).digest() for file in files)
     return hashlib.sha256(b"".join(each)).hexdigest()
 
 
 def source_files() -> list[Path]:
-    """The files of bigbatch that decide what a run comes to: the wires, the trainer, and what puts them together.
+    """Lists the files of bigbatch that decide a run's results: communication, the trainer, runs and experiments.
 
-    These are whole folders, so that code which moves into a new module is looked at as it was before.
+    These are whole folders, so that code which moves into a new module still counts.
     """
     root, bench = Path(bigbatch.__file__).parent, Path(experiments.__file__).parent
     trainer = [folder for folder in root.iterdir() if folder.is_dir() and folder.name not in ("comm", "experiments")]
@@ -63,5 +63,5 @@ def source_files() -> list[Path]:
 
 @cache
 def source() -> str:
-    """The digest of `source_files`, as they were when this process first asked."""
+    """Computes the digest of `source_files`, once per process."""
     return digest(source_files())

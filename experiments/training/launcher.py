@@ -1,4 +1,4 @@
-"""Starting the processes of a job ourselves, with whatever launcher the strategy can use and the machine has."""
+"""Starting the processes of a job, with a launcher that the strategy can use and the machine has."""
 
 import os
 import shutil
@@ -12,19 +12,19 @@ from bigbatch.comm.errors import BigBatchError, LaunchError
 from bigbatch.comm.strategies.strategy import Strategy
 
 SECONDS_TO_END = 10
-"""How long processes that were interrupted may take to end by themselves."""
+"""Seconds that interrupted processes may take to end by themselves."""
 
 STANDARD_ERROR = 2
-"""The number of a process's standard error."""
+"""The file descriptor of a process's standard error."""
 
 MPI_HINT = "pip install 'bigbatch[mpich]' (or load your cluster's MPI module)"
 
 
 def launch_command(strategy: type[Strategy], workers: int, arguments: list[str]) -> list[str]:
-    """The command that starts `bigbatch-exp ARGUMENTS` with that many workers.
+    """Makes the command that starts `bigbatch-exp ARGUMENTS` with this many workers.
 
     Raises:
-        LaunchError: no program that could do so is installed.
+        LaunchError: no suitable launcher is installed.
     """
     ranks = str(strategy.ranks_for(workers))
     module = ["-m", "bigbatch.experiments", *arguments]
@@ -41,16 +41,16 @@ def launch_command(strategy: type[Strategy], workers: int, arguments: list[str])
 
 
 def find_mpirun() -> str | None:
-    """The mpirun installed beside this Python, else the one on the PATH, else None."""
+    """Finds the mpirun that is installed beside this Python, else the one on the PATH; None if there is none."""
     beside = Path(sysconfig.get_path("scripts")) / "mpirun"
     return str(beside) if beside.exists() else shutil.which("mpirun")
 
 
 def launch_environment(command: list[str]) -> dict[str, str]:
-    """The environment for a launch command.
+    """Makes the environment variables for a launch command.
 
-    One thread a process for OpenMP, unless the user says otherwise: ranks share the cores. Open MPI refuses root
-    and more ranks than cores unless told that they are wanted.
+    OpenMP gets one thread per process unless the user says otherwise, since ranks share the cores. Open MPI is told to
+    allow root and more ranks than cores, which it refuses by default.
     """
     environment = {"OMP_NUM_THREADS": "1", **os.environ}
     if Path(command[0]).name == "mpirun" and "Open MPI" in version(command[0]):
@@ -63,7 +63,7 @@ def launch_environment(command: list[str]) -> dict[str, str]:
 
 
 def version(mpirun: str) -> str:
-    """What a launcher says of itself, in one line."""
+    """Asks a launcher for its version, in one line."""
     try:
         result = subprocess.run([mpirun, "--version"], capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -73,12 +73,12 @@ def version(mpirun: str) -> str:
 
 
 def start(command: list[str]) -> None:
-    """Start a job's processes and wait for their end; what they print as results is left out.
+    """Start a job's processes and wait for them to end; their standard output is discarded.
 
-    Where standard error is not the process's own, as in a notebook, what they say there is passed on line by line.
+    Where sys.stderr is not the process's own standard error, as in a notebook, theirs is copied to it line by line.
 
     Raises:
-        BigBatchError: they failed; says what they said last, unless that was seen already.
+        BigBatchError: the processes failed; the message has their last line, unless the user has seen it already.
     """
     said = ""
     with subprocess.Popen(
@@ -113,7 +113,7 @@ def _own_standard_error() -> bool:
 
 
 def become(command: list[str]) -> None:
-    """Replace this process by the launcher, so that signals and the exit status are the launcher's own."""
+    """Replace this process by a launch command, so that signals and the exit status are the launcher's own."""
     sys.stdout.flush()
     sys.stderr.flush()
     os.execvpe(command[0], command, launch_environment(command))  # noqa: S606 - no shell is what we want

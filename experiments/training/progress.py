@@ -1,4 +1,4 @@
-"""Progress on standard error: a bar on a terminal, plain lines elsewhere, nothing when quiet."""
+"""Showing progress on standard error: a bar on a terminal, plain lines elsewhere, nothing when quiet."""
 
 import math
 import os
@@ -17,10 +17,10 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 class Reporter:
-    """Tells the reader how far a run is. Ranks that do not speak use one with `quiet`.
+    """Shows the user how far a run is. Ranks that print nothing use one with `quiet`.
 
     Args:
-        quiet: say nothing.
+        quiet: whether to print nothing.
     """
 
     def __init__(self, *, quiet: bool) -> None:
@@ -29,20 +29,20 @@ class Reporter:
         self._columns = None if quiet else terminal_columns(sys.stderr)
 
     def remark(self, sentences: Sequence[str]) -> None:
-        """Pass on what a strategy wants its user to know; the same sentence only once."""
+        """Print a strategy's remarks for its user, each sentence only once."""
         for sentence in sentences:
             if not self._quiet and sentence not in self._remarked:
                 print(f"{sentence}.", file=sys.stderr, flush=True)
             self._remarked.add(sentence)
 
     def tell(self, sentence: str) -> None:
-        """Say what has happened, every time that it happens."""
+        """Print a sentence about something that has happened, every time it happens."""
         if not self._quiet:
             print(f"{sentence}.", file=sys.stderr, flush=True)
 
     @contextmanager
     def arm(self, name: str, updates: int) -> Iterator["Bar"]:
-        """A bar for one arm of an experiment."""
+        """Shows the progress of one arm of an experiment, through the bar that this context provides."""
         if self._quiet:
             yield Bar()
         elif self._columns is None:
@@ -61,14 +61,14 @@ class Reporter:
 
 
 class Bar:
-    """One arm's progress; this one keeps silent."""
+    """Shows the progress of one arm; this base class shows nothing."""
 
     def advance(self, update: int, loss: float) -> None:
-        """The update of that number is made; its loss was that, in nats."""
+        """Shows that the update with this number is made; its loss is in nats per token."""
 
 
 class Lines(Bar):
-    """A line every few seconds."""
+    """Shows the progress of one arm as a line of text every few seconds."""
 
     def __init__(self, name: str, updates: int) -> None:
         self._name = name
@@ -76,7 +76,7 @@ class Lines(Bar):
         self._last = time.monotonic()
 
     def advance(self, update: int, loss: float) -> None:
-        """Print a line if it is time, and at the end."""
+        """Print a line if the last one is old enough, and after the last update."""
         if update == self._updates or time.monotonic() - self._last > SECONDS_BETWEEN_LINES:
             self._last = time.monotonic()
             known = f", loss {loss:.3f}" if math.isfinite(loss) else ""
@@ -84,22 +84,22 @@ class Lines(Bar):
 
 
 class RichBar(Bar):
-    """A bar that is drawn again and again."""
+    """Shows the progress of one arm as a bar on a terminal."""
 
     def __init__(self, progress: Progress, name: str, updates: int) -> None:
         self._progress = progress
         self._task = progress.add_task(name, total=updates, loss="  -  ")
 
     def advance(self, update: int, loss: float) -> None:
-        """Move the bar."""
+        """Move the bar to the update with this number, and show its loss."""
         self._progress.update(self._task, completed=update, loss=f"{loss:.3f}")
 
 
 def terminal_columns(stream: TextIO) -> int | None:
-    """The width of the terminal behind a stream, or None if there is none.
+    """Finds the width of the terminal behind a stream, in columns; None if there is no terminal.
 
-    A launcher such as mpirun reads its ranks' output through a pipe and writes it on to its own: what counts then
-    is where the launcher's goes, which Linux tells.
+    A launcher such as mpirun reads its ranks' output through a pipe and copies it to its own. Then the terminal of the
+    launcher counts, which can be found on Linux.
     """
     try:
         if stream.isatty():

@@ -1,7 +1,7 @@
-"""What a user can ask of an experiment: every option, with its default, its unit and a sentence.
+"""The options of an experiment, each with its default, its unit and a sentence of help.
 
 A new option is one field here (or in the settings of the data or the model, or in the options of a strategy), and the
-code that uses it. Nothing here imports torch: a command line that is only looked at must answer at once.
+code that uses it. Nothing here imports torch, so that --help is quick.
 """
 
 import math
@@ -35,21 +35,21 @@ UNSCALED = "none"
 """The scaling rule that leaves every rate as it is."""
 
 NETWORK = "ethernet-10g"
-"""The network that is simulated if none is named."""
+"""The network that is simulated by default."""
 
 CORE, MEASURED = "core", "measured"
-"""What simulated workers compute on besides GPUs: a laptop's core, or what this machine is measured to do."""
+"""What simulated workers can compute on besides GPUs: a laptop's core, or this machine, as measured."""
 
 
 def networks() -> list[str]:
-    """The names of networks that are described here."""
+    """Lists the names of networks that can be simulated: the presets, and this machine's."""
     from bigbatch.comm.simulation.presets import NETWORKS, THIS_MACHINE
 
     return [*NETWORKS, THIS_MACHINE]
 
 
 def gpus() -> list[str]:
-    """The names of what a worker can compute on."""
+    """Lists the names of what a simulated worker can compute on: a core, this machine, and the known GPUs."""
     from bigbatch.comm.simulation.computing import GPUS
 
     return [CORE, MEASURED, *GPUS]
@@ -57,15 +57,15 @@ def gpus() -> list[str]:
 
 @dataclass(frozen=True)
 class BatchSettings(Options):
-    """How a batch is divided, and which arms are compared.
+    """The options for batches and arms: how a batch is divided, and which arms are run.
 
     global batch = micro-batch × accumulation × workers; what is not given follows from the rest.
 
     Attributes:
-        workers: how many train; None for as many as a launcher started.
-        batch_size: examples behind an update.
-        micro_batch: examples that a worker computes at once.
-        accumulate: micro-batches whose gradients a worker adds up for an update, in the arm `accumulated`.
+        workers: number of workers that train; None for as many as a launcher started.
+        batch_size: number of examples behind an update.
+        micro_batch: number of examples that a worker computes at once.
+        accumulate: number of micro-batches whose gradients a worker adds up for an update, in the arm `accumulated`.
         arms: which arms are run, in order.
         seed: seed for the initial weights and the order of the examples.
     """
@@ -91,13 +91,13 @@ class BatchSettings(Options):
     seed: int = option(0, Whole(least=0), "Seed for the initial weights and the order of the examples.")
 
     def plan(self, workers: int | None = None) -> BatchPlan:
-        """The plan of the accumulated arm.
+        """Computes how the batches of the accumulated arm are divided.
 
         Args:
-            workers: how many a launcher started, if one did.
+            workers: number of workers that a launcher started, if one did.
 
         Raises:
-            ConfigurationError: the numbers contradict each other, or do not divide; names the nearest that do.
+            ConfigurationError: the numbers contradict each other or do not divide; it names the nearest that do.
         """
         if workers is not None and self.workers not in (None, workers):
             raise ConfigurationError(
@@ -107,23 +107,23 @@ class BatchSettings(Options):
         return derive_plan(workers or self.workers, self.batch_size, self.micro_batch, self.accumulate)
 
     def chosen_arms(self, plan: BatchPlan) -> list[Arm]:
-        """The arms asked for, in the order asked for."""
+        """Makes the arms that the user chose, in the chosen order, from the plan of the accumulated arm."""
         known = arms_of(plan)
         return [known[name] for name in self.arms]
 
 
 @dataclass(frozen=True)
 class UpdateSettings(Options):
-    """How summed gradients become an update.
+    """The options for updates: the optimiser, the learning rate, and gradient clipping.
 
     Attributes:
-        learning_rate: the peak rate, the same for every arm but for what `scaling` makes of it.
+        learning_rate: the peak learning rate, the same for every arm before `scaling` changes it.
         optimizer: a name in the registry of optimisers, "torch.optim:CLASS", or FILE.py:name.
         schedule: a name in the registry of schedules, or FILE.py:name.
-        warmup: updates in which the rate rises.
+        warmup: number of updates in which the rate rises.
         scaling: a name in the registry of scaling rules, or FILE.py:name.
-        base_batch: examples behind an update for which the rate is meant, or None for 64.
-        clip: the norm of the longest gradient, or None for any.
+        base_batch: number of examples behind an update for which the rate is meant, or None for 64.
+        clip: norm to which longer gradients are shortened, or None for no limit.
     """
 
     title: ClassVar[str] = "Update"
@@ -149,12 +149,12 @@ class UpdateSettings(Options):
 
 @dataclass(frozen=True)
 class WireSettings(Options):
-    """How gradients travel.
+    """The options for communication: how gradients are sent between the ranks.
 
     Attributes:
-        bucket_size: bytes of gradients that are sent as one; see `FlatParameters.buckets`.
+        bucket_size: target size of a gradient bucket, in bytes; see `FlatParameters.buckets`.
         overlap: whether buckets are sent while backward still runs.
-        node_size: ranks to treat as one machine, or None for those that are.
+        node_size: number of ranks to treat as one machine, or None for those that share one.
         deadline: seconds after which a wait gives up.
     """
 
@@ -172,11 +172,11 @@ class WireSettings(Options):
 
 @dataclass(frozen=True)
 class MachineSettings(Options):
-    """What every process computes on.
+    """The options for the machine: what every process computes on.
 
     Attributes:
-        threads: of torch, in every process.
-        device: "auto", "cpu", "cuda" or "cuda:N".
+        threads: number of threads that torch uses in every process.
+        device: device to compute on: "auto", "cpu", "cuda" or "cuda:N".
     """
 
     title: ClassVar[str] = "Machine"
@@ -187,13 +187,13 @@ class MachineSettings(Options):
 
 @dataclass(frozen=True)
 class ObservationSettings(Options):
-    """What is measured and recorded on the way.
+    """The options for observation: what is measured and recorded during training.
 
     Attributes:
-        target: the validation loss, in nats per token, with which an arm ends; None to train on all tokens.
+        target: validation loss, in nats per token, at which an arm ends; None to train on all tokens.
         noise_scale: whether to measure the gradient noise scale.
-        trace: whether to record what every rank does when ...
-        trace_updates: ... in the first updates of each arm, as many as this.
+        trace: whether to record what every rank does when, in the first updates of each arm.
+        trace_updates: number of updates of each arm that a trace records.
     """
 
     title: ClassVar[str] = "Observation"
@@ -211,17 +211,17 @@ class ObservationSettings(Options):
 
 @dataclass(frozen=True)
 class SimulationSettings(Options):
-    """The cluster in simulated time, if the experiment runs on one.
+    """The options for simulated time: the cluster that the experiment runs on, if it is simulated.
 
     Attributes:
-        simulate: how many workers; None for real processes.
-        network: a preset's name, or FILE.toml; None for `NETWORK`.
+        simulate: number of simulated workers; None for real processes.
+        network: name of a preset, or FILE.toml; None for `NETWORK`.
         straggler: what slows workers, in the words of `bigbatch.comm.simulation.computing.stragglers_named`; None if
             nothing does.
-        gpu: what a worker computes on: `core`, `measured` (here, now) or a GPU's name; None for `CORE`.
+        gpu: what a worker computes on: `core`, `measured` (this machine, now) or a GPU's name; None for `CORE`.
 
     Raises:
-        ConfigurationError: half of a simulation: what is simulated, but not how many workers.
+        ConfigurationError: other options of a simulation are given without the number of workers.
     """
 
     title: ClassVar[str] = "Simulated time"
@@ -256,7 +256,7 @@ class SimulationSettings(Options):
 
 @dataclass(frozen=True)
 class Settings(Options):
-    """Everything that a user can ask of an experiment besides the strategy and its own options."""
+    """All options of an experiment besides the strategy and the strategy's own options."""
 
     data: DataSettings = field(default_factory=DataSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
@@ -282,10 +282,10 @@ class Settings(Options):
             )
 
     def plan(self, started: int | None = None) -> BatchPlan:
-        """The plan of the accumulated arm, for as many workers as were started, are simulated, or are asked for.
+        """Computes how the accumulated arm's batches are divided over the workers started, simulated or asked for.
 
         Args:
-            started: how many workers a launcher started, if one did.
+            started: number of workers that a launcher started, if one did.
 
         Raises:
             ConfigurationError: the numbers contradict each other, or do not divide.
@@ -293,7 +293,7 @@ class Settings(Options):
         return self.batch.plan(started or self.simulation.simulate)
 
     def examples(self, example_tokens: int) -> int:
-        """How many examples, of that many tokens each, an arm sees."""
+        """Computes the number of examples, of `example_tokens` tokens each, that an arm sees."""
         return math.ceil(self.data.tokens / example_tokens)
 
 
@@ -329,7 +329,7 @@ class Request:
 
     @classmethod
     def of(cls, strategy: str, choices: Mapping[str, Any]) -> Self:
-        """From values by name, of settings and of the strategy's own options alike.
+        """Makes a request from values by name, for the settings and for the strategy's own options alike.
 
         Raises:
             ConfigurationError: there is no such strategy or option, or an option does not take its value.
@@ -348,11 +348,11 @@ class Request:
         return cls(strategy, settings, {name: chosen[name] for name in own})
 
     def written(self) -> dict[str, Any]:
-        """All of it in types that JSON can write."""
+        """Converts the request to types that JSON can write."""
         return {"strategy": self.strategy, **self.settings.written(), **self.options}
 
     def words(self) -> list[str]:
-        """The command line, from the strategy's name on, that asks for the same."""
+        """Returns the words of the command line, from the strategy's name on, that makes the same request."""
         words = [self.strategy, *self.settings.words()]
         for one in STRATEGIES.options(self.strategy).offered() if self.options else ():
             if self.options.get(one.name, one.default) != one.default:
@@ -360,5 +360,5 @@ class Request:
         return words
 
     def command(self) -> str:
-        """What a user would type to ask for the same."""
+        """Returns the command that a user would type to make the same request."""
         return shlex.join(["bigbatch-exp", *self.words()])

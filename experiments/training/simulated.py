@@ -1,4 +1,4 @@
-"""An experiment on a simulated cluster: the same ranks, gradients and losses, on a clock of our own."""
+"""An experiment on a simulated cluster: real ranks, gradients and losses, on a simulated clock."""
 
 import time
 from collections.abc import Callable
@@ -17,20 +17,20 @@ from bigbatch.models.sizes import ModelSize
 from bigbatch.training.compute_model import ComputeModel, SimulatedComputeModel
 
 CORE_FLOPS = 5e10
-"""What one core of a laptop reaches in the matrix products of a small Transformer, in float32 operations a second: the
-default model trains at about 28,000 tokens/s a core, at 2 million operations a token."""
+"""Speed of one core of a laptop in the matrix products of a small Transformer, in float32 operations per second: the
+default model trains at about 28,000 tokens/s per core, at 2 million operations per token."""
 
 REPETITIONS = 3
-"""How often computing is measured; the fastest counts."""
+"""Number of times that computing is measured; the fastest counts."""
 
 
 def computing_on(gpu: str, flops_per_token: float, utilisation: float = UTILISATION) -> Computing:
-    """How long a worker computes on a GPU, or on the core of a laptop.
+    """Computes how long a worker computes for a token on a GPU, or on a core of a laptop.
 
     Args:
-        gpu: its name, or `core`.
-        flops_per_token: operations, forward and backward.
-        utilisation: the share of its operations a second that a GPU reaches; that of the core is in its number.
+        gpu: name of the GPU, or `core`.
+        flops_per_token: floating-point operations of a token, forward and backward.
+        utilisation: the share of its peak operations per second that a GPU reaches; it does not apply to a core.
 
     Raises:
         ConfigurationError: there is no such GPU.
@@ -42,19 +42,19 @@ def computing_on(gpu: str, flops_per_token: float, utilisation: float = UTILISAT
 
 @dataclass(frozen=True)
 class Simulation:
-    """What is simulated.
+    """The simulated cluster of an experiment.
 
     Attributes:
-        workers: how many.
-        network: what messages cost.
+        workers: number of workers.
+        network: the network, which says what messages cost.
         straggler: what slows workers, in the words of `stragglers_named`.
-        gpu: what a worker computes on: `core`, `measured` (here, now) or a GPU's name.
-        utilisation: the share of its operations a second that a GPU reaches.
-        seed: of the stragglers' random factors.
-        measured: micro-batch -> seconds a token takes here, where that was measured.
+        gpu: what a worker computes on: `core`, `measured` (this machine, now) or a GPU's name.
+        utilisation: the share of its peak operations per second that a GPU reaches.
+        seed: seed for the stragglers' random factors.
+        measured: seconds that a token takes here, for each size of micro-batch that was measured.
 
     Raises:
-        ConfigurationError: an unknown name.
+        ConfigurationError: the GPU is unknown, or the words about stragglers are not valid.
     """
 
     workers: int
@@ -71,15 +71,15 @@ class Simulation:
 
     @cached_property
     def stragglers(self) -> Stragglers:
-        """What slows workers."""
+        """The slowed and failing workers that `straggler` describes."""
         return stragglers_named(self.straggler)
 
     def computing(self, flops_per_token: float, measure: Callable[[], float]) -> Computing:
-        """How long a worker computes when nothing slows it.
+        """Computes how long a worker computes for a token when nothing slows it.
 
         Args:
-            flops_per_token: operations.
-            measure: seconds a token takes here; asked only if that is what counts.
+            flops_per_token: floating-point operations of a token, forward and backward.
+            measure: measures the seconds that a token takes here; called only if `gpu` is `measured`.
         """
         return (
             Computing(measure()) if self.gpu == MEASURED else computing_on(self.gpu, flops_per_token, self.utilisation)
@@ -88,13 +88,13 @@ class Simulation:
     def compute_model(
         self, worker: int, size: ModelSize, measure: Callable[[], float], micro_batch: int
     ) -> ComputeModel:
-        """How long a worker computes; what is measured is measured once for all who compute as many examples at once.
+        """Makes the compute model of a worker; a measurement is shared by workers with the same size of micro-batch.
 
         Args:
-            worker: its number.
-            size: of the model.
-            measure: seconds that a token takes here.
-            micro_batch: examples that it computes at once.
+            worker: the worker's number.
+            size: the size of the model.
+            measure: measures the seconds that a token takes here.
+            micro_batch: number of examples that the worker computes at once.
         """
 
         def once() -> float:
@@ -106,20 +106,20 @@ class Simulation:
         return SimulatedComputeModel(computing, self.stragglers.factors(worker, self.seed))
 
     def run(self, ranks: int, work: Callable[[Transport], Any], deadline: float) -> None:
-        """Do `work` on so many simulated ranks, the first of which are the workers.
+        """Run `work` on simulated ranks, the first of which are the workers.
 
         Args:
-            ranks: how many.
-            work: called once for each.
+            ranks: number of ranks.
+            work: called once for each rank with the rank's transport.
             deadline: simulated seconds to wait for a rank that has failed.
 
         Raises:
-            BigBatchError: whatever the work raises; a rank that failed; a deadlock.
+            BigBatchError: the work raised it, a rank failed, or there is a deadlock.
         """
         Cluster(ranks, network=self.network, failures=self.stragglers.failures, deadline=deadline).run(work)
 
     def as_json(self) -> dict[str, Any]:
-        """What is simulated, in types that JSON can write."""
+        """Describes the simulation in types that JSON can write."""
         return {
             "workers": self.workers,
             "network": self.network.name,
@@ -130,10 +130,10 @@ class Simulation:
 
 
 def simulation_of(settings: Settings) -> Simulation:
-    """The simulation that the settings ask for.
+    """Makes the simulation that the settings ask for.
 
     Raises:
-        ConfigurationError: an unknown name, or a bad file.
+        ConfigurationError: a name is unknown, or a file is not valid.
     """
     asked = settings.simulation
     assert asked.simulate is not None, "whoever asks has seen that something is simulated"
@@ -144,7 +144,7 @@ def simulation_of(settings: Settings) -> Simulation:
 
 
 def fastest(attempt: Callable[[], None]) -> float:
-    """Seconds that something takes here, the least of a few times."""
+    """Measures the seconds that `attempt` takes here: the shortest of `REPETITIONS` times."""
     seconds = []
     for _ in range(REPETITIONS):
         started = time.perf_counter()

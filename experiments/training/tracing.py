@@ -1,4 +1,4 @@
-"""Recording what every rank does in the first updates of every arm."""
+"""Recording a trace of what every rank does in the first updates of every arm."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,9 +15,9 @@ class Tracing:
     Start-up, and validation between updates, are not recorded.
 
     Args:
-        transport: all ranks.
-        settings: what to observe.
-        write: takes every rank's spans of all arms so far; called on rank 0 after each.
+        transport: the transport between all ranks.
+        settings: the options that say what to record.
+        write: writes every rank's spans of all arms so far; called on rank 0 after each arm.
     """
 
     def __init__(
@@ -30,11 +30,11 @@ class Tracing:
 
     @contextmanager
     def arm(self, name: str, *, works: bool) -> Iterator[None]:
-        """Record the arm of that name; all ranks come to it and leave it together.
+        """Record one arm; all ranks enter and leave this context together.
 
         Args:
-            name: the arm's.
-            works: whether this rank makes updates; one that only serves records all it does.
+            name: name of the arm.
+            works: whether this rank makes updates; a rank that only serves records everything that it does.
         """
         if not self._settings.trace:
             yield

@@ -1,1 +1,1 @@
-"""Commands below `bigbatch-exp ps`: servers on a network, and workers that come and go."""
+"""Subcommands of `bigbatch-exp ps`: servers on a network, and workers that join and leave."""

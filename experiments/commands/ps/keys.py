@@ -1,4 +1,4 @@
-"""`bigbatch-exp ps keys`: keys for a server and its workers."""
+"""`bigbatch-exp ps keys`: makes keys for a server and its workers."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`bigbatch-exp ps serve`: a server on a network."""
+"""`bigbatch-exp ps serve`: runs a parameter server on a network."""
 
 import signal
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ from bigbatch.experiments.training.settings import Settings
 
 
 class Part(Kind):
-    """A part of several: 2/3 is the second of three."""
+    """The kind of value that names one of several parts: 2/3 is the second of three."""
 
     metavar = "PART/PARTS"
 
     def read(self, value: Any) -> tuple[int, int]:
-        """The part's number from 0 and how many there are, as in "2/3" -> (1, 3)."""
+        """Reads the part's number, from 0, and the number of parts: "2/3" -> (1, 3)."""
         if isinstance(value, tuple):
             return value
         part, _, parts = str(value).partition("/")
@@ -29,22 +29,22 @@ class Part(Kind):
         return int(part) - 1, int(parts)
 
     def write(self, value: Any) -> str:
-        """As in (1, 3) -> "2/3"."""
+        """Writes a part as the command line has it: (1, 3) -> "2/3"."""
         return f"{value[0] + 1}/{value[1]}"
 
 
 @dataclass(frozen=True)
 class ServingSettings(Options):
-    """How a server is reached, and how it lasts.
+    """The options of a server on a network: its address, its part of the parameters, and its snapshots.
 
     Attributes:
-        bind: where it listens.
+        bind: address at which the server listens.
         keys: file of keys, or None without encryption.
-        part: which part of the parameters it holds.
-        snapshot: folder in which the state is kept, or None for nowhere.
-        snapshot_seconds: how often.
-        patience: seconds of silence after which a worker takes part no more.
-        workers: how many must be there to begin; batches are planned for them.
+        part: the part of the parameters that the server holds: its number from 0, and the number of parts.
+        snapshot: folder in which the state is kept, or None to keep nothing.
+        snapshot_seconds: seconds between two snapshots.
+        patience: seconds of silence after which a worker no longer takes part.
+        workers: number of workers that must join before training starts; batches are planned for them.
     """
 
     title: ClassVar[str] = "Server"
@@ -68,7 +68,7 @@ UNUSED = {
     *("workers", "target", "bucket_size", "overlap", "node_size", "device", "deadline", "trace", "trace_updates"),
     *("simulate", "network", "straggler", "gpu", "servers", "colocated"),
 }
-"""Options of an experiment, or of servers among ranks, that a server on a network does nothing with."""
+"""Options of an experiment, or of servers among ranks, that a server on a network does not use."""
 
 
 def _serve(**parameters: Any) -> None:
@@ -124,4 +124,4 @@ def _flags() -> list[click.Option]:
 
 
 serve = Command("serve", params=_flags(), help=_serve.__doc__, callback=_serve)
-"""The command."""
+"""The command `ps serve`."""

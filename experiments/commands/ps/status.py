@@ -1,4 +1,4 @@
-"""`bigbatch-exp ps status`: how servers on a network are."""
+"""`bigbatch-exp ps status`: asks servers on a network for their status and prints it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from bigbatch.comm.options import File, Flag, Number, Options, Text, option
 from bigbatch.experiments.commands.options import Command, Value, takes
 
 DEFAULT_ADDRESS = "tcp://127.0.0.1:5555"
-"""Where a server listens and is looked for, if nothing else is said."""
+"""Default address at which a server listens, and at which workers look for it."""
 
 SERVERS = click.option(
     "--server",
@@ -25,12 +25,12 @@ SERVERS = click.option(
 
 @dataclass(frozen=True)
 class StatusSettings(Options):
-    """How servers are asked.
+    """The options of `ps status`.
 
     Attributes:
         keys: file of keys, or None without encryption.
         json: whether to print JSON instead of tables.
-        deadline: seconds after which a wait gives up.
+        deadline: seconds to wait for a server's answer.
     """
 
     title: ClassVar[str] = "Status"
@@ -68,7 +68,7 @@ def status(settings: StatusSettings, addresses: tuple[str, ...]) -> None:
 
 
 def print_status(address: str, state: dict[str, Any]) -> None:
-    """Print a block of lines for the server, and a line for each worker."""
+    """Print a server's status: a block of lines about the server, and a line for each worker."""
     from rich.table import Table
 
     from bigbatch.experiments.commands.output import console

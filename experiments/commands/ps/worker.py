@@ -1,4 +1,4 @@
-"""`bigbatch-exp ps worker`: a worker of servers on a network."""
+"""`bigbatch-exp ps worker`: runs a worker that trains for servers on a network."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +16,15 @@ from bigbatch.tasks import TASKS
 
 @dataclass(frozen=True)
 class WorkerSettings(Options):
-    """What a worker brings along.
+    """The options of a worker of servers on a network: its own copies of files, and its machine.
 
     Attributes:
         keys: file of keys, or None without encryption.
-        text: its copy of the text, if the servers were given one.
-        task: its copy of the task, if that is not one of bigbatch's own.
-        model: its copy of the model, likewise.
-        threads: of torch.
-        device: what it computes on.
+        text: the worker's copy of the text, if the servers were given one.
+        task: the worker's copy of the task, if that is not one of bigbatch's own.
+        model: the worker's copy of the model, if that is not one of bigbatch's own.
+        threads: number of threads that torch uses.
+        device: device that the worker computes on: "auto", "cpu", "cuda" or "cuda:N".
         deadline: seconds after which a wait gives up.
         quiet: whether to show no progress.
     """

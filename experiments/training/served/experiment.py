@@ -31,18 +31,18 @@ from bigbatch.training.batches import Arm
 from bigbatch.training.memory import peak_bytes
 
 LINGER_SECONDS = 3.0
-"""How long a server that is done tells so to its workers, who ask twice a second."""
+"""Seconds for which a server that is done still answers its workers, who ask twice a second, that it is done."""
 
 
 class ServedExperiment:
-    """The server's part of an experiment: arm after arm, until all is trained.
+    """The server's part of an experiment: it serves one arm after the other until all are trained.
 
     Args:
         offer: what is trained.
-        listener: where workers come.
-        folder: of the run.
-        snapshots: where to keep what must not be lost, if anywhere ...
-        interval: ... every so many seconds.
+        listener: the socket that workers connect to.
+        folder: the folder of the run.
+        snapshots: where the state is kept; None to keep nothing.
+        interval: seconds between two snapshots.
         tell: called with what the user should know, in sentences without their full stops.
     """
 
@@ -66,8 +66,8 @@ class ServedExperiment:
         """Serve until everything is trained, and write the run's folder.
 
         Raises:
-            ConfigurationError: what was asked cannot be done, or the snapshot is of something else.
-            KeyboardInterrupt: somebody ended it; what it has is kept in a snapshot.
+            ConfigurationError: what was asked for cannot be done, or the snapshot is of another experiment.
+            KeyboardInterrupt: the user ended it; its state is kept in a snapshot, if there are any.
         """
         settings = self._offer.request.settings
         torch.set_num_threads(settings.machine.threads)
@@ -129,19 +129,19 @@ class ServedExperiment:
 
 
 class ServedArm:
-    """One arm, as its server sees it: the workers' notes become the run's metrics and the arm's row.
+    """The server's part of one arm; it turns the workers' notes into the run's metrics and the arm's row.
 
     Args:
         offer: what is trained.
-        assembly: what the experiment is made of.
-        arm: which arm.
-        writer: of the run.
-        tell: called with who comes and goes.
-        last: whether it is the last.
+        assembly: makes the parts of the experiment.
+        arm: the arm.
+        writer: writes the run's folder.
+        tell: called with a sentence when a worker joins or leaves.
+        last: whether this is the last arm.
 
     Attributes:
-        server: of this arm.
-        parameters: elements of the whole model.
+        server: the server of this arm.
+        parameters: number of parameters of the whole model.
     """
 
     def __init__(
@@ -200,11 +200,11 @@ class ServedArm:
         )
 
     def finished(self, now: float) -> bool:
-        """Whether the arm is trained."""
+        """Whether the arm is completely trained at the time `now`."""
         return self.server.stage(now) is Stage.FINISHED
 
     def go_on(self, state: dict[str, Any]) -> None:
-        """From what an earlier server of this arm has kept."""
+        """Restores the state that an earlier server of this arm has kept, and writes its metrics again."""
         self.server.load_state_dict(state)
         notes = [
             (when, number, row)
@@ -234,7 +234,7 @@ class ServedArm:
             self._writer.metric({**record, "arm": self._arm.name, "worker": worker})
 
     def summary(self) -> dict[str, Any]:
-        """The arm's row."""
+        """Makes the arm's row for the run's summary; see `summarise`."""
         sessions = self.server.sessions.values()
         ranks = [rank for rank in (rank_of(session.notes.values()) for session in sessions) if rank is not None]
         ranks.sort(key=lambda rank: -rank["history"]["tokens"])

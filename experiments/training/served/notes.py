@@ -1,4 +1,4 @@
-"""Notes: lines of a worker's metrics, sent to its server as rows of numbers."""
+"""Notes: records of a worker's metrics, which it sends to its servers as rows of numbers."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ from bigbatch.experiments.training.history import NOISE, History, without_unmeas
 from bigbatch.training.trainer import Update
 
 UPDATE, VALIDATION, PEAK = 0.0, 1.0, 2.0
-"""The first number of a note."""
+"""The kinds of notes, as the first number of a note."""
 
 UPDATE_FIELDS = [field.name for field in dataclasses.fields(Update)]
 NOTED: dict[float, list[str]] = {
@@ -24,11 +24,11 @@ NOTED: dict[float, list[str]] = {
 }
 KINDS = {UPDATE: "update", VALIDATION: "validation", PEAK: "peak"}
 WHOLE = {"number", "tokens", "workers", "total_tokens", "bytes_sent", "update", "bytes"}
-"""What is counted, and so must be a finite number."""
+"""Names of values that are whole numbers, and so must be finite."""
 
 
 def row_of(record: dict[str, Any]) -> NDArray[np.float64]:
-    """A line of metrics as a note."""
+    """Converts a record of metrics to a note, a row of float64 numbers."""
     kind = next(number for number, name in KINDS.items() if name == record["kind"])
     complete = {**dict.fromkeys(NOISE, math.nan), **record}
     if "outcome" in complete:
@@ -37,10 +37,10 @@ def row_of(record: dict[str, Any]) -> NDArray[np.float64]:
 
 
 def record_of(row: NDArray[np.float64]) -> dict[str, Any]:
-    """A note as a line of metrics.
+    """Converts a note back to a record of metrics.
 
     Raises:
-        MalformedError: it is none.
+        MalformedError: the row is not a valid note.
     """
     try:
         kind, *numbers = row.tolist()
@@ -56,7 +56,7 @@ def record_of(row: NDArray[np.float64]) -> dict[str, Any]:
 
 
 def rank_of(notes: Iterable[tuple[float, Sequence[float]]]) -> dict[str, Any] | None:
-    """What one worker's notes say about it, as `summarise` takes it; None if it never made an update."""
+    """Makes the entry of `ranks` for `summarise` from one worker's notes; None if the worker never made an update."""
     history, peak = History(), 0
     for _, row in notes:
         record = record_of(np.array(row))
@@ -70,10 +70,10 @@ def rank_of(notes: Iterable[tuple[float, Sequence[float]]]) -> dict[str, Any] | 
 
 
 class Busy:
-    """How long at least one worker was at an update, of which one hears when it ends.
+    """Measures how long at least one worker was making an update, from updates that are reported when they end.
 
     Attributes:
-        seconds: so far.
+        seconds: seconds so far.
     """
 
     def __init__(self) -> None:
@@ -81,6 +81,6 @@ class Busy:
         self._reached = -math.inf
 
     def add(self, begin: float, end: float) -> None:
-        """An update from `begin` to `end`, in seconds on any clock; no earlier one ended later."""
+        """Adds an update from `begin` to `end`, in seconds on any clock; updates come in the order of their ends."""
         self.seconds += max(0.0, end - max(begin, self._reached))
         self._reached = max(self._reached, end)

@@ -1,4 +1,4 @@
-"""What a server on a network trains, and what it tells its workers about that."""
+"""The offer of a server on a network: what it trains, and what it announces to its workers."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Self
@@ -17,17 +17,17 @@ from bigbatch.training.batches import Arm, BatchPlan
 
 @dataclass(frozen=True)
 class Announcement:
-    """What a server tells whoever asks what is trained there.
+    """What a server announces to workers: the experiment that it trains, and its part of the parameters.
 
     Attributes:
-        version: of bigbatch.
-        settings: the experiment's, as JSON has them.
-        arm: the name of the arm that is trained now.
-        micro_batch: examples that a worker computes at once.
-        accumulation: micro-batches behind a gradient.
-        examples: to be seen in all.
-        part: which part of the parameters the server holds ...
-        parts: ... of how many.
+        version: version of bigbatch on the server.
+        settings: the settings of the experiment, in types that JSON can write.
+        arm: name of the arm that is trained now.
+        micro_batch: number of examples that a worker computes at once.
+        accumulation: number of micro-batches behind a gradient.
+        examples: number of examples that the arm sees in all.
+        part: number, from 0, of the part of the parameters that the server holds.
+        parts: number of parts into which the parameters are divided.
     """
 
     version: str
@@ -41,10 +41,10 @@ class Announcement:
 
     @classmethod
     def of(cls, entries: Any, name: str) -> Self:
-        """As the server at `name` has sent it.
+        """Reads the announcement that the server at `name` has sent.
 
         Raises:
-            MismatchError: it is of another version of bigbatch.
+            MismatchError: the server has another version of bigbatch, or the announcement is not understood.
         """
         try:
             announcement = cls(**entries)
@@ -60,25 +60,26 @@ class Announcement:
 
     @property
     def plan(self) -> BatchPlan:
-        """A batch is one worker's share: the server says which one is next."""
+        """How a batch is divided; here a batch is one worker's share, and the server says which one is next."""
         return BatchPlan(self.micro_batch, self.accumulation, workers=1)
 
 
 def facts_of(task: Task) -> Facts:
-    """What servers and workers must have alike besides the parameters."""
+    """Lists the facts about a task that must be the same on servers and workers."""
     return [("corpus", name, str(value)) for name, value in facts_about_task(task).items()]
 
 
 @dataclass(frozen=True)
 class Offer:
-    """What a server trains, and how.
+    """What a server trains, and the kind of server that it is.
 
     Attributes:
         request: what the user asked for.
-        strategy: the same kind of server among ranks, with its options.
-        plan: of the accumulated arm, with as many workers as must be there to begin.
-        part: which part of the parameters this server holds; the strategy's options say of how many.
-        patience: seconds of silence after which a worker takes part no more.
+        strategy: the strategy of the same kind of server among ranks, with its options.
+        plan: how the batches of the accumulated arm are divided over the workers that must join before training starts.
+        part: number, from 0, of the part of the parameters that this server holds; the strategy's options say of how
+            many.
+        patience: seconds of silence after which a worker no longer takes part.
     """
 
     request: Request
@@ -89,21 +90,22 @@ class Offer:
 
     @property
     def setup(self) -> ServerOptions:
-        """What kind of server it is."""
+        """The options that say what kind of server it is, such as its consistency and the number of servers."""
         return self.strategy.options
 
     def optimizer(self, assembly: Assembly, arm: Arm) -> OptimizerFactory:
-        """What makes an arm's optimiser, for this server's part.
+        """Makes the factory of an arm's optimiser for this server's part of the parameters.
 
         Raises:
-            ConfigurationError: it must see the whole, and there are several servers; or as `Assembly.optimizer`.
+            ConfigurationError: the optimiser needs whole tensors and there are several servers; or as
+                `Assembly.optimizer`.
         """
         made = assembly.optimizer(arm.plan, self.strategy)
         refuse_parts(made, self.setup.servers)
         return made
 
     def written(self) -> dict[str, Any]:
-        """All of it in types that JSON can write."""
+        """Converts the offer to types that JSON can write."""
         return {
             **self.request.written(),
             **self.setup.written(),
@@ -115,4 +117,4 @@ class Offer:
 
 
 OF_ONE_START = ("device", "threads", "deadline", "patience")
-"""What a server that goes on from a snapshot may do differently."""
+"""Options that may differ from those of the server whose snapshot this server continues from."""

@@ -1,4 +1,4 @@
-"""A worker of servers on a network: what `ps worker` does."""
+"""A worker of servers on a network, as `ps worker` runs it."""
 
 import random
 import time
@@ -28,27 +28,27 @@ from bigbatch.tasks import TASKS
 from bigbatch.training.memory import peak_bytes, reset_peak
 
 ASK_SECONDS = 0.5
-"""How often a worker that has nothing to do asks whether there is more."""
+"""Seconds after which a worker that has nothing to do asks the servers again."""
 
 
 FAREWELL_SECONDS = 2.0
-"""How long a worker that is interrupted tries to say so."""
+"""Seconds for which an interrupted worker tries to tell its servers that it leaves."""
 
 
 @dataclass(frozen=True)
 class NetworkWorker:
-    """A worker's part: train whatever the servers announce, until they say that all is done.
+    """A worker that trains whatever its servers announce, until they say that everything is trained.
 
     Attributes:
-        addresses: of the servers.
-        dial: makes a wire to one of them.
+        addresses: addresses of the servers.
+        dial: opens a connection to the server at an address.
         text: this worker's own copy of the text, if the experiment has one.
-        task: the task, if it is not one of bigbatch's own; a server cannot name a file to be run here.
-        model: the model, likewise.
-        device: what it computes on.
-        threads: of torch.
-        deadline: seconds without an answer after which it gives up.
-        reporter: tells how far it is.
+        task: this worker's own task, if it is not one of bigbatch's; a server cannot name a file to be run here.
+        model: this worker's own model, if it is not one of bigbatch's.
+        device: the device that the worker computes on.
+        threads: number of threads that torch uses.
+        deadline: seconds without an answer after which the worker gives up.
+        reporter: shows the progress.
     """
 
     addresses: Sequence[str]
@@ -62,11 +62,11 @@ class NetworkWorker:
     reporter: Reporter
 
     def run(self) -> None:
-        """Work until all is done.
+        """Train with the servers until they say that everything is trained.
 
         Raises:
-            MismatchError: the servers do not belong together, or train what this worker has not.
-            CommunicationError: a server refuses to talk, or does not answer any more.
+            MismatchError: the servers do not belong together, or train something that this worker does not have.
+            CommunicationError: a server refuses the connection, or does not answer any more.
         """
         torch.set_num_threads(self.threads)
         wires = [self.dial(address) for address in self.addresses]
