@@ -28,7 +28,7 @@ def reference() -> None:
 
 
 def page() -> str:
-    """The whole page."""
+    """Everything about all options, as Markdown."""
     return "\n".join([HEAD, *_experiment(), *_strategies(), *_commands()])
 
 
