@@ -83,11 +83,12 @@ def test_an_odd_number_of_ranks_under_mpirun(run: Run, oracle):
     trains_like_the_oracle(run, "mpirun", 3, names, oracle)
 
 
+@pytest.mark.slow
 def test_more_ranks_than_cores_under_mpirun(run: Run, oracle):
     trains_like_the_oracle(run, "mpirun", 5, ["ring", "shared", "mpi", "allreduce"], oracle)
 
 
-@pytest.mark.parametrize("ranks", [1, 4])  # 2, 3 and 5 are above
+@pytest.mark.parametrize("ranks", [1, pytest.param(4, marks=pytest.mark.slow)])  # 2, 3 and 5 are above
 def test_torch_distributed_under_mpirun(run: Run, oracle, ranks):
     trains_like_the_oracle(run, "mpirun", ranks, ["allreduce"], oracle)
 

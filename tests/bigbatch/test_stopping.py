@@ -130,6 +130,7 @@ def test_a_state_is_a_copy():
     assert all(Cluster(2).run(work))
 
 
+@pytest.mark.slow
 def test_under_mpirun(run: Run, tmp_path: Path):
     """In other processes, over real wires; sums are made in the order of ranks, so the bytes are the same."""
     names = "ring,hierarchical,ps,ps+colocated,ps:ssp:0,no-exchange"

@@ -125,7 +125,7 @@ def test_lengths_that_differ_unannounced_are_refused_everywhere():
     Cluster(3).run(work)
 
 
-@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_under_mpirun(run: Run, ranks):
     outcome = run(*launcher("mpirun", ranks), PROGRAMS / "on_wires.py", "gather", "ring", deadline=60)
     assert (outcome.status, outcome.out.strip()) == (0, "all is well"), outcome.err

@@ -39,6 +39,12 @@ ON_ANY_TRANSPORT = [name for name in ALL_REDUCES if name not in ("mpi", "allredu
 
 @pytest.mark.parametrize("name", ALGORITHMS.names())
 def test_every_algorithm_conforms(name):
+    assert conform(ALGORITHMS.load(name), ranks=[1, 2, 3, 6]) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALGORITHMS.names())
+def test_every_algorithm_conforms_on_every_number_of_ranks(name):
     assert conform(ALGORITHMS.load(name)) == {}
 
 
@@ -291,7 +297,7 @@ def all_is_well(run: Run, program: str, ranks: int, body: str, names: list[str])
     assert (outcome.status, outcome.out.strip()) == (0, "all is well"), outcome.err
 
 
-@pytest.mark.parametrize("ranks", [2, 3, 4])
+@pytest.mark.parametrize("ranks", [3, *(pytest.param(number, marks=pytest.mark.slow) for number in (2, 4))])
 def test_all_conform_under_mpirun(run: Run, ranks):
     all_is_well(run, "mpirun", ranks, "conform", ALL_REDUCES)
 
@@ -304,7 +310,7 @@ def test_ranks_that_differ_are_refused_under_mpirun(run: Run):
     all_is_well(run, "mpirun", 3, "differ", ALL_REDUCES)
 
 
-@pytest.mark.parametrize("name", ["ring", "allreduce"])  # one on each kind of wires; the rest is the same code
+@pytest.mark.parametrize("name", [pytest.param("ring", marks=pytest.mark.slow), "allreduce"])  # a kind of wires each
 def test_a_missing_rank_is_named_everywhere_within_the_deadline(run: Run, name):
     outcome = run(*launcher("mpirun", 3), PROGRAMS / "on_wires.py", "missing", name, deadline=40)
     assert "Traceback" not in outcome.err

@@ -146,6 +146,7 @@ def test_a_worker_that_is_paused_is_dropped_and_told_so_and_joins_again(phase, r
     assert server.undone == server.lost == 0
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(FAULTS, st.integers(1, 3), st.floats(0.0, 6.0), st.floats(0.0, 6.0), st.booleans())
 def test_a_server_that_was_killed_goes_on_from_its_snapshot(faults, count, kept_at, between, synchronous):

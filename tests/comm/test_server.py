@@ -377,6 +377,7 @@ def test_names_and_options_say_what_kind_of_server():
         Cluster(4).run(lambda t: train(t, strategy, accumulation=1, bucket_bytes=1000))
 
 
+@pytest.mark.slow
 def test_the_command_counts_staleness_and_what_was_dropped(run: Run, tmp_path):
     server = ["--servers", "2", "--consistency", "ssp", "--staleness", "2"]
     rest = ["--arms", "small", "--out", "here", "--json", *SMALL]
@@ -399,6 +400,7 @@ def test_the_command_counts_staleness_and_what_was_dropped(run: Run, tmp_path):
     assert server["gradients_taken"] == 2 * server["versions"]
 
 
+@pytest.mark.slow
 def test_a_server_beside_every_worker_counts_every_gradient(run: Run):
     # 10 updates of 12 examples of 16 tokens, so that nobody's last gradient is empty.
     full = ["--batch-size", "48", "--accumulate", "4", "--tokens", "1920"]

@@ -189,6 +189,7 @@ def test_an_experiment_in_simulated_time(run: Run, tmp_path):
     assert summary["arms"][0]["peak_memory_bytes"] is None
 
 
+@pytest.mark.slow
 def test_simulate_writes_rows_and_figures(run: Run, tmp_path):
     command = ("bigbatch-exp", "simulate", "ring", "ps", "ps:async", "--workers", "2..4", "--parameters", "4e6")
     outcome = run(*command, "--out", "here", "--json", "--straggler", "lognormal:0.2")

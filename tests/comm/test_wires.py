@@ -343,7 +343,7 @@ def test_a_launcher_that_says_nonsense_is_refused():
     assert first_host("node[03-05,9]") == "node03"
 
 
-@pytest.mark.parametrize("name", ["ring", "allreduce"])  # one on each kind of wires
+@pytest.mark.parametrize("name", ["ring", pytest.param("allreduce", marks=pytest.mark.slow)])  # a kind of wires each
 def test_a_rank_that_does_not_come_is_named_within_the_deadline(run: Run, tmp_path, name):
     program = tmp_path / "late.py"
     program.write_text(

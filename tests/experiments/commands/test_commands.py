@@ -35,6 +35,9 @@ COMMANDS = {
     "ring -n 2": ["bigbatch-exp", "ring", "-n", "2"],
     "ring -n 1": ["bigbatch-exp", "ring", "-n", "1", "--batch-size", "64"],
 }
+QUICK = ("ring -n 2", "mpirun ps")
+"""Those that every test run tries."""
+
 LOSSES: dict[str, list[float]] = {}
 
 
@@ -70,7 +73,10 @@ def check_run(folder: Path, strategy: str, workers: int) -> list[float]:
     return [arm["validation_loss"] for arm in summary["arms"]]
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in COMMANDS],
+)
 def test_every_wire_runs_the_same_arms(run: Run, tmp_path, name):
     outcome = run(*COMMANDS[name], *SMALL, "--out", "here")
     assert outcome.status == 0, outcome.err
@@ -86,6 +92,7 @@ def test_every_wire_runs_the_same_arms(run: Run, tmp_path, name):
     assert LOSSES[name] == pytest.approx(first, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_compare_draws_one_figure_over_all(run: Run, tmp_path):
     outcome = run("bigbatch-exp", "compare", "ring", "allreduce", "ps", "-n", "2", "--arms", "large,small", *SMALL)
     assert outcome.status == 0, outcome.err
@@ -150,11 +157,11 @@ def test_an_exception_on_one_rank_ends_the_job(run: Run, tmp_path):
     [
         ("mpirun -n 2 bigbatch-exp ring", signal.SIGINT),
         ("bigbatch-exp ps -n 2", signal.SIGTERM),
-        ("bigbatch-exp ps -n 2 --colocated", signal.SIGINT),
-        ("bigbatch-exp ps -n 1 --colocated", signal.SIGINT),
+        pytest.param("bigbatch-exp ps -n 2 --colocated", signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param("bigbatch-exp ps -n 1 --colocated", signal.SIGINT, marks=pytest.mark.slow),
         ("bigbatch-exp ring -n 1", signal.SIGINT),
-        ("bigbatch-exp allreduce -n 2", signal.SIGINT),
-        ("bigbatch-exp compare ring -n 2", signal.SIGINT),
+        pytest.param("bigbatch-exp allreduce -n 2", signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param("bigbatch-exp compare ring -n 2", signal.SIGINT, marks=pytest.mark.slow),
     ],
 )
 def test_an_interrupted_run_leaves_valid_metrics_and_no_process(start: Start, tmp_path, command, number):

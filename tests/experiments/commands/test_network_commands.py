@@ -116,6 +116,7 @@ def test_a_status_shows_versions_workers_clocks_staleness_and_rates(start: Start
         assert re.search(part, outcome.out), (part, outcome.out)
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_in_any_phase_holds_nobody_back(start: Start):
     server = Served(start, "--tokens", "50M", "--arms", "small", "--patience", 1)
     start("bigbatch-exp", "ps", "worker", "--server", server.address)
@@ -156,6 +157,7 @@ def test_a_worker_that_is_paused_is_dropped_and_told_so_and_joins_again(start: S
     server.goes_on()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("consistency", ["sync"])
 def test_a_server_that_is_killed_again_and_again_goes_on_from_its_snapshots(start: Start, consistency):
     options = ["--consistency", consistency, "--arms", "small", "--tokens", "100k", "--snapshot", "state", "--json"]
@@ -182,6 +184,7 @@ def test_a_server_that_is_killed_again_and_again_goes_on_from_its_snapshots(star
     assert all("has joined" in outcome.err for outcome in outcomes)
 
 
+@pytest.mark.slow
 def test_strangers_are_refused_and_cost_nobody_anything(start: Start, run: Run, tmp_path: Path):
     mine, others = Keys.new(), Keys.new()
     mixed = Keys(mine.server_public, others.worker_public, others.worker_secret)
@@ -210,6 +213,7 @@ def test_strangers_are_refused_and_cost_nobody_anything(start: Start, run: Run, 
     assert outcome.status == 0, outcome.err
 
 
+@pytest.mark.slow
 def test_bytes_of_any_kind_are_counted_and_dropped(start: Start, run: Run):
     server = Served(start, "--arms", "small", "--json")
     with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
@@ -279,6 +283,7 @@ def test_a_command_that_is_refused_says_so_in_one_line_and_a_status(run: Run):
     assert "Traceback" not in outcome.err
 
 
+@pytest.mark.slow
 def test_a_snapshot_of_another_experiment_is_refused_by_name(start: Start, run: Run):
     server = Served(start, "--snapshot", "state")
     worker = start("bigbatch-exp", "ps", "worker", "--server", server.address)
@@ -304,6 +309,7 @@ def test_a_snapshot_is_never_unpickled(run: Run, tmp_path: Path):
     assert not (tmp_path / "evil").exists()
 
 
+@pytest.mark.slow
 def test_parts_of_the_parameters_lie_on_several_servers(start: Start, run: Run):
     servers = [Served(start, "--part", f"{part}/2", "--arms", "small", "--json", "-n", 2) for part in (1, 2)]
     addresses = [word for server in servers[::-1] for word in ("--server", server.address)]

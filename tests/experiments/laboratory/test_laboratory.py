@@ -258,7 +258,7 @@ def test_a_process_that_was_killed_is_told_once_and_leaves_nothing(tmp_path: Pat
     assert str(again.value) == str(first.value), "also for what is asked when the processes are already gone"
 
 
-@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("training", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_ctrl_c_says_how_to_go_on(training: bool, start: Start, tmp_path: Path):
     job = start("bigbatch-exp", "figure", "accumulation", "--quick", "--runs", "points", "--processes", "1")
     # Three processes are the program, the one that trains, and that of multiprocessing which looks after semaphores.

@@ -123,6 +123,7 @@ def test_the_incast_bound_is_of_the_busiest_port(servers, bound):
     assert served["bound_seconds"] == pytest.approx(bound)
 
 
+@pytest.mark.slow
 def test_bench_measures_servers_beside_all_reduces(run: Run, tmp_path):
     outcome = run("mpirun", "-n", "5", "bigbatch-exp", "bench", "--servers", "2,1", "--algorithms", "ring,shared,mpi",
                   "--bytes", "4004,300004", "--seconds", "0.1", "--json", "--out", "here")  # fmt: skip
@@ -141,6 +142,7 @@ def test_bench_measures_servers_beside_all_reduces(run: Run, tmp_path):
     assert (tmp_path / "here" / "bench.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_bench_starts_servers_besides_the_workers(run: Run):
     outcome = run("bigbatch-exp", "bench", "-n", "2", "--servers", "1", "--bytes", "1KB", "--seconds", "0.1")
     assert outcome.status == 0, outcome.err
@@ -179,6 +181,7 @@ def test_bandwidths_are_those_of_nccl_tests():
     assert (row.low, row.high) == (1.5e-3, 3e-3)
 
 
+@pytest.mark.slow
 def test_tune_keeps_a_table_and_auto_says_what_it_took_from_it(run: Run, cache):
     outcome = run("bigbatch-exp", "tune", "-n", "2")
     assert outcome.status == 0, outcome.err
@@ -195,6 +198,7 @@ def test_tune_keeps_a_table_and_auto_says_what_it_took_from_it(run: Run, cache):
     assert "measuring" not in outcome.err
 
 
+@pytest.mark.slow
 def test_a_race_is_run_in_turns(run: Run):
     outcome = run("bigbatch-exp", "race", "shared", "ring", "-n", "2", "--turns", "1", "--micro-batch", "1",
                   "--context", "16", "--json")  # fmt: skip
