@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from jobs import SMALL
+from jobs import SMALL, quick
 from torch import Tensor, nn
 
 from bigbatch.comm.errors import ConfigurationError
@@ -214,7 +214,10 @@ def test_what_is_not_measured_is_nan(name, ranks, accumulation):
         assert math.isnan(update.noise_scale)
 
 
-@pytest.mark.parametrize(("workers", "micro_batch", "accumulation"), [(3, 5, 1), (2, 7, 2), (1, 4, 5), (1, 6, 2)])
+@pytest.mark.parametrize(
+    ("workers", "micro_batch", "accumulation"),
+    quick([(3, 5, 1), (2, 7, 2), (1, 4, 5), (1, 6, 2)], lambda case: case[0] != 2),
+)
 def test_estimates_are_unbiased(workers, micro_batch, accumulation):
     """Over many fresh draws, within four standard errors of what is known."""
     draws = workers if workers > 1 else accumulation

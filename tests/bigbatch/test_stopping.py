@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from bodies import ALL_STRATEGIES, Sequences, flat, new_model, optimizer, strategy_named
-from jobs import PROGRAMS, Run, launcher
+from bodies import ALIKE, ALL_STRATEGIES, Sequences, flat, new_model, optimizer, strategy_named
+from jobs import PROGRAMS, Run, launcher, quick
 
 from bigbatch.comm.parameters import FlatParameters
 from bigbatch.comm.simulation.computing import Computing, stragglers_named
@@ -75,7 +75,9 @@ def ran(strategy, until, states=None):
     return [result for result, _ in results if result is not None], [state for _, state in results]
 
 
-@pytest.mark.parametrize("name", ALL_STRATEGIES, ids=lambda name: name.rpartition("/")[2])
+@pytest.mark.parametrize(
+    "name", quick(ALL_STRATEGIES, lambda name: name not in ALIKE), ids=lambda name: name.rpartition("/")[2]
+)
 def test_stopped_after_any_update_and_gone_on_with_elsewhere(name):
     strategy = strategy_named(name)
     whole, _ = ran(strategy, UPDATES)
@@ -170,7 +172,9 @@ def looked_at(transport, strategy, every):
 
 
 @pytest.mark.parametrize("network", [FREE, SLOW], ids=lambda network: network.name)
-@pytest.mark.parametrize("name", ALL_STRATEGIES, ids=lambda name: name.rpartition("/")[2])
+@pytest.mark.parametrize(
+    "name", quick(ALL_STRATEGIES, lambda name: name not in ALIKE), ids=lambda name: name.rpartition("/")[2]
+)
 def test_looking_changes_neither_parameters_nor_clocks(name, network):
     strategy = strategy_named(name)
     if not network.free and name.startswith(("shared",)):

@@ -182,9 +182,8 @@ def test_an_example_is_short(path):
     assert len(lines) <= 25, len(lines)
 
 
-@pytest.mark.parametrize(
-    "words", [(AVERAGING, "--period", "3"), pytest.param((TOP_K, "--ratio", "0.1"), marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [(AVERAGING, "--period", "3"), (TOP_K, "--ratio", "0.1")])
 def test_an_example_is_a_command_with_its_own_options(run: Run, tmp_path, words):
     rest = ["--arms", "small", "--out", "here", "--json", *SMALL]
     outcome = run("bigbatch-exp", *words, "--simulate", "3", *rest)

@@ -115,6 +115,9 @@ def strategy_named(name: str) -> type[Strategy]:
     return STRATEGIES.load(name).configured({word: value or True for word, _, value in choices})
 
 
+ALIKE = ("recursive-doubling", "halving-doubling", "tree", "chain", "double-tree", "direct", "naive")
+"""All-reduces which only their rounds tell from the ring."""
+
 EXTENDING = Path(__file__).parents[2] / "docs" / "extending"
 
 ALL_STRATEGIES = [

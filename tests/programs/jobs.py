@@ -6,10 +6,10 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
@@ -171,6 +171,19 @@ class EveryFigure:
         self.job = Job(last, self.folder, self.environment)
         self.finished = self.job.wait(1500)
         self.every = stamps(points)
+
+
+def quick(cases: Iterable[Any], which: Callable[[Any], bool]) -> list[Any]:
+    """The cases of a test, of which all but some are left to the slow tests.
+
+    Args:
+        cases: all of them; tuples if the test takes several arguments.
+        which: whether a case belongs to every test run.
+    """
+    return [
+        case if which(case) else pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.slow)
+        for case in cases
+    ]
 
 
 def launcher(name: str, ranks: int) -> list[str]:
