@@ -253,9 +253,12 @@ class Several(Kind):
         parts = value.split(",") if isinstance(value, str) else value
         if not isinstance(parts, Sequence):
             raise ValueError("is no list")
-        read = [self._part(part.strip() if isinstance(part, str) else part) for part in parts if part != ""]
-        if not read:
+        parts = [part.strip() if isinstance(part, str) else part for part in parts]
+        if all(part == "" for part in parts):
             raise ValueError("names nothing")
+        if "" in parts:
+            raise ValueError("has nothing between two commas, or beside one")
+        read = [self._part(part) for part in parts]
         return tuple(sorted(set(read)) if self._ascending else dict.fromkeys(read))
 
     def _part(self, part: Any) -> Any:

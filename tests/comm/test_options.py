@@ -90,6 +90,7 @@ def test_a_value_is_read_and_what_was_written_is_read_back(kind, value, read):
         (TOKENS, "3,00", "not a number of tokens"),
         (TOKENS, "five", "not a number of tokens"),
         (BYTES, "-1", "not a number of bytes"),
+        (Several(Whole()), "1,", "nothing between two commas"),
         (Several(BYTES), "4KB,5XB", "holds '5XB', which is not a number of bytes"),
         (Several(BYTES), "", "names nothing"),
         (Several(BYTES), 7, "no list"),

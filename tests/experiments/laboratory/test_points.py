@@ -67,6 +67,7 @@ def test_a_target_that_was_reached_before_the_start_is_told(run: Run, tmp_path: 
     assert said in " ".join(outcome.out.split())
 
 
+@pytest.mark.slow
 def test_a_target_that_is_not_reached_is_told(run: Run, tmp_path: Path):
     folder = tmp_path / "run"
     outcome = run("bigbatch-exp", "ring", "-n", 1, *SMALL, "--arms", "large", "--target", 0.1, "--out", folder)

@@ -42,6 +42,7 @@ def test_bench_measures_everything_in_one_run(run: Run, tmp_path):
     assert (tmp_path / "here" / "bench.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_bench_starts_its_own_ranks_prints_a_table_and_says_what_it_left_out(run: Run):
     outcome = run("bigbatch-exp", "bench", "-n", "2", "--bytes", "1KB", "--seconds", "0.1")
     assert outcome.status == 0, outcome.err
