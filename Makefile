@@ -17,7 +17,7 @@ demo: .venv/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" mpirun -n 4 bigbatch-exp ring
 
 test: .venv/installed-test
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: .venv/installed-test
 	$(BIN)/python -m pytest -m slow
