@@ -96,5 +96,6 @@ def test_torch_distributed_under_mpirun(run: Run, oracle, ranks):
     trains_like_the_oracle(run, "mpirun", ranks, ["allreduce"], oracle)
 
 
+@pytest.mark.slow
 def test_under_torchrun(run: Run, oracle):
     trains_like_the_oracle(run, "torchrun", 3, ["ring", "hierarchical", "allreduce", "ps"], oracle)

@@ -417,6 +417,7 @@ def test_a_server_beside_every_worker_counts_every_gradient(run: Run):
         assert "server_peak_memory_bytes" not in arm
 
 
+@pytest.mark.slow
 def test_a_server_that_fails_beside_a_worker_ends_the_job(run: Run, tmp_path):
     (tmp_path / "broken.py").write_text(
         "import os, torch\n"

@@ -35,7 +35,7 @@ COMMANDS = {
     "ring -n 2": ["bigbatch-exp", "ring", "-n", "2"],
     "ring -n 1": ["bigbatch-exp", "ring", "-n", "1", "--batch-size", "64"],
 }
-QUICK = ("ring -n 2", "mpirun ps")
+QUICK = ("ring -n 2", "ring -n 1")
 """Those that every test run tries."""
 
 LOSSES: dict[str, list[float]] = {}
@@ -120,6 +120,7 @@ class Raises(Mine):
 """
 
 
+@pytest.mark.slow
 def test_somebody_elses_strategy_is_a_command(run: Run, tmp_path):
     (tmp_path / "my_file.py").write_text(OWN_STRATEGY)
     outcome = run("bigbatch-exp", "my_file.py:Mine", "-n", "2", "--arms", "small", "--json", *SMALL)
@@ -296,6 +297,7 @@ def test_without_mpirun_the_pip_line_is_named(run: Run, tmp_path):
     assert "there is no mpirun to start them. Install an MPI with: pip install 'bigbatch[mpich]'" in outcome.err
 
 
+@pytest.mark.slow
 def test_srun_starts_allreduce(start: Start):
     common = {
         "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost", "SLURM_JOB_ID": str(os.getpid()),
