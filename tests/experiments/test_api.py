@@ -74,7 +74,7 @@ def test_a_notebook_runs_the_calls(tmp_path: Path, cache: Path, monkeypatch: pyt
     tiny = ", ".join(f"{name}={value!r}" for name, value in TINY.items())
     cells = [nbformat.v4.new_code_cell(cell.replace("{tiny}", tiny)) for cell in CELLS]
     notebook = nbformat.v4.new_notebook(cells=cells)
-    NotebookClient(notebook, timeout=110, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(notebook, timeout=250, resources={"metadata": {"path": str(tmp_path)}}).execute()
     assert all(cell.execution_count for cell in notebook.cells)
     assert len(list((tmp_path / "runs").iterdir())) == 3
 

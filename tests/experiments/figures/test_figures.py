@@ -29,7 +29,7 @@ def test_an_unknown_figure_is_answered_with_the_known_ones(run: Command):
     assert "did you mean 'critical-batch'" in outcome.err
 
 
-@pytest.mark.timeout(1000)
+@pytest.mark.timeout(1900)
 def test_an_interrupted_figure_leaves_no_process_and_goes_on_with_what_is_missing(every_figure: EveryFigure):
     assert every_figure.interrupted.status == 130, every_figure.interrupted.err
     assert every_figure.left == {}
@@ -41,7 +41,7 @@ def test_an_interrupted_figure_leaves_no_process_and_goes_on_with_what_is_missin
         assert CLAIMS.load(name).claim in printed
 
 
-@pytest.mark.timeout(1000)
+@pytest.mark.timeout(1900)
 def test_figures_are_drawn_again_without_training(run: Command, every_figure: EveryFigure):
     program, command, _, *options = every_figure.words
     names = ["critical-batch", "learning-rate"]
@@ -51,7 +51,7 @@ def test_figures_are_drawn_again_without_training(run: Command, every_figure: Ev
     assert stamps(every_figure.folder / "points") == every_figure.every
 
 
-@pytest.mark.timeout(1000)
+@pytest.mark.timeout(1900)
 @pytest.mark.parametrize("name", CLAIMS.names())
 def test_a_figure_has_its_files_and_finite_numbers(name: str, every_figure: EveryFigure):
     own = every_figure.folder / f"{name}-quick"
@@ -73,7 +73,7 @@ def test_a_figure_has_its_files_and_finite_numbers(name: str, every_figure: Ever
     assert len(np.unique(some, axis=0)) > 20, "it is not empty"
 
 
-@pytest.mark.timeout(1000)
+@pytest.mark.timeout(1900)
 def test_the_critical_batch_that_was_measured_is_planned_with(run: Command, every_figure: EveryFigure, tmp_path: Path):
     words = ("--gpu", "core", "--workers", "2..4", "--micro-batch", "1,2", "--accumulate", "1", "--strategies", "ring")
     fit = every_figure.folder / "critical-batch-quick"
