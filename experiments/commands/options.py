@@ -1,7 +1,6 @@
 """Puts options of `bigbatch.comm.options` on a command line: flags, help in groups, TOML files, completion."""
 
 import functools
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,6 +187,8 @@ def read_configuration(context: click.Context, _: click.Parameter, path: Path | 
     """
     if path is None:
         return
+    import tomllib
+
     try:
         entries = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
