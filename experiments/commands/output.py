@@ -52,7 +52,8 @@ def new_table(*heads: str, gap: int = 2) -> Table:
     """
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, gap, 0, 0))
     for number, head in enumerate(heads):
-        table.add_column(head, justify="right" if number else "left", no_wrap=True)
+        # A name that is too long is folded; a number that was cut off would be another number.
+        table.add_column(head, justify="right" if number else "left", no_wrap=number > 0, overflow="fold")
     return table
 
 
