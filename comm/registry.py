@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -30,7 +31,7 @@ class Registry:
 
     def names(self) -> list[str]:
         """Every name that is known without a file, the built-in ones first."""
-        installed = sorted(point.name for point in entry_points(group=self._group))
+        installed = sorted(point.name for point in _installed(tuple(sys.path)).select(group=self._group))
         return [*self._built_in, *(name for name in installed if name not in self._built_in)]
 
     def load(self, name: str) -> Any:
@@ -41,7 +42,7 @@ class Registry:
         """
         if name in self._built_in:
             return _attribute(self._built_in[name], self.kind)
-        for point in entry_points(group=self._group, name=name):
+        for point in _installed(tuple(sys.path)).select(group=self._group, name=name):
             return point.load()
         if ":" in name:
             return _attribute(name, self.kind)
@@ -53,9 +54,15 @@ class Registry:
         Args:
             name: one of `names`, "FILE.py:Attribute" or "package.module:Attribute".
         """
-        entries = (point.value for point in entry_points(group=self._group, name=name))
+        entries = (point.value for point in _installed(tuple(sys.path)).select(group=self._group, name=name))
         place, _, attribute = (self._built_in.get(name) or next(entries, name)).rpartition(":")
         return _first_paragraph(place, attribute)
+
+
+@lru_cache(maxsize=4)
+def _installed(_: tuple[str, ...]) -> Any:
+    """The entry points of all packages on a path; they are read once, for there may be hundreds of packages."""
+    return entry_points()
 
 
 def _first_paragraph(place: str, attribute: str) -> str:
