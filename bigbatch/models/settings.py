@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.options import Name, Options, Whole, option
+from bigbatch.comm.kinds import Name, Whole
+from bigbatch.comm.options import Options, option
 from bigbatch.models import MODELS
 
 

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from bigbatch.comm.options import TOKENS, File, Name, Options, Whole, option
+from bigbatch.comm.kinds import TOKENS, File, Name, Whole
+from bigbatch.comm.options import Options, option
 from bigbatch.tasks import TASKS
 
 

@@ -23,7 +23,7 @@ class MicroBatchSquares:
         self.begin()
         for _, parameter in parameters.named_parameters():
             # In the midst of backward any code of ours, or of torch's, takes several times as long as after it.
-            parameter.register_hook(self._caught.append)  # type: ignore[no-untyped-call]
+            parameter.register_hook(self._caught.append)  # type: ignore[no-untyped-call]  # torch gives it no types
 
     def begin(self) -> None:
         """Starts a new update and forgets the last one."""
@@ -67,7 +67,7 @@ class Pushes:
         for bucket in self._strategy.buckets:
             for parameter in bucket.parameters:
                 completed = partial(self._completed, bucket.index)
-                parameter.register_post_accumulate_grad_hook(completed)  # type: ignore[no-untyped-call]
+                parameter.register_post_accumulate_grad_hook(completed)  # type: ignore[no-untyped-call]  # torch gives it no types
 
     def begin(self) -> None:
         """Starts pushing during backward; called before the last micro-batch, which completes the gradients."""

@@ -183,7 +183,7 @@ class Session:
         now = last and not self._short
         if now:
             self._pushes.begin()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
         self._tokens += tokens
         self._loss += float(loss.detach())
         self._pending = True

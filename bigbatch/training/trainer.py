@@ -217,7 +217,7 @@ class Trainer:
         """Compute one micro-batch and discard it, so that start-up costs do not slow the first update."""
         for places in self.plan.micro_batches(0, self.worker, self.examples):
             loss, _ = self._loss("training", self._order.at(places))
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
             break
 
     def _accumulate(self, update: int) -> tuple[int, float]:
@@ -236,7 +236,7 @@ class Trainer:
             if places is micro_batches[-1]:
                 self._pushes.begin()
             with span(COMPUTE, "backward"):
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
                 if self._micro_batch_squares is not None:
                     self._micro_batch_squares.end_draw(counted)
             spend(self._compute_model.forward(counted), "forward")

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.options import Flag, Name, Number, Options, Whole, option
+from bigbatch.comm.kinds import Flag, Name, Number, Whole
+from bigbatch.comm.options import Options, option
 from bigbatch.comm.server.consistency import CONSISTENCIES, Consistency
 from bigbatch.comm.server.staleness import STALE, StaleGradients
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from bigbatch.comm.options import Options, Whole, option
+from bigbatch.comm.kinds import Whole
+from bigbatch.comm.options import Options, option
 from bigbatch.comm.strategies.replicated import Replicated
 from bigbatch.comm.update import Outcome
 

@@ -5,7 +5,8 @@ bigbatch-exp docs/extending/top_k.py:TopK -n 4 --ratio 0.01
 
 from dataclasses import dataclass
 
-from bigbatch.comm.options import Number, Options, option
+from bigbatch.comm.kinds import Number
+from bigbatch.comm.options import Options, option
 from bigbatch.comm.parameters import Bucket
 from bigbatch.comm.strategies.all_reduce import AllReduce
 

@@ -162,7 +162,7 @@ def gradient(model: nn.Module, task: Task, parts: Sequence[Any], *, summed: bool
     tokens = 0
     for part in parts:
         loss, counted = task.loss(model, task.batch("training", part))
-        (loss if summed else loss / counted).backward()  # type: ignore[no-untyped-call]
+        (loss if summed else loss / counted).backward()  # type: ignore[no-untyped-call]  # torch gives it no types
         tokens += counted
     flat = torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
     return flat / (tokens if summed else len(parts))

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
-from bigbatch.comm.options import BYTES, File, Number, Options, option
+from bigbatch.comm.kinds import BYTES, File, Number
+from bigbatch.comm.options import Options, option
 from bigbatch.comm.wires import DEFAULT_DEADLINE
 from bigbatch.experiments.commands.options import Command, FolderSettings, takes
 from bigbatch.experiments.commands.ranks import RankSettings, ranks_of

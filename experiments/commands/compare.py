@@ -2,7 +2,7 @@
 
 import click
 
-from bigbatch.comm.options import Name
+from bigbatch.comm.kinds import Name
 from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.experiments.commands.options import Command, OutputSettings, Value, configured, takes
 from bigbatch.experiments.training.settings import Request, Settings

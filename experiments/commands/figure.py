@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import click
 
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.options import File, Flag, Name, Options, Whole, option
+from bigbatch.comm.kinds import File, Flag, Name, Whole
+from bigbatch.comm.options import Options, option
 from bigbatch.experiments.claims import CLAIMS
 from bigbatch.experiments.commands.options import Command, Value, takes
 from bigbatch.experiments.commands.ranks import refuse_launchers

@@ -11,7 +11,8 @@ from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.options import File, Flag, Kind, Name, Option, Options, Several, option, options_of
+from bigbatch.comm.kinds import File, Flag, Kind, Name, Several
+from bigbatch.comm.options import Option, Options, option, options_of
 
 WIDTH = 80
 """Width of a help text, in columns."""

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import click
 
-from bigbatch.comm.options import File, Name, Options, option
+from bigbatch.comm.kinds import File, Name
+from bigbatch.comm.options import Options, option
 from bigbatch.experiments.commands.options import Command, Value, takes
 
 AXES = ("tokens", "updates", "seconds")

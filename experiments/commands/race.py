@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
-from bigbatch.comm.options import Flag, Options, Whole, option
+from bigbatch.comm.kinds import Flag, Whole
+from bigbatch.comm.options import Options, option
 from bigbatch.experiments.commands.options import Command, takes
 from bigbatch.experiments.commands.ranks import RankSettings, ranks_of
 

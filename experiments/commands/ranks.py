@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from bigbatch.comm.errors import LaunchError
-from bigbatch.comm.options import Number, Options, Whole, option
+from bigbatch.comm.kinds import Number, Whole
+from bigbatch.comm.options import Options, option
 from bigbatch.comm.wires import DEFAULT_DEADLINE
 
 if TYPE_CHECKING:  # whoever only asks for help must not wait for NumPy

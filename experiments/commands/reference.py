@@ -4,7 +4,8 @@ from collections.abc import Iterable, Iterator
 
 import click
 
-from bigbatch.comm.options import Flag, Kind, Name, Option, Several, options_of
+from bigbatch.comm.kinds import Flag, Kind, Name, Several
+from bigbatch.comm.options import Option, options_of
 from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.experiments.commands import COMMANDS, subcommands
 from bigbatch.experiments.commands.options import Command, Flagged, OutputSettings

@@ -6,7 +6,8 @@ from typing import ClassVar
 
 import click
 
-from bigbatch.comm.options import File, Options, option
+from bigbatch.comm.kinds import File
+from bigbatch.comm.options import Options, option
 from bigbatch.experiments.commands.options import Command, Value, takes
 
 

@@ -8,7 +8,8 @@ import click
 
 from bigbatch.comm.collectives import ALGORITHMS
 from bigbatch.comm.errors import BigBatchError
-from bigbatch.comm.options import BYTES, File, Flag, Name, Options, Whole, option
+from bigbatch.comm.kinds import BYTES, File, Flag, Name, Whole
+from bigbatch.comm.options import Options, option
 from bigbatch.experiments.commands.options import Command, Value, takes
 
 

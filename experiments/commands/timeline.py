@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 import click
 
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.options import File, Kind, Number, Options, Text, option
+from bigbatch.comm.kinds import File, Kind, Number, Text
+from bigbatch.comm.options import Options, option
 from bigbatch.experiments.commands.options import Command, Value, takes
 
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
-from bigbatch.comm.options import BYTES, Number, Options, Several, Whole, option
+from bigbatch.comm.kinds import BYTES, Number, Several, Whole
+from bigbatch.comm.options import Options, option
 from bigbatch.comm.wires import DEFAULT_DEADLINE
 from bigbatch.experiments.commands.options import Command, FolderSettings, takes
 from bigbatch.experiments.commands.ranks import refuse_launchers

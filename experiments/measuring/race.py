@@ -79,7 +79,7 @@ class OverTorch(Contestant):
         """Make one update on this rank's micro-batch."""
         for places in self._plan.micro_batches(self._update, self._rank, ENDLESS):
             loss, tokens = self._task.loss(self._model, self._task.batch("training", self._order.at(places)))
-            (loss / tokens).backward()  # type: ignore[no-untyped-call]
+            (loss / tokens).backward()  # type: ignore[no-untyped-call]  # torch gives it no types
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=False)
         self._update += 1

@@ -6,22 +6,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.options import (
-    BYTES,
-    TOKENS,
-    Count,
-    File,
-    Flag,
-    Kind,
-    Name,
-    Number,
-    Options,
-    Several,
-    Text,
-    Whole,
-    option,
-    options_of,
-)
+from bigbatch.comm.kinds import BYTES, TOKENS, Count, File, Flag, Kind, Name, Number, Several, Text, Whole
+from bigbatch.comm.options import Options, option, options_of
 from bigbatch.comm.simulation import UTILISATION
 from bigbatch.experiments.training.settings import NETWORK, gpus, networks
 

@@ -11,19 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.options import (
-    BYTES,
-    Flag,
-    Name,
-    Number,
-    Options,
-    Several,
-    Text,
-    Whole,
-    option,
-    options_of,
-    unknown_option,
-)
+from bigbatch.comm.kinds import BYTES, Flag, Name, Number, Several, Text, Whole
+from bigbatch.comm.options import Options, option, options_of, unknown_option
 from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.comm.wires import DEFAULT_DEADLINE
 from bigbatch.models.settings import ModelSettings

@@ -7,20 +7,8 @@ from pathlib import Path
 import pytest
 
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.options import (
-    BYTES,
-    TOKENS,
-    File,
-    Flag,
-    Name,
-    Number,
-    Options,
-    Several,
-    Text,
-    Whole,
-    option,
-    options_of,
-)
+from bigbatch.comm.kinds import BYTES, TOKENS, File, Flag, Name, Number, Several, Text, Whole
+from bigbatch.comm.options import Options, option, options_of
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import torch
 from bodies import new_model, optimizer
 
 from bigbatch.comm.errors import ConfigurationError, MalformedError
-from bigbatch.comm.options import Options, Whole, option
+from bigbatch.comm.kinds import Whole
+from bigbatch.comm.options import Options, option
 from bigbatch.comm.parameters import FlatParameters
 from bigbatch.comm.server.report import Report
 from bigbatch.comm.strategies import STRATEGIES

@@ -148,7 +148,8 @@ def test_an_option_with_the_name_of_a_setting_is_refused(tmp_path: Path):
     own = tmp_path / "own.py"
     own.write_text(
         "from dataclasses import dataclass\n"
-        "from bigbatch.comm.options import Number, Options, option\n"
+        "from bigbatch.comm.kinds import Number\n"
+        "from bigbatch.comm.options import Options, option\n"
         "from bigbatch.comm.strategies.no_exchange import NoExchange\n"
         "@dataclass(frozen=True)\n"
         "class Own(Options):\n"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from bigbatch.comm.options import File
+from bigbatch.comm.kinds import File
 from bigbatch.experiments.commands.options import Command, Value
 
 

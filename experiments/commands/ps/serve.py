@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 import click
 
-from bigbatch.comm.options import File, Kind, Number, Options, Text, Whole, option, options_of
+from bigbatch.comm.kinds import File, Kind, Number, Text, Whole
+from bigbatch.comm.options import Options, option, options_of
 from bigbatch.comm.strategies.server_options import ServerOptions
 from bigbatch.experiments.commands.options import Command, OutputSettings, configuration, flags
 from bigbatch.experiments.commands.ps.status import DEFAULT_ADDRESS
@@ -124,4 +125,4 @@ def _flags() -> list[click.Option]:
 
 
 serve = Command("serve", params=_flags(), help=_serve.__doc__, callback=_serve)
-"""The command `ps serve`."""
+"""The command `ps serve`, made from the fields of what it takes: a server among ranks shares most of them."""

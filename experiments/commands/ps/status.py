@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 
 import click
 
-from bigbatch.comm.options import File, Flag, Number, Options, Text, option
+from bigbatch.comm.kinds import File, Flag, Number, Text
+from bigbatch.comm.options import Options, option
 from bigbatch.experiments.commands.options import Command, Value, takes
 
 DEFAULT_ADDRESS = "tcp://127.0.0.1:5555"

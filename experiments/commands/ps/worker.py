@@ -6,7 +6,8 @@ from typing import ClassVar
 
 import click
 
-from bigbatch.comm.options import File, Flag, Name, Number, Options, Text, Whole, option
+from bigbatch.comm.kinds import File, Flag, Name, Number, Text, Whole
+from bigbatch.comm.options import Options, option
 from bigbatch.comm.wires import DEFAULT_DEADLINE
 from bigbatch.experiments.commands.options import Command, takes
 from bigbatch.experiments.commands.ps.status import SERVERS

@@ -1,6 +1,7 @@
 from dataclasses import dataclass
 
-from bigbatch.comm.options import Flag, Options, option
+from bigbatch.comm.kinds import Flag
+from bigbatch.comm.options import Options, option
 from bigbatch.comm.strategies import STRATEGIES
 
 
