@@ -61,6 +61,22 @@ def test_loss_is_summed_and_counts_what_is_not_padding():
     assert loss.item() == pytest.approx(-(logarithms[0, 0, 1] + logarithms[0, 2, 3] + logarithms[1, 2, 5]).item())
 
 
+class Successor(torch.nn.Module):
+    """Is sure that the next token's number is one more."""
+
+    def forward(self, tokens):
+        return torch.nn.functional.one_hot((tokens + 1) % 10, 10).double()
+
+
+def test_accuracy_is_the_share_of_next_tokens_that_are_right_without_padding():
+    numbers = np.array([0, 1, 2, 5, 6, 3, 4, 9], dtype=np.int32)  # right after 0, 1, 5 and 3, of seven that follow
+    task = LanguageModelling({"validation": numbers}, 4, 10, "")
+    batches = [task.batch("validation", np.array([window])) for window in (0, 1)]
+    both = task.batch("validation", np.array([1, 0]))  # the shorter one is padded
+    assert task.metrics(Successor(), batches) == task.metrics(Successor(), [both]) == {"accuracy": 4 / 7}
+    assert task.metrics(Successor(), []) == {}
+
+
 def test_windows_cover_the_text_once_and_the_last_is_padded():
     tokens = {"training": np.arange(10, dtype=np.int32), "validation": np.arange(5, dtype=np.int32)}
     task = LanguageModelling(tokens, context=4, vocabulary_size=10, corpus_sha256="")
