@@ -66,8 +66,9 @@ def figure(settings: FigureSettings, names: tuple[str, ...]) -> None:
     """
     from bigbatch.experiments.commands.output import console, print_json, told
     from bigbatch.experiments.laboratory.claim import summary_of
-    from bigbatch.experiments.laboratory.laboratory import Laboratory, cores
+    from bigbatch.experiments.laboratory.laboratory import Laboratory
     from bigbatch.experiments.runs.run import SUMMARY, folder_name, make_folder, unwritable, write_json
+    from bigbatch.experiments.training.launcher import usable_cores
 
     refuse_launchers("figure starts the processes that train itself")
     quick, text = settings.quick, settings.text
@@ -76,7 +77,7 @@ def figure(settings: FigureSettings, names: tuple[str, ...]) -> None:
     say = told(True)
     summaries = []
     base = {"text": text and text.resolve()}
-    with going_on(), Laboratory(settings.runs, settings.processes or cores(), say, base) as laboratory:
+    with going_on(), Laboratory(settings.runs, settings.processes or usable_cores(), say, base) as laboratory:
         for name, kind in claims.items():
             began = time.monotonic()
             minutes = kind.minutes.quick if quick else kind.minutes.default

@@ -71,7 +71,8 @@ def print_validation(console: "Console", rows: Sequence[dict[str, Any]], drifted
 
     from bigbatch.experiments.commands.output import new_table
     from bigbatch.experiments.measuring.bench import size_label
-    from bigbatch.experiments.measuring.calibrate import WITHIN, cores_here
+    from bigbatch.experiments.measuring.calibrate import WITHIN
+    from bigbatch.experiments.training.launcher import usable_cores
 
     table = new_table("", "ranks", "predicted\nms", "measured\nms", "quartiles\nms", "error\n%")
     for size in dict.fromkeys(row["bytes"] for row in rows):
@@ -91,7 +92,7 @@ def print_validation(console: "Console", rows: Sequence[dict[str, Any]], drifted
     console.print(
         f"\n{np.count_nonzero(errors <= WITHIN)} of {len(errors)} predictions are within {100 * WITHIN:g} %; the "
         f"median |error| is {100 * np.median(errors):.0f} %, the largest {100 * errors.max():.0f} %. Predicted from "
-        f"messages between two ranks and the number of cores ({cores_here()}), before anything else was measured. "
+        f"messages between two ranks and the number of cores ({usable_cores()}), before anything else was measured. "
         f"Error: predicted / measured − 1. Messages between two ranks take {drifted:.2f} × as long afterwards as they "
         "did when the predictions were made; far from 1, other programs came or went, and the errors are theirs too."
     )

@@ -9,7 +9,6 @@ import os
 import platform
 import shutil
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -329,8 +328,3 @@ class Progress:
         self._said = now
         there = f", {found} were there" if found else ""
         self.tell(f"{now - self._began:.0f} s: {made} runs made{there}, {undone} under way or waiting")
-
-
-def cores() -> int:
-    """Counts the processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

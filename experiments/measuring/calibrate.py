@@ -1,7 +1,6 @@
 """This machine as a network: what calibrating and validating write and start."""
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from bigbatch.comm.simulation.network_file import as_entries, as_toml, read_netw
 from bigbatch.comm.simulation.presets import THIS_MACHINE
 from bigbatch.experiments.measuring.started import measurement
 from bigbatch.experiments.runs.run import SUMMARY
+from bigbatch.experiments.training.launcher import usable_cores
 
 NETWORK_FILE = f"{THIS_MACHINE}.toml"
 
@@ -28,16 +28,11 @@ WITHIN = 0.1
 """Largest relative error that predictions aim at."""
 
 
-def cores_here() -> int:
-    """Counts the processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def source_of(memory: int) -> str:
     """Describes where a calibrated network's numbers come from, for its file; `memory` is in bytes per rank."""
     return (
-        f"bigbatch-exp calibrate: two ranks, {memory / 2**20:g} MB of memory each, {cores_here()} cores; bandwidth is "
-        "that of a port which sends and receives at the same time"
+        f"bigbatch-exp calibrate: two ranks, {memory / 2**20:g} MB of memory each, {usable_cores()} cores; bandwidth "
+        "is that of a port which sends and receives at the same time"
     )
 
 
@@ -102,7 +97,7 @@ def calibrated(points: Points, network: Network, memory: int) -> dict[str, Any]:
     return {
         "network": as_entries(network),
         "memory": memory,
-        "cores": cores_here(),
+        "cores": usable_cores(),
         "rows": rows,
         "adding": adding,
         "flops": points.flops,
@@ -133,7 +128,7 @@ def predict_all(
     Returns:
         Rows with `algorithm`, `ranks`, `bytes` and `predicted`, in seconds.
     """
-    network, cores = _calibrate(seconds, deadline, folder / "calibration", tell), cores_here()
+    network, cores = _calibrate(seconds, deadline, folder / "calibration", tell), usable_cores()
     rows = []
     for size in sizes:
         for workers in ranks:

@@ -7,13 +7,13 @@ import sys
 from collections.abc import Iterator
 
 from bigbatch.comm.errors import LaunchError
-from bigbatch.experiments.training.launcher import MPI_HINT, find_mpirun, version
+from bigbatch.experiments.training.launcher import MPI_HINT, find_mpirun, usable_cores, version
 
 
 def examine() -> Iterator[tuple[str, str, str]]:
     """Yields (what, what was found, what to do, if anything) for everything that a run may need."""
     yield "Python", f"{platform.python_version()} at {sys.executable}", ""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     yield "cores", f"{cores} for this process", "" if cores > 1 else "several workers will share one core"
     yield "threads", f"OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'not set')}; a run sets --threads itself", ""
     yield from _torch()
@@ -32,7 +32,7 @@ def _torch() -> Iterator[tuple[str, str, str]]:
     yield "torch", f"{torch.__version__}, torch.distributed with {', '.join(backends) or 'no backend'}", advice
     count = torch.cuda.device_count()
     names = ", ".join(torch.cuda.get_device_name(number) for number in range(count))
-    yield "GPUs", names or "none that torch can use", "" if count else "none needed; --device cpu is the default here"
+    yield "GPUs", names or "none that torch can use", "" if count else "none needed; a run computes on the CPU then"
 
 
 def _mpi() -> Iterator[tuple[str, str, str]]:

@@ -20,6 +20,11 @@ STANDARD_ERROR = 2
 MPI_HINT = "pip install 'bigbatch[mpich]' (or load your cluster's MPI module)"
 
 
+def usable_cores() -> int:
+    """Counts the processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def launch_command(strategy: type[Strategy], workers: int, arguments: list[str]) -> list[str]:
     """Makes the command that starts `bigbatch-exp ARGUMENTS` with this many workers.
 
