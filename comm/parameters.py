@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,11 @@ from torch.optim import Optimizer
 
 from bigbatch.comm.buffers import Buffer, phantom
 from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.gradients import GradientViews
+from bigbatch.comm.module import WholeModule
+
+TRAINED_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""The dtypes that parameters may have."""
 
 OptimizerFactory = Callable[[list[tuple[str, nn.Parameter]]], Optimizer]
 """Makes an optimiser for named parameters. Whoever owns the update, a worker or a server, calls it."""
@@ -97,22 +103,29 @@ class FlatParameters:
         module: any module; parameters that do not require a gradient stay where they are.
 
     Attributes:
+        module: all that the module holds.
         names: the parameters' names, in the buffers' order.
         values: (elements,) the values of all parameters.
-        gradients: (elements,) all gradients, summed over tokens.
+        views: the parameters' parts of the gradients, and what torch has done to them.
 
     Raises:
-        ConfigurationError: the module has nothing to train, or its parameters differ in dtype or device.
+        ConfigurationError: the module has nothing to train, its parameters differ in dtype or device, or their dtype
+            cannot be trained.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-        if not trainable:
-            raise ConfigurationError(f"The model {type(module).__name__} has no parameter that requires a gradient.")
-        named = trainable[::-1]
+        self.module = WholeModule(module)
+        named = self.module.trained[::-1]
         self._named = named
+        self._places = {parameter: place for place, (_, parameter) in enumerate(named)}
         self.names = [name for name, _ in named]
         first = named[0][1]
+        if first.dtype not in TRAINED_DTYPES:
+            known = ", ".join(_plain(dtype) for dtype in TRAINED_DTYPES)
+            raise ConfigurationError(
+                f"Parameter {self.names[0]} is {_plain(first.dtype)}, but only {known} can be trained: convert the "
+                "model first."
+            )
         for name, parameter in named:
             if (parameter.dtype, parameter.device) != (first.dtype, first.device):
                 raise ConfigurationError(
@@ -120,49 +133,71 @@ class FlatParameters:
                     f"{first.dtype} on {first.device}; one flat buffer holds one dtype on one device. Convert the "
                     "model first."
                 )
-        elements = sum(parameter.numel() for _, parameter in named)
+        *self._starts, elements = accumulate((parameter.numel() for _, parameter in named), initial=0)
         self.values = torch.empty(elements, dtype=first.dtype, device=first.device)
-        for (_, parameter), start in zip(named, self._starts(), strict=True):
+        for (_, parameter), start in zip(named, self._starts, strict=True):
             where = slice(start, start + parameter.numel())
             self.values[where] = parameter.detach().reshape(-1)
             parameter.data = self.values[where].view(parameter.shape)
+        self._addresses = [parameter.data_ptr() for _, parameter in named]
         self.place_gradients(torch.zeros_like(self.values))
+
+    @property
+    def gradients(self) -> Tensor:
+        """(elements,) all gradients, summed over tokens; empty once they were dropped."""
+        return self.views.memory
 
     def place_gradients(self, memory: Tensor) -> None:
         """Moves the gradients into `memory`, (elements,), whose contents they take on; buckets must be cut anew."""
-        self.gradients = memory
-        for (_, parameter), start in zip(self._named, self._starts(), strict=True):
-            parameter.grad = memory[start : start + parameter.numel()].view(parameter.shape)
+        self.views = GradientViews(self._named, memory, self._starts)
 
-    def hold_gradients(self) -> None:
-        """Gives every parameter whose gradient was removed its part of the flat gradients again, filled with zeros.
+    def complete(self, bucket: Bucket) -> None:
+        """Ends the adding up of a bucket's gradients, before it is pushed; see `GradientViews.complete`."""
+        self.views.complete([self._places[parameter] for parameter in bucket.parameters])
 
-        `module.zero_grad()` and an optimiser's `zero_grad()` remove gradients unless they are told not to.
+    def found_late(self, parameter: nn.Parameter) -> None:
+        """Notes the fault that torch added to a gradient which had been sent already."""
+        self.views.found(
+            f"Backward added to the gradient of {self.names[self._places[parameter]]} after it had been sent, since it "
+            "took fewer goes before. Send gradients when backward has ended (--no-overlap, overlap=False), or use "
+            "checkpoint(..., use_reentrant=False)."
+        )
+
+    def check(self) -> None:
+        """Sees to it that what the module trains is what the flat buffers hold; called before each update.
+
+        Values that were moved elsewhere are brought back into the flat buffer.
+
+        What cannot be put right is a fault, which `refuse` tells.
+        """
+        if change := self.module.change():
+            self.views.found(change)
+        for (name, parameter), address, start in zip(self._named, self._addresses, self._starts, strict=True):
+            if parameter.data_ptr() == address:
+                continue
+            own = self.values[start : start + parameter.numel()].view(parameter.shape)
+            if (parameter.dtype, parameter.device) != (own.dtype, own.device):
+                self.views.found(
+                    f"The parameter {name} became {_plain(parameter.dtype)} on {parameter.device} after training had "
+                    f"begun with {_plain(own.dtype)} on {own.device}: convert the model first."
+                )
+                return
+            own.copy_(parameter.detach())
+            parameter.data = own
+
+    def refuse(self) -> None:
+        """Raises an error if what torch wrote is not what would be trained.
 
         Raises:
-            ConfigurationError: a parameter has a gradient in other memory, which nobody would send.
+            ConfigurationError: names the parameter, and says what to do.
         """
-        for (name, parameter), start in zip(self._named, self._starts(), strict=True):
-            own = self.gradients[start : start + parameter.numel()].view(parameter.shape)
-            if parameter.grad is None:
-                parameter.grad = own.zero_()
-            elif parameter.grad.data_ptr() != own.data_ptr():
-                raise ConfigurationError(
-                    f"The gradient of {name} lies in memory of its own, so that it would not be sent. Change gradients "
-                    "in place, and let the session call backward."
-                )
+        if self.views.fault:
+            raise ConfigurationError(self.views.fault)
 
     def drop_gradients(self) -> None:
         """Removes all gradients, because their memory is given back."""
-        self.gradients = self.values.new_empty(0)
-        for _, parameter in self._named:
-            parameter.grad = None
-
-    def _starts(self) -> Iterator[int]:
-        start = 0
-        for _, parameter in self._named:
-            yield start
-            start += parameter.numel()
+        self.views.detach()
+        self.views = GradientViews([], self.values.new_empty(0), [])
 
     def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """(name, parameter) pairs in the module's own order, as optimisers take them."""
@@ -171,10 +206,7 @@ class FlatParameters:
     @property
     def signature(self) -> list[tuple[str, str]]:
         """(name, "shape dtype") of every parameter: what ranks must agree on before they add gradients."""
-        return [
-            (name, f"{list(parameter.shape)} {str(parameter.dtype).removeprefix('torch.')}")
-            for name, parameter in self.named_parameters()
-        ]
+        return [(name, described(parameter)) for name, parameter in self.named_parameters()]
 
     @property
     def nbytes(self) -> int:
@@ -187,7 +219,7 @@ class FlatParameters:
         A part of a parameter keeps its number of dimensions, which some optimisers look at: (1, ..., 1, elements).
         """
         found = []
-        for (name, parameter), start in zip(self._named, self._starts(), strict=True):
+        for (name, parameter), start in zip(self._named, self._starts, strict=True):
             begin, end = max(first, start), min(stop, start + parameter.numel())
             if begin < end:
                 whole = end - begin == parameter.numel()
@@ -200,7 +232,7 @@ class FlatParameters:
         buckets: list[Bucket] = []
         held: list[nn.Parameter] = []
         first = 0
-        for (_, parameter), start in zip(self._named, self._starts(), strict=True):
+        for (_, parameter), start in zip(self._named, self._starts, strict=True):
             held.append(parameter)
             stop = start + parameter.numel()
             last = stop == len(self.gradients)
@@ -217,6 +249,15 @@ class FlatParameters:
             yield
         finally:
             self.values.copy_(own)
+
+
+def described(tensor: Tensor) -> str:
+    """Says a tensor's shape and dtype, as in "[4, 3] float32"."""
+    return f"{list(tensor.shape)} {_plain(tensor.dtype)}"
+
+
+def _plain(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def square(tensor: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from bigbatch.comm.errors import MalformedError
+from bigbatch.comm.gradients import GradientViews
 from bigbatch.comm.parameters import all_finite
 
 BLOCK_ELEMENTS = 1 << 17
@@ -47,24 +48,26 @@ class Outcome(StrEnum):
 
 def make_update(
     optimizer: Optimizer | None,
+    views: GradientViews,
     total: Tensor,
     weight: float,
     *,
     rest: Sequence[Tensor] = (),
-    mean: Tensor | None = None,
     finite: bool = True,
     rate: float = 1.0,
 ) -> Outcome:
     """Divide summed gradients by the summed weight, once, and let the optimiser make its update.
 
-    On a CPU each block is added up, divided and checked for NaNs and infinities while it is in cache.
+    On a CPU each block is added up, divided and checked for NaNs and infinities while it is in cache. Parameters that
+    got no gradient from anybody have none while the optimiser makes its step, so that it leaves them as they are.
 
     Args:
-        optimizer: makes its step on `mean`, which its parameters have as their gradients; None if it has no parameters.
-        total: (elements,) the sum of gradients; what it holds afterwards is not specified.
+        optimizer: makes the step; None if it has no parameters.
+        views: the optimiser's parameters and the memory of their gradients, where the mean gradient goes.
+        total: (elements,) the sum of gradients, which may be that memory; else what it holds afterwards is not
+            specified.
         weight: the number of tokens behind all the gradients.
         rest: further gradients to add to `total`, (elements,) each.
-        mean: (elements,) where the mean gradient goes; `total` itself if None.
         finite: whether all gradients have been found finite so far.
         rate: what the optimiser's learning rates are multiplied by, for this update alone.
 
@@ -77,7 +80,7 @@ def make_update(
         return Outcome.NOT_FINITE
     if optimizer is None:
         return Outcome.APPLIED
-    mean = total if mean is None else mean
+    mean, absent = views.memory, views.absent([total, *rest])
     length = BLOCK_ELEMENTS if total.device.type == "cpu" else max(1, len(total))
     for first in range(0, len(total), length):
         block = slice(first, first + length)
@@ -85,7 +88,8 @@ def make_update(
             total[block].add_(values[block])
         if not all_finite(torch.div(total[block], weight, out=mean[block])):
             return Outcome.NOT_FINITE
-    _step(optimizer, rate)
+    with views.without(absent):
+        _step(optimizer, rate)
     return Outcome.APPLIED
 
 

@@ -1,8 +1,9 @@
 """Pushing buckets while backward still runs, and measuring the gradients before they are pushed."""
 
+from collections import Counter
 from functools import partial
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from bigbatch.comm.parameters import Bucket, FlatParameters, square, total
 from bigbatch.comm.strategies.strategy import Squares, Strategy
@@ -48,6 +49,9 @@ class MicroBatchSquares:
 class Pushes:
     """Pushes the buckets of one update in order: each as soon as backward has finished it, the rest at the end.
 
+    A gradient may be completed in several goes: a block that is used three times under reentrant checkpointing gets
+    three. So the first backward is watched only, to see how many goes each parameter's gradient takes.
+
     Args:
         strategy: the strategy that sends the buckets; it must be started.
         squares: measures every bucket before it is pushed; None if nothing is measured.
@@ -56,9 +60,12 @@ class Pushes:
 
     def __init__(self, strategy: Strategy, squares: MicroBatchSquares | None = None, *, overlap: bool = True) -> None:
         self._strategy = strategy
+        self._parameters = strategy.parameters
         self._squares = squares
         self._overlap = overlap
-        self._left = [0] * len(strategy.buckets)
+        self._expected: dict[nn.Parameter, int] = {}
+        self._goes: Counter[nn.Parameter] = Counter()
+        self._left: list[int] = []
         self._next = 0
         self._watching = False
 
@@ -66,13 +73,20 @@ class Pushes:
         """Registers hooks, so that torch tells when backward has finished the gradient of a parameter."""
         for bucket in self._strategy.buckets:
             for parameter in bucket.parameters:
-                completed = partial(self._completed, bucket.index)
-                parameter.register_post_accumulate_grad_hook(completed)  # type: ignore[no-untyped-call]  # torch gives it no types
+                added = partial(self._added, bucket.index)
+                parameter.register_post_accumulate_grad_hook(added)  # type: ignore[no-untyped-call]  # torch gives it no types
 
     def begin(self) -> None:
         """Starts pushing during backward; called before the last micro-batch, which completes the gradients."""
         self._left = [len(bucket.parameters) for bucket in self._strategy.buckets]
+        self._goes.clear()
         self._watching = True
+
+    def end(self) -> None:
+        """Ends what `begin` started, because backward has finished; after the first, `begin` knows what to wait for."""
+        self._watching = False
+        if self._goes and not self._expected:
+            self._expected = dict(self._goes)
 
     def finish(self, backward: float = 0.0) -> None:
         """Push the buckets that were not pushed during backward; called when backward has finished.
@@ -81,7 +95,7 @@ class Pushes:
             backward: seconds of backward that a simulated clock must still be charged for. Each bucket is ready after
                 its share of them.
         """
-        self._watching = False
+        self.end()
         spend = self._strategy.transport.spend
         if not self._overlap:
             spend(backward, "backward")
@@ -92,16 +106,22 @@ class Pushes:
             self._push(bucket)
         self._next = 0
 
-    def _completed(self, index: int, _: Tensor) -> None:
+    def _added(self, index: int, parameter: nn.Parameter) -> None:
+        """Torch has added to the gradient of a parameter in the bucket `index`."""
         if not self._watching:
             return
-        self._left[index] -= 1
+        self._goes[parameter] += 1
+        if index < self._next:
+            self._parameters.found_late(parameter)
+        if self._goes[parameter] == self._expected.get(parameter):
+            self._left[index] -= 1
         # In order even if a later one is ready before: all workers must push alike.
         while self._next < len(self._left) and self._left[self._next] == 0:
             self._push(self._strategy.buckets[self._next])
             self._next += 1
 
     def _push(self, bucket: Bucket) -> None:
+        self._parameters.complete(bucket)
         if self._squares is not None:
             self._squares.complete(bucket.gradients)
         self._strategy.push(bucket)

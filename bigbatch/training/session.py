@@ -20,18 +20,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from bigbatch.comm.collectives.broadcast import broadcast
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.parameters import FlatParameters, OnHost
-from bigbatch.comm.reducers.execute import execute
+from bigbatch.comm.parameters import FlatParameters
 from bigbatch.comm.strategies import STRATEGIES
-from bigbatch.comm.strategies.strategy import START_TAG, StepReport, Strategy
+from bigbatch.comm.strategies.strategy import StepReport, Strategy
 from bigbatch.comm.transports.launch import detect
 from bigbatch.comm.wires import DEFAULT_DEADLINE
-from bigbatch.comm.wires.agreement import agree
 from bigbatch.comm.wires.transport import Transport, current_transport
 from bigbatch.optimizers.standard import factory_of
 from bigbatch.training.pushes import Pushes
+from bigbatch.training.whole_model import SharedBuffers
 
 Item = TypeVar("Item")
 
@@ -44,6 +42,7 @@ def attach(
     options: Mapping[str, Any] | None = None,
     transport: Transport | None = None,
     overlap: bool = True,
+    broadcast_buffers: bool = True,
     deadline: float = DEFAULT_DEADLINE,
     **settings: Any,
 ) -> "Session":
@@ -60,6 +59,8 @@ def attach(
         transport: the transport between all ranks; None for the ranks that mpirun, torchrun or srun started, or for
             those of the `Cluster` in which this is called.
         overlap: whether buckets are sent while backward still runs.
+        broadcast_buffers: whether every worker's model takes worker 0's buffers, such as the running means of norms,
+            after each update; workers that are not in step keep their own.
         deadline: seconds after which a wait gives up.
         settings: the keyword arguments that the optimiser is called with, such as `lr=1e-3`.
 
@@ -78,33 +79,12 @@ def attach(
         wires = kind.connect(detect(), str(parameters.values.device), deadline)
     made = kind(wires)
     made.start(parameters, make)
-    share_fixed(model, wires)
-    session = Session(made, parameters, overlap=overlap, close=wires.close if own else lambda: None)
+    close = wires.close if own else lambda: None
+    session = Session(made, parameters, overlap=overlap, broadcast_buffers=broadcast_buffers, close=close)
     if own and wires.size > 1:
         atexit.register(_abort_after_an_error, weakref.ref(session))
     made.enter()
     return session
-
-
-def share_fixed(model: nn.Module, transport: Transport) -> None:
-    """Give everyone rank 0's values of what an optimiser leaves alone: frozen parameters, and buffers.
-
-    Args:
-        model: has the same of them on every rank.
-        transport: all ranks of the job.
-
-    Raises:
-        MismatchError: on every rank, if they differ in name, shape or dtype; names the rank and the tensor.
-    """
-    frozen = [(name, parameter.detach()) for name, parameter in model.named_parameters() if not parameter.requires_grad]
-    fixed = [*frozen, *model.named_buffers()]
-    agree(transport, "buffer", [(name, f"{list(tensor.shape)} {tensor.dtype}") for name, tensor in fixed])
-    for _, tensor in fixed:
-        flat = tensor.reshape(-1).clone()
-        values = OnHost(flat.view(torch.uint8))
-        execute(broadcast, transport, values.fetch(), START_TAG)
-        values.deliver()
-        tensor.copy_(flat.view(tensor.shape))
 
 
 class Session:
@@ -116,6 +96,7 @@ class Session:
         strategy: the strategy, which is started already.
         parameters: the parameters of the model.
         overlap: whether buckets are sent while backward still runs.
+        broadcast_buffers: whether every worker's model takes worker 0's buffers after each update.
         close: closes the transport when the session ends.
 
     Attributes:
@@ -126,12 +107,19 @@ class Session:
     """
 
     def __init__(
-        self, strategy: Strategy, parameters: FlatParameters, *, overlap: bool, close: Callable[[], None]
+        self,
+        strategy: Strategy,
+        parameters: FlatParameters,
+        *,
+        overlap: bool,
+        broadcast_buffers: bool,
+        close: Callable[[], None],
     ) -> None:
         self.strategy = strategy
         self.worker = strategy.worker
         self.workers = strategy.workers
         self._parameters = parameters
+        self._buffers = SharedBuffers(strategy, broadcast=broadcast_buffers)
         self._pushes = Pushes(strategy, overlap=overlap)
         if overlap and len(strategy.buckets) > 1:
             self._pushes.watch()
@@ -175,15 +163,16 @@ class Session:
             `shard` makes it. See `report`.
 
         Raises:
-            ConfigurationError: the session has ended, or a gradient lies where it would not be sent.
+            ConfigurationError: the session has ended; or what torch wrote is not what would be trained, and cannot be
+                put right.
         """
         if not self._end.alive:
             raise ConfigurationError("The session has ended: call attach again to go on.")
-        self._parameters.hold_gradients()
         now = last and not self._short
         if now:
             self._pushes.begin()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
+        with self._parameters.views.adding():
+            loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
         self._tokens += tokens
         self._loss += float(loss.detach())
         self._pending = True
@@ -192,9 +181,12 @@ class Session:
     def _update(self) -> StepReport:
         """Push what backward has not pushed, make the update, and begin to add up anew."""
         self._pushes.finish()
+        self._parameters.check()
         self.report = report = self.strategy.step(self._tokens, self._loss)
+        self._parameters.refuse()
         self.strategy.pull()
-        self._parameters.gradients.zero_()
+        self._buffers.share()
+        self._parameters.views.begin()
         self._tokens, self._loss, self._pending = 0, 0.0, False
         return report
 

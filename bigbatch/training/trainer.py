@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from bigbatch.training.compute_model import ComputeModel
 from bigbatch.training.noise import NoiseScale, measurable, noise_scale
 from bigbatch.training.order import DataOrder
 from bigbatch.training.pushes import MicroBatchSquares, Pushes
+from bigbatch.training.whole_model import RandomStream, SharedBuffers, evaluating, unchanged
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,10 @@ class Trainer:
         parameters: the parameters of the model.
         plan: how a batch is divided.
         examples: number of examples to see in all; the last batch may be short.
-        seed: seed for the order of the examples.
+        seed: seed for the order of the examples, and for the random numbers that the model draws, of which each worker
+            has a stream of its own.
         overlap: whether to push buckets while backward still runs.
+        broadcast_buffers: whether every worker's model takes worker 0's buffers after each update.
         compute_model: how long computing takes, if the clock is a simulated one.
         measure_noise: whether to estimate the gradient noise scale, if each update has several samples of the gradient:
             over the workers if the strategy was started `with_squares`, else over this worker's own micro-batches.
@@ -105,6 +109,7 @@ class Trainer:
         seed: int = 0,
         *,
         overlap: bool = True,
+        broadcast_buffers: bool = True,
         compute_model: ComputeModel | None = None,
         measure_noise: bool = False,
     ) -> None:
@@ -117,6 +122,10 @@ class Trainer:
         self._position: int | None = None
         self._order = DataOrder(task.sizes["training"], seed)
         self._device = parameters.values.device
+        worker = -1 if strategy.worker is None else strategy.worker
+        self._random = RandomStream((seed, worker + 1), self._device)
+        self._evaluation_random = RandomStream((seed, 0), self._device)
+        self._buffers = SharedBuffers(strategy, broadcast=broadcast_buffers)
         self._compute_model = compute_model or ComputeModel()
         self._noise: NoiseScale | None = None
         self._micro_batch_squares: MicroBatchSquares | None = None
@@ -159,6 +168,7 @@ class Trainer:
             "position": self.position,
             "strategy": self.strategy.state_dict(),
             "noise": None if self._noise is None else self._noise.state_dict(),
+            "random": self._random.state_dict(),
             "buffers": {name: buffer.clone() for name, buffer in self.model.named_buffers()},
         }
 
@@ -168,11 +178,17 @@ class Trainer:
         self.strategy.load_state_dict(state["strategy"])
         if self._noise is not None and state["noise"] is not None:
             self._noise.load_state_dict(state["noise"])
+        self._random.load_state_dict(state["random"])
         for name, buffer in self.model.named_buffers():
             buffer.copy_(state["buffers"][name])
 
     def updates(self) -> Iterator[Update]:
-        """Makes one update per iteration until all are made; what the caller does in between is not timed."""
+        """Makes one update per iteration until all are made; what the caller does in between is not timed.
+
+        Raises:
+            ConfigurationError: what torch wrote is not what would be trained, and cannot be put right; names the
+                parameter. All workers of an all-reduce raise it.
+        """
         strategy, transport = self.strategy, self.strategy.transport
         while not self.ended:
             number = self.position
@@ -180,9 +196,13 @@ class Trainer:
             communicated, waited = strategy.communication_seconds, strategy.waiting_seconds
             communicated_in_all = strategy.total_communication_seconds
             with transport.update(number + 1):
-                tokens, loss = self._accumulate(number)
+                with self._random:
+                    tokens, loss = self._accumulate(number)
+                self.parameters.check()
                 report = strategy.step(tokens, loss)
+                self.parameters.refuse()
                 strategy.pull()
+                self._buffers.share()
             self._measure(number, tokens, report.squares)
             self._position = report.next_update
             yield Update(
@@ -214,15 +234,23 @@ class Trainer:
             self._noise.add(squares, share, plan.global_batch)
 
     def warm_up(self) -> None:
-        """Compute one micro-batch and discard it, so that start-up costs do not slow the first update."""
-        for places in self.plan.micro_batches(0, self.worker, self.examples):
-            loss, _ = self._loss("training", self._order.at(places))
-            loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
-            break
+        """Computes one micro-batch and discards it, so that start-up costs do not slow the first update.
+
+        It leaves no trace: neither in the model's buffers, nor in the random numbers that are drawn later.
+        """
+        buffers = list(self.model.buffers())
+        for places in islice(self.plan.micro_batches(0, self.worker, self.examples), 1):
+            self.parameters.views.begin()
+            with unchanged(buffers), self._random.kept(), self._random:
+                loss, _ = self._loss("training", self._order.at(places))
+                self._pushes.begin()
+                with self.parameters.views.adding():
+                    loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
+                self._pushes.end()
 
     def _accumulate(self, update: int) -> tuple[int, float]:
         """Add up and push the gradients of this worker's micro-batches: the tokens behind them, and the summed loss."""
-        self.parameters.gradients.zero_()
+        self.parameters.views.begin()
         if self._micro_batch_squares is not None:
             self._micro_batch_squares.begin()
         tokens, losses = 0, [torch.zeros((), device=self._device)]
@@ -235,7 +263,7 @@ class Trainer:
                 loss, counted = self._loss("training", self._order.at(places))
             if places is micro_batches[-1]:
                 self._pushes.begin()
-            with span(COMPUTE, "backward"):
+            with span(COMPUTE, "backward"), self.parameters.views.adding():
                 loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
                 if self._micro_batch_squares is not None:
                     self._micro_batch_squares.end_draw(counted)
@@ -266,7 +294,7 @@ class Trainer:
         together = strategy.in_step() or self.ended
         if not together and self.worker != 0:
             return None
-        with strategy.newest(together=together):
+        with strategy.newest(together=together), self._buffers.looking(together=together):
             if not together:
                 sums = self._evaluate(examples, 0, 1)
             else:
@@ -293,11 +321,8 @@ class Trainer:
                 self.task.batch("validation", places[first : first + step]).to(self._device)
                 for first in range(0, len(places), step)
             )
-            self.model.eval()
-            with torch.no_grad():
-                found = self.task.metrics(self.model, batches)
-            self.model.train()
-            return found
+            with evaluating(self.model, self._evaluation_random):
+                return self.task.metrics(self.model, batches)
 
     def _evaluate_together(self, examples: int | None) -> NDArray[np.float64]:
         return self.strategy.total(self._evaluate(examples, self.worker, self.plan.workers))
@@ -307,10 +332,8 @@ class Trainer:
         size = self.task.sizes["validation"]
         mine = np.arange(share, min(size, examples or size), shares)
         total, counted = 0.0, 0
-        self.model.eval()
-        with torch.no_grad():
+        with evaluating(self.model, self._evaluation_random):
             for start in range(0, len(mine), self.plan.micro_batch):
                 loss, tokens = self._loss("validation", mine[start : start + self.plan.micro_batch])
                 total, counted = total + float(loss), counted + tokens
-        self.model.train()
         return np.array([total, counted])

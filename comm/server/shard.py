@@ -9,6 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from bigbatch.comm.gradients import GradientViews
 from bigbatch.comm.parameters import OptimizerFactory, Piece
 from bigbatch.comm.server.consistency import Clocks, Consistency
 from bigbatch.comm.server.staleness import StaleGradients
@@ -131,8 +132,9 @@ class Shard:
         self.taken = self.dropped = self.skipped = 0
         self._consistency = consistency
         self._stale = stale
-        self._mean = torch.zeros_like(values)
-        self._optimizer = optimizer([(piece.name, self._parameter(piece)) for piece in pieces]) if pieces else None
+        named = [(p.name, nn.Parameter(values[p.first : p.stop].view(p.shape))) for p in pieces]
+        self._views = GradientViews(named, torch.zeros_like(values), [piece.first for piece in pieces])
+        self._optimizer = optimizer(named) if pieces else None
         self._gatherings: dict[int, Gathering] = {}
         self._versions: dict[int, int] = {}
         self._remembered: dict[int, Tensor] = {}
@@ -147,11 +149,6 @@ class Shard:
     def workers(self) -> list[int]:
         """The numbers of the workers that take part."""
         return list(self.clocks.pushed)
-
-    def _parameter(self, piece: Piece) -> nn.Parameter:
-        parameter = nn.Parameter(self.values[piece.first : piece.stop].view(piece.shape))
-        parameter.grad = self._mean[piece.first : piece.stop].view(piece.shape)
-        return parameter
 
     def join(self, worker: int) -> None:
         """Lets a worker take part from the next update on; it must read first."""
@@ -332,10 +329,10 @@ class Shard:
         shares = [gradient.weight * self._stale.rate(tau) for gradient, tau in zip(gradients, staleness, strict=True)]
         outcome = make_update(
             self._optimizer,
+            self._views,
             total,
             weight,
             rest=rest,
-            mean=self._mean,
             finite=all(gradient.finite for gradient in gradients),
             rate=sum(shares) / weight if weight else 1.0,
         )

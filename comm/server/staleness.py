@@ -63,7 +63,8 @@ class Compensated(StaleGradients):
     def correct(self, gradient: "Tensor", weight: float, values: "Tensor", read: "Tensor | None") -> None:
         """Adds the correction for g, the gradient's mean over tokens; `gradient` is `weight` times g."""
         if read is not None and weight:
-            gradient.addcmul_(gradient * gradient, values - read, value=self._compensation / weight)
+            # A product, so that the -0.0 of a parameter that got no gradient stays -0.0.
+            gradient.mul_((values - read).mul_(gradient).mul_(self._compensation / weight).add_(1))
 
 
 STALE: Mapping[str, Callable[..., StaleGradients]] = {

@@ -24,6 +24,7 @@ from bigbatch.comm.strategies.strategy import Squares, StepReport
 from bigbatch.comm.transports.launch import Launch
 from bigbatch.comm.transports.mpi import MPITransport
 from bigbatch.comm.transports.torch_distributed import TorchTransport
+from bigbatch.comm.wires.agreement import together
 from bigbatch.comm.wires.recording import COMPUTE
 from bigbatch.comm.wires.transport import Transport
 
@@ -107,9 +108,16 @@ class AllReduce(Replicated):
         self._collective.reduce(bucket.gradients)
 
     def step(self, weight: float, loss: float) -> StepReport:
-        """Sums the last bucket, divides the gradients by the summed weight, and makes the update."""
+        """Sums the last bucket, divides the gradients by the summed weight, and makes the update.
+
+        Raises:
+            ConfigurationError: on every rank, if a gradient on one of them cannot be what would be trained.
+        """
         own = [total(self._squares) / max(weight, 1) ** 2] if self.with_squares else []
-        weight, loss, *summed = self._everyones(np.array([weight, loss, *own])).tolist()
+        faults = float(bool(self.parameters.views.fault))
+        weight, loss, faults, *summed = self._everyones(np.array([weight, loss, faults, *own])).tolist()
+        if faults:
+            together(self.transport, self.parameters.refuse)
         with self.transport.span(COMPUTE, "apply"):
             squares = self._squares_of(summed[0], weight) if summed else None
             outcome = self.update(weight)

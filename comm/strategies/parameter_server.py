@@ -203,6 +203,7 @@ class ParameterServer(Strategy):
 
     def step(self, weight: float, loss: float) -> StepReport:
         """Send the weight, and wait until every server lets this worker read."""
+        self.parameters.refuse()
         # Every server must skip what one of them would: only the worker sees all of its gradient.
         finite = all_finite(self.parameters.gradients)
         ready = self.transport.now()

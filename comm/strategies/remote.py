@@ -56,6 +56,7 @@ class RemoteServers(Strategy):
 
     def step(self, weight: float, loss: float) -> StepReport:
         """Push to every server, and wait until all let this worker read."""
+        self.parameters.refuse()
         finite = all_finite(self.parameters.gradients)
         started = self.transport.now()
         gradients = self._gradients.fetch()

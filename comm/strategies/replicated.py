@@ -52,10 +52,11 @@ class Replicated(Strategy):
 
     def update(self, weight: float) -> Outcome:
         """Divide the gradients by `weight`, the tokens behind them, and let the optimiser make its step."""
-        return make_update(self.optimizer, self.parameters.gradients, weight)
+        return make_update(self.optimizer, self.parameters.views, self.parameters.gradients, weight)
 
     def step(self, weight: float, loss: float) -> StepReport:
         """Makes this worker's own update, and reports it."""
+        self.parameters.refuse()
         return self.report(self.update(weight), weight, loss, workers=1)
 
     def report(

@@ -1,12 +1,13 @@
 """Strategies: what the trainer talks to. A strategy owns the update."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from bigbatch.comm.collectives.recursive_doubling import recursive_doubling
 from bigbatch.comm.collectives.ring import ring
 from bigbatch.comm.errors import ConfigurationError, LaunchError
 from bigbatch.comm.options import Options
-from bigbatch.comm.parameters import Bucket, FlatParameters, OnHost, OptimizerFactory
+from bigbatch.comm.parameters import Bucket, FlatParameters, OnHost, OptimizerFactory, described
 from bigbatch.comm.reducers.all_gather import AllGather
 from bigbatch.comm.reducers.collective import Collective, Scheduled
 from bigbatch.comm.reducers.execute import execute
@@ -78,6 +79,28 @@ class StepReport:
 def joint_outcome(outcomes: Iterable[Outcome]) -> Outcome:
     """The outcome of an update whose parts were made in several places: applied, if all parts were."""
     return next((outcome for outcome in outcomes if outcome is not Outcome.APPLIED), Outcome.APPLIED)
+
+
+def share(transport: Transport, tensors: Sequence[Tensor]) -> None:
+    """Gives every rank of a transport rank 0's contents of some tensors, in one broadcast.
+
+    Args:
+        transport: all ranks that take part.
+        tensors: of any shapes and dtypes, the same on every rank.
+    """
+    filled = [tensor for tensor in tensors if tensor.numel()]
+    if not filled or transport.size == 1:
+        return
+    flats = [tensor.detach().reshape(-1) for tensor in filled]
+    together = flats[0] if len(flats) == 1 else torch.cat([flat.view(torch.uint8) for flat in flats])
+    values = OnHost(together)
+    execute(broadcast, transport, values.fetch(), START_TAG)
+    values.deliver()
+    if len(flats) > 1:
+        parts = torch.split(together, [flat.nbytes for flat in flats])
+        flats = [part.clone().view(flat.dtype) for part, flat in zip(parts, flats, strict=True)]
+    for tensor, flat in zip(filled, flats, strict=True):
+        tensor.detach().copy_(flat.view(tensor.shape))
 
 
 BUCKET_BYTES = 25 * 2**20
@@ -244,6 +267,8 @@ class Strategy(ABC):
     ) -> None:
         """Agrees on the parameters and gives everyone rank 0's values. Every rank of the job calls it.
 
+        That holds for the whole module: frozen parameters and buffers, too.
+
         Whoever makes the updates makes the optimiser, too; see `prepare`.
 
         Args:
@@ -254,14 +279,14 @@ class Strategy(ABC):
                 tell them and there are several workers.
 
         Raises:
-            MismatchError: on every rank, if the parameters differ in name, shape or dtype; names the rank and the
-                parameter.
+            MismatchError: on every rank, if parameters or buffers differ in name, shape or dtype; names the rank and
+                the first that does.
         """
-        agree(self.transport, "parameter", parameters.signature)
+        fixed = [(name, f"{described(tensor)}, not trained") for name, tensor in parameters.module.fixed]
+        agree(self.transport, "parameter", [*parameters.signature, *fixed])
         self.parameters = parameters
-        values = OnHost(parameters.values)
-        execute(broadcast, self.transport, values.fetch(), START_TAG)
-        values.deliver()
+        share(self.transport, [parameters.values])
+        share(self.transport, [tensor for _, tensor in parameters.module.fixed])
         parameters.place_gradients(self.place(parameters.gradients))
         self.buckets = parameters.buckets(bucket_bytes)
         self.with_squares = with_squares and self.tells_squares and self.workers > 1
@@ -324,6 +349,10 @@ class Strategy(ABC):
                 waiting.
         """
         yield
+
+    def share(self, tensors: Sequence[Tensor]) -> None:
+        """Gives every worker the contents that worker 0's tensors have, in place; their shapes and dtypes are alike."""
+        share(self._group, tensors)
 
     def total(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """The sum of every worker's `values`, (elements,), on every worker: the same bytes everywhere."""

@@ -136,6 +136,7 @@ class Assembly:
             self.examples if examples is None else examples,
             settings.batch.seed,
             overlap=settings.wires.overlap if overlap is None else overlap,
+            broadcast_buffers=settings.wires.broadcast_buffers,
             compute_model=compute_model,
             measure_noise=settings.observation.noise_scale,
         )

@@ -143,6 +143,7 @@ class WireSettings(Options):
     Attributes:
         bucket_size: target size of a gradient bucket, in bytes; see `FlatParameters.buckets`.
         overlap: whether buckets are sent while backward still runs.
+        broadcast_buffers: whether all models take worker 0's buffers after every update.
         node_size: number of ranks to treat as one machine, or None for those that share one.
         deadline: seconds after which a wait gives up.
     """
@@ -151,6 +152,9 @@ class WireSettings(Options):
 
     bucket_size: int = option(25 * 2**20, BYTES, "Target size of a gradient bucket.")
     overlap: bool = option(True, Flag(), "Send gradient buckets while backward still runs.")
+    broadcast_buffers: bool = option(
+        True, Flag(), "Give all models worker 0's buffers, such as running means, after every update."
+    )
     node_size: int | None = option(
         None, Whole(), "Number of ranks to treat as one machine.", missing="those that share one"
     )

@@ -1,0 +1,153 @@
+"""Gradients: one place sees to it that every gradient which torch writes lands in the flat buffer, whole, once.
+
+Autograd adds a gradient to whatever a parameter has as its `.grad`. That is a part of the flat buffer, until somebody
+removes it (`zero_grad`) or puts something else there. What can be put right exactly is put right here; what cannot is a
+fault, which whoever makes the update turns into an error.
+
+A parameter to which no gradient came is told apart from one whose gradient is zero: its part of the buffer is filled
+with -0.0. A sum is -0.0 only if all that is added is, and gradients are added up from +0.0. So a part that is still
+-0.0 once everybody's gradients are summed, in whatever way, got no gradient from anybody.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class GradientViews:
+    """Ties parameters to their parts of a flat buffer, in which torch adds up their gradients.
+
+    Args:
+        named: (name, parameter) pairs.
+        memory: (elements,) the flat buffer.
+        starts: where in the buffer each parameter's part begins, in elements.
+
+    Attributes:
+        memory: (elements,) the flat buffer.
+        fault: what went wrong that cannot be put right, as whole sentences; empty as long as all is well.
+    """
+
+    def __init__(self, named: Sequence[tuple[str, nn.Parameter]], memory: Tensor, starts: Sequence[int]) -> None:
+        self.memory = memory
+        self.fault = ""
+        self._named = list(named)
+        self._parts = [slice(start, start + p.numel()) for (_, p), start in zip(named, starts, strict=True)]
+        # Through `.data`, every view counts by itself how often it was written to: `Tensor._version`.
+        self._views = [memory[part].view(p.shape).data for (_, p), part in zip(named, self._parts, strict=True)]
+        self._addresses = [view.data_ptr() for view in self._views]
+        self._filled = [place for place, part in enumerate(self._parts) if part.stop > part.start]
+        firsts = [self._parts[place].start for place in self._filled]
+        self._firsts = torch.tensor(firsts, dtype=torch.int64, device=memory.device)
+        for (_, parameter), view in zip(self._named, self._views, strict=True):
+            parameter.grad = view
+        self._rest()
+
+    def begin(self) -> None:
+        """Begins an update: fills the buffer with zeros, and no parameter has a gradient."""
+        self.memory.zero_()
+        self._rest()
+
+    def _rest(self) -> None:
+        self._without = self._now = [view._version for view in self._views]
+
+    @contextmanager
+    def adding(self) -> Iterator[None]:
+        """Within the context backward runs, and adds to what is in the buffer already."""
+        self.attach()
+        self._find_erased()
+        yield
+        self._now = [view._version for view in self._views]
+
+    def attach(self) -> None:
+        """Gives every parameter its part of the buffer as its gradient again, if it has none, or another."""
+        for place, (_, parameter) in enumerate(self._named):
+            if parameter.grad is not self._views[place] or parameter.grad.data_ptr() != self._addresses[place]:
+                self._attach(place)
+
+    def complete(self, places: Sequence[int]) -> None:
+        """Ends the adding up of the parameters at these places, before their part of the buffer is sent.
+
+        What lies elsewhere is brought into the buffer, and whatever got no gradient is filled with -0.0.
+        """
+        for place in places:
+            view = self._views[place]
+            grad = self._named[place][1].grad
+            if grad is not view or grad.data_ptr() != self._addresses[place]:
+                self._attach(place)
+            if view._version == self._without[place]:
+                self.memory[self._parts[place]].fill_(-0.0)
+
+    def found(self, fault: str) -> None:
+        """Notes a fault, unless there is one already."""
+        self.fault = self.fault or fault
+
+    def absent(self, gradients: Sequence[Tensor]) -> list[int]:
+        """Finds the places of the parameters that got no gradient.
+
+        Args:
+            gradients: (elements,) each, laid out as the buffer: a parameter is absent if it is so in every one.
+        """
+        if self.memory.is_meta or not self._filled:
+            return []
+        firsts = torch.stack([gradient[self._firsts] for gradient in gradients])
+        candidates = ((firsts == 0) & torch.signbit(firsts)).all(0)
+        if not candidates.any():
+            return []
+        found = [self._filled[number] for number in candidates.nonzero().flatten().tolist()]
+        return [place for place in found if all(_untouched(gradient[self._parts[place]]) for gradient in gradients)]
+
+    @contextmanager
+    def without(self, places: Sequence[int]) -> Iterator[None]:
+        """Removes the gradients at these places within the context, so that an optimiser leaves the parameters alone.
+
+        Afterwards every parameter has its part of the buffer again, whatever the optimiser did to its `.grad`.
+        """
+        self.attach()
+        for place in places:
+            self._named[place][1].grad = None
+        yield
+        self.attach()
+
+    def detach(self) -> None:
+        """Removes all gradients, because the buffer is given back."""
+        for _, parameter in self._named:
+            parameter.grad = None
+
+    def _attach(self, place: int) -> None:
+        """Gives a parameter its part again. If its gradient lies elsewhere, that is brought into the buffer."""
+        name, parameter = self._named[place]
+        view, grad = self._views[place], parameter.grad
+        if view.data_ptr() != self._addresses[place]:  # somebody has changed the view itself, through its `.data`
+            part = self.memory[self._parts[place]].view(view.shape)
+            part.copy_(view)
+            view.data = part
+        elif grad is not None:
+            if grad.shape != view.shape:
+                self.found(
+                    f"The gradient of {name} was replaced by one of shape {list(grad.shape)}, but the parameter has "
+                    f"{list(view.shape)}. Change gradients in place."
+                )
+                return
+            with torch.no_grad():
+                view.copy_(grad.to_dense() if grad.is_sparse else grad)
+        parameter.grad = view
+
+    def _find_erased(self) -> None:
+        """Looks for gradients that were set to zero since backward added to them, within the same update."""
+        for place, (view, known) in enumerate(zip(self._views, self._now, strict=True)):
+            if view._version == known or view.is_meta or view.any():
+                continue
+            if known == self._without[place]:  # there was nothing to erase
+                self._without = [*self._without[:place], view._version, *self._without[place + 1 :]]
+            else:
+                self.found(
+                    f"The gradient of {self._named[place][0]} was set to zero after backward had added to it, before "
+                    "the update was made, so that micro-batches are lost: leave out zero_grad, gradients begin at zero."
+                )
+
+
+def _untouched(part: Tensor) -> bool:
+    """Whether every element is -0.0."""
+    return bool(((part == 0) & torch.signbit(part)).all())
