@@ -3,10 +3,13 @@
 import mmap
 import sys
 from functools import lru_cache
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+
+if TYPE_CHECKING:  # what moves buffers need not wait for torch
+    import torch
 
 LEAST_POWER = 36
 """Phantoms of up to 2^36 bytes all view the same addresses."""
@@ -51,3 +54,38 @@ def phantom(elements: int, dtype: DTypeLike = np.float32) -> Phantom:
 
 Buffer = NDArray[Any]
 """A flat, contiguous NumPy array, which is sent from and received into without a copy."""
+
+
+@lru_cache(maxsize=1)
+def bfloat16() -> "np.dtype[Any]":
+    """NumPy's dtype for torch.bfloat16, which NumPy itself does not have."""
+    import ml_dtypes
+
+    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return dtype
+
+
+def array_of(tensor: "torch.Tensor") -> Buffer:
+    """Views the memory of a tensor on a CPU as a NumPy array of the same shape and dtype."""
+    import torch
+
+    if tensor.dtype is torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(bfloat16())
+    array: Buffer = tensor.numpy()
+    return array
+
+
+def tensor_of(array: Buffer) -> "torch.Tensor":
+    """Views the memory of a NumPy array as a tensor of the same shape and dtype."""
+    import torch
+
+    if array.dtype.itemsize == 2 and array.dtype == bfloat16():
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def array_dtype(dtype: "torch.dtype") -> "np.dtype[Any]":
+    """NumPy's dtype for a dtype of torch."""
+    import torch
+
+    return array_of(torch.empty(0, dtype=dtype)).dtype

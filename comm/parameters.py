@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from bigbatch.comm.buffers import Buffer, phantom
+from bigbatch.comm.buffers import Buffer, array_dtype, array_of, phantom
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.gradients import GradientViews
 from bigbatch.comm.module import WholeModule
@@ -236,6 +236,9 @@ class FlatParameters:
             held.append(parameter)
             stop = start + parameter.numel()
             last = stop == len(self.gradients)
+            if stop == start and held:
+                held.pop()  # it has no elements, and so is in nobody's bucket
+                continue
             if last or (stop - first) * parameter.element_size() >= bucket_bytes:
                 buckets.append(Bucket(len(buckets), self.gradients[first:stop], tuple(held)))
                 first, held = stop, []
@@ -261,11 +264,15 @@ def _plain(dtype: torch.dtype) -> str:
 
 
 def square(tensor: Tensor) -> Tensor:
-    """The sum of the squares of a tensor's elements, (), in its dtype: one pass, without a copy if it is contiguous.
+    """The sum of the squares of a tensor's elements, (), in its dtype, or in float32 if that is half precision.
+
+    It takes one pass, without a copy if the tensor is contiguous and not in half precision.
 
     It stays on the tensor's device, so that nobody waits for a GPU.
     """
     elements = tensor.reshape(-1)
+    if tensor.element_size() < 4:  # a sum of many squares is beyond the digits or the range of half precision
+        elements = elements.float()
     return torch.dot(elements, elements)
 
 
@@ -284,7 +291,7 @@ def all_finite(tensor: Tensor) -> bool:
 
 def phantom_like(tensor: Tensor) -> Buffer:
     """Makes a phantom, (elements,), with a tensor's length and dtype."""
-    return phantom(tensor.numel(), torch.empty(0, dtype=tensor.dtype).numpy().dtype)
+    return phantom(tensor.numel(), array_dtype(tensor.dtype))
 
 
 class OnHost:
@@ -305,7 +312,7 @@ class OnHost:
         self._tensor = tensor.detach()
         here = tensor.device.type in ("cpu", "meta")
         self._twin = self._tensor if here else torch.empty_like(tensor, device="cpu")
-        self.array: Buffer = phantom_like(tensor) if tensor.is_meta else self._twin.numpy()
+        self.array: Buffer = phantom_like(tensor) if tensor.is_meta else array_of(self._twin)
 
     def fetch(self) -> Buffer:
         """Copies the tensor's present values to the host, unless they are there, and returns the array."""

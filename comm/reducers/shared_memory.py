@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bigbatch.comm.buffers import Buffer
+from bigbatch.comm.buffers import Buffer, array_dtype, tensor_of
 from bigbatch.comm.collectives import bind
 from bigbatch.comm.collectives.ring import ring
 from bigbatch.comm.errors import ConfigurationError
@@ -67,10 +67,10 @@ class SharedMemory(Collective):
         self._part.cache_clear()
         if self._windows is not None:
             self._windows.close()
-        own = torch.empty(0, dtype=dtype).numpy()
+        own = array_dtype(dtype)
         self._windows = self.transport.windows(elements * own.itemsize)
-        self._arrays = [buffer.view(own.dtype) for buffer in self._windows.buffers]
-        self._memory = torch.from_numpy(self._arrays[self._place])
+        self._arrays = [buffer.view(own) for buffer in self._windows.buffers]
+        self._memory = tensor_of(self._arrays[self._place])
         return self._memory
 
     def close(self) -> None:

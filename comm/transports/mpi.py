@@ -113,19 +113,22 @@ class MPITransport(OnThreads):
         )
 
     def _isend(self, buffer: Buffer, target: int, tag: int) -> Request:
-        return MPIRequest(self, self._communicator.Isend(buffer, target, tag), SEND, target, buffer)
+        return MPIRequest(self, self._communicator.Isend(buffer.view(np.uint8), target, tag), SEND, target, buffer)
 
     def _irecv(self, buffer: Buffer, source: int, tag: int) -> Request:
         named = self._any if source == ANY else source
-        return MPIRequest(self, self._communicator.Irecv(buffer, named, tag), RECEIVE, source, buffer)
+        return MPIRequest(self, self._communicator.Irecv(buffer.view(np.uint8), named, tag), RECEIVE, source, buffer)
 
     def all_reduce(self, buffer: Buffer) -> None:
         """MPI's own all-reduce (sum) of `buffer`, (elements,), in place; it blocks.
 
         MPI does not report what it sends; the record gets the least that any all-reduce can send, 2((p-1)/p)n.
         """
-        self.count(messages=0, bytes_=2 * (self.size - 1) * buffer.nbytes // self.size)
-        self._communicator.Allreduce(self._in_place, buffer)
+        sums = buffer if buffer.itemsize > 2 else buffer.astype(np.float32)  # MPI has no half precision
+        self.count(messages=0, bytes_=2 * (self.size - 1) * sums.nbytes // self.size)
+        self._communicator.Allreduce(self._in_place, sums)
+        if sums is not buffer:
+            buffer[:] = sums
 
     def split(self, ranks: Sequence[int]) -> Transport:
         """Makes a transport between some of the ranks, on an MPI communicator of their own."""

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import HashStore, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # torch's stubs hide them
 
-from bigbatch.comm.buffers import Buffer
+from bigbatch.comm.buffers import Buffer, tensor_of
 from bigbatch.comm.errors import CommunicationError, DeadlineError
 from bigbatch.comm.transports.mpi import MPITransport
 from bigbatch.comm.wires import DEFAULT_DEADLINE
@@ -111,12 +111,12 @@ class TorchTransport(Transport):
         return [self._store.get(key).decode() if self._store.check([key]) else None for key in keys]
 
     def _isend(self, buffer: Buffer, target: int, tag: int) -> Request:
-        work = dist.isend(torch.from_numpy(buffer), target, tag=tag)
+        work = dist.isend(tensor_of(buffer), target, tag=tag)
         assert work is not None, "every process belongs to the world group"
         return TorchRequest(self, work, "send to", target)
 
     def _irecv(self, buffer: Buffer, source: int, tag: int) -> Request:
-        work = dist.irecv(torch.from_numpy(buffer), None if source == ANY else source, tag=tag)
+        work = dist.irecv(tensor_of(buffer), None if source == ANY else source, tag=tag)
         assert work is not None, "every process belongs to the world group"
         return TorchRequest(self, work, "receive from", source)
 

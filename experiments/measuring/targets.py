@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bigbatch.experiments.measuring.bench import size_label
+from bigbatch.experiments.measuring.check_speed import check_ratio
 from bigbatch.experiments.measuring.noise_speed import noise_ratio
 from bigbatch.experiments.measuring.optimizer_speed import optimizer_ratios
 from bigbatch.experiments.measuring.race import DDP, NOTHING
@@ -89,6 +90,14 @@ def noise_allowance(measured: Measured) -> dict[str, float]:
     return {f"{measured['noise']:.3f}": NOISE_AT_MOST / measured["noise"]}
 
 
+def check_allowance(measured: Measured) -> dict[str, float]:
+    """Compares what the checks of gradients and parameters take of an update with their limit: the limit's ratio."""
+    return {f"{100 * measured['checks']:.3f} %": CHECKS_AT_MOST / measured["checks"]}
+
+
+CHECKS_AT_MOST = 0.002
+"""Largest share of an update in which is seen to it that what torch writes is what is trained."""
+
 NOISE_AT_MOST = 1.02
 """Largest time of an update that measures the gradient noise scale, in times of one that does not."""
 
@@ -114,6 +123,7 @@ TARGETS = (
     Target("the simulator's allowance against its time", 1, simulator_allowance),
     Target("1.3 steps of fused AdamW against one of LAMB", 1, optimizer_allowance),
     Target("1.02 updates against one that measures the noise scale", 1, noise_allowance),
+    Target("0.2 % of an update against checking gradients and parameters", 1, check_allowance),
 )
 """All speed targets. `mpi` is MPI_Allreduce in place; training is of 4 million parameters on 2 ranks.
 
@@ -157,6 +167,8 @@ def measure_all(folder: Path, tell: Callable[[str], None]) -> list[dict[str, Any
     measured["optimizers"] = optimizer_ratios()
     tell("── noise scale")
     measured["noise"] = noise_ratio()
+    tell("── checks")
+    measured["checks"] = check_ratio()
     return [
         {"what": target.what, "at_least": target.at_least, "reached": min(cases.values()), "cases": cases}
         for target in TARGETS

@@ -138,12 +138,24 @@ def test_gradients_that_were_removed_are_sent_all_the_same():
         torch.testing.assert_close(parameters, plain(batches, 2, 1, 1), rtol=1e-12, atol=1e-13)
 
 
-def test_what_would_not_be_sent_is_refused():
+def test_a_gradient_that_was_given_counts_as_torch_counts_it():
+    module, expected, batch = model(0), model(0), data(1)[0]
+    session = bigbatch.attach(module, torch.optim.SGD, lr=0.1)
+    optimizer = torch.optim.SGD(expected.parameters(), lr=0.1)
+    for one in (module, expected):
+        one[0].weight.grad = torch.ones_like(one[0].weight)
+    session.backward(*summed_loss(module, batch))
+    loss, tokens = summed_loss(expected, batch)
+    loss.backward()
+    for parameter in expected.parameters():
+        parameter.grad /= tokens
+    optimizer.step()
+    torch.testing.assert_close(flat(module), flat(expected), rtol=1e-12, atol=1e-13)
+
+
+def test_a_session_that_has_ended_is_refused():
     module = model(0)
     session = bigbatch.attach(module, torch.optim.SGD, lr=0.1)
-    module[0].weight.grad = torch.ones_like(module[0].weight)
-    with pytest.raises(ConfigurationError, match=r"gradient of 0\.weight lies in memory of its own"):
-        session.backward(*summed_loss(module, data(1)[0]))
     session.close()
     with pytest.raises(ConfigurationError, match="The session has ended"):
         session.backward(*summed_loss(module, data(1)[0]))

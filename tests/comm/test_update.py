@@ -10,6 +10,7 @@ import torch
 from bodies import new_model, optimizer
 
 from bigbatch.comm.errors import ConfigurationError, MalformedError
+from bigbatch.comm.gradients import GradientViews
 from bigbatch.comm.kinds import Whole
 from bigbatch.comm.options import Options, option
 from bigbatch.comm.parameters import FlatParameters
@@ -17,7 +18,6 @@ from bigbatch.comm.server.report import Report
 from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.comm.strategies.replicated import Replicated
 from bigbatch.comm.transports.alone import Alone
-from bigbatch.comm.gradients import GradientViews
 from bigbatch.comm.transports.cluster import Cluster
 from bigbatch.comm.update import BLOCK_ELEMENTS, Outcome, make_update
 

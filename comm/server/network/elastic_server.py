@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bigbatch.comm.buffers import array_of
 from bigbatch.comm.errors import MalformedError
 from bigbatch.comm.server.network.membership import MOST_WORKERS, Membership, Session
 from bigbatch.comm.server.network.messages import Frame, Kind, Message, Stage
@@ -255,7 +256,7 @@ class NetworkServer:
             self.counts["repeated"] += 1
             return [(sender, answer_to(message, Kind.TAKEN))]
         shard = self.shard
-        gradient = message.array(0, shard.values.numpy().dtype, len(shard.values))
+        gradient = message.array(0, array_of(shard.values).dtype, len(shard.values))
         if len(message.payload) != 1:
             raise MalformedError(f"A push came with {len(message.payload)} buffers instead of one.")
         if session.answered[0] != session.pushed or message.version != shard.has(session.worker):
@@ -272,7 +273,7 @@ class NetworkServer:
                 f"push {message.number} with weight {message.weight:g} does not follow {session.pushed}",
             )
         landing = shard.landing()
-        np.copyto(landing.numpy(), gradient)
+        np.copyto(array_of(landing), gradient)
         outcome = shard.push(session.worker, landing, message.weight, message.loss, finite=message.flag)
         session.pushed = message.number
         session.waiting = Waiting(now, message.weight, message.loss, outcome)
@@ -342,7 +343,7 @@ class NetworkServer:
     def _values(self) -> NDArray[Any]:
         """A copy of the parameters that stays as it is; the same one for all who read the same version."""
         if self._copy is None or self._copy[0] != self.shard.version:
-            self._copy = self.shard.version, self.shard.values.numpy().copy()
+            self._copy = self.shard.version, array_of(self.shard.values).copy()
         return self._copy[1]
 
     def _refuse(self, sender: bytes, message: Message, why: str) -> list[Outgoing]:

@@ -1,0 +1,187 @@
+"""What is trained is what the user's module says: the whole of it, whatever torch does to its gradients."""
+
+import copy
+import itertools
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from bodies import VOCABULARY, Sequences, flat, strategy_named
+from jobs import PROGRAMS, Run, launcher, quick
+from torch import nn
+from whole_module import CASES, REFUSED, Job
+
+from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.parameters import FlatParameters
+from bigbatch.comm.transports.alone import Alone
+from bigbatch.comm.transports.cluster import Cluster
+from bigbatch.training.batches import BatchPlan
+from bigbatch.training.trainer import Trainer
+
+IN_PROCESS = ["ring", "halving-doubling", "ps", "ps+colocated", "ps+servers=2"]
+
+
+@pytest.mark.parametrize("strategy", IN_PROCESS)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_a_plain_loop_is_the_oracle(strategy, case):
+    kind = strategy_named(strategy)
+    Cluster(kind.ranks_for(3)).run(lambda transport: case(Job(kind, transport)))
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_put_right_names_the_parameter_on_every_rank(case):
+    words, make = REFUSED[case]
+    said = []
+
+    def work(transport):
+        Job(strategy_named("ring"), transport).refused(words, **make())
+        said.append(transport.rank)
+
+    Cluster(3).run(work)
+    assert sorted(said) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_workers_fault_ends_a_job_with_servers(case):
+    words, make = REFUSED[case]
+    kind = strategy_named("ps")
+    with pytest.raises(ConfigurationError, match=words):
+        Cluster(3).run(lambda transport: Job(kind, transport).train(**make()))
+
+
+@pytest.mark.parametrize(
+    ("name", "ranks", "strategies"),
+    quick(
+        [
+            ("mpirun", 2, "ring,shared"),
+            ("mpirun", 3, "ps"),
+            ("mpirun", 3, "ring,shared,ps+colocated,hierarchical"),
+            ("mpirun", 4, "ps+servers=2"),
+            ("torchrun", 2, "allreduce"),
+            ("mpirun", 2, "allreduce"),
+        ],
+        lambda case: case in [("mpirun", 2, "ring,shared"), ("mpirun", 3, "ps"), ("mpirun", 2, "allreduce")],
+    ),
+)
+def test_on_real_wires(run: Run, name, ranks, strategies):
+    outcome = run(*launcher(name, ranks), PROGRAMS / "whole_module.py", strategies, deadline=120)
+    assert outcome.status == 0, outcome.err
+    assert "all is well" in outcome.out
+
+
+@pytest.mark.parametrize(
+    "case", quick(["more goes than before", *REFUSED], lambda case: case == "more goes than before")
+)
+def test_faults_on_real_wires(run: Run, case):
+    outcome = run(*launcher("mpirun", 2), PROGRAMS / "whole_module.py", "ring", case, deadline=90)
+    assert outcome.status == 0, outcome.err
+    assert "all is well" in outcome.out
+
+
+class Noisy(nn.Module):
+    """Embeddings, a norm with running means, dropout that is noted, and a norm that stays in evaluation mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(2)
+        self.table = nn.Parameter(torch.randn(VOCABULARY, 8, generator=generator))
+        self.norm, self.frozen = nn.BatchNorm1d(8), nn.BatchNorm1d(8).eval()
+        self.masks = []
+
+    def forward(self, tokens):
+        x = self.table[tokens]
+        x = self.frozen(self.norm(x.transpose(1, 2))).transpose(1, 2)
+        kept = nn.functional.dropout(torch.ones_like(x), training=self.training)
+        if self.training:
+            self.masks.append(kept[:2, :1].clone())
+        return (x * kept) @ self.table.T
+
+
+def trainer_of(transport, strategy="ring", **more):
+    module = Noisy()
+    parameters = FlatParameters(module)
+    made = strategy_named(strategy)(transport)
+    made.start(parameters, lambda named: torch.optim.SGD(named, lr=1e-3), bucket_bytes=100)
+    plan = BatchPlan(6, 2, made.workers)
+    return Trainer(module, Sequences(), made, parameters, plan, 5 * plan.global_batch, seed=3, **more)
+
+
+def finish(trainer):
+    for _ in trainer.updates():
+        pass
+    return trainer
+
+
+def contents(trainer):
+    tensors = [flat(trainer.model), *(buffer.double().reshape(-1) for buffer in trainer.model.buffers())]
+    return torch.cat(tensors)
+
+
+def test_every_worker_drops_others():
+    """As torch's own guide to data parallelism asks for (pytorch 7068 had one mask on all)."""
+    trained = Cluster(3).run(lambda transport: finish(trainer_of(transport)).model.masks)
+    assert [len(masks) for masks in trained] == [10, 10, 10]
+    everything = [mask for masks in trained for mask in masks]
+    assert not any(torch.equal(one, other) for one, other in itertools.combinations(everything, 2))
+
+
+def test_a_warm_up_a_look_and_other_random_numbers_leave_no_trace():
+    def work(transport, *, disturbed):
+        trainer = trainer_of(transport)
+        torch.manual_seed(transport.rank if disturbed else 99)
+        if disturbed:
+            trainer.warm_up()
+        for _ in trainer.updates():
+            if disturbed:
+                trainer.validate()
+                torch.rand(3)
+        return contents(trainer)
+
+    plain, disturbed = (Cluster(2).run(partial(work, disturbed=which)) for which in (False, True))
+    for one, other in zip(plain, disturbed, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_trainer_stops_and_goes_on_in_the_midst_of_its_random_numbers():
+    whole = finish(trainer_of(Alone()))
+    first, second = trainer_of(Alone()), trainer_of(Alone())
+    for _ in itertools.islice(first.updates(), 2):
+        pass
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(contents(finish(second)), contents(whole))
+
+
+def test_a_look_puts_every_modules_mode_back():
+    trainer = finish(trainer_of(Alone()))
+    trainer.validate()
+    trainer.metrics()
+    assert (trainer.model.training, trainer.model.norm.training, trainer.model.frozen.training) == (True, True, False)
+    assert not any(map(torch.count_nonzero, [trainer.model.frozen.num_batches_tracked]))
+
+
+@pytest.mark.parametrize("strategy", ["ring", "ps", "ps:async"])
+@pytest.mark.parametrize("broadcast", [True, False])
+def test_everybody_validates_the_same_model(strategy, broadcast):
+    """Running means of each worker's own would make each share of the examples another model's."""
+
+    def work(transport):
+        trainer = trainer_of(transport, strategy, broadcast_buffers=broadcast)
+
+        def train():
+            loss = finish(trainer).validate()
+            own = trainer.model.norm.running_mean.clone()
+            return loss, own, copy.deepcopy(trainer.model)
+
+        return trainer.strategy.run(train)
+
+    kind = strategy_named(strategy)
+    trained = [found for found in Cluster(kind.ranks_for(3)).run(work) if found is not None]
+    alike = all(torch.equal(own, trained[0][1]) for _, own, _ in trained)
+    assert alike == (broadcast and kind.in_step())
+    model, task = trained[0][2].eval(), Sequences()
+    with torch.no_grad():
+        loss, tokens = task.loss(model, task.batch("validation", np.arange(7)))
+    for said, *_ in trained:
+        if kind.in_step():
+            assert said == pytest.approx(float(loss) / tokens, rel=1e-6)
