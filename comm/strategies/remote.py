@@ -1,8 +1,12 @@
 """Servers on a network, as one of their workers sees them: workers join and leave as they like."""
 
 from collections.abc import Sequence
+from hashlib import sha256
 
-from bigbatch.comm.parameters import Bucket, FlatParameters, OnHost, OptimizerFactory, all_finite
+import torch
+from torch import Tensor
+
+from bigbatch.comm.parameters import Bucket, FlatParameters, OnHost, OptimizerFactory, all_finite, described
 from bigbatch.comm.schedules.schedule import chunk_bounds
 from bigbatch.comm.server.network.remote_shard import RemoteShard
 from bigbatch.comm.server.report import Report
@@ -14,8 +18,20 @@ Facts = Sequence[tuple[str, str, str]]
 
 
 def facts_about(parameters: FlatParameters) -> list[tuple[str, str, str]]:
-    """The names, shapes and dtypes of parameters, which must be the same at a server and its workers."""
-    return [("parameter", name, described) for name, described in parameters.signature]
+    """The names, shapes and dtypes of parameters, which must be the same at a server and its workers.
+
+    Of what no optimiser touches (frozen parameters and buffers) the contents must be the same, too: no server has them.
+    """
+    fixed = [
+        ("fixed tensor", name, f"{described(tensor)} {fingerprint(tensor)}") for name, tensor in parameters.module.fixed
+    ]
+    return [*(("parameter", name, value) for name, value in parameters.signature), *fixed]
+
+
+def fingerprint(tensor: Tensor) -> str:
+    """The first digits of the SHA-256 of a tensor's bytes."""
+    contents = tensor.detach().cpu().reshape(-1)
+    return sha256(contents.view(torch.uint8).numpy().tobytes() if contents.numel() else b"").hexdigest()[:16]
 
 
 class RemoteServers(Strategy):

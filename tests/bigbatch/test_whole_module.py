@@ -14,6 +14,7 @@ from whole_module import CASES, REFUSED, Job
 
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.parameters import FlatParameters
+from bigbatch.comm.strategies.remote import facts_about
 from bigbatch.comm.transports.alone import Alone
 from bigbatch.comm.transports.cluster import Cluster
 from bigbatch.training.batches import BatchPlan
@@ -185,3 +186,17 @@ def test_everybody_validates_the_same_model(strategy, broadcast):
     for said, *_ in trained:
         if kind.in_step():
             assert said == pytest.approx(float(loss) / tokens, rel=1e-6)
+
+
+def test_a_worker_on_a_network_must_have_the_same_fixed_tensors():
+    """No server holds frozen parameters and buffers, so that nobody would give them to a worker that has others."""
+
+    def facts(change=lambda _: None):
+        module = Noisy()
+        change(module)
+        return facts_about(FlatParameters(module))
+
+    assert facts() == facts()
+    assert facts() == facts(lambda module: module.table.data.mul_(2)), "the servers give what is trained"
+    assert facts() != facts(lambda module: module.frozen.running_mean.add_(1e-3))
+    assert facts() != facts(lambda module: module.frozen.weight.requires_grad_(False))
