@@ -15,6 +15,9 @@ from bigbatch.comm.numerals import numeral
 LARGEST_WHOLE = 2**63 - 1
 """The largest whole number that every library behind an option can hold."""
 
+LONGEST_NAME = 255
+"""Length of the longest name of a file on Linux and macOS, in bytes."""
+
 LARGEST_NUMBER = 1e30
 """The largest number by default: a float32 holds it, and a float64 the product of ten such."""
 
@@ -91,9 +94,20 @@ class Name(Text):
     def read(self, value: Any) -> str:
         """Returns the name; if `others` may be given, an unknown name is found out only where it is looked up."""
         name = super().read(value)
+        check_path(name)
         if not self.others and name not in self.names():
             raise ValueError(f"is not known{suggestion(name, self.names())}; known: {', '.join(self.names())}")
         return name
+
+
+def check_path(text: str) -> None:
+    """Refuses what no system takes as the path of a file: asking whether there is one would be an error of its own.
+
+    Raises:
+        ValueError: a name in it is longer than 255 bytes.
+    """
+    if any(len(name.encode(errors="replace")) > LONGEST_NAME for name in text.split("/")):
+        raise ValueError(f"is too long; a name has at most {LONGEST_NAME} bytes")
 
 
 class Whole(Kind):
@@ -249,6 +263,7 @@ class File(Kind):
         """Turns text into a path, and refuses empty text."""
         if not isinstance(value, str | Path) or not str(value).strip() or "\0" in str(value):
             raise ValueError("is no path")
+        check_path(str(value))
         return Path(value)
 
     def write(self, value: Any) -> str:

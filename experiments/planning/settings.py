@@ -29,13 +29,10 @@ from bigbatch.experiments.training.settings import NETWORK, Straggling, gpus, ne
 MOST_AT_ONCE = 4096
 """Largest number of sequences at once, and of micro-batches in an update."""
 
-NUMBER = Count(
-    "units",
-    {"": 1, "k": 1_000, "M": 10**6, "G": 10**9, "B": 10**9},
-    "1300000000, 1.3e9 or 1.3G",
-    "NUMBER",
-    most=10**15,
-)
+_UNITS = {"": 1, "k": 1_000, "M": 10**6, "G": 10**9, "B": 10**9}
+
+PARAMETERS = Count("parameters", _UNITS, "1300000000, 1.3e9 or 1.3G", "NUMBER", most=10**13)
+OPERATIONS = Count("operations", _UNITS, "7800000000, 7.8e9 or 7.8G", "NUMBER", most=10**15)
 
 
 class Counts(Kind):
@@ -144,9 +141,11 @@ class SimulationRequest(Options):
     )
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     model: str | None = option(None, Name(published_models), "Model that is trained.", missing="gpt2-small")
-    parameters: int | None = option(None, NUMBER, "Number of parameters, instead of --model.", missing="the model's")
+    parameters: int | None = option(
+        None, PARAMETERS, "Number of parameters, instead of --model.", missing="the model's"
+    )
     flops_per_token: int | None = option(
-        None, NUMBER, "Operations of a token, forward and backward, with --parameters.", missing="6 a parameter"
+        None, OPERATIONS, "Operations of a token, forward and backward, with --parameters.", missing="6 a parameter"
     )
     tokens: int | None = option(None, TOKENS, "Tokens that a worker computes in an update.", missing="8 sequences")
     accumulate: int = option(1, UPDATES, "Micro-batches in which a worker computes these tokens.")
