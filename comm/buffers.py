@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from bigbatch.comm.errors import ConfigurationError
+
 if TYPE_CHECKING:  # what moves buffers need not wait for torch
     import torch
 
@@ -46,10 +48,21 @@ def _nowhere(nbytes: int) -> mmap.mmap:
 
 
 def phantom(elements: int, dtype: DTypeLike = np.float32) -> Phantom:
-    """Makes a phantom buffer, (elements,), which takes up no memory."""
+    """Makes a phantom buffer, (elements,), which takes up no memory.
+
+    Raises:
+        ConfigurationError: it is too large even so.
+    """
     kind = np.dtype(dtype)
-    powers = max(LEAST_POWER, (elements * kind.itemsize).bit_length())
-    return np.frombuffer(_nowhere(1 << powers), dtype=kind, count=elements).view(Phantom)
+    nbytes = elements * kind.itemsize
+    try:
+        nowhere = _nowhere(1 << max(LEAST_POWER, nbytes.bit_length()))
+    except (OSError, OverflowError) as error:
+        raise ConfigurationError(
+            f"A buffer of {nbytes:,} bytes cannot be simulated on this machine, which has no addresses for so many: "
+            "take a smaller model or a smaller --bytes."
+        ) from error
+    return np.frombuffer(nowhere, dtype=kind, count=elements).view(Phantom)
 
 
 Buffer = NDArray[Any]

@@ -12,8 +12,15 @@
 Each message says what happened, to whom, and what to do.
 """
 
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
 INTERRUPTED = 130
 """The exit status of a program that was ended by Ctrl-C, as shells have it."""
+
+QUOTED = 60
+"""Length at which a quoted value is cut off, in characters: a message must stay a sentence."""
 
 
 class BigBatchError(Exception):
@@ -55,3 +62,19 @@ class MalformedError(CommunicationError):
 
 class DeadlockError(CommunicationError):
     """Raised when every rank of an in-process cluster waits for another one."""
+
+
+def quoted(value: Any) -> str:
+    """Writes a refused value for a message, as Python writes it, but cut off where that is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # Python writes no whole number of thousands of digits, and no endless nesting
+        return f"so large a value of type {type(value).__name__}"
+    text = " ".join(text.split())
+    return text if len(text) <= QUOTED else f"{text[:QUOTED]}…"
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Names the closest known name, for a message about an unknown one: " (did you mean 'ring'?)", or ""."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,19 +1,25 @@
 """Kinds of values that an option can have: how each is read from text or from Python, and written again."""
 
-import difflib
 import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from decimal import Decimal
+from operator import index
 from pathlib import Path
 from typing import Any, ClassVar
+
+from bigbatch.comm.errors import QUOTED, ConfigurationError, quoted, suggestion
+from bigbatch.comm.numerals import numeral
 
 LARGEST_WHOLE = 2**63 - 1
 """The largest whole number that every library behind an option can hold."""
 
+LONGEST_NAME = 255
+"""Length of the longest name of a file on Linux and macOS, in bytes."""
 
-THOUSANDS = re.compile(r"\d{1,3}(,\d{3})+(?![\d,])")
-"""A number whose digits are in groups of three: 300,000."""
+LARGEST_NUMBER = 1e30
+"""The largest number by default: a float32 holds it, and a float64 the product of ten such."""
 
 
 class Kind(ABC):
@@ -47,16 +53,23 @@ class Text(Kind):
 
     Args:
         metavar: the placeholder for the value in help texts.
+        empty: whether the text may be empty.
     """
 
-    def __init__(self, metavar: str = "TEXT") -> None:
+    def __init__(self, metavar: str = "TEXT", *, empty: bool = False) -> None:
         self.metavar = metavar  # type: ignore[misc]  # of this one alone
+        self._empty = empty
 
     def read(self, value: Any) -> str:
-        """Returns the text itself; a path is turned into text."""
+        """Returns the text itself, without spaces around it; a path is turned into text."""
         if not isinstance(value, str | Path):
             raise ValueError("is no text")
-        return str(value)
+        text = str(value).strip()
+        if not text and not self._empty:
+            raise ValueError("is empty; write something")
+        if "\0" in text:
+            raise ValueError("has the character NUL in it, which no text of ours may have")
+        return text
 
 
 class Name(Text):
@@ -81,11 +94,20 @@ class Name(Text):
     def read(self, value: Any) -> str:
         """Returns the name; if `others` may be given, an unknown name is found out only where it is looked up."""
         name = super().read(value)
+        check_path(name)
         if not self.others and name not in self.names():
-            close = difflib.get_close_matches(name, self.names(), n=1)
-            perhaps = f" (did you mean {close[0]!r}?)" if close else ""
-            raise ValueError(f"is not known{perhaps}; known: {', '.join(self.names())}")
+            raise ValueError(f"is not known{suggestion(name, self.names())}; known: {', '.join(self.names())}")
         return name
+
+
+def check_path(text: str) -> None:
+    """Refuses what no system takes as the path of a file: asking whether there is one would be an error of its own.
+
+    Raises:
+        ValueError: a name in it is longer than 255 bytes.
+    """
+    if any(len(name.encode(errors="replace")) > LONGEST_NAME for name in text.split("/")):
+        raise ValueError(f"is too long; a name has at most {LONGEST_NAME} bytes")
 
 
 class Whole(Kind):
@@ -102,17 +124,53 @@ class Whole(Kind):
         self.least, self.most = least, most
 
     def read(self, value: Any) -> int:
-        """Reads a whole number: 3 and "3" both give 3."""
-        try:
-            number = int(value) if isinstance(value, str) else value
-        except ValueError:
-            number = None
-        if isinstance(number, bool) or not isinstance(number, int):
-            raise ValueError("is no whole number")
-        if not self.least <= number <= self.most:
-            limit = f"at least {self.least}" if number < self.least else f"at most {self.most:,}"
-            raise ValueError(f"is out of range; it must be {limit}")
-        return number
+        """Reads a whole number: 3, "3" and "3e0" all give 3."""
+        number = _whole(value)
+        if number is None:
+            raise ValueError(f"is no whole number; write one from {self.least:,} to {self.most:,}")
+        check_limits(number, least=self.least, most=self.most)
+        return int(number)
+
+
+def _whole(value: Any) -> int | Decimal | None:
+    """A whole number; None for everything else. A Decimal can have so many digits that it must not be an int yet."""
+    if isinstance(value, str):
+        return _without_parts(value, numeral(value))
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    try:
+        return None if isinstance(value, bool) else index(value)
+    except TypeError:
+        return None
+
+
+def _without_parts(text: str, number: Decimal | None) -> Decimal | None:
+    """A number of what has no parts. 1.000 is refused, too: half of the world means a thousand, the other half one."""
+    if number is None or ("." in text and "e" not in text.lower()):
+        return None
+    exponent = number.as_tuple().exponent
+    assert isinstance(exponent, int), "a numeral is finite"
+    # Without the first condition, 1e-999999999 would be written out to see whether it is whole.
+    return number if exponent >= 0 or (exponent > -QUOTED and number == number.to_integral_value()) else None
+
+
+def check_limits(number: Any, *, above: float = -math.inf, least: float = -math.inf, most: float = math.inf) -> None:
+    """Checks that a number is within limits.
+
+    Raises:
+        ValueError: it is not; the message says which limit it breaks, as the end of a sentence.
+    """
+    if number <= above:
+        raise ValueError(f"is out of range; it must be above {_written(above)}")
+    if number < least:
+        raise ValueError(f"is out of range; it must be at least {_written(least)}")
+    if number > most:
+        raise ValueError(f"is out of range; it must be at most {_written(most)}")
+
+
+def _written(limit: float) -> str:
+    """A limit as people read it: 1,024 or 1e-06."""
+    return f"{limit:,}" if isinstance(limit, int) else f"{limit:g}"
 
 
 class Number(Kind):
@@ -122,12 +180,21 @@ class Number(Kind):
         above: a number that the value must exceed.
         least: the smallest number allowed.
         most: the largest number allowed.
+        infinite: whether infinity is allowed, too: for what can be without end, such as a bandwidth.
     """
 
     metavar = "NUMBER"
 
-    def __init__(self, *, above: float = -math.inf, least: float = -math.inf, most: float = math.inf) -> None:
+    def __init__(
+        self,
+        *,
+        above: float = -math.inf,
+        least: float = -LARGEST_NUMBER,
+        most: float = LARGEST_NUMBER,
+        infinite: bool = False,
+    ) -> None:
         self.above, self.least, self.most = above, least, most
+        self._infinite = infinite
 
     def show(self, value: Any) -> str:
         """Writes the number in a short form: 0.001 gives "0.001"."""
@@ -135,18 +202,44 @@ class Number(Kind):
 
     def read(self, value: Any) -> float:
         """Reads a finite number: 3 and "3e0" both give 3.0."""
-        try:
-            number = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError, OverflowError):
-            number = math.nan
-        if not math.isfinite(number):
+        number = _number(value)
+        if self._infinite and (number == math.inf or value == "inf"):
+            return math.inf
+        if isinstance(number, float) and not math.isfinite(number):
             raise ValueError("is no finite number")
-        if not (number > self.above and number >= self.least):
-            limit = f"above {self.above:g}" if number <= self.above else f"at least {self.least:g}"
-            raise ValueError(f"is out of range; it must be {limit}")
-        if number > self.most:
-            raise ValueError(f"is out of range; it must be at most {self.most:g}")
-        return number
+        check_limits(number, above=self.above, least=self.least, most=self.most)
+        return float(number)
+
+
+def _number(value: Any) -> float | Decimal:
+    """A number; NaN for everything that is none. What a float cannot hold stays a Decimal, which limits refuse."""
+    if isinstance(value, str):
+        exact = numeral(value)
+        return math.nan if exact is None else exact if abs(exact) > LARGEST_NUMBER else float(exact)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return Decimal(value)
+    if isinstance(value, bool) or not hasattr(type(value), "__float__"):
+        return math.nan
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # such as an array of several numbers
+        return math.nan
+
+
+SECONDS = Number(least=0.001, most=1e6)
+"""The kind of value for how long to wait. A million seconds, eleven days, is what every library's clock can count."""
+
+SEED = Whole(least=0)
+"""The kind of value for a seed; torch takes no whole number above 2⁶³ - 1 on every platform."""
+
+RANKS = Whole(most=2**20)
+"""The kind of value for a number of ranks: a million of them can still be simulated."""
+
+UPDATES = Whole(most=10**9)
+"""The kind of value for a number of updates, or of micro-batches in one."""
+
+EXAMPLES = Whole(most=10**9)
+"""The kind of value for a number of examples in a batch."""
 
 
 class Flag(Kind):
@@ -168,8 +261,9 @@ class File(Kind):
 
     def read(self, value: Any) -> Path:
         """Turns text into a path, and refuses empty text."""
-        if not isinstance(value, str | Path) or not str(value):
+        if not isinstance(value, str | Path) or not str(value).strip() or "\0" in str(value):
             raise ValueError("is no path")
+        check_path(str(value))
         return Path(value)
 
     def write(self, value: Any) -> str:
@@ -185,10 +279,14 @@ class Count(Kind):
         units: maps each unit to the number of things it stands for.
         example: three ways to write the same number, for error messages.
         metavar: the placeholder for the value in help texts.
+        most: the largest number allowed.
     """
 
-    def __init__(self, things: str, units: Mapping[str, int], example: str, metavar: str) -> None:
+    def __init__(
+        self, things: str, units: Mapping[str, int], example: str, metavar: str, most: int = LARGEST_WHOLE
+    ) -> None:
         self.things = things
+        self.most = most
         self.metavar = metavar  # type: ignore[misc]  # of this one alone
         self._units = {unit.lower(): factor for unit, factor in units.items()}
         self._spelled = units
@@ -196,17 +294,20 @@ class Count(Kind):
 
     def read(self, value: Any) -> int:
         """Reads a number with or without a unit: 300000, "300k" and "0.3M" all give 300000."""
-        text = str(value).replace("_", "").strip()
-        text = text.replace(",", "") if THOUSANDS.match(text) else text
-        digits = text.rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
-        factor = self._units.get(text[len(digits) :].strip().lower())
-        try:
-            number = round(float(digits) * factor) if factor and not isinstance(value, bool) else 0
-        except (ValueError, OverflowError):
-            number = 0
-        if not 1 <= number <= LARGEST_WHOLE:
+        number = self._counted(value) if isinstance(value, str) else _whole(value)
+        if number is None:
             raise ValueError(f"is not a number of {self.things}; write {self._example}")
-        return number
+        check_limits(number, least=1, most=self.most)
+        return round(number)
+
+    def _counted(self, text: str) -> Decimal | None:
+        """The number in a text times its unit; None if there is no such unit, or a part of what has no parts."""
+        text = text.strip(" ")
+        digits = text.rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+        number, factor = numeral(digits), self._units.get(text[len(digits) :].lower())
+        if factor == 1:
+            return _without_parts(digits, number)
+        return None if number is None or factor is None else number * factor
 
     def show(self, value: Any) -> str:
         """Writes the number with the largest unit that divides it: 500000 gives "500k"."""
@@ -214,12 +315,13 @@ class Count(Kind):
         return f"{value // factor}{next(unit for unit, size in self._spelled.items() if size == factor)}"
 
 
-TOKENS = Count("tokens", {"": 1, "k": 1_000, "M": 1_000_000}, "300000, 300k or 0.3M", "TOKENS")
+TOKENS = Count("tokens", {"": 1, "k": 1_000, "M": 1_000_000}, "300000, 300k or 0.3M", "TOKENS", most=10**15)
 BYTES = Count(
     "bytes",
     {"": 1, "B": 1, "KB": 2**10, "KiB": 2**10, "MB": 2**20, "MiB": 2**20, "GB": 2**30, "GiB": 2**30},
     "262144, 256KB or 0.25MB (a KB has 1024 bytes)",
     "BYTES",
+    most=2**50,
 )
 
 
@@ -239,13 +341,15 @@ class Several(Kind):
     def read(self, value: Any) -> tuple[Any, ...]:
         """Reads the values in their order: "large,small" gives ("large", "small")."""
         parts = value.split(",") if isinstance(value, str) else value
-        if not isinstance(parts, Sequence):
+        if not isinstance(parts, Sequence) or isinstance(parts, bytes | bytearray):
             raise ValueError("is no list")
         parts = [part.strip() if isinstance(part, str) else part for part in parts]
         if all(part == "" for part in parts):
             raise ValueError("names nothing")
-        if "" in parts:
+        if any(part == "" for part in parts):
             raise ValueError("has nothing between two commas, or beside one")
+        if isinstance(value, str) and any(re.match("0[0-9]", part) for part in parts[1:]):
+            raise ValueError("has a comma inside a number; commas separate values here: write 4096, not 4,096")
         read = [self._part(part) for part in parts]
         return tuple(sorted(set(read)) if self._ascending else dict.fromkeys(read))
 
@@ -253,7 +357,7 @@ class Several(Kind):
         try:
             return self.one.read(part)
         except ValueError as error:
-            raise ValueError(f"holds {part!r}, which {error}") from None
+            raise ValueError(f"holds {quoted(part)}, which {error}") from None
 
     def write(self, value: Any) -> str:
         """Joins the values with commas: ("large", "small") gives "large,small"."""
@@ -262,3 +366,30 @@ class Several(Kind):
     def show(self, value: Any) -> str:
         """Joins the values with commas, each in the form in which its kind shows it."""
         return ",".join(self.one.show(part) for part in value)
+
+
+def checked(what: str, kind: Kind, value: Any) -> Any:
+    """Reads a value, whoever gave it: an option, a key of a file, a caller in Python.
+
+    Args:
+        what: the name of what has the value, for the message, such as "The option --clip".
+        kind: the kind of value that it takes.
+        value: the value, or its text.
+
+    Raises:
+        ConfigurationError: it takes no such value; the message names it, quotes the value and says why.
+    """
+    try:
+        return kind.read(value)
+    except ValueError as error:
+        raise ConfigurationError(f"{what} cannot be {quoted(value)}: that {error}.") from None
+
+
+def check_fields(owner: Any, kinds: Mapping[str, Kind]) -> None:
+    """Reads fields of a frozen dataclass, and puts the values that were read in their place.
+
+    Raises:
+        ConfigurationError: a field takes no such value; the message names it.
+    """
+    for name, kind in kinds.items():
+        object.__setattr__(owner, name, checked(name, kind, getattr(owner, name)))

@@ -9,13 +9,12 @@ between ranks and the reference page are made from it:
         overlap: bool = option(True, Flag(), "Send gradients while backward still runs.")
 """
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
 
-from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.kinds import Flag, Kind
+from bigbatch.comm.errors import ConfigurationError, quoted, suggestion
+from bigbatch.comm.kinds import Flag, Kind, checked
 
 
 @dataclass(frozen=True)
@@ -55,10 +54,7 @@ class Option:
         """
         if value is None and self.default is None:
             return None
-        try:
-            return self.kind.read(value)
-        except ValueError as error:
-            raise ConfigurationError(f"The option {self.flag} cannot be {value!r}: that {error}.") from None
+        return checked(f"The option {self.flag}", self.kind, value)
 
     def words(self, value: Any) -> list[str]:
         """The words of a command line that set the option to the value; none if the value is None."""
@@ -188,6 +184,6 @@ def unknown_option(name: str, known: Sequence[str], what: str) -> ConfigurationE
         known: the names of the options.
         what: the name of the thing whose options these are, for the message.
     """
-    close = difflib.get_close_matches(name, known, n=1)
-    perhaps = f" (did you mean {close[0]!r}?)" if close else ""
-    return ConfigurationError(f"{what} has no option {name!r}{perhaps}. Known: {', '.join(known) or 'none'}.")
+    return ConfigurationError(
+        f"{what} has no option {quoted(name)}{suggestion(name, known)}. Known: {', '.join(known) or 'none'}."
+    )

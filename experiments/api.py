@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from bigbatch.comm.errors import BigBatchError, ConfigurationError, LaunchError
+from bigbatch.comm.kinds import File, Several, checked
+from bigbatch.comm.strategies import NAMED
 from bigbatch.comm.transports.launch import Launcher, detect
 from bigbatch.experiments.figures.comparison import draw_comparison
 from bigbatch.experiments.figures.staleness import draw_staleness, has_staleness
@@ -47,7 +49,7 @@ def run(strategy: str, *, out: str | Path | None = None, quiet: bool = False, **
         LaunchError: the processes cannot be started.
         BigBatchError: the experiment failed; on every rank, if the ranks could agree on that.
     """
-    folder = None if out is None else Path(out)
+    folder = None if out is None else checked("out", File(), out)
     return conducted(Request.of(strategy, choices), folder, quiet=quiet, start=launcher.start, failed=_told)
 
 
@@ -90,7 +92,7 @@ def compare(
     if not strategies or not all(isinstance(name, str) for name in strategies):
         raise ConfigurationError('No strategy was named: name those to compare, as in compare("ring", "ps").')
     requests = [Request.of(name, choices) for name in dict.fromkeys(strategies)]
-    return compared(requests, None if out is None else Path(out), quiet=quiet, tell=tell)
+    return compared(requests, None if out is None else checked("out", File(), out), quiet=quiet, tell=tell)
 
 
 def compared(requests: Sequence[Request], out: Path | None, *, quiet: bool, tell: Callable[[str], None]) -> list[Run]:
@@ -145,9 +147,9 @@ def simulate(
     Raises:
         ConfigurationError: there is no such strategy or option, or it cannot be simulated.
     """
-    names = [strategies] if isinstance(strategies, str) else list(strategies)
-    if not names:
+    if not strategies:
         raise ConfigurationError("No strategy was named: name those to simulate.")
+    names = [strategies] if isinstance(strategies, str) else checked("strategies", Several(NAMED), strategies)
     request = SimulationRequest.of(choices)
     if request.bytes is not None:
         return Records(sum_rows(names, request))

@@ -26,9 +26,9 @@ class ModelSettings(Options):
     title: ClassVar[str] = "Model"
 
     model: str = option("decoder", Name(MODELS.names, "FILE.py:Model"), "Kind of model to train.")
-    layers: int = option(2, Whole(), "Number of Transformer blocks.")
-    width: int = option(96, Whole(), "Length of the vector that stands for a token.")
-    heads: int = option(4, Whole(), "Number of attention heads; it must divide the width.")
+    layers: int = option(2, Whole(most=10_000), "Number of Transformer blocks.")
+    width: int = option(96, Whole(most=2**16), "Length of the vector that stands for a token.")
+    heads: int = option(4, Whole(most=2**16), "Number of attention heads; it must divide the width.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -13,9 +13,13 @@ from pathlib import Path
 
 from bigbatch.comm.cache import keep
 from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.files import read_text
 
 HELD_OUT = 10
 """One document (or character) in this many is held out for validation."""
+
+LARGEST_TEXT = 2**30
+"""Size of the largest text that is read, in bytes: it is held in memory several times while it is prepared."""
 
 
 @dataclass(frozen=True)
@@ -86,19 +90,12 @@ def _docstrings(root: Path) -> Iterator[str]:
 
 
 def text_file(path: Path) -> Corpus:
-    """Reads a text file in UTF-8 as a corpus of one document; its last tenth is held out.
+    """Reads a text file in UTF-8 as a corpus of one document, without a byte-order mark; its last tenth is held out.
 
     Raises:
-        ConfigurationError: the file is missing, unreadable, empty or not text.
+        ConfigurationError: the file is missing, unreadable, too large, empty or not text.
     """
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise ConfigurationError(f"The text {path} cannot be read: {error.strerror}. Name a readable file.") from error
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(
-            f"The file {path} is not text: byte {error.start} is not UTF-8. Convert it to UTF-8 first."
-        ) from error
+    text = read_text(path, "text", LARGEST_TEXT)
     if "\0" in text:
         raise ConfigurationError(f"The file {path} is not text: character {text.index(chr(0))} is NUL.")
     if not text.strip():

@@ -60,10 +60,13 @@ class LanguageModelling(Task):
             "validation": vocabulary.encode(corpus.validation),
         }
         for split, numbers in tokens.items():
+            have = f"The {split} part of {corpus.name} has {len(numbers)} {'token' if len(numbers) == 1 else 'tokens'}"
+            if len(numbers) < 2:
+                raise ConfigurationError(f"{have}, so that none follows another: the text is too short. Name a longer.")
             if len(numbers) <= context:
                 raise ConfigurationError(
-                    f"The {split} part of {corpus.name} has {len(numbers)} tokens, too few for a context of {context}: "
-                    f"name a longer text, or use --context {max(1, len(numbers) - 1)} or less."
+                    f"{have}, too few for a context of {context}: name a longer text, or use "
+                    f"--context {len(numbers) - 1} or less."
                 )
         return cls(tokens, context, vocabulary.size, corpus.sha256)
 

@@ -31,7 +31,7 @@ class DataSettings(Options):
         "Text to learn from, a file in UTF-8; its last tenth is held out for validation.",
         missing="the documentation in Python's standard library",
     )
-    context: int = option(64, Whole(), "Tokens in an example, at most.")
-    vocabulary: int = option(1024, Whole(most=2**31 - 1), "Number of different tokens, at most.")
+    context: int = option(64, Whole(most=2**20), "Tokens in an example, at most.")
+    vocabulary: int = option(1024, Whole(most=2**20), "Number of different tokens, at most.")
     tokens: int = option(500_000, TOKENS, "Tokens that each arm is trained on.")
     validation_tokens: int = option(8_000, TOKENS, "Held-out tokens on which the validation loss is measured.")

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 from numpy.typing import NDArray
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from bigbatch.comm.cache import keep
 from bigbatch.comm.errors import ConfigurationError
@@ -17,6 +17,13 @@ END = "<|end|>"
 
 SMALLEST = 257
 """Size of the smallest vocabulary: 256 bytes and the end of a document, with which any text can be written."""
+
+
+LONGEST_WORD = 252
+"""Length at which a word is cut, in bytes.
+
+Learning takes time that grows with the square of a word's length, so that a text without spaces, such as DNA, would
+take hours. A number that 2, 3 and 4 divide does not cut through the letters of a text of one script."""
 
 
 class Vocabulary:
@@ -47,6 +54,8 @@ class Vocabulary:
 def learn_vocabulary(corpus: Corpus, size: int, cache: Path) -> Vocabulary:
     """Learn the byte pairs of a corpus's training text, or read them from `cache`.
 
+    Pairs never cross from one word into the next. Words are as GPT-2 has them, and cut after `LONGEST_WORD` bytes.
+
     Args:
         corpus: the corpus, of which only the training text is used.
         size: number of different tokens, at most.
@@ -60,12 +69,13 @@ def learn_vocabulary(corpus: Corpus, size: int, cache: Path) -> Vocabulary:
             f"A vocabulary of {size} tokens cannot write every text: it takes at least {SMALLEST}, 256 bytes and the "
             "end of a document."
         )
-    key = hashlib.sha256(f"{corpus.sha256} {size} {tokenizers.__version__}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{corpus.sha256} {size} {LONGEST_WORD} {tokenizers.__version__}".encode()).hexdigest()[:16]
     kept = cache / f"vocabulary-{key}.json"
     if kept.is_file():
         return Vocabulary(Tokenizer.from_str(kept.read_text(encoding="utf-8")))
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    cut = pre_tokenizers.Split(Regex(f".{{1,{LONGEST_WORD}}}"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.ByteLevel(add_prefix_space=False), cut])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=size,

@@ -4,10 +4,12 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
-from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.errors import ConfigurationError, quoted
+from bigbatch.comm.kinds import BYTES, Number, Text, Whole, check_fields, checked
 from bigbatch.comm.registry import unknown_name
 from bigbatch.comm.simulation import UTILISATION
 
@@ -17,6 +19,13 @@ FORWARD_SHARE = 1 / 3
 Backward multiplies by each weight matrix twice, for the gradient of its input and for its own, and so costs twice
 forward: Kaplan et al., "Scaling laws for neural language models" (2020), section 2.1.
 """
+
+
+FLOPS = Number(least=1)
+"""The kind of value for a speed, in floating-point operations a second."""
+
+SHARE = Number(least=1e-6, most=1)
+"""The kind of value for a share of what is there, such as of a GPU's peak speed."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,11 @@ class GPU:
     memory_bytes: int
     memory_bandwidth: float
     source: str
+
+    def __post_init__(self) -> None:
+        text, size, speed = Text(), Whole(most=BYTES.most), FLOPS
+        kinds = {"name": text, "flops": speed, "memory_bytes": size, "memory_bandwidth": speed, "source": text}
+        check_fields(self, kinds)
 
 
 GPUS: Mapping[str, GPU] = MappingProxyType(
@@ -87,10 +101,7 @@ class Computing:
     seconds_per_token: float
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.seconds_per_token) and self.seconds_per_token >= 0):
-            raise ConfigurationError(
-                f"seconds_per_token is {self.seconds_per_token!r}; it must be a number of 0 or more."
-            )
+        check_fields(self, {"seconds_per_token": Number(least=0)})
 
     @classmethod
     def from_flops(cls, flops_per_token: float, flops: float, utilisation: float = UTILISATION) -> "Computing":
@@ -99,18 +110,14 @@ class Computing:
         Args:
             flops_per_token: floating-point operations for forward and backward of one token.
             flops: operations a second that the worker does at best; see `GPU`.
-            utilisation: the part of them that training reaches, above 0 and at most 1.
+            utilisation: the part of them that training reaches, from a millionth to 1.
 
         Raises:
             ConfigurationError: a number out of these ranges.
         """
-        if not (math.isfinite(flops_per_token) and flops_per_token >= 0):
-            raise ConfigurationError(f"flops_per_token is {flops_per_token!r}; it must be a number of 0 or more.")
-        if not (math.isfinite(flops) and flops > 0):
-            raise ConfigurationError(f"flops is {flops!r}; it must be a number above 0.")
-        if not 0 < utilisation <= 1:
-            raise ConfigurationError(f"utilisation is {utilisation!r}; it must be above 0 and at most 1.")
-        return cls(flops_per_token / (flops * utilisation))
+        operations = checked("flops_per_token", Number(least=0), flops_per_token)
+        speed = checked("flops", FLOPS, flops)
+        return cls(operations / (speed * checked("utilisation", SHARE, utilisation)))
 
     def forward(self, tokens: float) -> float:
         """Seconds for the forward pass of `tokens` tokens."""
@@ -119,6 +126,39 @@ class Computing:
     def backward(self, tokens: float) -> float:
         """Seconds for the backward pass of `tokens` tokens."""
         return tokens * self.seconds_per_token * (1 - FORWARD_SHARE)
+
+
+EXPONENTIAL = Number(least=0, most=1e6)
+LOGNORMAL = Number(least=0, most=10)
+"""σ of a normal distribution's exponential. Of 10, one factor in forty is above 3 · 10⁸ already."""
+
+FACTOR = Number(least=0, most=1e6)
+MOMENT = Number(least=0, most=1e9)
+"""The kind of value for a moment of simulated time, in seconds."""
+
+RANK = Whole(least=0, most=(1 << 20) - 1)
+"""The kind of value for a rank's number."""
+
+
+def by_rank(what: str, numbers: Any, kind: Number) -> Mapping[int, float]:
+    """Reads a number for each of several ranks.
+
+    Args:
+        what: the name of the mapping, for messages.
+        numbers: maps ranks to numbers.
+        kind: the kind of number.
+
+    Raises:
+        ConfigurationError: it is no mapping, or holds what is no rank or no such number.
+    """
+    if not isinstance(numbers, Mapping):
+        raise ConfigurationError(f"{what} cannot be {quoted(numbers)}: it must map ranks to numbers.")
+    return MappingProxyType(
+        {
+            checked(f"A rank of {what}", RANK, rank): checked(f"{what} of rank {rank}", kind, number)
+            for rank, number in numbers.items()
+        }
+    )
 
 
 @dataclass(frozen=True)
@@ -139,6 +179,11 @@ class Stragglers:
     lognormal: float = 0.0
     slow: Mapping[int, float] = field(default_factory=dict, hash=False)
     failures: Mapping[int, float] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        check_fields(self, {"exponential": EXPONENTIAL, "lognormal": LOGNORMAL})
+        object.__setattr__(self, "slow", by_rank("slow", self.slow, FACTOR))
+        object.__setattr__(self, "failures", by_rank("failures", self.failures, MOMENT))
 
     @property
     def random(self) -> bool:
@@ -178,6 +223,7 @@ class Stragglers:
 
 
 _FORMS = "none, exponential:R, lognormal:SIGMA, slow:RANK:FACTOR, fail:RANK:SECONDS"
+_NUMBERS = {"exponential": EXPONENTIAL, "lognormal": LOGNORMAL, "slow": FACTOR, "fail": MOMENT}
 
 
 def stragglers_named(words: str) -> Stragglers:
@@ -188,45 +234,38 @@ def stragglers_named(words: str) -> Stragglers:
             Δ exp(σZ); `slow:RANK:FACTOR`, a rank takes FACTOR times as long; `fail:RANK:SECONDS`, a rank fails then.
 
     Raises:
-        ConfigurationError: a word has none of these forms, a number in it is none of 0 or more, or two words say the
-            same thing.
+        ConfigurationError: a word has none of these forms, a number in it is none or out of range, or two words say
+            the same thing.
     """
     spreads: dict[str, float] = {}
     ranks: dict[str, dict[int, float]] = {"slow": {}, "fail": {}}
     for word in (part.strip() for part in words.split(",")):
-        try:
-            match word.split(":"):
-                case ["none"]:
-                    fresh = True
-                case ["exponential" | "lognormal" as kind, number]:
-                    fresh = kind not in spreads
-                    spreads[kind] = _number(number)
-                case ["slow" | "fail" as kind, rank, number]:
-                    fresh = _rank(rank) not in ranks[kind]
-                    ranks[kind][_rank(rank)] = _number(number)
-                case _:
-                    raise ValueError(word)
-        except ValueError:
-            raise ConfigurationError(
-                f"{word!r} is no kind of straggler. Known: {_FORMS}, joined by commas; numbers are 0 or more."
-            ) from None
+        match word.split(":"):
+            case ["none"]:
+                fresh = True
+            case ["exponential" | "lognormal" as kind, number]:
+                fresh = kind not in spreads
+                spreads[kind] = _part(word, _NUMBERS[kind], number)
+            case ["slow" | "fail" as kind, of, number]:
+                rank = _part(word, RANK, of)
+                fresh = rank not in ranks[kind]
+                ranks[kind][rank] = _part(word, _NUMBERS[kind], number)
+            case _:
+                raise _no_straggler(word)
         if not fresh:
-            raise ConfigurationError(f"The stragglers {words!r} say twice what {word!r} says; once is enough.")
-    return Stragglers(**spreads, slow=MappingProxyType(ranks["slow"]), failures=MappingProxyType(ranks["fail"]))
+            raise ConfigurationError(f"The stragglers {quoted(words)} say twice what {word!r} says; once is enough.")
+    return Stragglers(**spreads, slow=ranks["slow"], failures=ranks["fail"])
 
 
-def _number(text: str) -> float:
-    value = float(text)
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(text)
-    return value
+def _part(word: str, kind: Number | Whole, text: str) -> Any:
+    try:
+        return kind.read(text)
+    except ValueError as error:
+        raise _no_straggler(word, f": {quoted(text)} {error}") from None
 
 
-def _rank(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise ValueError(text)
-    return value
+def _no_straggler(word: str, reason: str = "") -> ConfigurationError:
+    return ConfigurationError(f"{quoted(word)} is no kind of straggler{reason}. Known: {_FORMS}, joined by commas.")
 
 
 def harmonic(n: int) -> float:

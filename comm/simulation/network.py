@@ -14,15 +14,34 @@ import math
 from bisect import bisect_right
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.kinds import BYTES, Number, Text, Whole, check_fields
 from bigbatch.comm.schedules.schedule import IntArray
 
 FloatArray = NDArray[np.float64]
+
+ALPHA = Number(least=0, most=1e6)
+"""The kind of value for a latency, in seconds."""
+
+BANDWIDTH = Number(least=1e-6, infinite=True)
+"""The kind of value for a bandwidth, in bytes a second; it may be infinite."""
+
+_COUNT = Whole(most=2**31 - 1)
+_KINDS = {
+    "name": Text(),
+    "gamma": ALPHA,
+    "node_size": _COUNT,
+    "nics": _COUNT,
+    "leaf_size": Whole(least=0, most=_COUNT.most),
+    "oversubscription": Number(least=1, most=1e6),
+    "source": Text(empty=True),
+}
+"""The kinds of value that the numbers and names of a network take."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +59,7 @@ class Piece:
     bandwidth: float
 
     def __post_init__(self) -> None:
-        _check("alpha", self.alpha, least=0.0)
-        _check("bandwidth", self.bandwidth, least=0.0, open_=True, finite=False)
-        _check("least", self.least, least=0.0)
+        check_fields(self, {"least": Whole(least=0, most=BYTES.most), "alpha": ALPHA, "bandwidth": BANDWIDTH})
 
 
 class Wire:
@@ -140,11 +157,7 @@ class Network:
     source: str = ""
 
     def __post_init__(self) -> None:
-        _check("gamma", self.gamma, least=0.0)
-        _check("node_size", self.node_size, least=1, whole=True)
-        _check("nics", self.nics, least=1, whole=True)
-        _check("leaf_size", self.leaf_size, least=0, whole=True)
-        _check("oversubscription", self.oversubscription, least=1.0)
+        check_fields(self, _KINDS)
         if self.nics > self.node_size:
             raise ConfigurationError(
                 f"The network {self.name} has nodes of {self.node_size} rank(s) with {self.nics} NICs; a rank uses one "
@@ -267,17 +280,6 @@ class Ports:
             np.where(inside, network.inside.latency(nbytes), latency),
             np.where(inside, network.inside.occupancy(nbytes), occupancy),
         )
-
-
-def _check(
-    name: str, value: Any, *, least: float, open_: bool = False, whole: bool = False, finite: bool = True
-) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
-    fits = number and (value > least if open_ else value >= least) and (not finite or math.isfinite(value))
-    if not fits or (whole and not isinstance(value, int)):
-        kind = "a whole number" if whole else "a number"
-        bound = f"above {least:g}" if open_ else f"of {least:g} or more"
-        raise ConfigurationError(f"{name} is {value!r}; it must be {kind} {bound}.")
 
 
 FREE = Network("free", wire(0.0, math.inf), source="None: nothing takes any time.")

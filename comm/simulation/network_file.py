@@ -1,14 +1,15 @@
 """Networks as files: TOML, read and written."""
 
 import json
-import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.simulation.network import Network, Piece, Wire
+from bigbatch.comm.errors import ConfigurationError, quoted, suggestion
+from bigbatch.comm.files import read_toml
+from bigbatch.comm.kinds import BYTES, checked
+from bigbatch.comm.simulation.network import ALPHA, BANDWIDTH, Network, Piece, Wire
 
 # Keeping.
 
@@ -43,12 +44,7 @@ def read_network(path: Path) -> Network:
     Raises:
         ConfigurationError: the file cannot be read, or says what no network can have; names the key.
     """
-    try:
-        entries = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigurationError(f"The network {path} cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"The network {path} is not TOML: {error}.") from error
+    entries = read_toml(path, "network")
     try:
         return network_from(entries, path.stem)
     except ConfigurationError as error:
@@ -64,8 +60,8 @@ def network_from(entries: Mapping[str, Any], name: str) -> Network:
     if inside is not None:
         if not isinstance(inside, Mapping):
             raise ConfigurationError("inside must be a table, with alpha and bandwidth.")
-        _known(inside, {"alpha", "bandwidth", "larger"})
-        settings["inside"] = _wire(inside)
+        _known(inside, {"alpha", "bandwidth", "larger"}, "inside: ")
+        settings["inside"] = _wire(inside, "inside.")
     return Network(**{"name": name, "wires": _wire(entries), **settings})
 
 
@@ -82,23 +78,27 @@ def as_entries(network: Network) -> dict[str, Any]:
     return {**entries, **of(wires), **({"inside": of(inside)} if inside is not None else {})}
 
 
-def _wire(entries: Mapping[str, Any]) -> Wire:
+def _wire(entries: Mapping[str, Any], prefix: str = "") -> Wire:
     larger = entries.get("larger", [])
-    if not isinstance(larger, Sequence) or not all(isinstance(entry, Mapping) for entry in larger):
-        raise ConfigurationError("larger must be tables, [[larger]], with bytes, alpha and bandwidth.")
-    for entry in larger:
-        _known(entry, {"bytes", "alpha", "bandwidth"})
+    if not isinstance(larger, list) or not all(isinstance(entry, Mapping) for entry in larger):
+        raise ConfigurationError(f"{prefix}larger must be tables, [[larger]], with bytes, alpha and bandwidth.")
     first = {"bytes": 0, **{key: entries[key] for key in ("alpha", "bandwidth") if key in entries}}
     pieces = []
-    for entry in (first, *larger):
+    for number, entry in enumerate((first, *larger)):
+        place = f"{prefix}larger {number}: " if number else prefix
+        _known(entry, {"bytes", "alpha", "bandwidth"}, place)
         for key in ("bytes", "alpha", "bandwidth"):
             if key not in entry:
-                raise ConfigurationError(f"{key} is missing.")
-        pieces.append(Piece(entry["bytes"], entry["alpha"], entry["bandwidth"]))
+                raise ConfigurationError(f"{place}{key} is missing.")
+        least = checked(f"{place}bytes", BYTES, entry["bytes"]) if number else 0
+        alpha = checked(f"{place}alpha", ALPHA, entry["alpha"])
+        pieces.append(Piece(least, alpha, checked(f"{place}bandwidth", BANDWIDTH, entry["bandwidth"])))
     return Wire(*pieces)
 
 
-def _known(entries: Mapping[str, Any], known: set[str]) -> None:
+def _known(entries: Mapping[str, Any], known: set[str], place: str = "") -> None:
     for key in entries:
         if key not in known:
-            raise ConfigurationError(f"unknown key {key!r}. Known: {', '.join(sorted(known))}.")
+            raise ConfigurationError(
+                f"{place}unknown key {quoted(key)}{suggestion(key, known)}. Known: {', '.join(sorted(known))}."
+            )

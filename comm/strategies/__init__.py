@@ -5,8 +5,12 @@ from typing import Any
 
 from bigbatch.comm.collectives import ALGORITHMS
 from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.kinds import Name, checked
 from bigbatch.comm.options import Options
 from bigbatch.comm.registry import Registry, import_object
+
+NAMED = Name(list, "FILE.py:Name")
+"""The kind of value that may name a strategy; the registry finds out whether it does."""
 
 
 class Strategies(Registry):
@@ -34,7 +38,7 @@ class Strategies(Registry):
         Raises:
             ConfigurationError: there is no such strategy.
         """
-        head, _, variant = name.partition(":")
+        head, _, variant = checked("The strategy", NAMED, name).partition(":")
         if not variant and head in OPTIONS:
             kind: type[Options] = import_object(OPTIONS[head])
             return kind()
@@ -52,7 +56,7 @@ class Strategies(Registry):
         from bigbatch.comm.strategies.all_reduce import all_reduce_by
         from bigbatch.comm.strategies.strategy import Strategy
 
-        head, _, words = name.partition(":")
+        head, _, words = checked("The strategy", NAMED, name).partition(":")
         if words and head in self.names():
             return self.load(head).variant(words)
         named_here = name in super().names() or name not in ALGORITHMS.names()

@@ -10,7 +10,7 @@ import numpy as np
 
 from bigbatch.comm.collectives import Nodes
 from bigbatch.comm.collectives.direct import direct
-from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.errors import ConfigurationError, quoted
 from bigbatch.comm.parameters import Bucket, OnHost, OptimizerFactory, all_finite, refuse_parts
 from bigbatch.comm.schedules.schedule import chunk_bounds
 from bigbatch.comm.server.report import Report
@@ -69,11 +69,17 @@ class ParameterServer(Strategy):
         numbered = {"ssp": "staleness", "backup": "spares"}
         if not number:
             return cls.configured({"consistency": consistency})
-        if consistency not in numbered or not number.isdigit():
+        if consistency not in numbered:
             raise ConfigurationError(
                 f"There is no parameter server {words!r}. Write sync, async, ssp:S or backup:B, with a number each."
             )
-        return cls.configured({"consistency": consistency, numbered[consistency]: int(number)})
+        try:
+            return cls.configured({"consistency": consistency, numbered[consistency]: number})
+        except ConfigurationError as error:
+            raise ConfigurationError(
+                f"There is no parameter server {quoted(words)}: {str(error).rstrip('.')}. Write sync, async, ssp:S or "
+                "backup:B."
+            ) from None
 
     @classmethod
     def ranks_for(cls, workers: int) -> int:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.kinds import Flag, Name, Number, Whole
+from bigbatch.comm.kinds import RANKS, UPDATES, Flag, Name, Number, Whole
 from bigbatch.comm.options import Options, option
 from bigbatch.comm.server.consistency import CONSISTENCIES, Consistency
 from bigbatch.comm.server.staleness import STALE, StaleGradients
@@ -33,16 +33,20 @@ class ServerOptions(Options):
         "sync", Name(lambda: CONSISTENCIES), "Rule that decides which gradients make an update and who may read when."
     )
     staleness: int = option(
-        1, Whole(least=0), "Number of gradients that a worker may be ahead of the slowest one (with ssp)."
+        1,
+        Whole(least=0, most=UPDATES.most),
+        "Number of gradients that a worker may be ahead of the slowest one (with ssp).",
     )
     spares: int = option(
-        1, Whole(least=0), "Number of gradients of each version that the server does not wait for (with backup)."
+        1,
+        Whole(least=0, most=RANKS.most),
+        "Number of gradients of each version that the server does not wait for (with backup).",
     )
     stale: str = option("plain", Name(lambda: STALE), "Treatment of a gradient that was computed on an old version.")
     compensation: float = option(
-        0.04, Number(least=0), "Factor λ by which a stale gradient is corrected (with compensated)."
+        0.04, Number(least=0, most=1e6), "Factor λ by which a stale gradient is corrected (with compensated)."
     )
-    servers: int = option(1, Whole(), "Number of servers over which the parameters are split.")
+    servers: int = option(1, RANKS, "Number of servers over which the parameters are split.")
     colocated: bool = option(
         False, Flag(), "Run a server beside every worker's own work, instead of on ranks that only serve."
     )

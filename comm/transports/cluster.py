@@ -14,6 +14,8 @@ from functools import partial
 from typing import TypeVar
 
 from bigbatch.comm.errors import CommunicationError, ConfigurationError
+from bigbatch.comm.kinds import RANKS, Number, checked
+from bigbatch.comm.simulation.computing import MOMENT, by_rank
 from bigbatch.comm.simulation.network import FREE, Network
 from bigbatch.comm.transports.simulated.fabric import Fabric
 from bigbatch.comm.transports.simulated.transport import ClusterTransport
@@ -21,6 +23,9 @@ from bigbatch.comm.wires import DEFAULT_DEADLINE
 from bigbatch.comm.wires.transport import Transport, consecutive_nodes, work_on
 
 Result = TypeVar("Result")
+
+SIMULATED_SECONDS = Number(above=0, most=MOMENT.most)
+"""The kind of value for a deadline in simulated time, in seconds."""
 
 
 class Cluster:
@@ -39,7 +44,7 @@ class Cluster:
         transports: every rank's end of the wires, by rank.
 
     Raises:
-        ConfigurationError: fewer than one rank, or a failure of a rank that does not exist.
+        ConfigurationError: what is no number of ranks, no deadline, or a failure of a rank that does not exist.
     """
 
     def __init__(
@@ -50,10 +55,10 @@ class Cluster:
         failures: Mapping[int, float] | None = None,
         deadline: float = DEFAULT_DEADLINE,
     ) -> None:
-        if size < 1:
-            raise ConfigurationError(f"A cluster of {size} ranks was asked for; it needs at least one.")
+        size = checked("The number of ranks of a cluster", RANKS, size)
+        deadline = checked("The deadline", SIMULATED_SECONDS, deadline)
         self.network = network
-        self._failures = dict(failures or {})
+        self._failures = by_rank("failures", failures or {}, MOMENT)
         for rank in self._failures:
             if not 0 <= rank < size:
                 raise ConfigurationError(f"Rank {rank} is to fail, but the ranks are 0 to {size - 1}.")

@@ -14,6 +14,7 @@ import numpy as np
 
 from bigbatch.comm.buffers import Buffer
 from bigbatch.comm.errors import CommunicationError, ConfigurationError, DeadlineError
+from bigbatch.comm.kinds import SECONDS, checked
 from bigbatch.comm.wires import DEFAULT_DEADLINE
 from bigbatch.comm.wires.queue import CommunicationQueue
 from bigbatch.comm.wires.recording import Trace
@@ -51,7 +52,7 @@ class Transport(ABC):
     def __init__(self, rank: int, size: int, deadline: float = DEFAULT_DEADLINE) -> None:
         self.rank = rank
         self.size = size
-        self.deadline = deadline
+        self.deadline = checked("The deadline", SECONDS, deadline)
         self.messages_sent = 0
         self.bytes_sent = 0
         self.nodes = one_node(size)
@@ -141,7 +142,7 @@ class Transport(ABC):
                 except DeadlineError:
                     self.deadline = min(self.deadline, STRAGGLER_SECONDS)
         finally:
-            self.deadline = deadline
+            self.deadline = checked("The deadline", SECONDS, deadline)
         for target, theirs in enumerate(texts):
             if target and theirs is not None:
                 self._send_text(target, json.dumps(texts))

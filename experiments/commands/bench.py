@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
-from bigbatch.comm.kinds import BYTES, Number, Several, Text, Whole
+from bigbatch.comm.kinds import BYTES, SECONDS, Several, Text, Whole
 from bigbatch.comm.options import Options, option
 from bigbatch.experiments.commands.options import Command, FolderSettings, takes
 from bigbatch.experiments.commands.ranks import RankSettings, ranks_of
@@ -40,7 +40,7 @@ class BenchSettings(Options):
         "Numbers of servers, through each of which synchronous updates are measured too.",
         missing="none",
     )
-    seconds: float = option(2.0, Number(above=0), "Seconds to spend on each size, about.")
+    seconds: float = option(2.0, SECONDS, "Seconds to spend on each size, about.")
 
 
 @click.command(cls=Command)

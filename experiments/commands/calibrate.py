@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
-from bigbatch.comm.kinds import BYTES, File, Number
+from bigbatch.comm.kinds import BYTES, SECONDS, File
 from bigbatch.comm.options import Options, option
 from bigbatch.comm.wires import DEFAULT_DEADLINE
 from bigbatch.experiments.commands.options import Command, FolderSettings, takes
@@ -29,14 +29,12 @@ class CalibrationSettings(Options):
 
     title: ClassVar[str] = "Calibration"
 
-    seconds: float = option(10.0, Number(above=0), "Seconds to spend on everything, about.")
+    seconds: float = option(10.0, SECONDS, "Seconds to spend on everything, about.")
     memory: int = option(
         128 * 2**20, BYTES, "Memory that each rank works through; too little would stay in the caches."
     )
     network: Path | None = option(None, File(), "File to write.", missing="this-machine.toml in the cache")
-    deadline: float = option(
-        DEFAULT_DEADLINE, Number(above=0), "Seconds that a rank waits for another before it gives up."
-    )
+    deadline: float = option(DEFAULT_DEADLINE, SECONDS, "Seconds that a rank waits for another before it gives up.")
 
 
 @click.command(cls=Command)

@@ -10,8 +10,9 @@ import click
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
-from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.kinds import File, Flag, Kind, Name, Several
+from bigbatch.comm.errors import ConfigurationError, quoted, suggestion
+from bigbatch.comm.files import read_toml
+from bigbatch.comm.kinds import File, Flag, Kind, Name, Several, checked
 from bigbatch.comm.options import Option, Options, option, options_of
 
 WIDTH = 80
@@ -66,7 +67,7 @@ class Value(click.ParamType[Any]):
         try:
             return self.kind.read(value)
         except ValueError as error:
-            self.fail(f"{value!r} {error}.", param, ctx)
+            self.fail(f"{quoted(value)} {error}.", param, ctx)
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:  # noqa: ARG002 - click's signature
         """Returns the placeholder for the value in help texts, such as FILE."""
@@ -186,32 +187,30 @@ def read_configuration(context: click.Context, _: click.Parameter, path: Path | 
     Raises:
         ConfigurationError: the file cannot be read, is not TOML, names an unknown option, or gives one a wrong value.
     """
-    if path is None:
-        return
-    import tomllib
-
-    try:
-        entries = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigurationError(f"The configuration {path} cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"The configuration {path} is not TOML: {error}.") from error
-    context.default_map = {**(context.default_map or {}), **_read_entries(context, path, entries)}
+    if path is not None:
+        read = read_entries(context.command, path, read_toml(path, "configuration"))
+        context.default_map = {**(context.default_map or {}), **read}
 
 
-def _read_entries(context: click.Context, path: Path, entries: Mapping[str, Any]) -> dict[str, Any]:
-    known = {one.made_from.flag[2:]: one.made_from for one in context.command.params if isinstance(one, Flagged)}
-    read = {}
+def read_entries(command: click.Command, path: Path, entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads the entries of a configuration file as options of a command, by the names of their fields.
+
+    Raises:
+        ConfigurationError: an entry names no option of the command, one that was named before, or has a wrong value.
+    """
+    known = {one.made_from.flag[2:]: one.made_from for one in command.params if isinstance(one, Flagged)}
+    read: dict[str, Any] = {}
     for key, value in entries.items():
-        name = key.replace("_", "-")
-        if name not in known:
+        flag = key.replace("_", "-")
+        if flag not in known:
             raise ConfigurationError(
-                f"The configuration {path} has an unknown option {key!r}. Known: {', '.join(sorted(known))}."
+                f"The configuration {path} has an unknown option {quoted(key)}{suggestion(flag, known)}. "
+                f"Known: {', '.join(sorted(known))}."
             )
-        try:
-            read[known[name].name] = known[name].kind.read(value)
-        except ValueError as error:
-            raise ConfigurationError(f"The configuration {path} sets {key} to {value!r}, which {error}.") from error
+        name = known[flag].name
+        if name in read:
+            raise ConfigurationError(f"The configuration {path} names the option {flag} twice: leave one of them out.")
+        read[name] = checked(f"The configuration {path}: {key}", known[flag].kind, value)
     return read
 
 

@@ -28,9 +28,9 @@ class RaceSettings(Options):
 
     title: ClassVar[str] = "Race"
 
-    micro_batch: int = option(2, Whole(), "Examples that a rank computes at once.")
-    context: int = option(64, Whole(), "Tokens in an example.")
-    turns: int = option(12, Whole(), "Turns that each contestant takes, of ten updates each.")
+    micro_batch: int = option(2, Whole(most=2**16), "Examples that a rank computes at once.")
+    context: int = option(64, Whole(most=2**16), "Tokens in an example.")
+    turns: int = option(12, Whole(most=10**6), "Turns that each contestant takes, of ten updates each.")
     json: bool = option(False, Flag(), "Print the rows as JSON instead of a table.")
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from bigbatch.comm.errors import LaunchError
-from bigbatch.comm.kinds import Number, Whole
+from bigbatch.comm.kinds import RANKS, SECONDS, Whole
 from bigbatch.comm.options import Options, option
 from bigbatch.comm.wires import DEFAULT_DEADLINE
 
@@ -39,11 +39,9 @@ class RankSettings(Options):
         short="-n",
     )
     node_size: int | None = option(
-        None, Whole(), "Number of ranks to treat as one machine.", missing="those that share one"
+        None, RANKS, "Number of ranks to treat as one machine.", missing="those that share one"
     )
-    deadline: float = option(
-        DEFAULT_DEADLINE, Number(above=0), "Seconds that a rank waits for another before it gives up."
-    )
+    deadline: float = option(DEFAULT_DEADLINE, SECONDS, "Seconds that a rank waits for another before it gives up.")
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import click
 
 from bigbatch.comm.collectives import ALGORITHMS
 from bigbatch.comm.errors import BigBatchError
-from bigbatch.comm.kinds import BYTES, File, Flag, Name, Whole
+from bigbatch.comm.kinds import BYTES, RANKS, File, Flag, Name, Whole
 from bigbatch.comm.options import Options, option
 from bigbatch.experiments.commands.options import Command, Value, takes
 
@@ -31,7 +31,7 @@ class ShowSettings(Options):
 
     ranks: int = option(4, Whole(most=100_000), "Number of ranks.", short="-n")
     bytes: int = option(2**20, BYTES, "Size of the buffer.")
-    node_size: int | None = option(None, Whole(), "Number of ranks on a machine, for hierarchical.", missing="all")
+    node_size: int | None = option(None, RANKS, "Number of ranks on a machine, for hierarchical.", missing="all")
     proof: bool = option(False, Flag(), "Print how every contribution arrives, once, at every rank.")
     account: bool = option(False, Flag(), "Print messages and bytes of every rank.")
     gif: bool = option(False, Flag(), "Animate the rounds, chunk by chunk.")

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import click
 
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.kinds import File, Kind, Number, Text
+from bigbatch.comm.kinds import UPDATES, File, Kind, Number, Text
 from bigbatch.comm.options import Options, option
 from bigbatch.experiments.commands.options import Command, Value, takes
 
@@ -19,13 +19,20 @@ class Range(Kind):
 
     def read(self, value: Any) -> tuple[int, int]:
         """Reads both ends of a range: "2..4" -> (2, 4), "3" -> (3, 3)."""
-        if isinstance(value, tuple):
-            return value
-        first, _, last = str(value).partition("..")
-        last = last or first
-        if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
-            raise ValueError("is no range; write 3 for the third, or 2..4 for the second to the fourth")
-        return int(first), int(last)
+        ends = value if isinstance(value, tuple | list) else str(value).partition("..")[::2]
+        try:
+            first, last = (UPDATES.read(end) for end in ([ends[0], ends[0]] if ends[1:] == ("",) else ends))
+        except ValueError:
+            first, last = 1, 0
+        if last < first:
+            raise ValueError(
+                f"is no range; write 3 for the third, or 2..4 for the second to the fourth, of at most {UPDATES.most:,}"
+            )
+        return first, last
+
+    def write(self, value: Any) -> str:
+        """Writes a range as the command line has it: (2, 4) -> "2..4"."""
+        return f"{value[0]}..{value[1]}"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
-from bigbatch.comm.kinds import BYTES, Number, Several, Whole
+from bigbatch.comm.kinds import BYTES, SECONDS, Several, Whole
 from bigbatch.comm.options import Options, option
 from bigbatch.comm.wires import DEFAULT_DEADLINE
 from bigbatch.experiments.commands.options import Command, FolderSettings, takes
@@ -33,10 +33,8 @@ class ValidationSettings(Options):
     ranks: tuple[int, ...] = option(
         (3, 4), Several(Whole(most=10_000), ascending=True), "Numbers of workers to predict."
     )
-    seconds: float = option(8.0, Number(above=0), "Seconds to spend on each calibration and each size.")
-    deadline: float = option(
-        DEFAULT_DEADLINE, Number(above=0), "Seconds that a rank waits for another before it gives up."
-    )
+    seconds: float = option(8.0, SECONDS, "Seconds to spend on each calibration and each size.")
+    deadline: float = option(DEFAULT_DEADLINE, SECONDS, "Seconds that a rank waits for another before it gives up.")
 
 
 @click.command(cls=Command)

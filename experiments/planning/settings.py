@@ -5,18 +5,34 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
-from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.kinds import BYTES, TOKENS, Count, File, Flag, Kind, Name, Number, Several, Text, Whole
+from bigbatch.comm.errors import ConfigurationError, quoted
+from bigbatch.comm.kinds import (
+    BYTES,
+    RANKS,
+    SEED,
+    TOKENS,
+    UPDATES,
+    Count,
+    File,
+    Flag,
+    Kind,
+    Name,
+    Number,
+    Several,
+    Text,
+    Whole,
+)
 from bigbatch.comm.options import Options, option, options_of
 from bigbatch.comm.simulation import UTILISATION
-from bigbatch.experiments.training.settings import NETWORK, gpus, networks
-
-MOST_WORKERS = 1 << 20
+from bigbatch.experiments.training.settings import NETWORK, Straggling, gpus, networks
 
 MOST_AT_ONCE = 4096
 """Largest number of sequences at once, and of micro-batches in an update."""
 
-NUMBER = Count("units", {"": 1, "k": 1_000, "M": 10**6, "G": 10**9, "B": 10**9}, "1300000000, 1.3e9 or 1.3G", "NUMBER")
+_UNITS = {"": 1, "k": 1_000, "M": 10**6, "G": 10**9, "B": 10**9}
+
+PARAMETERS = Count("parameters", _UNITS, "1300000000, 1.3e9 or 1.3G", "NUMBER", most=10**13)
+OPERATIONS = Count("operations", _UNITS, "7800000000, 7.8e9 or 7.8G", "NUMBER", most=10**15)
 
 
 class Counts(Kind):
@@ -31,19 +47,24 @@ class Counts(Kind):
 
     def __init__(self, things: str, most: int) -> None:
         self._things = things
-        self._most = most
+        self._limits = Whole(most=most)
 
     def read(self, value: Any) -> tuple[int, ...]:
         """Reads the numbers: "8..64,96" -> (8, 16, 32, 64, 96)."""
         words = [str(part) for part in value] if isinstance(value, list | tuple | range) else str(value).split(",")
+        if not words:
+            raise ValueError(f"names no number of {self._things}")
         found: set[int] = set()
         for word in words:
             first, dots, last = word.strip().partition("..")
-            count, most = (int(end) if end.isdecimal() else 0 for end in (first, last if dots else first))
-            if not 1 <= count <= most <= self._most:
+            try:
+                count, most = map(self._limits.read, (first, last if dots else first))
+            except ValueError:
+                count, most = 1, 0
+            if most < count:
                 raise ValueError(
-                    f"holds {word!r}, which is no number of {self._things}; write 64, or 8..4096, which doubles from "
-                    f"8; at least 1 and at most {self._most:,}"
+                    f"holds {quoted(word)}, which is no number of {self._things}; write 64, or 8..4096, which doubles "
+                    f"from 8; at least 1 and at most {self._limits.most:,}"
                 )
             while count <= most:
                 found.add(count)
@@ -83,10 +104,10 @@ class ClusterSettings(Options):
     title: ClassVar[str] = "Cluster"
 
     network: str = option(NETWORK, Name(networks, "FILE.toml"), "Network between the workers.")
-    node_size: int | None = option(None, Whole(), "Number of ranks that share a node.", missing="as the network says")
+    node_size: int | None = option(None, RANKS, "Number of ranks that share a node.", missing="as the network says")
     gpu: str = option("a100", Name(gpus), "What a worker computes on.")
     utilisation: float = option(
-        UTILISATION, Number(above=0, most=1), "Share of its peak operations a second that a GPU reaches."
+        UTILISATION, Number(least=1e-6, most=1), "Share of its peak operations a second that a GPU reaches."
     )
     bucket_size: int = option(25 * 2**20, BYTES, "Target size of a gradient bucket.")
     overlap: bool = option(True, Flag(), "Send gradient buckets while backward still runs.")
@@ -116,21 +137,23 @@ class SimulationRequest(Options):
     title: ClassVar[str] = "Work"
 
     workers: tuple[int, ...] = option(
-        (8, 16, 32, 64, 128, 256), Counts("workers", MOST_WORKERS), "Numbers of workers: 64, 8..4096 or a list."
+        (8, 16, 32, 64, 128, 256), Counts("workers", RANKS.most), "Numbers of workers: 64, 8..4096 or a list."
     )
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     model: str | None = option(None, Name(published_models), "Model that is trained.", missing="gpt2-small")
-    parameters: int | None = option(None, NUMBER, "Number of parameters, instead of --model.", missing="the model's")
+    parameters: int | None = option(
+        None, PARAMETERS, "Number of parameters, instead of --model.", missing="the model's"
+    )
     flops_per_token: int | None = option(
-        None, NUMBER, "Operations of a token, forward and backward, with --parameters.", missing="6 a parameter"
+        None, OPERATIONS, "Operations of a token, forward and backward, with --parameters.", missing="6 a parameter"
     )
     tokens: int | None = option(None, TOKENS, "Tokens that a worker computes in an update.", missing="8 sequences")
-    accumulate: int = option(1, Whole(), "Micro-batches in which a worker computes these tokens.")
+    accumulate: int = option(1, UPDATES, "Micro-batches in which a worker computes these tokens.")
     straggler: str = option(
-        "none", Text("WORDS"), "What slows workers: exponential:0.3, lognormal:0.3 or slow:RANK:FACTOR."
+        "none", Straggling(), "What slows workers: exponential:0.3, lognormal:0.3 or slow:RANK:FACTOR."
     )
-    servers: int = option(1, Whole(), "Number of servers, for strategies that have any.")
-    seed: int = option(0, Whole(least=0), "Seed for the random factors that slow workers.")
+    servers: int = option(1, RANKS, "Number of servers, for strategies that have any.")
+    seed: int = option(0, SEED, "Seed for the random factors that slow workers.")
     bytes: int | None = option(None, BYTES, "Size of one sum to time, instead of updates.", missing="whole updates")
 
     def __post_init__(self) -> None:
@@ -165,13 +188,13 @@ class PlanRequest(Options):
     title: ClassVar[str] = "Plan"
 
     workers: tuple[int, ...] = option(
-        (8, 16, 32, 64, 128, 256, 512), Counts("workers", MOST_WORKERS), "Numbers of workers: 64, 8..4096 or a list."
+        (8, 16, 32, 64, 128, 256, 512), Counts("workers", RANKS.most), "Numbers of workers: 64, 8..4096 or a list."
     )
     strategies: tuple[str, ...] = option(
         ("ring", "halving-doubling", "ps"), Several(Text("NAME")), "Strategies to look at; FILE.py:Name is one too."
     )
     servers: tuple[int, ...] = option(
-        (8,), Counts("servers", MOST_WORKERS), "Numbers of servers, for strategies that have any."
+        (8,), Counts("servers", RANKS.most), "Numbers of servers, for strategies that have any."
     )
     model: str | None = option(
         None, Name(published_models), "Model that is trained.", missing="the model of --fit, else gpt2-small"
@@ -183,7 +206,10 @@ class PlanRequest(Options):
         None, TOKENS, "Critical batch in tokens, if it is known; with --least-updates.", missing="an estimate"
     )
     least_updates: float | None = option(
-        None, Number(above=0), "Updates with an endless batch, if known; with --critical-batch.", missing="an estimate"
+        None,
+        Number(least=1, most=1e12),
+        "Updates with an endless batch, if known; with --critical-batch.",
+        missing="an estimate",
     )
     fit: Path | None = option(
         None, File(), "Folder of a figure in which these two were fitted to measurements.", missing="none"
@@ -197,6 +223,6 @@ class PlanRequest(Options):
         "Numbers of micro-batches that a worker adds up for one update.",
     )
     price: float | None = option(
-        None, Number(above=0), "Price of a GPU-hour, for costs in money.", missing="costs in GPU-hours alone"
+        None, Number(above=0, most=1e9), "Price of a GPU-hour, for costs in money.", missing="costs in GPU-hours alone"
     )
     cluster: ClusterSettings = field(default_factory=ClusterSettings)

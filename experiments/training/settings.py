@@ -11,7 +11,20 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.kinds import BYTES, Flag, Name, Number, Several, Text, Whole
+from bigbatch.comm.kinds import (
+    BYTES,
+    EXAMPLES,
+    RANKS,
+    SECONDS,
+    SEED,
+    UPDATES,
+    Flag,
+    Name,
+    Number,
+    Several,
+    Text,
+    Whole,
+)
 from bigbatch.comm.options import Options, option, options_of, unknown_option
 from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.comm.wires import DEFAULT_DEADLINE
@@ -35,6 +48,25 @@ def networks() -> list[str]:
     from bigbatch.comm.simulation.presets import NETWORKS, THIS_MACHINE
 
     return [*NETWORKS, THIS_MACHINE]
+
+
+class Straggling(Text):
+    """The kind of value that says what slows simulated workers, such as "lognormal:0.2,slow:3:2"."""
+
+    def __init__(self) -> None:
+        super().__init__("WORDS")
+
+    def read(self, value: Any) -> str:
+        """Returns the words, after looking whether they can be understood."""
+        words = super().read(value)
+        if words != "none":  # the default, for which nobody must wait for NumPy
+            from bigbatch.comm.simulation.computing import stragglers_named
+
+            try:
+                stragglers_named(words)
+            except ConfigurationError as error:
+                raise ValueError(f"cannot be understood: {str(error).rstrip('.')}") from None
+        return words
 
 
 def gpus() -> list[str]:
@@ -65,19 +97,19 @@ class BatchSettings(Options):
         None, Whole(most=100_000), "Number of workers to start, without mpirun or torchrun.", missing="1", short="-n"
     )
     batch_size: int | None = option(
-        None, Whole(), "Global batch of an update, in examples.", missing=f"about {DEFAULT_BATCH}"
+        None, EXAMPLES, "Global batch of an update, in examples.", missing=f"about {DEFAULT_BATCH}"
     )
     micro_batch: int | None = option(
-        None, Whole(), "Examples that a worker computes at once.", missing="what the batch size leaves"
+        None, EXAMPLES, "Examples that a worker computes at once.", missing="what the batch size leaves"
     )
     accumulate: int | None = option(
         None,
-        Whole(),
+        UPDATES,
         "Micro-batches whose gradients a worker adds up for one update.",
         missing=str(DEFAULT_ACCUMULATION),
     )
     arms: tuple[str, ...] = option(ARMS, Several(Name(lambda: ARMS)), "Arms to run, in this order.")
-    seed: int = option(0, Whole(least=0), "Seed for the initial weights and the order of the examples.")
+    seed: int = option(0, SEED, "Seed for the initial weights and the order of the examples.")
 
     def plan(self, workers: int | None = None) -> BatchPlan:
         """Computes how the batches of the accumulated arm are divided.
@@ -117,19 +149,19 @@ class UpdateSettings(Options):
 
     title: ClassVar[str] = "Update"
 
-    learning_rate: float = option(1e-3, Number(above=0), "Peak learning rate, the same for every arm.")
+    learning_rate: float = option(1e-3, Number(above=0, most=1e6), "Peak learning rate, the same for every arm.")
     optimizer: str = option(
         "adamw", Name(OPTIMIZERS.names, "torch.optim:CLASS or FILE.py:name"), "Optimiser that makes the updates."
     )
     schedule: str = option(
         "constant", Name(SCHEDULES.names, "FILE.py:name"), "How the learning rate goes from update to update."
     )
-    warmup: int = option(0, Whole(least=0), "Updates in which the learning rate rises to its peak.")
+    warmup: int = option(0, Whole(least=0, most=UPDATES.most), "Updates in which the learning rate rises to its peak.")
     scaling: str = option(
         UNSCALED, Name(SCALING_RULES.names, "FILE.py:name"), "How the learning rate grows with the global batch."
     )
     base_batch: int | None = option(
-        None, Whole(), "Global batch for which --learning-rate is meant.", missing=str(DEFAULT_BATCH)
+        None, EXAMPLES, "Global batch for which --learning-rate is meant.", missing=str(DEFAULT_BATCH)
     )
     clip: float | None = option(
         None, Number(above=0), "Norm to which longer gradients are shortened.", missing="no limit"
@@ -156,11 +188,9 @@ class WireSettings(Options):
         True, Flag(), "Give all models worker 0's buffers, such as running means, after every update."
     )
     node_size: int | None = option(
-        None, Whole(), "Number of ranks to treat as one machine.", missing="those that share one"
+        None, RANKS, "Number of ranks to treat as one machine.", missing="those that share one"
     )
-    deadline: float = option(
-        DEFAULT_DEADLINE, Number(above=0), "Seconds that a rank waits for another before it gives up."
-    )
+    deadline: float = option(DEFAULT_DEADLINE, SECONDS, "Seconds that a rank waits for another before it gives up.")
 
 
 @dataclass(frozen=True)
@@ -199,7 +229,7 @@ class ObservationSettings(Options):
     )
     noise_scale: bool = option(False, Flag(), "Measure the gradient noise scale of every arm.")
     trace: bool = option(False, Flag(), "Write trace.json, which records what every rank does when.")
-    trace_updates: int = option(20, Whole(), "Number of updates that a trace records of each arm, from its first.")
+    trace_updates: int = option(20, UPDATES, "Number of updates that a trace records of each arm, from its first.")
 
 
 @dataclass(frozen=True)
@@ -221,7 +251,7 @@ class SimulationSettings(Options):
 
     simulate: int | None = option(
         None,
-        Whole(most=1 << 20),
+        RANKS,
         "Number of workers to simulate, all in this process and in simulated time.",
         missing="real processes",
     )
@@ -230,7 +260,7 @@ class SimulationSettings(Options):
     )
     straggler: str | None = option(
         None,
-        Text("WORDS"),
+        Straggling(),
         "What slows simulated workers: exponential:0.3, lognormal:0.3, slow:RANK:FACTOR or fail:RANK:SECONDS; several "
         "are joined by commas.",
         missing="none",

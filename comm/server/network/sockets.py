@@ -1,6 +1,5 @@
 """ZeroMQ: the sockets of servers and workers."""
 
-import ipaddress
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +9,8 @@ from zmq.auth.thread import ThreadAuthenticator
 from zmq.utils.monitor import recv_monitor_message
 
 from bigbatch.comm.errors import CommunicationError, ConfigurationError
+from bigbatch.comm.kinds import checked
+from bigbatch.comm.server.network.address import Address, is_loopback
 from bigbatch.comm.server.network.keys import Keys
 from bigbatch.comm.server.network.messages import Frame
 from bigbatch.comm.server.network.remote_shard import Wire
@@ -34,6 +35,7 @@ class Listener:
     """
 
     def __init__(self, address: str, keys: Keys | None) -> None:
+        address = checked("The address of a server", Address(any_port=True), address)
         if keys is None and not is_loopback(address):
             raise ConfigurationError(
                 f"Without keys a server listens only to its own machine, such as at tcp://127.0.0.1:5555, but not at "
@@ -131,6 +133,7 @@ class Dialer(Wire):
     """
 
     def __init__(self, address: str, keys: Keys | None) -> None:
+        address = checked("The address of a server", Address(), address)
         self.name = address
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
@@ -194,12 +197,3 @@ class Dialer(Wire):
         self._monitor.close()
         self._socket.close()
         self._context.term()
-
-
-def is_loopback(address: str) -> bool:
-    """Whether only this machine can reach an address, tcp://HOST:PORT."""
-    host = address.removeprefix("tcp://").rpartition(":")[0].strip("[]")
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

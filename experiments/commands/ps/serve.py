@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 
 import click
 
-from bigbatch.comm.kinds import File, Kind, Number, Text, Whole
+from bigbatch.comm.kinds import RANKS, SECONDS, File, Kind, Whole
 from bigbatch.comm.options import Options, option, options_of
+from bigbatch.comm.server.network.address import Address
 from bigbatch.comm.strategies.server_options import ServerOptions
 from bigbatch.experiments.commands.options import Command, OutputSettings, configuration, flags
 from bigbatch.experiments.commands.ps.status import DEFAULT_ADDRESS
@@ -22,12 +23,15 @@ class Part(Kind):
 
     def read(self, value: Any) -> tuple[int, int]:
         """Reads the part's number, from 0, and the number of parts: "2/3" -> (1, 3)."""
-        if isinstance(value, tuple):
-            return value
-        part, _, parts = str(value).partition("/")
-        if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        # What was read already counts parts from 0, as programs do.
+        given = (value[0] + 1, value[1]) if isinstance(value, tuple) else str(value).split("/")
+        try:
+            part, parts = map(RANKS.read, given)
+        except (ValueError, TypeError):
+            part, parts = 1, 0
+        if part > parts:
             raise ValueError("is no part; write 1/2 for the first of two, and 2/2 for the other")
-        return int(part) - 1, int(parts)
+        return part - 1, parts
 
     def write(self, value: Any) -> str:
         """Writes a part as the command line has it: (1, 3) -> "2/3"."""
@@ -50,7 +54,7 @@ class ServingSettings(Options):
 
     title: ClassVar[str] = "Server"
 
-    bind: str = option(DEFAULT_ADDRESS, Text("ADDRESS"), "Address to listen at; the port * takes a free one.")
+    bind: str = option(DEFAULT_ADDRESS, Address(any_port=True), "Address to listen at; the port * takes a free one.")
     keys: Path | None = option(
         None, File(), "File of keys, as `ps keys` makes them; the same on both sides.", missing="no encryption"
     )
@@ -58,8 +62,8 @@ class ServingSettings(Options):
     snapshot: Path | None = option(
         None, File(), "Folder in which the state is kept, to go on from there.", missing="nothing is kept"
     )
-    snapshot_seconds: float = option(10.0, Number(above=0), "Seconds between two snapshots.")
-    patience: float = option(5.0, Number(above=0), "Seconds to wait for a worker's heartbeat.")
+    snapshot_seconds: float = option(10.0, SECONDS, "Seconds between two snapshots.")
+    patience: float = option(5.0, SECONDS, "Seconds to wait for a worker's heartbeat.")
     workers: int = option(
         1, Whole(most=1024), "Number of workers that must be there to begin; batches are planned for them.", short="-n"
     )

@@ -6,8 +6,9 @@ from typing import Any, ClassVar
 
 import click
 
-from bigbatch.comm.kinds import File, Flag, Number, Text
+from bigbatch.comm.kinds import SECONDS, File, Flag
 from bigbatch.comm.options import Options, option
+from bigbatch.comm.server.network.address import Address
 from bigbatch.experiments.commands.options import Command, Value, takes
 
 DEFAULT_ADDRESS = "tcp://127.0.0.1:5555"
@@ -17,7 +18,7 @@ SERVERS = click.option(
     "--server",
     "addresses",
     multiple=True,
-    type=Value(Text("ADDRESS")),
+    type=Value(Address()),
     default=(DEFAULT_ADDRESS,),
     show_default=True,
     help="Address of a server; given once for each.",
@@ -40,7 +41,7 @@ class StatusSettings(Options):
         None, File(), "File of keys, as `ps keys` makes them; the same on both sides.", missing="no encryption"
     )
     json: bool = option(False, Flag(), "Print the status as JSON instead of tables.")
-    deadline: float = option(10.0, Number(above=0), "Seconds to wait for an answer.")
+    deadline: float = option(10.0, SECONDS, "Seconds to wait for an answer.")
 
 
 @click.command(cls=Command)

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import click
 
-from bigbatch.comm.kinds import File, Flag, Name, Number, Text, Whole
+from bigbatch.comm.kinds import SECONDS, File, Flag, Name, Text, Whole
 from bigbatch.comm.options import Options, option
 from bigbatch.comm.wires import DEFAULT_DEADLINE
 from bigbatch.experiments.commands.options import Command, takes
@@ -46,7 +46,7 @@ class WorkerSettings(Options):
     )
     threads: int = option(1, Whole(most=1024), "Threads that torch uses.")
     device: str = option("auto", Text("DEVICE"), "Device to compute on: auto, cpu, cuda or cuda:N.")
-    deadline: float = option(DEFAULT_DEADLINE, Number(above=0), "Seconds to wait for a server before giving up.")
+    deadline: float = option(DEFAULT_DEADLINE, SECONDS, "Seconds to wait for a server before giving up.")
     quiet: bool = option(False, Flag(), "Show no progress.")
 
 

@@ -262,7 +262,7 @@ def test_plan_writes_the_front_and_its_figure(run: Run, tmp_path):
         (["--target", "3.3", "--workers", "0..8"], "'0..8', which is no number of workers"),
         (["--target", "3.3", "--micro-batch", "0"], "'0', which is no number of sequences"),
         (["--target", "3.3", "--accumulate", "9999999"], "'9999999', which is no number of micro-batches"),
-        (["--critical-batch", "0", "--least-updates", "5"], "'0' is not a number of tokens"),
+        (["--critical-batch", "0", "--least-updates", "5"], "'0' is out of range; it must be at least 1"),
         (["--target", "0"], "Invalid value for '--target'"),
     ],
 )
