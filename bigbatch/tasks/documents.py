@@ -43,7 +43,10 @@ class Documents(LanguageModelling):
         self.sizes = {split: len(found) for split, found in self._spans.items()}
         for split, size in self.sizes.items():
             if not size:
-                raise ConfigurationError(f"The {split} part of the text has no document of more than one token.")
+                raise ConfigurationError(
+                    f"The {split} part of the text has no document of more than one token: the text is too short. Name a "
+                    "longer one."
+                )
 
     @classmethod
     def from_corpus(cls, corpus: Corpus, vocabulary: Vocabulary, context: int) -> Self:
