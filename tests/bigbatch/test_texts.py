@@ -7,7 +7,6 @@ import time
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from bigbatch.comm.cache import cache_folder
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.tasks.corpora import standard_library, text_file
 from bigbatch.tasks.documents import Documents
@@ -44,9 +43,9 @@ def test_a_text_without_spaces_is_prepared_in_seconds(tmp_path, name):
     assert (again.encode((text[:1000],)) == vocabulary.encode((text[:1000],))).all()
 
 
-def test_an_ordinary_text_has_the_vocabulary_that_it_has_without_the_cut(tmp_path):
+def test_an_ordinary_text_has_the_vocabulary_that_it_has_without_the_cut(cache, tmp_path):
     """The oracle is the library's own byte-level training, to which the cut of long words was added."""
-    corpus = standard_library(cache_folder())
+    corpus = standard_library(cache)
     plain = Tokenizer(models.BPE())
     plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     plain.decoder = decoders.ByteLevel()
