@@ -96,6 +96,6 @@ def test_a_text_that_is_long_enough_for_a_shorter_context_says_which(tmp_path):
 
 def test_a_text_too_large_is_refused_before_it_is_read(tmp_path):
     with (tmp_path / "text").open("wb") as file:
-        file.truncate(2**30 + 1)  # a file of zeros that takes no room on the disk
-    with pytest.raises(ConfigurationError, match="has 1,073,741,825 bytes, and 1,073,741,824 is the most"):
+        file.truncate(2**30 + 2**20)  # a file of zeros that takes no room on the disk
+    with pytest.raises(ConfigurationError, match="has 1,025 MB, and at most 1,024 MB are read"):
         text_file(tmp_path / "text")

@@ -1,11 +1,8 @@
-"""Addresses of servers: one kind of value for whoever listens and whoever dials; and the clock of servers."""
-
-import time
+"""Addresses of servers: one kind of value for whoever listens and whoever dials."""
 
 import pytest
 
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.server.network import clock
 from bigbatch.comm.server.network.address import Address, is_loopback
 from bigbatch.comm.server.network.sockets import Dialer, Listener
 
@@ -38,10 +35,3 @@ def test_addresses_are_read_as_they_are():
     assert [is_loopback(f"tcp://{host}:1") for host in ("127.0.0.1", "[::1]", "localhost", "10.0.0.1", "node")] == [
         *(True, True, True, False, False)
     ]
-
-
-def test_setting_the_systems_clock_changes_no_interval_of_a_server(monkeypatch):
-    before = clock.server_time()
-    assert abs(before - time.time()) < 60
-    monkeypatch.setattr(time, "time", lambda: 0.0)
-    assert 0 <= clock.server_time() - before < 60

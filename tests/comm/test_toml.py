@@ -1,14 +1,16 @@
-"""Files that a user wrote: read as text or as TOML, or refused in one sentence; networks with every wrong value."""
+"""Files of settings in TOML: read, or refused in one sentence; networks with every wrong value."""
 
 import math
 import os
 import tomllib
+from pathlib import Path
 
 import pytest
 
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.files import LARGEST_SETTINGS, read_text, read_toml
+from bigbatch.comm.files import MB
 from bigbatch.comm.simulation.network_file import read_network
+from bigbatch.comm.toml import read_toml
 
 BOM = b"\xef\xbb\xbf"
 
@@ -45,7 +47,6 @@ def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
     expected = read_network(network)
     network.write_bytes(BOM + plain)
     assert read_network(network) == expected
-    assert read_text(network, "network", 100).startswith("alpha")
 
 
 @pytest.mark.parametrize(
@@ -53,18 +54,18 @@ def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
     [
         (b"alpha = 1\nalpha = 2\n", "is not TOML: Cannot overwrite a value"),
         (b"alpha\n", "is not TOML: Expected '='"),
-        ("alpha = 1".encode("utf-16"), "is not text: byte 0 is not UTF-8"),
-        (b"alpha = '\xff'", "is not text: byte 9 is not UTF-8"),
+        ("alpha = 1".encode("utf-16"), "is not TOML: byte 0 is not UTF-8"),
+        (b"alpha = '\xff'", "is not TOML: byte 9 is not UTF-8"),
         (b"alpha = " + b"9" * 5000, "is not TOML: "),
         (b"alpha = " + b"[" * 5000 + b"]" * 5000, "is not TOML that can be read: it is nested too deeply"),
-        (b"#" * (LARGEST_SETTINGS + 1), f"has {LARGEST_SETTINGS + 1:,} bytes, and {LARGEST_SETTINGS:,} is the most"),
+        (b"#" * (2 * MB), "has 2 MB, and at most 1 MB are read"),
     ],
 )
 def test_what_is_no_toml_is_refused_with_the_files_name(tmp_path, content, sentence):
     file = tmp_path / "some.toml"
     file.write_bytes(content)
     with pytest.raises(ConfigurationError) as refused:
-        read_toml(file, "network")
+        read_toml(file, f"The network {file}")
     assert f"The network {file} " in str(refused.value)
     assert sentence in str(refused.value)
     assert "\n" not in str(refused.value)
@@ -74,14 +75,14 @@ def test_only_regular_files_are_read(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)  # nobody writes to it: to open it as a file would wait for ever
     for path, why in (
-        (pipe, "it is no regular file"),
-        ("/dev/zero", "it is no regular file"),
-        (tmp_path, "directory"),
+        (pipe, "is a pipe or a device"),
+        ("/dev/zero", "is a pipe or a device"),
+        (tmp_path, "is a folder"),
         (tmp_path / "none", "No such file"),
         (tmp_path / ("9" * 400), "File name too long"),
     ):
         with pytest.raises(ConfigurationError, match=f"cannot be read: .*{why}"):
-            read_toml(path, "configuration")
+            read_toml(Path(path), "The configuration")
 
 
 PLAIN = {"alpha": "1e-6", "bandwidth": "1e9"}
