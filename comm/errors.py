@@ -19,9 +19,6 @@ from typing import Any
 INTERRUPTED = 130
 """The exit status of a program that was ended by Ctrl-C, as shells have it."""
 
-QUOTED = 60
-"""Length at which a quoted value is cut off, in characters: a message must stay a sentence."""
-
 
 class BigBatchError(Exception):
     """Any error that bigbatch raises on purpose.
@@ -62,6 +59,10 @@ class MalformedError(CommunicationError):
 
 class DeadlockError(CommunicationError):
     """Raised when every rank of an in-process cluster waits for another one."""
+
+
+QUOTED = 60
+"""Length at which a quoted value is cut off, in characters: a message must stay a sentence."""
 
 
 def quoted(value: Any) -> str:

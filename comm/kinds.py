@@ -1,6 +1,7 @@
 """Kinds of values that an option can have: how each is read from text or from Python, and written again."""
 
 import math
+import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -323,6 +324,28 @@ BYTES = Count(
     "BYTES",
     most=2**50,
 )
+
+
+class Memory(Count):
+    """A number of bytes that are held in memory: at most as many as this machine has."""
+
+    def __init__(self) -> None:
+        super().__init__("bytes", BYTES._spelled, BYTES._example, BYTES.metavar, BYTES.most)
+
+    def read(self, value: Any) -> int:
+        """Reads a number of bytes, as `BYTES` does."""
+        nbytes = super().read(value)
+        if nbytes > physical_memory():
+            raise ValueError(f"is more than this machine's memory of {physical_memory():,} bytes")
+        return nbytes
+
+
+def physical_memory() -> int:
+    """The bytes of memory that this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+MEMORY = Memory()
 
 
 class Several(Kind):

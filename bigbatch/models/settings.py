@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.kinds import Name, Whole
+from bigbatch.comm.kinds import Name, Whole, physical_memory
 from bigbatch.comm.options import Options, option
 from bigbatch.models import MODELS
 
@@ -20,7 +20,8 @@ class ModelSettings(Options):
         heads: number of attention heads, which divides the width.
 
     Raises:
-        ConfigurationError: the heads do not divide the width; names the nearest widths that they divide.
+        ConfigurationError: the model cannot fit into this machine's memory; or the heads do not divide the width, and
+            the message names the nearest widths that they divide.
     """
 
     title: ClassVar[str] = "Model"
@@ -32,6 +33,13 @@ class ModelSettings(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        parameters, memory = 12 * self.layers * self.width**2, physical_memory()
+        if 4 * parameters > memory:
+            raise ConfigurationError(
+                f"{self.layers:,} layers of width {self.width:,} have at least {parameters:,} parameters, "
+                f"of 4 bytes each, and this machine has {memory:,} bytes of memory: take fewer --layers or a smaller "
+                "--width."
+            )
         if self.width % self.heads:
             near = self.width // self.heads * self.heads
             raise ConfigurationError(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bigbatch.comm.cache import keep
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.files import read_text
+from bigbatch.comm.files import read_bytes
 
 HELD_OUT = 10
 """One document (or character) in this many is held out for validation."""
@@ -95,7 +95,13 @@ def text_file(path: Path) -> Corpus:
     Raises:
         ConfigurationError: the file is missing, unreadable, too large, empty or not text.
     """
-    text = read_text(path, "text", LARGEST_TEXT)
+    content = read_bytes(path, f"The text {path}", LARGEST_TEXT)
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(
+            f"The file {path} is not text: byte {error.start} is not UTF-8. Convert it to UTF-8 first."
+        ) from error
     if "\0" in text:
         raise ConfigurationError(f"The file {path} is not text: character {text.index(chr(0))} is NUL.")
     if not text.strip():

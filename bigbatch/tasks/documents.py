@@ -43,7 +43,10 @@ class Documents(LanguageModelling):
         self.sizes = {split: len(found) for split, found in self._spans.items()}
         for split, size in self.sizes.items():
             if not size:
-                raise ConfigurationError(f"The {split} part of the text has no document of more than one token.")
+                raise ConfigurationError(
+                    f"The {split} part of the text has no document of more than one token: the text is too short. "
+                    "Name a longer one."
+                )
 
     @classmethod
     def from_corpus(cls, corpus: Corpus, vocabulary: Vocabulary, context: int) -> Self:
@@ -75,7 +78,7 @@ def spans(numbers: NDArray[np.int32], end: int, context: int) -> NDArray[np.int6
         (documents, 2) places in `numbers`: where each document starts, and where its used part stops.
     """
     stops = np.flatnonzero(numbers == end) + 1
-    starts = np.concatenate([[0], stops[:-1]])
+    starts = np.concatenate([[0], stops])[: len(stops)]
     found = np.stack([starts, np.minimum(stops, starts + context + 1)], axis=1)
     longer: NDArray[np.int64] = found[found[:, 1] - found[:, 0] > 1]
     return longer

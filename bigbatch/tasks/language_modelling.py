@@ -59,15 +59,15 @@ class LanguageModelling(Task):
             "training": vocabulary.encode(corpus.training),
             "validation": vocabulary.encode(corpus.validation),
         }
-        for split, numbers in tokens.items():
-            have = f"The {split} part of {corpus.name} has {len(numbers)} {'token' if len(numbers) == 1 else 'tokens'}"
-            if len(numbers) < 2:
-                raise ConfigurationError(f"{have}, so that none follows another: the text is too short. Name a longer.")
-            if len(numbers) <= context:
-                raise ConfigurationError(
-                    f"{have}, too few for a context of {context}: name a longer text, or use "
-                    f"--context {len(numbers) - 1} or less."
-                )
+        split = min(tokens, key=lambda split: len(tokens[split]))
+        count = len(tokens[split])
+        have = f"The {split} part of {corpus.name} has {count} {'token' if count == 1 else 'tokens'}"
+        if count < 2:
+            raise ConfigurationError(f"{have}, so that none follows another: the text is too short. Name a longer one.")
+        if count <= context:
+            raise ConfigurationError(
+                f"{have}, too few for a context of {context}: name a longer text, or use --context {count - 1} or less."
+            )
         return cls(tokens, context, vocabulary.size, corpus.sha256)
 
     def batch(self, split: Split, examples: NDArray[np.int64]) -> TokenBatch:

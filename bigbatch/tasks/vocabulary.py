@@ -44,7 +44,7 @@ class Vocabulary:
     def encode(self, documents: tuple[str, ...]) -> NDArray[np.int32]:
         """Encodes documents as token numbers, (tokens,): one document after the other, with an end token after each."""
         pieces = [[*encoding.ids, self.end] for encoding in self._tokenizer.encode_batch(list(documents))]
-        return np.concatenate([np.array(piece, dtype=np.int32) for piece in pieces])
+        return np.concatenate([np.empty(0, dtype=np.int32), *(np.array(piece, dtype=np.int32) for piece in pieces)])
 
     def decode(self, tokens: NDArray[np.int32]) -> str:
         """Decodes token numbers, (tokens,), to text."""

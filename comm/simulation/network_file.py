@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from bigbatch.comm.errors import ConfigurationError, quoted, suggestion
-from bigbatch.comm.files import read_toml
 from bigbatch.comm.kinds import BYTES, checked
 from bigbatch.comm.simulation.network import ALPHA, BANDWIDTH, Network, Piece, Wire
+from bigbatch.comm.toml import read_toml
 
 # Keeping.
 
@@ -44,7 +44,7 @@ def read_network(path: Path) -> Network:
     Raises:
         ConfigurationError: the file cannot be read, or says what no network can have; names the key.
     """
-    entries = read_toml(path, "network")
+    entries = read_toml(path, f"The network {path}")
     try:
         return network_from(entries, path.stem)
     except ConfigurationError as error:

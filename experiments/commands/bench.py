@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
-from bigbatch.comm.kinds import BYTES, SECONDS, Several, Text, Whole
+from bigbatch.comm.kinds import MEMORY, SECONDS, Several, Text, Whole
 from bigbatch.comm.options import Options, option
 from bigbatch.experiments.commands.options import Command, FolderSettings, takes
 from bigbatch.experiments.commands.ranks import RankSettings, ranks_of
@@ -29,7 +29,7 @@ class BenchSettings(Options):
     title: ClassVar[str] = "Bench"
 
     bytes: tuple[int, ...] = option(
-        (4 * 2**10, 256 * 2**10, 4 * 2**20, 32 * 2**20), Several(BYTES), "Sizes of the buffers."
+        (4 * 2**10, 256 * 2**10, 4 * 2**20, 32 * 2**20), Several(MEMORY), "Sizes of the buffers."
     )
     algorithms: tuple[str, ...] | None = option(
         None, Several(Text("NAME")), "All-reduces to measure.", missing="all that can run"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
-from bigbatch.comm.kinds import BYTES, SECONDS, File
+from bigbatch.comm.kinds import MEMORY, SECONDS, File
 from bigbatch.comm.options import Options, option
 from bigbatch.comm.wires import DEFAULT_DEADLINE
 from bigbatch.experiments.commands.options import Command, FolderSettings, takes
@@ -31,7 +31,7 @@ class CalibrationSettings(Options):
 
     seconds: float = option(10.0, SECONDS, "Seconds to spend on everything, about.")
     memory: int = option(
-        128 * 2**20, BYTES, "Memory that each rank works through; too little would stay in the caches."
+        128 * 2**20, MEMORY, "Memory that each rank works through; too little would stay in the caches."
     )
     network: Path | None = option(None, File(), "File to write.", missing="this-machine.toml in the cache")
     deadline: float = option(DEFAULT_DEADLINE, SECONDS, "Seconds that a rank waits for another before it gives up.")

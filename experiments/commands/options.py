@@ -11,9 +11,9 @@ from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from bigbatch.comm.errors import ConfigurationError, quoted, suggestion
-from bigbatch.comm.files import read_toml
 from bigbatch.comm.kinds import File, Flag, Kind, Name, Several, checked
 from bigbatch.comm.options import Option, Options, option, options_of
+from bigbatch.comm.toml import read_toml
 
 WIDTH = 80
 """Width of a help text, in columns."""
@@ -188,7 +188,7 @@ def read_configuration(context: click.Context, _: click.Parameter, path: Path | 
         ConfigurationError: the file cannot be read, is not TOML, names an unknown option, or gives one a wrong value.
     """
     if path is not None:
-        read = read_entries(context.command, path, read_toml(path, "configuration"))
+        read = read_entries(context.command, path, read_toml(path, f"The configuration {path}"))
         context.default_map = {**(context.default_map or {}), **read}
 
 

@@ -19,6 +19,10 @@ Every option of the command line. In Python, and in a file given to `--config`, 
 underscores and no dashes before it: `--batch-size 64` is `batch_size=64`. A number of bytes or tokens may have a unit
 (`256KB`, `0.3M`); several values are separated by commas. `--help` and `--debug`, which shows an error's traceback, go
 with every command.
+
+A number has a decimal point (`0.3`) and may have an exponent (`3e5`). Commas or underscores may stand between groups of
+three digits (`1,000,000`), and nowhere else. A number out of range, infinity and NaN are refused, and the message names
+the limit.
 """
 
 

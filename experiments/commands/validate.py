@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
-from bigbatch.comm.kinds import BYTES, SECONDS, Several, Whole
+from bigbatch.comm.kinds import MEMORY, SECONDS, Several, Whole
 from bigbatch.comm.options import Options, option
 from bigbatch.comm.wires import DEFAULT_DEADLINE
 from bigbatch.experiments.commands.options import Command, FolderSettings, takes
@@ -29,7 +29,7 @@ class ValidationSettings(Options):
 
     title: ClassVar[str] = "Validation"
 
-    bytes: tuple[int, ...] = option((4 * 2**20, 16 * 2**20, 32 * 2**20), Several(BYTES), "Sizes of the buffers.")
+    bytes: tuple[int, ...] = option((4 * 2**20, 16 * 2**20, 32 * 2**20), Several(MEMORY), "Sizes of the buffers.")
     ranks: tuple[int, ...] = option(
         (3, 4), Several(Whole(most=10_000), ascending=True), "Numbers of workers to predict."
     )

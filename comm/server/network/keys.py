@@ -10,7 +10,6 @@ from typing import Self
 import zmq
 
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.files import LARGEST_SETTINGS, read_text
 
 KEY_LENGTH = 40
 """Characters of a key, in ZeroMQ's Z85 encoding of 32 bytes."""
@@ -70,11 +69,12 @@ class Keys:
         """
         try:
             others = stat.S_IMODE(path.stat().st_mode) & 0o077
-        except OSError as error:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
             raise ConfigurationError(
-                f"The keys {path} cannot be read: {error.strerror}. Make some with: bigbatch-exp ps keys {path}"
+                f"The keys {path} cannot be read: {getattr(error, 'strerror', error)}. Make some with: "
+                f"bigbatch-exp ps keys {path}"
             ) from error
-        text = read_text(path, "keys", LARGEST_SETTINGS)
         if others:
             raise ConfigurationError(
                 f"The keys {path} can be read by others. Take that right away with: chmod 600 {path}"

@@ -1,8 +1,8 @@
 """The loop of a server on a network: hear, answer, look who is silent, keep what must not be lost."""
 
+import time
 from collections.abc import Callable
 
-from bigbatch.comm.server.network.clock import server_time
 from bigbatch.comm.server.network.elastic_server import NetworkServer
 from bigbatch.comm.server.network.sockets import Listener
 
@@ -21,11 +21,11 @@ def serve(
         keep: called about every `interval` seconds in which something has changed.
         interval: seconds of work that may be lost, at most.
     """
-    now = ticked = kept = server_time()
+    now = ticked = kept = time.time()
     progress = server.progress
     while not done(now):
         arrived = listener.receive(TICK_SECONDS)
-        now = server_time()
+        now = time.time()
         outgoing = server.receive(*arrived, now) if arrived is not None else []
         if now - ticked >= TICK_SECONDS:
             outgoing += server.tick(now)

@@ -1,6 +1,7 @@
 """The experiment that servers on a network offer: what `ps serve` does."""
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,7 +15,6 @@ import bigbatch
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.parameters import FlatParameters, OptimizerFactory
 from bigbatch.comm.schedules.schedule import chunk_bounds
-from bigbatch.comm.server.network.clock import server_time
 from bigbatch.comm.server.network.elastic_server import NetworkServer
 from bigbatch.comm.server.network.messages import Stage
 from bigbatch.comm.server.network.serve import serve
@@ -85,7 +85,7 @@ class ServedExperiment:
                     served.go_on(earlier["arm"])
                     self._tell(
                         f"Went on with the arm {arm.name} from version {served.server.shard.version}, kept "
-                        f"{server_time() - earlier['when']:.1f} s ago; what may have come after that is done again"
+                        f"{time.time() - earlier['when']:.1f} s ago; what may have come after that is done again"
                     )
                     earlier = None
                 if not endpoint:
@@ -97,7 +97,7 @@ class ServedExperiment:
             writer.summary(summary_of(self._offer.request, workers, assembly.task, served.parameters, results))
         if self._snapshots is not None:
             self._snapshots.remove()
-        until = server_time() + LINGER_SECONDS
+        until = time.time() + LINGER_SECONDS
         serve(self._listener, served.server, lambda now: now > until, lambda: None, LINGER_SECONDS)
 
     def _serve(self, served: "ServedArm", results: list[dict[str, Any]]) -> None:
@@ -105,7 +105,7 @@ class ServedExperiment:
             if self._snapshots is not None:
                 asked, before = json.dumps(self._offer.written()), json.dumps(results)
                 arm = served.server.state_dict()
-                self._snapshots.save({"when": server_time(), "asked": asked, "results": before, "arm": arm})
+                self._snapshots.save({"when": time.time(), "asked": asked, "results": before, "arm": arm})
 
         try:
             serve(self._listener, served.server, served.finished, keep, self._interval)
@@ -216,7 +216,7 @@ class ServedArm:
 
     def _noted(self, session: int, row: NDArray[np.float64]) -> None:
         """A worker has noted something."""
-        self._record(session, row, server_time())
+        self._record(session, row, time.time())
 
     def _record(self, session: int, row: NDArray[np.float64], when: float) -> None:
         """Make a note a line of the metrics; their time is that in which any worker trained."""
