@@ -50,8 +50,7 @@ def calibrate(settings: CalibrationSettings, output: FolderSettings) -> None:
     from bigbatch.comm.measuring.calibration import measure_points
     from bigbatch.comm.measuring.fitting import fit_network
     from bigbatch.comm.wires.agreement import together
-    from bigbatch.experiments.commands.output import close, console, print_json, told
-    from bigbatch.experiments.figures.calibration import draw_calibration
+    from bigbatch.experiments.commands.output import at_once, console, print_json, results_in, told
     from bigbatch.experiments.measuring.calibrate import (
         NETWORK_FILE,
         calibrated,
@@ -59,7 +58,7 @@ def calibrate(settings: CalibrationSettings, output: FolderSettings) -> None:
         keep_network,
         source_of,
     )
-    from bigbatch.experiments.runs.run import SUMMARY, environment, make_folder, new_folder, write_json
+    from bigbatch.experiments.runs.run import environment, make_folder, new_folder
 
     memory = settings.memory
     with ranks_of(RankSettings(workers=2, deadline=settings.deadline)) as (transport, _):
@@ -69,17 +68,28 @@ def calibrate(settings: CalibrationSettings, output: FolderSettings) -> None:
         together(transport, lambda: check_file(path) if speaking else None)
         points = measure_points(transport, settings.seconds, memory, say=told(speaking))
         network = together(transport, lambda: fit_network(points, source=source_of(memory)))
-        together(transport, lambda: keep_network(network, path) if speaking else None)
-        if speaking:
-            summary = calibrated(points, network, memory)
-            write_json(folder / SUMMARY, {**summary, "environment": environment()})
-            draw_calibration(summary, folder / "calibration.png")
-            if output.json:
-                print_json(summary["rows"])
-                return
+    if not speaking:
+        return
+
+    def show() -> None:
+        if output.json:
+            print_json(summary["rows"])
+            return
+        with at_once():
             print_calibration(console(), summary)
             print(f"\n{path}: the network, for {memory / 2**20:g} MB of memory in each of two ranks")
-            close(folder)
+
+    def draw(to: Path) -> None:
+        from bigbatch.experiments.figures.calibration import draw_calibration
+
+        draw_calibration(summary, to)
+
+    summary = {**calibrated(points, network, memory), "environment": environment()}
+    with results_in(folder, named=not output.json) as results:
+        results.keep(summary)
+        results.attempt(f"The network {path} cannot be written", lambda: keep_network(network, path))
+        results.show(show)
+        results.draw("calibration.png", draw)
 
 
 def print_calibration(console: "Console", summary: dict[str, Any]) -> None:

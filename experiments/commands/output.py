@@ -3,7 +3,8 @@
 import json
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from rich.table import Table
 
 from bigbatch.comm.errors import BigBatchError, ConfigurationError
 from bigbatch.experiments.commands.options import OutputSettings
+from bigbatch.experiments.commands.streams import Stream
+from bigbatch.experiments.runs.results import Results
 from bigbatch.experiments.training.progress import terminal_columns
 
 if TYPE_CHECKING:  # whoever only asks for help must not wait for NumPy
@@ -73,8 +76,26 @@ def report(error: Exception, rank: int | None = None) -> None:
     print(f"bigbatch-exp: {where}{what}{hint}", file=sys.stderr, flush=True)
 
 
+@contextmanager
+def results_in(folder: Path, *, named: bool = True, failures: Sequence[str] = ()) -> Iterator[Results]:
+    """Provides what keeps, shows and draws the results of a command, in this order; the folder is named last.
+
+    Args:
+        folder: the folder of the results.
+        named: whether to print the folder and its files at the end.
+        failures: sentences, without their full stops, about what has failed already.
+
+    Raises:
+        IncompleteError: something could not be kept, shown or drawn; everything else was.
+    """
+    with Results(folder, failures) as results:
+        yield results
+        if named:
+            results.show(lambda: close(folder))
+
+
 def present(
-    runs: Sequence["Run"], folder: Path, summary: dict[str, Any], sentence: str, output: OutputSettings
+    runs: Sequence["Run"], summary: dict[str, Any], sentence: Callable[[], str], output: OutputSettings
 ) -> None:
     """Print the table of finished runs and a sentence about them, or the summary."""
     from bigbatch.experiments.runs.table import setting
@@ -82,12 +103,12 @@ def present(
     if output.json:
         print_json(summary)
     elif not output.quiet:
-        print()
-        print_table(console(), [run.summary for run in runs])
-        console().print(f"\n{sentence}")
-        if setting(runs[0].summary):
-            console().print(f"\n{setting(runs[0].summary)}")
-        close(folder)
+        with at_once():
+            print()
+            print_table(console(), [run.summary for run in runs])
+            console().print(f"\n{escape(sentence())}")
+            if setting(runs[0].summary):
+                console().print(f"\n{escape(setting(runs[0].summary))}")
 
 
 def print_table(console: Console, summaries: Sequence[dict[str, Any]]) -> None:
@@ -105,6 +126,18 @@ def print_table(console: Console, summaries: Sequence[dict[str, Any]]) -> None:
     console.print(table)
 
 
+@contextmanager
+def at_once() -> Iterator[None]:
+    """Sends what is printed within the context in one piece.
+
+    A launcher passes it on in one piece, too. If nobody reads that to its end, as with `head`, the launcher only
+    notices at the next piece, when everything else has been done.
+    """
+    stream = sys.stdout
+    with stream.held() if isinstance(stream, Stream) else nullcontext():
+        yield
+
+
 def check_ending(path: Path, *endings: str) -> None:
     """Refuse a file whose name does not end in one of `endings`.
 
@@ -115,17 +148,23 @@ def check_ending(path: Path, *endings: str) -> None:
         raise ConfigurationError(f"{path} would be another kind of file: name one that ends in {endings[0]}.")
 
 
-def write(path: Path, make: Callable[[], object]) -> None:
-    """Call `make` to write the file at `path`, and print the file's name.
+def write(path: Path, draw: Callable[[Path], object]) -> None:
+    """Write the one file that a command makes, whole or not at all, and print its name.
+
+    Args:
+        path: the file.
+        draw: writes it; gets the path to write.
 
     Raises:
-        ConfigurationError: the file cannot be written.
+        ConfigurationError: the file cannot be written, or what it should show cannot be drawn.
     """
     from bigbatch.experiments.runs.run import make_folder
 
     make_folder(path.parent)
-    try:
-        make()
-    except OSError as error:
-        raise ConfigurationError(f"The file {path} cannot be written: {error.strerror}. Name another.") from error
+    if path.exists() and not path.is_file():
+        raise ConfigurationError(f"{path} is no file, and cannot be replaced by one. Name another with --out.")
+    results = Results(path.parent)
+    results.draw(path.name, draw)
+    if results.failures:
+        raise ConfigurationError(f"{results.failures[0]}.")
     print(path, flush=True)

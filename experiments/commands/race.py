@@ -39,7 +39,7 @@ class RaceSettings(Options):
 @takes(RaceSettings, RankSettings)
 def race(settings: RaceSettings, ranks: RankSettings, strategies: tuple[str, ...]) -> None:
     """Train 4 million parameters in turns: over strategies (shared), over torch's own way, and without exchange."""
-    from bigbatch.experiments.commands.output import console, print_json, told
+    from bigbatch.experiments.commands.output import at_once, console, print_json, told
     from bigbatch.experiments.measuring import race as racing
     from bigbatch.experiments.measuring.wires import all_reduce_named
 
@@ -50,9 +50,10 @@ def race(settings: RaceSettings, ranks: RankSettings, strategies: tuple[str, ...
         speaking = transport.rank == 0
         shape = settings.micro_batch, settings.context, settings.turns
         rows = racing.race(transport, launch, names, *shape, told(speaking))
-        if speaking and settings.json:
-            print_json(rows)
-        elif speaking:
+    if speaking and settings.json:
+        print_json(rows)
+    elif speaking:
+        with at_once():
             print_race(console(), rows)
 
 

@@ -37,4 +37,4 @@ def report(settings: ReportSettings, folders: tuple[Path, ...]) -> None:
 
     check_ending(settings.out, ".html", ".htm")
     page = make_page(list({folder.resolve(): folder for folder in folders}.values()))
-    write(settings.out, lambda: settings.out.write_text(page, encoding="utf-8"))
+    write(settings.out, lambda path: path.write_text(page, encoding="utf-8", errors="replace"))

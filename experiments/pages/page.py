@@ -13,10 +13,10 @@ from jinja2 import Environment, StrictUndefined
 
 import bigbatch
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.experiments.figures.overlay import draw_overlay, incomparable
+from bigbatch.comm.files import read_bytes
 from bigbatch.experiments.laboratory.claim import Column
 from bigbatch.experiments.runs.run import Run, is_comparison, is_run, names_of, read_config, read_summary, runs_in
-from bigbatch.experiments.runs.table import TableSection, compared_verdict, setting, table_of, verdict
+from bigbatch.experiments.runs.table import TableSection, compared_verdict, incomparable, setting, table_of, verdict
 
 Facts = list[tuple[str, str]]
 """Pairs of a name and a value, as text."""
@@ -156,7 +156,8 @@ def _experiment(section: Section, runs: Sequence[Run]) -> None:
     several = len(runs) > 1
     section.kind = f"a comparison of {len(runs)} strategies" if several else f"a run over {summaries[0]['strategy']}"
     sentence = compared_verdict(summaries) if several else verdict(summaries[0])
-    section.sentences = [text for text in (sentence, setting(summaries[0])) if text]
+    remarks = (f"{remark}." for run in runs for remark in run.remarks)
+    section.sentences = [text for text in (sentence, setting(summaries[0]), *remarks) if text]
     heads, blocks = table_of(summaries)
     section.tables = [Grid(["", *heads], blocks, [False, *(True for _ in heads)])]
     section.environment = _facts(summaries[0].get("environment") or {})
@@ -233,6 +234,8 @@ def _overlay(runs: Sequence[Run]) -> Picture | None:
     """The losses of all experiments in the page, drawn afresh; None if there are none."""
     if not runs:
         return None
+    from bigbatch.experiments.figures.overlay import draw_overlay
+
     drawn = BytesIO()
     draw_overlay(runs, drawn)
     names = _listed(f"{run.folder.name} ends at {_ends(run)}" for run in runs)
@@ -253,10 +256,7 @@ def _listed(words: Iterable[str]) -> str:
 
 
 def _embedded(path: Path, alternative: str) -> Picture:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ConfigurationError(f"The figure {path} cannot be read: {error.strerror}.") from error
+    content = read_bytes(path, f"The figure {path}")
     if not content.startswith(PNG) or len(content) < 24:
         raise ConfigurationError(f"The figure {path} is no PNG image, whatever its name says: move it away.")
     return _picture(content, alternative, path.name)

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bigbatch.experiments.runs.run import Run
+
 Summary = dict[str, Any]
 
 # What stands at the left, the summary's key, factor, decimals.
@@ -101,15 +103,36 @@ class Counted:
     mean_staleness: float | None
 
 
+def has_staleness(summary: Summary) -> bool:
+    """Whether a run had servers whose gradients can be stale or come too late: servers that are not synchronous."""
+    servers = [server for arm in summary["arms"] for server in arm.get("servers", ())]
+    return any(server.get("consistency", "sync") != "sync" for server in servers)
+
+
+def incomparable(runs: Sequence[Run]) -> str:
+    """Makes a sentence that warns if the runs' losses cannot be compared; empty if they can."""
+    configs = [run.config() for run in runs]
+    kinds = {
+        "tasks": {str(run.summary.get("task")) for run in runs},
+        "texts": {str(run.summary.get("corpus_sha256")) for run in runs},
+        "vocabularies": {str(config["vocabulary"]) for config in configs if "vocabulary" in config},
+    }
+    different = [name for name, values in kinds.items() if len(values) > 1]
+    if not different:
+        return ""
+    return f"These runs have different {' and '.join(different)}: how high their losses are cannot be compared."
+
+
 def counted(servers: Sequence[dict[str, Any]]) -> Counted:
     """Add up the statistics of all servers of an arm."""
     staleness: dict[int, int] = {}
     for server in servers:
-        for tau, count in server["staleness"].items():
+        for tau, count in server.get("staleness", {}).items():
             staleness[int(tau)] = staleness.get(int(tau), 0) + count
     applied = sum(staleness.values())
     mean = sum(tau * count for tau, count in staleness.items()) / applied if applied else None
-    return Counted(staleness, sum(server["gradients_dropped"] for server in servers) if servers else None, mean)
+    dropped = [server["gradients_dropped"] for server in servers if "gradients_dropped" in server]
+    return Counted(staleness, sum(dropped) if dropped else None, mean)
 
 
 def _names(summary: Summary) -> list[str]:

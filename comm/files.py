@@ -1,0 +1,200 @@
+"""Files: written whole or not at all, and read only if they are regular files of a sensible size.
+
+What cannot be read or written is told in one sentence that names the file.
+"""
+
+import errno
+import json
+import math
+import os
+import random
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bigbatch.comm.errors import ConfigurationError
+
+MB = 2**20
+
+LARGEST = 64 * MB
+"""Largest file that is read in one piece unless its reader says otherwise, in bytes."""
+
+LONGEST_LINE = MB
+"""Longest line of a file that is read line by line, in bytes."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+NO_NUMBER = math.nan
+"""Stands for what is written as a number and is none that can be computed with: NaN, infinity, or 5,000 digits."""
+
+
+def unwritable(path: Path, error: OSError, option: str = "--out", what: str = "file") -> ConfigurationError:
+    """Makes the error for a file or a folder that cannot be written.
+
+    Args:
+        path: the file or the folder.
+        error: the operating system's error.
+        option: the option with which the user can name another.
+        what: "file" or "folder".
+    """
+    advice = "Make room there, or name" if error.errno in FULL else "Name"
+    advice += f" another {'' if what == 'folder' else 'folder '}with {option}"
+    return ConfigurationError(f"The {what} {path} cannot be written: {error.strerror or error}. {advice}.")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Provides the path of a new file, which takes the place of `path` if the context ends without an error.
+
+    The new file has the same ending. It is on the disk, not only in the system's memory, before it takes that place. So
+    whoever reads `path` finds the old file or the new one, and never a part of one.
+
+    Raises:
+        OSError: the file cannot be written; the old one is as it was.
+    """
+    part = path.with_name(f".{path.stem}.{random.SystemRandom().getrandbits(32):08x}.part{path.suffix}")
+    try:
+        yield part
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: str) -> None:
+    """Writes a text file in UTF-8, whole or not at all; see `replacing`.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with replacing(path) as part:
+        part.write_text(content, encoding="utf-8", errors="replace")
+
+
+def checked_file(path: Path, what: str, largest: int = LARGEST) -> int:
+    """Checks that there is a regular file which is not too large, and returns its size in bytes.
+
+    A pipe or a device is refused: it may never end.
+
+    Args:
+        path: the file.
+        what: what it is, at the start of a sentence, such as "The summary of runs/ring".
+        largest: the largest size that is read, in bytes.
+
+    Raises:
+        ConfigurationError: there is no such file.
+    """
+    try:
+        status = path.stat()
+    except (OSError, ValueError) as error:
+        raise unreadable(what, error) from error
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
+        raise ConfigurationError(f"{what} cannot be read: {path} is {kind}, not a file.")
+    if status.st_size > largest:
+        raise ConfigurationError(
+            f"{what} cannot be read: {path} has {status.st_size / MB:,.0f} MB, and at most {largest / MB:,.0f} MB are "
+            "read."
+        )
+    return status.st_size
+
+
+def read_bytes(path: Path, what: str, largest: int = LARGEST) -> bytes:
+    """Reads a regular file; see `checked_file` for the arguments and the errors."""
+    checked_file(path, what, largest)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise unreadable(what, error) from error
+
+
+def read_text(path: Path, what: str, largest: int = LARGEST) -> str:
+    """Reads a regular file of text in UTF-8; see `checked_file` for the arguments and the errors."""
+    content = read_bytes(path, what, largest)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise damaged(what, f"byte {error.start} is not UTF-8") from error
+
+
+def read_json(path: Path, what: str, largest: int = LARGEST) -> Any:
+    """Reads a regular file of JSON; see `checked_file` for the arguments.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or is not JSON.
+    """
+    return parsed(read_text(path, what, largest), what)
+
+
+def read_lines(path: Path, what: str, largest: int) -> tuple[list[Any], bool]:
+    """Reads a regular file with a JSON value on each line, and whether its last line was cut off.
+
+    A line that does not end, because whoever wrote it could not go on, is left out.
+
+    Args:
+        path: the file.
+        what: what it is, at the start of a sentence.
+        largest: the largest size that is read, in bytes.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or a whole line is not JSON.
+    """
+    checked_file(path, what, largest)
+    found: list[Any] = []
+    try:
+        with path.open("rb") as file:
+            while line := file.readline(LONGEST_LINE):
+                where = f"line {len(found) + 1}"
+                if not line.endswith(b"\n"):
+                    if len(line) == LONGEST_LINE:
+                        raise damaged(what, f"{where} is longer than {LONGEST_LINE:,} bytes")
+                    return found, True
+                try:
+                    text = line.decode("utf-8")
+                except UnicodeDecodeError as error:
+                    raise damaged(what, f"{where} is not UTF-8") from error
+                found.append(parsed(text, what, f"{where} "))
+    except OSError as error:
+        raise unreadable(what, error) from error
+    return found, False
+
+
+def parsed(text: str, what: str, where: str = "") -> Any:
+    """Reads a JSON value from text; a number that cannot be computed with is read as `NO_NUMBER`.
+
+    Args:
+        text: the text.
+        what: what it is, at the start of a sentence.
+        where: the place in it, such as "line 3 ", if it is not the whole.
+
+    Raises:
+        ConfigurationError: the text is not JSON, or nested too deeply to be read.
+    """
+    try:
+        return json.loads(text, parse_int=_whole, parse_float=_finite, parse_constant=lambda _: NO_NUMBER)
+    except RecursionError as error:
+        raise damaged(what, f"{where or 'it '}is nested too deeply") from error
+    except ValueError as error:
+        raise damaged(what, f"{where or 'it '}is not JSON ({error})") from error
+
+
+def damaged(what: str, problem: str) -> ConfigurationError:
+    """Makes the error for a file whose content is not what was written; the problem ends the sentence."""
+    return ConfigurationError(f"{what} is damaged: {problem}.")
+
+
+def unreadable(what: str, error: OSError | ValueError) -> ConfigurationError:
+    """Makes the error for a file that the operating system does not let us read."""
+    return ConfigurationError(f"{what} cannot be read: {getattr(error, 'strerror', None) or error}.")
+
+
+def _whole(text: str) -> int | float:
+    return int(text) if len(text) < len(str(2**63)) else NO_NUMBER
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else NO_NUMBER
