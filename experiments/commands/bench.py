@@ -120,7 +120,7 @@ def print_bench(
     overhead: float | None = None,
 ) -> None:
     """Print a block for every size, fastest first, below what memory allows and what a port can move."""
-    from bigbatch.experiments.commands.output import new_table
+    from bigbatch.experiments.commands.output import new_table, print_fitting
     from bigbatch.experiments.measuring.bench import REFERENCE, size_label
 
     reference = any(row["algorithm"] == REFERENCE for row in rows)
@@ -146,7 +146,7 @@ def print_bench(
                 *([f"{1e3 * bound:.3f}", f"{bound / row['seconds']:.2f}"] if bound is not None else []),
             )
         table.add_section()
-    console.print(table)
+    print_fitting(console, table)
     console.print(
         f"\n{rows[0]['ranks']} ranks, float32, in place; every result of every repetition was exact. What memory "
         "allows: every rank reads and writes its own buffer once, which no all-reduce in memory can do without."

@@ -94,7 +94,7 @@ def calibrate(settings: CalibrationSettings, output: FolderSettings) -> None:
 
 def print_calibration(console: "Console", summary: dict[str, Any]) -> None:
     """Print measured and fitted times of every size, and the network."""
-    from bigbatch.experiments.commands.output import new_table
+    from bigbatch.experiments.commands.output import new_table, print_fitting
     from bigbatch.experiments.measuring.bench import size_label
 
     table = new_table("size", "both ways\nµs", "fit\nµs", "error\n%", "GB/s", "ping-pong\nµs", "4 to one\nµs each")
@@ -108,13 +108,13 @@ def print_calibration(console: "Console", summary: dict[str, Any]) -> None:
             f"{row['bandwidth'] / 1e9:.3g}",
             *("" if seconds is None else _micro(seconds) for seconds in others),
         )
-    console.print(table)
+    print_fitting(console, table)
     network = summary["network"]
     pieces = new_table("messages of at least", "α\nµs", "bandwidth of a port\nGB/s")
     for piece in ({"bytes": 0, **network}, *network.get("larger", ())):
         pieces.add_row(size_label(piece["bytes"]), _micro(piece["alpha"]), f"{piece['bandwidth'] / 1e9:.3g}")
     console.print()
-    console.print(pieces)
+    print_fitting(console, pieces)
     console.print(
         f"\nThe fit is of both ways: a message each way at once. Adding takes γ = {1e9 * network['gamma']:.3g} ns a "
         f"byte; a matrix product runs at {summary['flops'] / 1e9:.3g} GFLOP/s on a core. Medians, the slower rank's."

@@ -147,6 +147,8 @@ def print_finding(printer: "Console", name: str, claim: "Claim", finding: "Findi
     from rich.markup import escape
     from rich.table import Table
 
+    from bigbatch.experiments.commands.output import print_fitting
+
     facts: list[tuple[str, str]] = [
         (name, claim.claim),
         ("source", claim.source),
@@ -159,9 +161,9 @@ def print_finding(printer: "Console", name: str, claim: "Claim", finding: "Findi
     for fact in facts:
         head.add_row(*map(escape, fact))
     printer.print()
-    printer.print(head)
+    print_fitting(printer, head)
     printer.print()
-    printer.print(table_of(finding))
+    print_fitting(printer, table_of(finding))
     printer.print(f"\n[bold]{finding.verdict.value.upper()}[/bold]: {escape(finding.sentence)}")
 
 
@@ -174,7 +176,7 @@ def table_of(finding: "Finding") -> "Table":
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
     for column in finding.columns:
         numbers = all(not isinstance(row.get(column.key), str) for row in finding.rows)
-        table.add_column(escape(column.label), justify="right" if numbers else "left")
+        table.add_column(escape(column.label), justify="right" if numbers else "left", no_wrap=numbers)
     for row in finding.rows:
         table.add_row(*(escape(column.text(row.get(column.key))) for column in finding.columns))
     return table

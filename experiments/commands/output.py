@@ -5,13 +5,16 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.measure import Measurement
+from rich.table import Column, Table
 
 from bigbatch.comm.errors import BigBatchError, ConfigurationError
 from bigbatch.experiments.commands.options import OutputSettings
@@ -25,10 +28,16 @@ if TYPE_CHECKING:  # whoever only asks for help must not wait for NumPy
 COLUMNS = 100
 """Width of the output in columns where there is no terminal."""
 
+NARROWEST = 30
+"""Least width of the output in columns: what the widest cell takes beside a label."""
+
+FOLDED = 16
+"""Width in columns to which a column of words may be folded."""
+
 
 def console() -> Console:
     """Makes a rich console on standard output, as wide as the terminal behind it."""
-    return Console(width=terminal_columns(sys.stdout) or COLUMNS, highlight=False)
+    return Console(width=max(terminal_columns(sys.stdout) or COLUMNS, NARROWEST), highlight=False)
 
 
 def told(speaking: bool) -> Callable[[str], None]:
@@ -58,6 +67,38 @@ def new_table(*heads: str, gap: int = 2) -> Table:
         # A name that is too long is folded; a number that was cut off would be another number.
         table.add_column(head, justify="right" if number else "left", no_wrap=number > 0, overflow="fold")
     return table
+
+
+def print_fitting(console: Console, table: Table) -> None:
+    """Print a table; where it is too wide for the terminal, in several parts below each other.
+
+    Each part begins with the table's first column. So no number is ever cut off: what is left would be another number.
+    """
+    gap = table.padding[1] + (table.box is not None)  # a box has a column between two of the table's
+    widths = [_width(console, column) + gap for column in table.columns]
+    parts: list[list[int]] = [[]]
+    for place in range(1, len(widths)):
+        if parts[-1] and widths[0] + sum(widths[other] for other in (*parts[-1], place)) - gap > console.width:
+            parts.append([])
+        parts[-1].append(place)
+    for number, places in enumerate(parts):
+        if number:
+            console.print()
+        console.print(table if len(parts) == 1 else _part(table, [0, *places]))
+
+
+def _width(console: Console, column: Column) -> int:
+    """The least width of a column: of its longest cell, or, if its cells may be folded, of a few words."""
+    cells = (column.header, *column.cells)
+    longest = max(Measurement.get(console, console.options, cell).maximum for cell in cells)
+    return longest if column.no_wrap else min(longest, FOLDED)
+
+
+def _part(table: Table, places: Sequence[int]) -> Table:
+    """A table of some of another's columns."""
+    part = copy(table)
+    part.columns = [replace(table.columns[place], _index=number) for number, place in enumerate(places)]
+    return part
 
 
 def report(error: Exception, rank: int | None = None) -> None:
@@ -123,7 +164,7 @@ def print_table(console: Console, summaries: Sequence[dict[str, Any]]) -> None:
         for label, cells in block.rows:
             table.add_row(label, *cells)
         table.add_section()
-    console.print(table)
+    print_fitting(console, table)
 
 
 @contextmanager

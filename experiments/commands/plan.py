@@ -74,7 +74,7 @@ def print_front(printer: "Console", front: "Sequence[Candidate]", best: "Candida
         best: the recommended candidate.
         price: price of a GPU-hour; None leaves the column of prices out.
     """
-    from bigbatch.experiments.commands.output import new_table
+    from bigbatch.experiments.commands.output import new_table, print_fitting
     from bigbatch.experiments.planning.plan import duration
 
     money = [] if price is None else ["price"]
@@ -94,4 +94,4 @@ def print_front(printer: "Console", front: "Sequence[Candidate]", best: "Candida
             f"{one.step_seconds:.4g}",
             f"{one.efficiency:.1%}",
         )
-    printer.print(table)
+    print_fitting(printer, table)

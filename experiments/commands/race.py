@@ -59,7 +59,7 @@ def race(settings: RaceSettings, ranks: RankSettings, strategies: tuple[str, ...
 
 def print_race(console: "Console", rows: Sequence[dict[str, Any]]) -> None:
     """Print a line for each contestant, fastest first."""
-    from bigbatch.experiments.commands.output import new_table
+    from bigbatch.experiments.commands.output import new_table, print_fitting
     from bigbatch.experiments.measuring.race import DDP, NOTHING
 
     table = new_table("", "tokens/s", "quartiles", f"× {DDP}", f"× {NOTHING}")
@@ -70,7 +70,7 @@ def print_race(console: "Console", rows: Sequence[dict[str, Any]]) -> None:
             f"{row['tokens_per_second_low']:,.0f} – {row['tokens_per_second_high']:,.0f}",
             *(f"{row['against'].get(other, 1.0):.3f}" for other in (DDP, NOTHING)),
         )
-    console.print(table)
+    print_fitting(console, table)
     first = rows[0]
     console.print(
         f"\n{first['ranks']} ranks, {first['parameters']:,} parameters, {first['tokens_per_update']:,} tokens an "

@@ -93,7 +93,7 @@ def bare(rows: Sequence[dict[str, Any]], network: "Network", nbytes: int, output
         nbytes: size of the sum, in bytes.
         output: the options that say how to print.
     """
-    from bigbatch.experiments.commands.output import console, new_table, print_json
+    from bigbatch.experiments.commands.output import console, new_table, print_fitting, print_json
     from bigbatch.experiments.measuring.bench import size_label
 
     if output.json:
@@ -106,7 +106,7 @@ def bare(rows: Sequence[dict[str, Any]], network: "Network", nbytes: int, output
         table.add_row(
             row["strategy"], f"{row['workers']:,}", size_label(nbytes), f"{1e3 * seconds:,.3f}", f"{busbw:,.2f}"
         )
-    console().print(table)
+    print_fitting(console(), table)
     print(f"\nNetwork {network.name}: {(network.source or 'your own').rstrip('.')}.", flush=True)
 
 
@@ -164,7 +164,7 @@ def draw_all(
 
 def print_rows(printer: "Console", rows: "Sequence[Row]") -> None:
     """Print a line for each strategy and number of workers: milliseconds per update, and how they are spent."""
-    from bigbatch.experiments.commands.output import new_table
+    from bigbatch.experiments.commands.output import new_table, print_fitting
 
     heads = ("strategy", "workers", "ms", "computing", "moving", "waiting", "ktok/s", "efficiency", "port, MB")
     table = new_table(*heads, gap=1)
@@ -178,4 +178,4 @@ def print_rows(printer: "Console", rows: "Sequence[Row]") -> None:
             f"{row.efficiency:.1%}",
             f"{row.busiest_port_bytes / 1e6:,.0f}",
         )
-    printer.print(table)
+    print_fitting(printer, table)

@@ -34,11 +34,13 @@ def print_targets(console: "Console", reached: Sequence[dict[str, Any]]) -> None
     from rich import box
     from rich.table import Table
 
+    from bigbatch.experiments.commands.output import print_fitting
+
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
     for number, head in enumerate(("", "at least", "reached", "", "case by case")):
-        table.add_column(head, justify="right" if number in (1, 2) else "left")
+        table.add_column(head, justify="right" if number in (1, 2) else "left", no_wrap=number in (1, 2))
     for row in reached:
         cases = ", ".join(f"{name} {ratio:.2f}" for name, ratio in row["cases"].items())
         met = "yes" if row["reached"] >= row["at_least"] else "[bold]no[/bold]"
         table.add_row(row["what"], f"{row['at_least']:g} ×", f"{row['reached']:.2f} ×", met, cases)
-    console.print(table)
+    print_fitting(console, table)

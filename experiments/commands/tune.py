@@ -16,7 +16,7 @@ def tune(ranks: RankSettings) -> None:
     from bigbatch.comm.cache import cache_folder
     from bigbatch.comm.reducers import tuning
     from bigbatch.comm.strategies.auto import candidates
-    from bigbatch.experiments.commands.output import at_once, console, told
+    from bigbatch.experiments.commands.output import at_once, console, print_fitting, told
     from bigbatch.experiments.measuring.bench import size_label
 
     with ranks_of(ranks) as (transport, _):
@@ -26,13 +26,13 @@ def tune(ranks: RankSettings) -> None:
         return
     table = Table(box=None, padding=(0, 2, 0, 0))
     for head in ("size", "fastest", "ms", "then"):
-        table.add_column(head)
+        table.add_column(head, no_wrap=head != "then")
     for size, times in measured.seconds.items():
         first, *others = measured.ranking(size)
         then = ", ".join(f"{name} {times[name] / times[first]:.2f} ×" for name in others[:3])
         table.add_row(size_label(size), first, f"{1e3 * times[first]:.3f}", then)
     with at_once():
-        console().print(table)
+        print_fitting(console(), table)
         if measured.kept:
             print(f"\nKept for {measured.layout} in {cache_folder()}; auto uses it.")
     if not measured.kept:

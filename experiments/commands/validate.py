@@ -82,7 +82,7 @@ def print_validation(console: "Console", rows: Sequence[dict[str, Any]], drifted
     """Print predicted and measured times, and by how much they differ; `drifted` is as `drift` has it."""
     import numpy as np
 
-    from bigbatch.experiments.commands.output import new_table
+    from bigbatch.experiments.commands.output import new_table, print_fitting
     from bigbatch.experiments.measuring.bench import size_label
     from bigbatch.experiments.measuring.calibrate import WITHIN
     from bigbatch.experiments.training.launcher import usable_cores
@@ -100,7 +100,7 @@ def print_validation(console: "Console", rows: Sequence[dict[str, Any]], drifted
                 f"{100 * row['error']:+.0f}",
             )
         table.add_section()
-    console.print(table)
+    print_fitting(console, table)
     errors = np.abs([row["error"] for row in rows])
     console.print(
         f"\n{np.count_nonzero(errors <= WITHIN)} of {len(errors)} predictions are within {100 * WITHIN:g} %; the "
