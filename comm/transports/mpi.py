@@ -1,7 +1,11 @@
 """MPI, through mpi4py's upper-case calls, which send NumPy buffers where they lie."""
 
+import math
+import os
+import socket
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, NoReturn, Self
 
@@ -9,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bigbatch.comm.buffers import Buffer
-from bigbatch.comm.errors import CommunicationError, DeadlineError, LaunchError, MismatchError
+from bigbatch.comm.errors import CommunicationError, ConfigurationError, DeadlineError, LaunchError, MismatchError
 from bigbatch.comm.transports.waits import OnThreads, wait_until
 from bigbatch.comm.wires import DEFAULT_DEADLINE
 from bigbatch.comm.wires.request import ANY, Request, Windows
@@ -138,7 +142,13 @@ class MPITransport(OnThreads):
         return some
 
     def windows(self, nbytes: int) -> Windows:
-        """Allocates an MPI shared-memory window of `nbytes` bytes for every rank of the node."""
+        """Allocates an MPI shared-memory window of `nbytes` bytes for every rank of the node.
+
+        Raises:
+            ConfigurationError: on every rank, if a machine has too little shared memory. It would end with SIGBUS.
+        """
+        own = socket.gethostname(), nbytes + 2 * CACHE_LINE, free_shared_memory()
+        check_room(self._communicator.allgather(own))
         on_node = self._communicator.Split(self.nodes.index(self.node), self.rank)
         windows = MPIWindows(self, on_node, nbytes)
         on_node.Free()
@@ -170,6 +180,45 @@ class MPITransport(OnThreads):
         """Ends every process of the job, by MPI_Abort with the exit status `code`."""
         self._communicator.Abort(code)
         raise SystemExit(code)
+
+
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where MPI libraries allocate it, on Linux
+"""The file system whose memory processes share."""
+
+ROOM_PER_RANK = 4 * 2**20
+"""Shared memory that the MPI library's own messages may take later on, in bytes per rank."""
+
+
+def free_shared_memory() -> int | None:
+    """The bytes of shared memory that are free on this machine; None if that is not known."""
+    try:
+        found = os.statvfs(SHARED_MEMORY)
+    except OSError:  # not Linux
+        return None
+    return found.f_bavail * found.f_frsize
+
+
+def check_room(ranks: Sequence[tuple[str, int, int | None]]) -> None:
+    """Checks that there is room for everybody's windows, on every machine.
+
+    Args:
+        ranks: for every rank its machine, the bytes that it is about to allocate, and those that are free there.
+
+    Raises:
+        ConfigurationError: there is none; all ranks raise it if all have the same arguments.
+    """
+    for machine in dict.fromkeys(name for name, *_ in ranks):
+        sizes = [nbytes for name, nbytes, _ in ranks if name == machine]
+        free = min((found for name, _, found in ranks if name == machine and found is not None), default=None)
+        needed = sum(sizes) + len(sizes) * ROOM_PER_RANK
+        if free is not None and needed > free:
+            raise ConfigurationError(
+                f"{SHARED_MEMORY} on {machine} has {free / 2**20:,.0f} MB free, and {len(sizes)} ranks need "
+                f"{needed / 2**20:,.0f} MB of shared memory: give it more (docker run --shm-size="
+                f"{2 ** math.ceil(math.log2(2 * needed / 2**20))}m), take fewer ranks or smaller buffers, or an "
+                "all-reduce that sends messages, such as ring.",
+                everywhere=True,
+            )
 
 
 class MPIWindows(Windows):

@@ -19,10 +19,10 @@ from rich.table import Column, Table
 from bigbatch.comm.errors import BigBatchError, ConfigurationError
 from bigbatch.experiments.commands.options import OutputSettings
 from bigbatch.experiments.commands.streams import Stream
-from bigbatch.experiments.runs.results import Results
 from bigbatch.experiments.training.progress import terminal_columns
 
 if TYPE_CHECKING:  # whoever only asks for help must not wait for NumPy
+    from bigbatch.experiments.runs.results import Results
     from bigbatch.experiments.runs.run import Run
 
 COLUMNS = 100
@@ -118,7 +118,7 @@ def report(error: Exception, rank: int | None = None) -> None:
 
 
 @contextmanager
-def results_in(folder: Path, *, named: bool = True, failures: Sequence[str] = ()) -> Iterator[Results]:
+def results_in(folder: Path, *, named: bool = True, failures: Sequence[str] = ()) -> Iterator["Results"]:
     """Provides what keeps, shows and draws the results of a command, in this order; the folder is named last.
 
     Args:
@@ -129,6 +129,8 @@ def results_in(folder: Path, *, named: bool = True, failures: Sequence[str] = ()
     Raises:
         IncompleteError: something could not be kept, shown or drawn; everything else was.
     """
+    from bigbatch.experiments.runs.results import Results
+
     with Results(folder, failures) as results:
         yield results
         if named:
@@ -199,11 +201,12 @@ def write(path: Path, draw: Callable[[Path], object]) -> None:
     Raises:
         ConfigurationError: the file cannot be written, or what it should show cannot be drawn.
     """
+    from bigbatch.experiments.runs.results import Results
     from bigbatch.experiments.runs.run import make_folder
 
     make_folder(path.parent)
     if path.exists() and not path.is_file():
-        raise ConfigurationError(f"{path} is no file, and cannot be replaced by one. Name another with --out.")
+        raise ConfigurationError(f"The file {path} cannot be written: it is no file. Name another with --out.")
     results = Results(path.parent)
     results.draw(path.name, draw)
     if results.failures:

@@ -64,8 +64,10 @@ class Stream(io.TextIOBase):
         """Name of the handler of characters that the encoding does not have."""
         return PLAIN
 
-    def write(self, text: str) -> int:
+    def write(self, text: str | bytes) -> int:  # click writes bytes for shells, in UTF-8
         """Writes text, or drops it once the stream is lost."""
+        if isinstance(text, bytes):
+            text = text.decode("utf-8")
         if self._held is not None:
             self._held.append(text)
         elif self._text is not None and self.lost is None:

@@ -37,7 +37,7 @@ class Column:
         """Formats a value as the text of a cell in this column; "-" for None."""
         if value is None:
             return "-"
-        if isinstance(value, bool | str):
+        if isinstance(value, bool) or not isinstance(value, int | float):
             return str(value)
         return f"{value:,.3g}" if self.decimals is None else f"{value:,.{self.decimals}f}"
 

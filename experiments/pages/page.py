@@ -2,7 +2,7 @@
 
 import base64
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from io import BytesIO
@@ -15,6 +15,7 @@ import bigbatch
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.files import read_bytes
 from bigbatch.experiments.laboratory.claim import Column
+from bigbatch.experiments.runs.results import Results
 from bigbatch.experiments.runs.run import Run, is_comparison, is_run, names_of, read_config, read_summary, runs_in
 from bigbatch.experiments.runs.table import TableSection, compared_verdict, incomparable, setting, table_of, verdict
 
@@ -106,11 +107,12 @@ class Section:
     environment: Facts = field(default_factory=list)
 
 
-def make_page(folders: Sequence[Path]) -> str:
+def make_page(folders: Sequence[Path], failed: Callable[[str], object] = lambda _: None) -> str:
     """Makes the page as HTML text.
 
     Args:
         folders: folders with a summary.json each, of experiments or of other measurements; each folder once.
+        failed: called with a sentence, without its full stop, about a figure that cannot be drawn and is left out.
 
     Raises:
         ConfigurationError: a folder has no summary.json, or a file in it cannot be read.
@@ -145,7 +147,7 @@ def make_page(folders: Sequence[Path]) -> str:
         title=f"bigbatch: {titles[0]}" if len(titles) == 1 else f"bigbatch: {len(titles)} runs",
         version=bigbatch.__version__,
         date=time.strftime("%Y-%m-%d"),
-        overlay=_overlay(list(runs.values())),
+        overlay=_overlay(list(runs.values()), failed),
         sections=sections,
     )
 
@@ -180,7 +182,7 @@ def _claim(section: Section, summary: dict[str, Any]) -> None:
         section.sentences += [f"{what}: {summary[key]}"] if summary.get(key) else []
     folders = sorted({str(Path(run).parent) for run in summary.get("runs") or ()})
     section.sentences += [f"Made from {len(summary['runs'])} runs in {', '.join(folders)}."] if folders else []
-    columns = [Column(**column) for column in summary.get("columns") or ()]
+    columns = [Column(one["key"], one["label"], one.get("decimals", 0)) for one in summary.get("columns") or ()]
     if summary.get("rows"):
         section.tables = [_grid(summary["rows"], columns)]
 
@@ -230,14 +232,22 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def _overlay(runs: Sequence[Run]) -> Picture | None:
-    """The losses of all experiments in the page, drawn afresh; None if there are none."""
+def _overlay(runs: Sequence[Run], failed: Callable[[str], object]) -> Picture | None:
+    """The losses of all experiments in the page, drawn afresh; None if there are none, or they cannot be drawn."""
     if not runs:
         return None
-    from bigbatch.experiments.figures.overlay import draw_overlay
-
     drawn = BytesIO()
-    draw_overlay(runs, drawn)
+
+    def draw() -> None:
+        from bigbatch.experiments.figures.overlay import draw_overlay
+
+        draw_overlay(runs, drawn)
+
+    results = Results(runs[0].folder)
+    results.attempt("The losses of the runs cannot be drawn", draw)
+    if results.failures:
+        failed(results.failures[0])
+        return None
     names = _listed(f"{run.folder.name} ends at {_ends(run)}" for run in runs)
     note = incomparable(runs)
     return _picture(

@@ -48,9 +48,11 @@ class StatusSettings(Options):
 @takes(StatusSettings)
 def status(settings: StatusSettings, addresses: tuple[str, ...]) -> None:
     """Say how a server is: version, workers and their clocks, staleness, rates."""
+    from bigbatch.comm.schema import check
     from bigbatch.comm.server.network.keys import Keys
     from bigbatch.comm.server.network.remote_shard import RemoteShard
     from bigbatch.comm.server.network.sockets import Dialer
+    from bigbatch.comm.server.network.status import ServerStatus
     from bigbatch.experiments.commands.output import print_json
 
     pair = Keys.read(settings.keys) if settings.keys is not None else None
@@ -58,7 +60,7 @@ def status(settings: StatusSettings, addresses: tuple[str, ...]) -> None:
     for address in addresses:
         shard = RemoteShard(Dialer(address, pair), 0, settings.deadline)
         try:
-            states[address] = shard.status()
+            states[address] = check(shard.status(), ServerStatus, f"The status of {address}")
         finally:
             shard.close()
     if settings.json:
