@@ -6,8 +6,10 @@ told of at all: the program then ends with the status of one that was ended by S
 """
 
 import codecs
+import errno
 import io
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,12 +17,17 @@ from contextlib import contextmanager, suppress
 PIPE_CLOSED = 141
 """The exit status of a program whose output nobody reads any more: 128 and the number of SIGPIPE, as shells have it."""
 
+WIDER = {"∞": "inf", "…": "...", "±": "+/-", "½": "1/2", "√": "sqrt ", "∝": "~"}
+
 TWINS = str.maketrans(
     "×÷−–—·•≈←→↑↓≤≥─━│┃┌┐└┘├┤┬┴┼╸╺αβγδηλμµσςτΔΣ²³⊙█▏“”„\u2018\u2019\u00a0\u202f",
     'x/---.*~<>^v<>--||+++++++++--abgdnluusstDS23*#|"""\'\'  ',
     "",
-) | {ord("∞"): "inf", ord("…"): "..."}
+) | {ord(letter): words for letter, words in WIDER.items()}
 """Plain characters for those that we print; most are as wide, so that tables keep their columns."""
+
+LOST = "BIGBATCH_OUTPUT_LOST"
+"""The environment variable that tells processes started for this one why nobody can see what they print."""
 
 PLAIN = "bigbatch.plain"
 """Name of the error handler for characters that an encoding does not have."""
@@ -47,11 +54,13 @@ class Stream(io.TextIOBase):
 
     Attributes:
         lost: why the stream cannot be written any more; None while it can.
+        dropped: whether something was printed all the same, and went nowhere.
     """
 
     def __init__(self, text: io.TextIOWrapper | None) -> None:
         self._text = text
         self.lost: OSError | None = None if text is not None else OSError("it is closed")
+        self.dropped = False
         self._held: list[str] | None = None
 
     @property
@@ -74,7 +83,10 @@ class Stream(io.TextIOBase):
             try:
                 self._text.write(text)
             except OSError as error:
-                self._lose(error)
+                self.lose(error)
+                self.dropped = True
+        elif text:
+            self.dropped = True
         return len(text)
 
     @contextmanager
@@ -97,7 +109,8 @@ class Stream(io.TextIOBase):
             try:
                 self._text.flush()
             except OSError as error:
-                self._lose(error)
+                self.lose(error)
+                self.dropped = True
 
     def isatty(self) -> bool:
         """Whether a terminal is behind the stream."""
@@ -117,8 +130,11 @@ class Stream(io.TextIOBase):
         """True: text can be written, though it may go nowhere."""
         return True
 
-    def _lose(self, error: OSError) -> None:
-        """Send the rest to nowhere, what libraries print included, so that the interpreter's end finds no error."""
+    def lose(self, error: OSError) -> None:
+        """Gives the stream up, and sends the rest to nowhere, what libraries print included.
+
+        So neither they nor the interpreter, when it ends, find an error.
+        """
         self.lost = error
         with suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -140,7 +156,7 @@ class Streams:
 
     def failure(self) -> tuple[int, str]:
         """What became of standard output: (exit status, sentence), or (0, "") if all was written."""
-        if self.out is None or self.out.lost is None:
+        if self.out is None or self.out.lost is None or not self.out.dropped:
             return 0, ""
         if isinstance(self.out.lost, BrokenPipeError):
             return PIPE_CLOSED, ""
@@ -157,9 +173,13 @@ def standard_streams() -> Iterator[Streams]:
     Streams of somebody else's making, such as a notebook's, are left alone.
     """
     _fill_descriptors()
+    inherited = os.environ.get(LOST)
     before = sys.stdout, sys.stderr
     made = [_stream(own) for own in before]
     out, err = made
+    if out is not None and (reason := _unwritable(out)):
+        out.lose(OSError(reason))
+        os.environ[LOST] = reason
     sys.stdout, sys.stderr = (old if new is None else new for old, new in zip(before, made, strict=True))
     try:
         yield Streams(out, err)
@@ -167,6 +187,28 @@ def standard_streams() -> Iterator[Streams]:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         sys.stdout, sys.stderr = before
+        if inherited is None:
+            os.environ.pop(LOST, None)
+
+
+def _unwritable(out: Stream) -> str:
+    """Why standard output cannot be written, as far as that can be told beforehand; "" if nothing is known.
+
+    A launcher whose own output cannot be written ends all its processes, so that it must not get such a one.
+    """
+    if LOST in os.environ or out.lost is not None:
+        return os.environ.get(LOST) or str(out.lost)
+    try:
+        number = out.fileno()
+    except (OSError, ValueError):  # it has none, as in a notebook
+        return ""
+    try:
+        os.write(number, b"")
+        room = os.fstatvfs(number)
+    except OSError as error:
+        return os.strerror(error.errno)
+    full = stat.S_ISREG(os.fstat(number).st_mode) and room.f_blocks and not room.f_bavail
+    return os.strerror(errno.ENOSPC) if full else ""
 
 
 def _stream(stream: object) -> Stream | None:

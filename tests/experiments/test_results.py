@@ -60,9 +60,14 @@ def test_each_step_fails_by_itself_and_the_error_names_all(tmp_path):
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     path = tmp_path / "figure.png"
     path.write_text("before")
-    with pytest.raises(ZeroDivisionError), replacing(path) as part:
-        part.write_text("half")
-        broken()
+
+    def fails() -> None:
+        with replacing(path) as part:
+            part.write_text("half")
+            broken()
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
     assert path.read_text() == "before"
     with replacing(path) as part:
         assert part.suffix == ".png"
@@ -119,7 +124,8 @@ COMMANDS = {
 
 @pytest.mark.parametrize("failure", [broken, full])
 @pytest.mark.parametrize("name", COMMANDS)
-def test_figures_that_fail_cost_nothing_else(monkeypatch, tmp_path, own_cache, name, failure):
+@pytest.mark.usefixtures("own_cache")
+def test_figures_that_fail_cost_nothing_else(monkeypatch, tmp_path, name, failure):
     arguments, figures, words = COMMANDS[name]
     for function in figures.values():
         monkeypatch.setattr(function, failure)
@@ -147,7 +153,8 @@ def test_the_exit_status_says_that_the_results_are_there(monkeypatch, capsys, tm
     assert "ring over 4 ranks" in said.out
 
 
-def test_the_python_calls_return_the_run_though_its_figure_failed(monkeypatch, tmp_path, own_cache, caplog):
+@pytest.mark.usefixtures("own_cache")
+def test_the_python_calls_return_the_run_though_its_figure_failed(monkeypatch, tmp_path, caplog):
     monkeypatch.setattr("bigbatch.experiments.figures.comparison.draw_comparison", broken)
     choices = dict(zip((word[2:].replace("-", "_") for word in ONE_ARM[::2]), ONE_ARM[1::2], strict=True))
     with caplog.at_level(logging.ERROR, "bigbatch"):
@@ -157,7 +164,8 @@ def test_the_python_calls_return_the_run_though_its_figure_failed(monkeypatch, t
     assert ["comparison.png cannot be drawn" in record.getMessage() for record in caplog.records] == [True]
 
 
-def test_a_comparison_shows_what_was_done_before_a_strategy_failed(monkeypatch, tmp_path, own_cache):
+@pytest.mark.usefixtures("own_cache")
+def test_a_comparison_shows_what_was_done_before_a_strategy_failed(monkeypatch, tmp_path):
     from bigbatch.experiments import api
 
     real = api.conduct
@@ -264,7 +272,8 @@ def test_lines_that_find_no_room_are_kept_and_written_later(small_disk):
     ]
 
 
-def test_a_disk_that_becomes_full_costs_no_result(small_disk, own_cache):
+@pytest.mark.usefixtures("own_cache")
+def test_a_disk_that_becomes_full_costs_no_result(small_disk):
     """Lightning-AI/pytorch-lightning 4910: hours of training are lost to a full disk at the end."""
     (small_disk / "filler").write_bytes(b"x" * (44 * 1024))
     arguments = ["ring", "--simulate", "2", *SMALL, "--out", str(small_disk / "run")]
@@ -279,7 +288,8 @@ def test_a_disk_that_becomes_full_costs_no_result(small_disk, own_cache):
     assert left == b"" or left.endswith(b"}\n")
 
 
-def test_a_disk_that_is_full_from_the_start_is_refused_before_training(small_disk, own_cache):
+@pytest.mark.usefixtures("own_cache")
+def test_a_disk_that_is_full_from_the_start_is_refused_before_training(small_disk):
     fill(small_disk)
     outcome = CliRunner().invoke(cli, ["ring", "--simulate", "2", *SMALL, "--out", str(small_disk / "a" / "b" / "run")])
     assert outcome.exception is not None

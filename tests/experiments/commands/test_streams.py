@@ -73,6 +73,19 @@ def test_training_goes_on_whatever_becomes_of_the_streams(tmp_path, cache, redir
     assert "Exception ignored" not in error
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("redirection", "status"), [("> /dev/full", INCOMPLETE), (">&-", INCOMPLETE), ("| head -1", 141)]
+)
+def test_processes_of_a_launcher_go_on_as_well(tmp_path, cache, redirection, status):
+    """mpirun itself ends all its processes when it cannot write what they print."""
+    outcome = shell(redirection, ["ring", "-n", "2", *TRAINED[3:]], tmp_path, cache)
+    assert is_complete(tmp_path / "here"), outcome.stderr
+    assert outcome.returncode in (status, 0 if status == 141 else status), outcome.stderr
+    assert "Traceback" not in outcome.stderr.decode()
+    assert outcome.stderr.decode().count("Standard output cannot be written") == (status == INCOMPLETE)
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_what_the_encoding_lacks_is_printed_plainly(tmp_path, cache, encoding):
     """Textualize/rich 826: a table's lines end the program where standard output is not in UTF-8."""
