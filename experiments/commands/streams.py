@@ -206,7 +206,7 @@ def _unwritable(out: Stream) -> str:
         os.write(number, b"")
         room = os.fstatvfs(number)
     except OSError as error:
-        return os.strerror(error.errno)
+        return error.strerror or str(error)
     full = stat.S_ISREG(os.fstat(number).st_mode) and room.f_blocks and not room.f_bavail
     return os.strerror(errno.ENOSPC) if full else ""
 

@@ -199,7 +199,7 @@ def test_a_bench_keeps_the_rows_that_came_before_a_size_that_failed(monkeypatch,
 
         def run(self, nbytes: int, _: float) -> measuring.SizeResults:
             if nbytes > 5000:
-                raise ConfigurationError("/dev/shm has 63 MB free.", everywhere=True)
+                raise ConfigurationError("There are 63 MB free.", everywhere=True)
             times = [[1e-3] * 4] * 2
             import numpy as np
 
