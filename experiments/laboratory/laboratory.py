@@ -69,7 +69,11 @@ def train(point: Point, folder: Path) -> None:
     part = folder.with_name(f"{folder.name}{PART}{platform.node()}-{os.getpid()}")
     try:
         make_folder(part, FOLDER_OPTION)
-        conduct_alone(point.request(), part)
+        run = conduct_alone(point.request(), part)
+        if run.remarks:  # the run would not be found again
+            raise ConfigurationError(
+                f"{'; '.join(run.remarks)}. Make room there, or name another folder with {FOLDER_OPTION}."
+            )
         if read(folder) is None:  # else another program has made the same run in the meantime
             put(part, folder)
     except OSError as error:

@@ -147,7 +147,7 @@ class RunWriter:
 
 
 def _sentence(path: Path, error: OSError) -> str:
-    return str(unwritable(path, error)).rstrip(".")
+    return f"The file {path} cannot be written: {error.strerror or error}"
 
 
 @dataclass(frozen=True)
