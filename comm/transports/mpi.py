@@ -93,6 +93,8 @@ class MPITransport(OnThreads):
         deadline: float = DEFAULT_DEADLINE,
         communicator: "MPI.Intracomm | None" = None,
     ) -> None:
+        if communicator is None:
+            check_room_to_start()
         mpi = load_mpi()
         self._communicator = mpi.COMM_WORLD.Dup() if communicator is None else communicator
         self._any = mpi.ANY_SOURCE
@@ -185,8 +187,14 @@ class MPITransport(OnThreads):
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where MPI libraries allocate it, on Linux
 """The file system whose memory processes share."""
 
-ROOM_PER_RANK = 4 * 2**20
-"""Shared memory that the MPI library's own messages may take later on, in bytes per rank."""
+ROOM_PER_RANK = 2**20
+"""Shared memory that is left to the MPI library beside the windows, in bytes per rank."""
+
+MPICH_PER_RANK = 5.2 * 2**20
+"""Shared memory that MPICH 5 takes when it starts, in bytes per rank, as measured with 2, 4 and 8 ranks."""
+
+MPICH_RANKS_HERE = "MPI_LOCALNRANKS"
+"""The environment variable in which MPICH's launcher says how many ranks it has started on this machine."""
 
 
 def free_shared_memory() -> int | None:
@@ -196,6 +204,30 @@ def free_shared_memory() -> int | None:
     except OSError:  # not Linux
         return None
     return found.f_bavail * found.f_frsize
+
+
+def check_room_to_start() -> None:
+    """Checks that MPICH has the shared memory with which it starts; it would end with SIGBUS.
+
+    Raises:
+        LaunchError: there is too little, whoever uses it; on every rank of this machine alike.
+    """
+    here = os.environ.get(MPICH_RANKS_HERE, "")
+    try:
+        found = os.statvfs(SHARED_MEMORY)
+    except OSError:  # not Linux
+        return
+    size, needed = found.f_blocks * found.f_frsize, MPICH_PER_RANK * (int(here) if here.isdecimal() else 0)
+    if needed > size:
+        raise LaunchError(
+            f"{SHARED_MEMORY} has {size / 2**20:,.0f} MB, and MPICH takes {needed / 2**20:,.0f} MB of shared memory to "
+            f"start {here} ranks: give it more (docker run --shm-size={_power_of_two(needed)}m), or take fewer ranks."
+        )
+
+
+def _power_of_two(nbytes: float) -> int:
+    """The next power of two, in MB, that leaves as much room again."""
+    return int(2 ** math.ceil(math.log2(2 * nbytes / 2**20)))
 
 
 def check_room(ranks: Sequence[tuple[str, int, int | None]]) -> None:
@@ -215,7 +247,7 @@ def check_room(ranks: Sequence[tuple[str, int, int | None]]) -> None:
             raise ConfigurationError(
                 f"{SHARED_MEMORY} on {machine} has {free / 2**20:,.0f} MB free, and {len(sizes)} ranks need "
                 f"{needed / 2**20:,.0f} MB of shared memory: give it more (docker run --shm-size="
-                f"{2 ** math.ceil(math.log2(2 * needed / 2**20))}m), take fewer ranks or smaller buffers, or an "
+                f"{_power_of_two(needed)}m), take fewer ranks or smaller buffers, or an "
                 "all-reduce that sends messages, such as ring.",
                 everywhere=True,
             )
