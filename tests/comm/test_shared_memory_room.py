@@ -12,7 +12,7 @@ import pytest
 
 from bigbatch.comm.errors import ConfigurationError, LaunchError
 from bigbatch.comm.transports import mpi
-from bigbatch.comm.transports.mpi import MPICH_RANKS_HERE, ROOM_PER_RANK, check_room, check_room_to_start
+from bigbatch.comm.transports.mpi import MPICH_RANKS_HERE, ROOM_PER_RANK, SHARED_MEMORY, check_room, check_room_to_start
 
 MB = 2**20
 
@@ -27,7 +27,7 @@ def test_windows_need_room_on_every_machine():
         check_room([("a", 32 * MB, 1 << 40), *[("docker", 32 * MB, 43 * MB)] * 4])
     assert refused.value.everywhere
     assert str(refused.value).startswith(
-        "/dev/shm on docker has 43 MB free, and 4 ranks need 132 MB of shared memory: give it more (docker run "
+        f"{SHARED_MEMORY} on docker has 43 MB free, and 4 ranks need 132 MB of shared memory: give it more (docker run "
         "--shm-size=512m)"
     )
     with pytest.raises(ConfigurationError):
@@ -46,9 +46,15 @@ def test_mpich_needs_room_to_start(monkeypatch):
 
 def in_a_container(megabytes: int, command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     """Runs a command that sees a /dev/shm of its own, as in a container."""
-    mount = f"mount -t tmpfs -o size={megabytes}m tmpfs /dev/shm && exec "
-    words = ["unshare", "-m", "bash", "-c", f'{mount} "$@"', "bash", *command]
-    if shutil.which("unshare") is None or subprocess.run(words[:3] + ["-c", mount + "true"], check=False).returncode:
+    unshared = [
+        "unshare",
+        "-m",
+        "bash",
+        "-c",
+        f'mount -t tmpfs -o size={megabytes}m tmpfs {SHARED_MEMORY} && exec "$@"',
+    ]
+    words = [*unshared, "bash", *command]
+    if shutil.which("unshare") is None or subprocess.run([*unshared, "bash", "true"], check=False).returncode:
         pytest.skip("no file system can be mounted here; it takes root on Linux")
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     return subprocess.run(
