@@ -1,6 +1,6 @@
 """Schemas of JSON: what a file holds is declared once, by a class from which both its writer and its readers work.
 
-A schema is a `TypedDict`. The function that makes the content returns it, so that the type checker compares the two;
+A schema is a `TypedDict`. The function that makes the content makes one, so that the type checker compares the two;
 whoever reads the file calls `check` with it, which compares what is there with what was declared:
 
     class Arm(TypedDict):
@@ -14,7 +14,7 @@ Names that a schema does not declare are let through if they hold plain JSON, si
 import math
 import types
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import (
@@ -95,6 +95,11 @@ Positive = Annotated[float, Above(0)]
 
 NameText = Annotated[str, plain_name]
 """A name of something."""
+
+
+def plain(content: Mapping[str, object]) -> dict[str, Any]:
+    """Makes an ordinary dictionary of content that was made by a schema, and so compared with it."""
+    return dict(content)
 
 
 def check(content: Any, schema: Any, what: str, place: str = "") -> Any:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
 
 from bigbatch.comm.files import read_json, write_whole
-from bigbatch.comm.schema import Amount, AtLeast, Count, check
+from bigbatch.comm.schema import Amount, AtLeast, Count, check, plain
 from bigbatch.comm.wires.recording import (
     BESIDE,
     COMMUNICATION,
@@ -31,6 +31,48 @@ from bigbatch.comm.wires.recording import (
 TRACKS = (UPDATES, WORK, COMMUNICATION, LIBRARY, BESIDE, SENDS, RECEIVES)
 """A rank's tracks, from top to bottom: its main thread, the one that communicates while it computes, what a library
 does by itself, a server beside its own work, and messages, which last from their start until they were waited for."""
+
+
+# What is in the file.
+
+MOST_RANKS = 1 << 20
+"""Largest number of ranks in a trace that is read."""
+
+
+class Arguments(TypedDict):
+    """What a slice of a trace says about its span, besides what the trace-event format has a place for."""
+
+    track: str
+    name: str
+    peer: Annotated[int, AtLeast(0, MOST_RANKS)] | None
+    tag: int
+    bytes: Count
+    number: Count
+
+
+class SliceEvent(TypedDict):
+    """A complete event of the trace-event format: a span of one rank, with times in microseconds."""
+
+    ph: Literal["X"]
+    name: str
+    cat: str
+    pid: Annotated[int, AtLeast(0, MOST_RANKS - 1)]
+    tid: Count
+    ts: Amount
+    dur: Amount
+    args: Arguments
+
+
+class AnyEvent(TypedDict):
+    """What every event of the trace-event format has: its phase, which is X for complete events."""
+
+    ph: str
+
+
+class TraceFile(TypedDict):
+    """The document of a trace."""
+
+    traceEvents: list[AnyEvent]
 
 
 # To the trace-event format and back.
@@ -96,8 +138,7 @@ class _Slice:
     def event(self, rank: int) -> dict[str, Any]:
         """The slice as a complete event of the trace-event format, with times in microseconds."""
         span = self.span
-        arguments = {"track": span.track, "name": span.name, "peer": span.peer, "tag": span.tag, "bytes": span.nbytes}
-        return {
+        event: SliceEvent = {
             "ph": "X",
             "name": title(span),
             "cat": span.kind,
@@ -105,8 +146,16 @@ class _Slice:
             "tid": self.lane,
             "ts": self.begin / 1000,
             "dur": (self.end - self.begin) / 1000,
-            "args": {**arguments, "number": span.number},
+            "args": {
+                "track": span.track,
+                "name": span.name,
+                "peer": span.peer,
+                "tag": span.tag,
+                "bytes": span.nbytes,
+                "number": span.number,
+            },
         }
+        return plain(event)
 
 
 def title(span: Span) -> str:
@@ -173,45 +222,6 @@ def lanes(pieces: Sequence[Any], *, nested: bool) -> list[list[Any]]:
 
 LARGEST_TRACE = 2**31
 """Largest trace that is read, in bytes: 64 ranks with the most spans that each keeps take about this."""
-
-MOST_RANKS = 1 << 20
-"""Largest number of ranks in a trace that is read."""
-
-
-class Arguments(TypedDict):
-    """What a slice of a trace says about its span, besides what the trace-event format has a place for."""
-
-    track: str
-    name: str
-    peer: Annotated[int, AtLeast(0, MOST_RANKS)] | None
-    tag: int
-    bytes: Count
-    number: Count
-
-
-class SliceEvent(TypedDict):
-    """A complete event of the trace-event format: a span of one rank, with times in microseconds."""
-
-    ph: Literal["X"]
-    name: str
-    cat: str
-    pid: Annotated[int, AtLeast(0, MOST_RANKS - 1)]
-    tid: Count
-    ts: Amount
-    dur: Amount
-    args: Arguments
-
-
-class AnyEvent(TypedDict):
-    """What every event of the trace-event format has: its phase, which is X for complete events."""
-
-    ph: str
-
-
-class TraceFile(TypedDict):
-    """The document of a trace."""
-
-    traceEvents: list[AnyEvent]
 
 
 def write_trace(path: Path, ranks: Sequence[Sequence[Span]]) -> None:

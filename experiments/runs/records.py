@@ -43,6 +43,8 @@ class ArmRow(TypedDict):
     tokens_to_target: NotRequired[Amount | None]
     seconds_to_target: NotRequired[Amount | None]
     noise_scale: NotRequired[float | None]
+    gradient_square: NotRequired[float | None]
+    gradient_variance: NotRequired[float | None]
     servers: NotRequired[list[ServerCounts]]
 
 
@@ -167,6 +169,10 @@ class BenchRow(TypedDict):
     seconds: Positive
     seconds_low: Amount
     seconds_high: Amount
+    algbw: Amount
+    busbw: Amount
+    exact: bool
+    servers: NotRequired[Whole]
     bound_seconds: NotRequired[Amount]
 
 
@@ -181,6 +187,10 @@ class RaceRow(TypedDict):
     """A row of a race: one contestant."""
 
     contestant: NameText
+    ranks: Whole
+    parameters: Count
     tokens_per_update: Count
     tokens_per_second: Amount
+    tokens_per_second_low: Amount
+    tokens_per_second_high: Amount
     against: dict[str, Amount]
