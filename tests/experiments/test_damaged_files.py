@@ -150,7 +150,7 @@ def test_whatever_is_wrong_in_the_summary_of_a_comparison_is_told_in_one_sentenc
     shutil.copytree(runs, folder)
     content = json.loads((folder / "summary.json").read_text())
     for run in content["runs"]:
-        run["arms"] = [{**arm, "servers": []} for arm in run["arms"]]
+        run["arms"] = run["arms"][:1]
     assert each_mutation(folder, "summary.json", content, read_and_show) > 300
 
 

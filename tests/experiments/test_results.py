@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from jobs import SMALL
+from jobs import SMALL, quick
 
 import bigbatch
 from bigbatch.comm.cache import keep, kept_json
@@ -122,8 +122,10 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("failure", [broken, full])
-@pytest.mark.parametrize("name", COMMANDS)
+FAILURES = [(name, failure) for name in COMMANDS for failure in (broken, full)]
+
+
+@pytest.mark.parametrize(("name", "failure"), quick(FAILURES, lambda case: case[1] is broken or case[0] == "ring"))
 @pytest.mark.usefixtures("own_cache")
 def test_figures_that_fail_cost_nothing_else(monkeypatch, tmp_path, name, failure):
     arguments, figures, words = COMMANDS[name]
