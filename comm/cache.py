@@ -1,11 +1,15 @@
 """The cache: files that take long to make and come out the same every time."""
 
 import os
-import random
 import warnings
 from pathlib import Path
+from typing import Any
 
 import platformdirs
+
+from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.files import read_json, write_whole
+from bigbatch.comm.schema import check
 
 
 def cache_folder() -> Path:
@@ -13,15 +17,35 @@ def cache_folder() -> Path:
     return Path(os.environ.get("BIGBATCH_CACHE") or platformdirs.user_cache_path("bigbatch"))
 
 
-def keep(path: Path, content: str) -> None:
-    """Writes a cache file whole or not at all; a failure only warns, because it costs nothing but time."""
+def keep(path: Path, content: str) -> bool:
+    """Writes a cache file whole or not at all, and says whether it is kept.
+
+    A failure only warns, because it costs nothing but time.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{random.SystemRandom().getrandbits(64):x}")
-        partial.write_text(content, encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, content)
     except OSError as error:
         warnings.warn(
             f"Nothing was kept in {path.parent} ({error.strerror}); the next run prepares it anew.",
             stacklevel=2,
         )
+        return False
+    return True
+
+
+def kept_json(path: Path, schema: Any) -> Any:
+    """Reads a cache file of JSON; None if there is none, or a damaged one, which costs nothing but time either.
+
+    Args:
+        path: the file.
+        schema: what it must hold; see `bigbatch.comm.schema.check`.
+    """
+    if not path.exists():
+        return None
+    try:
+        what = f"The file {path} in the cache"
+        return check(read_json(path, what), schema, what)
+    except ConfigurationError as error:
+        warnings.warn(f"{error} It is made anew.", stacklevel=2)
+        return None

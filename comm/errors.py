@@ -4,6 +4,7 @@
     ├── ConfigurationError     what was asked for cannot be done: an option, a file, a name
     ├── LaunchError            the processes were not started as the work needs them
     ├── MismatchError          the ranks do not agree on what they are about to do
+    ├── IncompleteError        the results are there, but something after them failed: a file, a table, a figure
     └── CommunicationError     the wires failed
         ├── DeadlineError      a wait took longer than allowed
         ├── MalformedError     what arrived is no message of ours
@@ -18,6 +19,9 @@ from typing import Any
 
 INTERRUPTED = 130
 """The exit status of a program that was ended by Ctrl-C, as shells have it."""
+
+INCOMPLETE = 3
+"""The exit status of a program that has its results, but could not write, print or draw all of them."""
 
 
 class BigBatchError(Exception):
@@ -43,6 +47,10 @@ class LaunchError(BigBatchError):
 
 class MismatchError(BigBatchError):
     """Raised when the ranks do not agree on what they are about to do."""
+
+
+class IncompleteError(BigBatchError):
+    """Raised when what was asked for is done, but not all of its results could be written, printed or drawn."""
 
 
 class CommunicationError(BigBatchError):

@@ -4,7 +4,7 @@ The commands call functions of this module, and `bigbatch` re-exports the three.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,14 @@ from bigbatch.comm.errors import BigBatchError, ConfigurationError, LaunchError
 from bigbatch.comm.kinds import File, Several, checked
 from bigbatch.comm.strategies import NAMED
 from bigbatch.comm.transports.launch import Launcher, detect
-from bigbatch.experiments.figures.comparison import draw_comparison
-from bigbatch.experiments.figures.staleness import draw_staleness, has_staleness
 from bigbatch.experiments.planning.rows import sum_rows, update_rows
 from bigbatch.experiments.planning.settings import SimulationRequest
-from bigbatch.experiments.runs.run import SUMMARY, Records, Run, folder_name, make_folder, new_folder, write_json
+from bigbatch.experiments.runs.results import Results
+from bigbatch.experiments.runs.run import Records, Run, folder_name, make_folder, new_folder
+from bigbatch.experiments.runs.table import has_staleness
 from bigbatch.experiments.training import launcher
 from bigbatch.experiments.training.assemble import check, strategy_of
-from bigbatch.experiments.training.conduct import Failed, Start, conduct
+from bigbatch.experiments.training.conduct import conduct
 from bigbatch.experiments.training.settings import Request, Settings
 from bigbatch.experiments.training.simulated import simulation_of
 
@@ -50,22 +50,37 @@ def run(strategy: str, *, out: str | Path | None = None, quiet: bool = False, **
         BigBatchError: the experiment failed; on every rank, if the ranks could agree on that.
     """
     folder = None if out is None else checked("out", File(), out)
-    return conducted(Request.of(strategy, choices), folder, quiet=quiet, start=launcher.start, failed=_told)
-
-
-def conducted(request: Request, out: Path | None, *, quiet: bool, start: Start, failed: Failed) -> Run | None:
-    """Run an experiment, and draw its figures into its folder; see `bigbatch.experiments.training.conduct.conduct`."""
-    finished = conduct(request, out, quiet=quiet, start=start, failed=failed)
+    request = Request.of(strategy, choices)
+    finished = conduct(request, folder, quiet=quiet, start=launcher.start, failed=_told)
     if finished is not None:
-        draw([finished], finished.folder)
+        _drawn([finished], finished.folder)
     return finished
 
 
-def draw(runs: Sequence[Run], folder: Path) -> None:
-    """Draw the figures of finished runs into a folder: comparison.png, and staleness.png where there is staleness."""
-    draw_comparison(runs, folder / "comparison.png")
-    if any(has_staleness(run) for run in runs):
-        draw_staleness(runs, folder / "staleness.png")
+def draw(runs: Sequence[Run], results: Results) -> None:
+    """Draw the figures of finished runs: comparison.png, and staleness.png where there is staleness."""
+
+    def comparison(path: Path) -> None:
+        from bigbatch.experiments.figures.comparison import draw_comparison
+
+        draw_comparison(runs, path)
+
+    def staleness(path: Path) -> None:
+        from bigbatch.experiments.figures.staleness import draw_staleness
+
+        draw_staleness(runs, path)
+
+    results.draw("comparison.png", comparison)
+    if any(has_staleness(run.summary) for run in runs):
+        results.draw("staleness.png", staleness)
+
+
+def _drawn(runs: Sequence[Run], folder: Path) -> None:
+    """Draw the figures of runs for a caller who gets the runs themselves, whatever became of their files."""
+    results = Results(folder, [remark for run in runs for remark in run.remarks])
+    draw(runs, results)
+    for sentence in results.failures:
+        logging.getLogger("bigbatch").error("bigbatch: %s.", sentence)
 
 
 def compare(
@@ -92,17 +107,27 @@ def compare(
     if not strategies or not all(isinstance(name, str) for name in strategies):
         raise ConfigurationError('No strategy was named: name those to compare, as in compare("ring", "ps").')
     requests = [Request.of(name, choices) for name in dict.fromkeys(strategies)]
-    return compared(requests, None if out is None else checked("out", File(), out), quiet=quiet, tell=tell)
+    folder = None if out is None else checked("out", File(), out)
+    runs = list(compared(requests, folder, quiet=quiet, tell=tell))
+    _drawn(runs, runs[0].folder.parent)
+    return runs
 
 
-def compared(requests: Sequence[Request], out: Path | None, *, quiet: bool, tell: Callable[[str], None]) -> list[Run]:
-    """Run one experiment after the other, over a strategy each; see `compare`.
+def compared(
+    requests: Sequence[Request], out: Path | None, *, quiet: bool, tell: Callable[[str], None]
+) -> Iterator[Run]:
+    """Run one experiment after the other, over a strategy each, and yield each run as soon as it has finished.
+
+    The summary of the comparison is written after each, so that it is there if a later one fails.
 
     Args:
         requests: what is asked for.
         out: the folder of all; None for a new one below ./runs.
         quiet: whether to show no progress.
         tell: is told which strategy comes next.
+
+    Raises:
+        ConfigurationError, LaunchError, BigBatchError: as `compare`.
     """
     if detect().launcher is not Launcher.NONE:
         raise LaunchError("compare starts the processes of every strategy itself: run it without mpirun or torchrun.")
@@ -113,7 +138,7 @@ def compared(requests: Sequence[Request], out: Path | None, *, quiet: bool, tell
             simulation_of(request.settings)
     folder = out or new_folder("compare")
     make_folder(folder)
-    runs = []
+    summaries: list[dict[str, Any]] = []
     for request in requests:
         name = request.strategy
         tell(f"── {name}")
@@ -122,11 +147,12 @@ def compared(requests: Sequence[Request], out: Path | None, *, quiet: bool, tell
         except BigBatchError as error:
             raise type(error)(f"The strategy {name}: {error}") from error
         assert finished is not None, "this process is by itself"
-        draw([finished], finished.folder)
-        runs.append(finished)
-    draw(runs, folder)
-    write_json(folder / SUMMARY, {"runs": [run.summary for run in runs]})
-    return runs
+        results = Results(folder, finished.remarks)
+        summaries.append(finished.summary)
+        results.keep({"runs": summaries})
+        own = Results(finished.folder)
+        draw([finished], own)
+        yield replace(finished, remarks=(*results.failures, *own.failures))
 
 
 def simulate(

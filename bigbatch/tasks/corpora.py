@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bigbatch.comm.cache import keep
+from bigbatch.comm.cache import keep, kept_json
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.files import read_bytes
 
@@ -58,9 +58,8 @@ def standard_library(cache: Path) -> Corpus:
     root = Path(sysconfig.get_path("stdlib"))
     key = hashlib.sha256(f"{sys.version} {root}".encode()).hexdigest()[:16]
     kept = cache / f"standard-library-{key}.json"
-    if kept.is_file():
-        documents = json.loads(kept.read_text(encoding="utf-8"))
-    else:
+    documents = kept_json(kept, list[str])
+    if documents is None:
         documents = list(dict.fromkeys(_docstrings(root)))
         keep(kept, json.dumps(documents))
     if not documents:

@@ -1,6 +1,7 @@
 """A byte-pair vocabulary that is learnt from the training text."""
 
 import hashlib
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 
 from bigbatch.comm.cache import keep
 from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.files import read_text
 from bigbatch.tasks.corpora import Corpus
 
 END = "<|end|>"
@@ -71,8 +73,8 @@ def learn_vocabulary(corpus: Corpus, size: int, cache: Path) -> Vocabulary:
         )
     key = hashlib.sha256(f"{corpus.sha256} {size} {LONGEST_WORD} {tokenizers.__version__}".encode()).hexdigest()[:16]
     kept = cache / f"vocabulary-{key}.json"
-    if kept.is_file():
-        return Vocabulary(Tokenizer.from_str(kept.read_text(encoding="utf-8")))
+    if (found := _kept(kept, size)) is not None:
+        return found
     tokenizer = Tokenizer(models.BPE())
     cut = pre_tokenizers.Split(Regex(f".{{1,{LONGEST_WORD}}}"), "isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.ByteLevel(add_prefix_space=False), cut])
@@ -86,3 +88,16 @@ def learn_vocabulary(corpus: Corpus, size: int, cache: Path) -> Vocabulary:
     tokenizer.train_from_iterator(corpus.training, trainer)
     keep(kept, tokenizer.to_str())
     return Vocabulary(tokenizer)
+
+
+def _kept(path: Path, size: int) -> Vocabulary | None:
+    """The vocabulary in a file of the cache; None if there is none, or a damaged one, which is learnt anew."""
+    if not path.exists():
+        return None
+    try:
+        tokenizer = Tokenizer.from_str(read_text(path, f"The file {path} in the cache"))
+    except Exception as error:  # tokenizers has no error of its own
+        warnings.warn(f"The vocabulary {path} cannot be read and is learnt anew: {error}.", stacklevel=2)
+        return None
+    fits = tokenizer.token_to_id(END) is not None and tokenizer.get_vocab_size() <= size
+    return Vocabulary(tokenizer) if fits else None

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bigbatch.comm.reducers.collective import Collective
-from bigbatch.comm.wires.agreement import all_gather
+from bigbatch.comm.wires.agreement import all_gather, together
 from bigbatch.comm.wires.transport import Transport
 
 FEWEST_TURNS, MOST_TURNS = 2, 15
@@ -165,6 +165,9 @@ def measure(
     Returns:
         A measurement of each operation; and one, `MEMORY`, of what no sum in memory can do without: every worker
         reading and writing each element of its own buffer once, taking its turns with the others.
+
+    Raises:
+        ConfigurationError: on every rank, if one has too little memory for an operation.
     """
     elements = max(1, nbytes // 4)
     at_once = max(1, min(MOST_AT_ONCE, SHORT_BYTES // (4 * elements)))
@@ -174,8 +177,12 @@ def measure(
     total = cache(lambda count: sum(map(handed_in, range(count)), torch.zeros(1, dtype=torch.int64)).float())
     own = handed_in(transport.rank).float()
     memory = torch.zeros(len(own))
-    for work in works.values():
-        work.prepare(_parts(memory, elements))
+
+    def prepare() -> None:
+        for work in works.values():
+            work.prepare(_parts(memory, elements))
+
+    together(transport, prepare)  # a rank may have too little memory to share
     expected = {name: work.expected(own, total) for name, work in works.items() if transport.rank < work.workers}
     seconds: dict[str, list[float]] = {name: [] for name in works}
     exact = dict.fromkeys(works, True)

@@ -4,12 +4,14 @@ import json
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Annotated, Any
 
 import numpy as np
 
-from bigbatch.comm.cache import cache_folder, keep
+from bigbatch.comm.cache import cache_folder, keep, kept_json
 from bigbatch.comm.reducers.collective import Collective
 from bigbatch.comm.reducers.measure import Reducing, measure
+from bigbatch.comm.schema import Positive, not_empty
 from bigbatch.comm.wires.agreement import all_gather
 from bigbatch.comm.wires.transport import Transport
 
@@ -20,6 +22,17 @@ SECONDS_A_SIZE = 0.5
 """About how many seconds to measure each size."""
 
 
+def whole_sizes(value: Any) -> str:
+    """A condition on a mapping, for `Annotated`: its keys are sizes in bytes."""
+    return (
+        "" if all(key.isascii() and key.isdigit() and int(key[:12]) for key in value) else "has a key that is no size"
+    )
+
+
+KeptTuning = Annotated[dict[str, Annotated[dict[str, Positive], not_empty]], not_empty, whole_sizes]
+"""The schema of the table in the cache: seconds by size in bytes and by the name of the all-reduce."""
+
+
 @dataclass(frozen=True)
 class Tuning:
     """How long every all-reduce takes on one layout of ranks.
@@ -27,10 +40,12 @@ class Tuning:
     Attributes:
         layout: the number of ranks on each node, and the wires between them.
         seconds: maps a size in bytes to the median seconds of each all-reduce by name.
+        kept: whether the table is in the cache, on rank 0.
     """
 
     layout: str
     seconds: dict[int, dict[str, float]]
+    kept: bool = True
 
     def ranking(self, nbytes: int) -> list[str]:
         """The names of the all-reduces, fastest first, for buffers of about `nbytes` bytes."""
@@ -62,18 +77,15 @@ def tune(collectives: Mapping[str, Collective], transport: Transport, say: Calla
             if not row.exact:
                 say(f"{row.algorithm} is left out: it gave a wrong sum of {size / 1024:,.0f} KB")
         seconds[size] = {row.algorithm: row.median for row in rows if row.exact}
-    tuning = Tuning(layout_of(transport), seconds)
-    if transport.rank == 0:
-        keep(cache_folder() / _file_name(transport), json.dumps(seconds, indent=1))
-    return tuning
+    kept = transport.rank != 0 or keep(cache_folder() / _file_name(transport), json.dumps(seconds, indent=1))
+    return Tuning(layout_of(transport), seconds, kept)
 
 
 def load_tuning(transport: Transport) -> Tuning | None:
     """Gives every rank the table that rank 0 has kept for this layout; None if nobody has measured it."""
     content = None
     if transport.rank == 0:
-        kept = cache_folder() / _file_name(transport)
-        content = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else None
+        content = kept_json(cache_folder() / _file_name(transport), KeptTuning)
     content = all_gather(transport, content, "look for a table of measurements")[0]
     if content is None:
         return None

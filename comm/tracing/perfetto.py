@@ -10,9 +10,10 @@ import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypedDict
 
-from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.files import read_json, write_whole
+from bigbatch.comm.schema import Amount, AtLeast, Count, check, plain
 from bigbatch.comm.wires.recording import (
     BESIDE,
     COMMUNICATION,
@@ -30,6 +31,48 @@ from bigbatch.comm.wires.recording import (
 TRACKS = (UPDATES, WORK, COMMUNICATION, LIBRARY, BESIDE, SENDS, RECEIVES)
 """A rank's tracks, from top to bottom: its main thread, the one that communicates while it computes, what a library
 does by itself, a server beside its own work, and messages, which last from their start until they were waited for."""
+
+
+# What is in the file.
+
+MOST_RANKS = 1 << 20
+"""Largest number of ranks in a trace that is read."""
+
+
+class Arguments(TypedDict):
+    """What a slice of a trace says about its span, besides what the trace-event format has a place for."""
+
+    track: str
+    name: str
+    peer: Annotated[int, AtLeast(0, MOST_RANKS)] | None
+    tag: int
+    bytes: Count
+    number: Count
+
+
+class SliceEvent(TypedDict):
+    """A complete event of the trace-event format: a span of one rank, with times in microseconds."""
+
+    ph: Literal["X"]
+    name: str
+    cat: str
+    pid: Annotated[int, AtLeast(0, MOST_RANKS - 1)]
+    tid: Count
+    ts: Amount
+    dur: Amount
+    args: Arguments
+
+
+class AnyEvent(TypedDict):
+    """What every event of the trace-event format has: its phase, which is X for complete events."""
+
+    ph: str
+
+
+class TraceFile(TypedDict):
+    """The document of a trace."""
+
+    traceEvents: list[AnyEvent]
 
 
 # To the trace-event format and back.
@@ -95,8 +138,7 @@ class _Slice:
     def event(self, rank: int) -> dict[str, Any]:
         """The slice as a complete event of the trace-event format, with times in microseconds."""
         span = self.span
-        arguments = {"track": span.track, "name": span.name, "peer": span.peer, "tag": span.tag, "bytes": span.nbytes}
-        return {
+        event: SliceEvent = {
             "ph": "X",
             "name": title(span),
             "cat": span.kind,
@@ -104,8 +146,16 @@ class _Slice:
             "tid": self.lane,
             "ts": self.begin / 1000,
             "dur": (self.end - self.begin) / 1000,
-            "args": {**arguments, "number": span.number},
+            "args": {
+                "track": span.track,
+                "name": span.name,
+                "peer": span.peer,
+                "tag": span.tag,
+                "bytes": span.nbytes,
+                "number": span.number,
+            },
         }
+        return plain(event)
 
 
 def title(span: Span) -> str:
@@ -170,10 +220,18 @@ def lanes(pieces: Sequence[Any], *, nested: bool) -> list[list[Any]]:
     return [lying for lying, _ in found]
 
 
+LARGEST_TRACE = 2**31
+"""Largest trace that is read, in bytes: 64 ranks with the most spans that each keeps take about this."""
+
+
 def write_trace(path: Path, ranks: Sequence[Sequence[Span]]) -> None:
-    """Write every rank's spans to a file that ui.perfetto.dev and chrome://tracing open."""
+    """Write every rank's spans to a file that ui.perfetto.dev and chrome://tracing open, whole or not at all.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     document = {"traceEvents": trace_events(ranks), "displayTimeUnit": "ms"}
-    path.write_text(json.dumps(document, separators=(",", ":")), encoding="utf-8")
+    write_whole(path, json.dumps(document, separators=(",", ":")))
 
 
 def read_trace(path: Path) -> list[list[Span]]:
@@ -184,18 +242,14 @@ def read_trace(path: Path) -> list[list[Span]]:
     Raises:
         ConfigurationError: the file cannot be read, or is not such a trace.
     """
-    try:
-        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
-        slices = [event for event in events if event["ph"] == "X"]
-        ranks: list[list[Span]] = [[] for _ in range(max((event["pid"] for event in slices), default=-1) + 1)]
-        for event in slices:
-            ranks[event["pid"]].append(_span(event))
-    except OSError as error:
-        raise ConfigurationError(f"The trace {path} cannot be read: {error.strerror}.") from error
-    except (ValueError, TypeError, KeyError, IndexError) as error:
-        raise ConfigurationError(
-            f"{path} is not a trace that bigbatch wrote ({type(error).__name__}: {error}). Run again with --trace."
-        ) from error
+    what = f"The trace {path}"
+    events = check(read_json(path, what, LARGEST_TRACE), TraceFile, what)["traceEvents"]
+    slices = [(number, event) for number, event in enumerate(events) if event["ph"] == "X"]
+    for number, event in slices:
+        check(event, SliceEvent, what, f"traceEvents[{number}]")
+    ranks: list[list[Span]] = [[] for _ in range(max((event["pid"] for _, event in slices), default=-1) + 1)]
+    for _, event in slices:
+        ranks[event["pid"]].append(_span(event))
     return ranks
 
 
@@ -203,13 +257,13 @@ def _span(event: dict[str, Any]) -> Span:
     arguments = event["args"]
     begin, end = (round(time * 1000) / 1e9 for time in (event["ts"], event["ts"] + event["dur"]))
     return Span(
-        str(event["cat"]),
+        event["cat"],
         begin,
         end,
-        str(arguments["name"]),
-        str(arguments["track"]),
-        None if arguments["peer"] is None else int(arguments["peer"]),
-        int(arguments["tag"]),
-        int(arguments["number"]),
-        int(arguments["bytes"]),
+        arguments["name"],
+        arguments["track"],
+        arguments["peer"],
+        arguments["tag"],
+        arguments["number"],
+        arguments["bytes"],
     )

@@ -1,7 +1,11 @@
 """MPI, through mpi4py's upper-case calls, which send NumPy buffers where they lie."""
 
+import math
+import os
+import socket
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, NoReturn, Self
 
@@ -9,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bigbatch.comm.buffers import Buffer
-from bigbatch.comm.errors import CommunicationError, DeadlineError, LaunchError, MismatchError
+from bigbatch.comm.errors import CommunicationError, ConfigurationError, DeadlineError, LaunchError, MismatchError
 from bigbatch.comm.transports.waits import OnThreads, wait_until
 from bigbatch.comm.wires import DEFAULT_DEADLINE
 from bigbatch.comm.wires.request import ANY, Request, Windows
@@ -89,6 +93,8 @@ class MPITransport(OnThreads):
         deadline: float = DEFAULT_DEADLINE,
         communicator: "MPI.Intracomm | None" = None,
     ) -> None:
+        if communicator is None:
+            check_room_to_start()
         mpi = load_mpi()
         self._communicator = mpi.COMM_WORLD.Dup() if communicator is None else communicator
         self._any = mpi.ANY_SOURCE
@@ -141,7 +147,13 @@ class MPITransport(OnThreads):
         return some
 
     def windows(self, nbytes: int) -> Windows:
-        """Allocates an MPI shared-memory window of `nbytes` bytes for every rank of the node."""
+        """Allocates an MPI shared-memory window of `nbytes` bytes for every rank of the node.
+
+        Raises:
+            ConfigurationError: on every rank, if a machine has too little shared memory. It would end with SIGBUS.
+        """
+        own = socket.gethostname(), nbytes + 2 * CACHE_LINE, free_shared_memory()
+        check_room(self._communicator.allgather(own))
         on_node = self._communicator.Split(self.nodes.index(self.node), self.rank)
         windows = MPIWindows(self, on_node, nbytes)
         on_node.Free()
@@ -173,6 +185,75 @@ class MPITransport(OnThreads):
         """Ends every process of the job, by MPI_Abort with the exit status `code`."""
         self._communicator.Abort(code)
         raise SystemExit(code)
+
+
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where MPI libraries allocate it, on Linux
+"""The file system whose memory processes share."""
+
+ROOM_PER_RANK = 2**20
+"""Shared memory that is left to the MPI library beside the windows, in bytes per rank."""
+
+MPICH_PER_RANK = 5.2 * 2**20
+"""Shared memory that MPICH 5 takes when it starts, in bytes per rank, as measured with 2, 4 and 8 ranks."""
+
+MPICH_RANKS_HERE = "MPI_LOCALNRANKS"
+"""The environment variable in which MPICH's launcher says how many ranks it has started on this machine."""
+
+
+def free_shared_memory() -> int | None:
+    """The bytes of shared memory that are free on this machine; None if that is not known."""
+    try:
+        found = os.statvfs(SHARED_MEMORY)
+    except OSError:  # not Linux
+        return None
+    return found.f_bavail * found.f_frsize
+
+
+def check_room_to_start() -> None:
+    """Checks that MPICH has the shared memory with which it starts; it would end with SIGBUS.
+
+    Raises:
+        LaunchError: there is too little, whoever uses it; on every rank of this machine alike.
+    """
+    here = os.environ.get(MPICH_RANKS_HERE, "")
+    try:
+        found = os.statvfs(SHARED_MEMORY)
+    except OSError:  # not Linux
+        return
+    size, needed = found.f_blocks * found.f_frsize, MPICH_PER_RANK * (int(here) if here.isdecimal() else 0)
+    if needed > size:
+        raise LaunchError(
+            f"{SHARED_MEMORY} has {size / 2**20:,.0f} MB, and MPICH takes {needed / 2**20:,.0f} MB of shared memory to "
+            f"start {here} ranks: give it more (docker run --shm-size={_power_of_two(needed)}m), or take fewer ranks."
+        )
+
+
+def _power_of_two(nbytes: float) -> int:
+    """The next power of two, in MB, that leaves as much room again."""
+    return int(2 ** math.ceil(math.log2(2 * nbytes / 2**20)))
+
+
+def check_room(ranks: Sequence[tuple[str, int, int | None]]) -> None:
+    """Checks that there is room for everybody's windows, on every machine.
+
+    Args:
+        ranks: for every rank its machine, the bytes that it is about to allocate, and those that are free there.
+
+    Raises:
+        ConfigurationError: there is none; all ranks raise it if all have the same arguments.
+    """
+    for machine in dict.fromkeys(name for name, *_ in ranks):
+        sizes = [nbytes for name, nbytes, _ in ranks if name == machine]
+        free = min((found for name, _, found in ranks if name == machine and found is not None), default=None)
+        needed = sum(sizes) + len(sizes) * ROOM_PER_RANK
+        if free is not None and needed > free:
+            raise ConfigurationError(
+                f"{SHARED_MEMORY} on {machine} has {free / 2**20:,.0f} MB free, and {len(sizes)} ranks need "
+                f"{needed / 2**20:,.0f} MB of shared memory: give it more (docker run --shm-size="
+                f"{_power_of_two(needed)}m), take fewer ranks or smaller buffers, or an "
+                "all-reduce that sends messages, such as ring.",
+                everywhere=True,
+            )
 
 
 class MPIWindows(Windows):

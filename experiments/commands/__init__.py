@@ -14,7 +14,7 @@ from bigbatch.comm.registry import Registry, import_object
 if TYPE_CHECKING:
     import click
 
-SHARED = ("experiment", "main", "options", "output", "ranks")
+SHARED = ("experiment", "main", "options", "output", "ranks", "streams")
 """Modules in this folder that are not commands."""
 
 

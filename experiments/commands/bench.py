@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
+from bigbatch.comm.errors import BigBatchError
 from bigbatch.comm.kinds import MEMORY, SECONDS, Several, Text, Whole
 from bigbatch.comm.options import Options, option
 from bigbatch.experiments.commands.options import Command, FolderSettings, takes
@@ -51,11 +53,11 @@ def bench(settings: BenchSettings, ranks: RankSettings, output: FolderSettings) 
     With --servers, the last ranks are parameter servers; -n counts the others.
     """
     from bigbatch.comm.wires.agreement import together
-    from bigbatch.experiments.commands.output import close, console, print_json, told
-    from bigbatch.experiments.figures.bandwidth import draw_bench
+    from bigbatch.experiments.commands.output import print_json, results_in, told
     from bigbatch.experiments.measuring.bench import Bench, as_json, size_label
     from bigbatch.experiments.measuring.wires import all_reduce_named
-    from bigbatch.experiments.runs.run import SUMMARY, environment, make_folder, new_folder, write_json
+    from bigbatch.experiments.runs.results import Results
+    from bigbatch.experiments.runs.run import environment, make_folder, new_folder
 
     names, servers = settings.algorithms or (), settings.servers or ()
     for name in names:
@@ -65,28 +67,49 @@ def bench(settings: BenchSettings, ranks: RankSettings, output: FolderSettings) 
         compared = Bench(transport, launch, names, servers)
         folder = output.out or new_folder(f"bench-{transport.size}")
         together(transport, lambda: make_folder(folder) if speaking else None)
+        written = Results(folder)
         summary: dict[str, Any] = {"rows": [], "memory": [], "skipped": compared.skipped}
+        summary |= {"environment": environment()}
         if servers:
             summary |= {"ports": [], "overhead_seconds": compared.overhead(settings.seconds)}
-        for size in settings.bytes:
-            told(speaking)(f"{size_label(size)} ...")
-            results = compared.run(size, settings.seconds)
-            summary["rows"] += results.as_json()
-            summary["memory"].append(as_json(results.memory))
-            if results.port is not None:
-                summary["ports"].append(as_json(results.port))
-        if speaking:
-            write_json(folder / SUMMARY, {**summary, "environment": environment()})
-            draw_bench(summary["rows"], summary["memory"], folder / "bench.png")
-            if output.json:
-                print_json(summary["rows"])
-            else:
-                limits = summary["memory"], summary.get("ports", ()), summary.get("overhead_seconds")
-                print_bench(console(), summary["rows"], *limits)
-                for name, reason in compared.skipped.items():
-                    print(f"left out: {name}: {reason}")
-                close(folder)
+        try:
+            for size in settings.bytes:
+                told(speaking)(f"{size_label(size)} ...")
+                results = compared.run(size, settings.seconds)
+                summary["rows"] += results.as_json()
+                summary["memory"].append(as_json(results.memory))
+                if results.port is not None:
+                    summary["ports"].append(as_json(results.port))
+                if speaking:
+                    written.keep(summary)  # what comes next may end this process
+        except BigBatchError:
+            if speaking and summary["rows"] and not output.json:
+                written.show(lambda: show(summary))
+            raise
         compared.close()
+    if not speaking:
+        return
+    with results_in(folder, named=not output.json, failures=written.failures) as shown:
+        shown.show(lambda: print_json(summary["rows"]) if output.json else show(summary))
+        shown.draw("bench.png", lambda path: _draw(summary, path))
+
+
+def show(summary: dict[str, Any]) -> None:
+    """Print the table of a bench, and what was left out of it."""
+    from bigbatch.experiments.commands.output import at_once, console
+
+    with at_once():
+        print_bench(
+            console(), summary["rows"], summary["memory"], summary.get("ports", ()), summary.get("overhead_seconds")
+        )
+        for name, reason in summary["skipped"].items():
+            print(f"left out: {name}: {reason}")
+
+
+def _draw(summary: dict[str, Any], path: Path) -> None:
+    from bigbatch.experiments.figures.bandwidth import draw_bench
+
+    draw_bench(summary["rows"], summary["memory"], path)
 
 
 def print_bench(
@@ -97,7 +120,7 @@ def print_bench(
     overhead: float | None = None,
 ) -> None:
     """Print a block for every size, fastest first, below what memory allows and what a port can move."""
-    from bigbatch.experiments.commands.output import new_table
+    from bigbatch.experiments.commands.output import new_table, print_fitting
     from bigbatch.experiments.measuring.bench import REFERENCE, size_label
 
     reference = any(row["algorithm"] == REFERENCE for row in rows)
@@ -123,7 +146,7 @@ def print_bench(
                 *([f"{1e3 * bound:.3f}", f"{bound / row['seconds']:.2f}"] if bound is not None else []),
             )
         table.add_section()
-    console.print(table)
+    print_fitting(console, table)
     console.print(
         f"\n{rows[0]['ranks']} ranks, float32, in place; every result of every repetition was exact. What memory "
         "allows: every rank reads and writes its own buffer once, which no all-reduce in memory can do without."

@@ -48,8 +48,7 @@ def calibrate(settings: CalibrationSettings, output: FolderSettings) -> None:
     from bigbatch.comm.measuring.calibration import measure_points
     from bigbatch.comm.measuring.fitting import fit_network
     from bigbatch.comm.wires.agreement import together
-    from bigbatch.experiments.commands.output import close, console, print_json, told
-    from bigbatch.experiments.figures.calibration import draw_calibration
+    from bigbatch.experiments.commands.output import at_once, console, print_json, results_in, told
     from bigbatch.experiments.measuring.calibrate import (
         NETWORK_FILE,
         calibrated,
@@ -57,7 +56,7 @@ def calibrate(settings: CalibrationSettings, output: FolderSettings) -> None:
         keep_network,
         source_of,
     )
-    from bigbatch.experiments.runs.run import SUMMARY, environment, make_folder, new_folder, write_json
+    from bigbatch.experiments.runs.run import environment, make_folder, new_folder
 
     memory = settings.memory
     with ranks_of(RankSettings(workers=2, deadline=settings.deadline)) as (transport, _):
@@ -67,22 +66,33 @@ def calibrate(settings: CalibrationSettings, output: FolderSettings) -> None:
         together(transport, lambda: check_file(path) if speaking else None)
         points = measure_points(transport, settings.seconds, memory, say=told(speaking))
         network = together(transport, lambda: fit_network(points, source=source_of(memory)))
-        together(transport, lambda: keep_network(network, path) if speaking else None)
-        if speaking:
-            summary = calibrated(points, network, memory)
-            write_json(folder / SUMMARY, {**summary, "environment": environment()})
-            draw_calibration(summary, folder / "calibration.png")
-            if output.json:
-                print_json(summary["rows"])
-                return
+    if not speaking:
+        return
+
+    def show() -> None:
+        if output.json:
+            print_json(summary["rows"])
+            return
+        with at_once():
             print_calibration(console(), summary)
             print(f"\n{path}: the network, for {memory / 2**20:g} MB of memory in each of two ranks")
-            close(folder)
+
+    def draw(to: Path) -> None:
+        from bigbatch.experiments.figures.calibration import draw_calibration
+
+        draw_calibration(summary, to)
+
+    summary = {**calibrated(points, network, memory), "environment": environment()}
+    with results_in(folder, named=not output.json) as results:
+        results.keep(summary)
+        results.attempt(f"The network {path} cannot be written", lambda: keep_network(network, path))
+        results.show(show)
+        results.draw("calibration.png", draw)
 
 
 def print_calibration(console: "Console", summary: dict[str, Any]) -> None:
     """Print measured and fitted times of every size, and the network."""
-    from bigbatch.experiments.commands.output import new_table
+    from bigbatch.experiments.commands.output import new_table, print_fitting
     from bigbatch.experiments.measuring.bench import size_label
 
     table = new_table("size", "both ways\nµs", "fit\nµs", "error\n%", "GB/s", "ping-pong\nµs", "4 to one\nµs each")
@@ -96,13 +106,13 @@ def print_calibration(console: "Console", summary: dict[str, Any]) -> None:
             f"{row['bandwidth'] / 1e9:.3g}",
             *("" if seconds is None else _micro(seconds) for seconds in others),
         )
-    console.print(table)
+    print_fitting(console, table)
     network = summary["network"]
     pieces = new_table("messages of at least", "α\nµs", "bandwidth of a port\nGB/s")
     for piece in ({"bytes": 0, **network}, *network.get("larger", ())):
         pieces.add_row(size_label(piece["bytes"]), _micro(piece["alpha"]), f"{piece['bandwidth'] / 1e9:.3g}")
     console.print()
-    console.print(pieces)
+    print_fitting(console, pieces)
     console.print(
         f"\nThe fit is of both ways: a message each way at once. Adding takes γ = {1e9 * network['gamma']:.3g} ns a "
         f"byte; a matrix product runs at {summary['flops'] / 1e9:.3g} GFLOP/s on a core. Medians, the slower rank's."

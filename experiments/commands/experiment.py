@@ -34,8 +34,9 @@ OUTPUT = flags([OutputSettings])
 def run_strategy(request: Request, output: OutputSettings) -> None:
     """Run an experiment in the processes that a launcher started, or start them first; then present the results."""
     from bigbatch.experiments import api
-    from bigbatch.experiments.commands.output import present, report
+    from bigbatch.experiments.commands.output import present, report, results_in
     from bigbatch.experiments.runs.table import verdict
+    from bigbatch.experiments.training.conduct import conduct
     from bigbatch.experiments.training.launcher import become
 
     passed_on = [*(["--json"] if output.json else []), *(["--debug"] if "--debug" in sys.argv else [])]
@@ -43,6 +44,8 @@ def run_strategy(request: Request, output: OutputSettings) -> None:
     def start(command: list[str]) -> None:
         become([*command, *passed_on])
 
-    run = api.conducted(request, output.out, quiet=output.quiet, start=start, failed=report)
+    run = conduct(request, output.out, quiet=output.quiet, start=start, failed=report)
     if run is not None:
-        present([run], run.folder, run.summary, verdict(run.summary), output)
+        with results_in(run.folder, named=not (output.json or output.quiet), failures=run.remarks) as results:
+            results.show(lambda: present([run], run.summary, lambda: verdict(run.summary), output))
+            api.draw([run], results)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -64,10 +65,11 @@ def figure(settings: FigureSettings, names: tuple[str, ...]) -> None:
 
     Runs are kept: the same command draws the figure again without training, and one that was interrupted goes on.
     """
-    from bigbatch.experiments.commands.output import console, print_json, told
+    from bigbatch.experiments.commands.output import close, console, print_json, told
     from bigbatch.experiments.laboratory.claim import summary_of
     from bigbatch.experiments.laboratory.laboratory import Laboratory
-    from bigbatch.experiments.runs.run import SUMMARY, folder_name, make_folder, unwritable, write_json
+    from bigbatch.experiments.runs.results import Results
+    from bigbatch.experiments.runs.run import folder_name, make_folder
     from bigbatch.experiments.training.launcher import usable_cores
 
     refuse_launchers("figure starts the processes that train itself")
@@ -75,7 +77,8 @@ def figure(settings: FigureSettings, names: tuple[str, ...]) -> None:
     claims = claims_named(names)
     check_trains(claims, {"--text": text, "--processes": settings.processes})
     say = told(True)
-    summaries = []
+    summaries: list[dict[str, Any]] = []
+    failures: list[str] = []
     base = {"text": text and text.resolve()}
     with going_on(), Laboratory(settings.runs, settings.processes or usable_cores(), say, base) as laboratory:
         for name, kind in claims.items():
@@ -87,16 +90,18 @@ def figure(settings: FigureSettings, names: tuple[str, ...]) -> None:
             claim = kind(laboratory, quick=quick)
             finding = claim.examine()
             summary = {**summary_of(name, claim, finding), "seconds": time.monotonic() - began}
-            try:
-                claim.draw(finding, folder / "figure.png")
-                write_json(folder / SUMMARY, summary)
-            except OSError as error:
-                raise unwritable(folder, error) from error
             summaries.append(summary)
+            results = Results(folder, failures)
+            results.keep(summary)
             if not settings.json:
-                print_finding(console(), name, claim, finding, folder)
-    if settings.json:
-        print_json(summaries)
+                results.show(partial(print_finding, console(), name, claim, finding))
+            results.draw("figure.png", partial(claim.draw, finding))
+            if not settings.json:
+                results.show(partial(close, folder))
+            failures = results.failures
+    with Results(settings.out, failures) as results:
+        if settings.json:
+            results.show(lambda: print_json(summaries))
 
 
 def claims_named(names: Sequence[str]) -> dict[str, type["Claim"]]:
@@ -137,12 +142,12 @@ def going_on() -> Iterator[None]:
         raise
 
 
-def print_finding(printer: "Console", name: str, claim: "Claim", finding: "Finding", folder: Path) -> None:
+def print_finding(printer: "Console", name: str, claim: "Claim", finding: "Finding") -> None:
     """Print a finding: what was claimed and by whom, what was run, the numbers, and the verdict."""
     from rich.markup import escape
     from rich.table import Table
 
-    from bigbatch.experiments.commands.output import close
+    from bigbatch.experiments.commands.output import print_fitting
 
     facts: list[tuple[str, str]] = [
         (name, claim.claim),
@@ -156,11 +161,10 @@ def print_finding(printer: "Console", name: str, claim: "Claim", finding: "Findi
     for fact in facts:
         head.add_row(*map(escape, fact))
     printer.print()
-    printer.print(head)
+    print_fitting(printer, head)
     printer.print()
-    printer.print(table_of(finding))
+    print_fitting(printer, table_of(finding))
     printer.print(f"\n[bold]{finding.verdict.value.upper()}[/bold]: {escape(finding.sentence)}")
-    close(folder)
 
 
 def table_of(finding: "Finding") -> "Table":
@@ -172,7 +176,7 @@ def table_of(finding: "Finding") -> "Table":
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
     for column in finding.columns:
         numbers = all(not isinstance(row.get(column.key), str) for row in finding.rows)
-        table.add_column(escape(column.label), justify="right" if numbers else "left")
+        table.add_column(escape(column.label), justify="right" if numbers else "left", no_wrap=numbers)
     for row in finding.rows:
         table.add_row(*(escape(column.text(row.get(column.key))) for column in finding.columns))
     return table

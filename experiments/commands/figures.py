@@ -18,7 +18,7 @@ def figures() -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from bigbatch.experiments.commands.output import console
+    from bigbatch.experiments.commands.output import console, print_fitting
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 1, 0))
     for head in ("figure", "claim", "source"):
@@ -29,5 +29,5 @@ def figures() -> None:
         claim: type[Claim] = CLAIMS.load(name)
         minutes = (f"{minute:g}" for minute in (claim.minutes.default, claim.minutes.quick))
         table.add_row(escape(name), escape(claim.claim), escape(claim.source), *minutes)
-    console().print(table)
+    print_fitting(console(), table)
     console().print("Minutes are those of two cores; runs that are there already take none.", highlight=False)

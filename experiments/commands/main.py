@@ -6,12 +6,20 @@ from typing import NoReturn
 import click
 from click.shell_completion import CompletionItem
 
-from bigbatch.comm.errors import INTERRUPTED, BigBatchError, ConfigurationError, LaunchError
+from bigbatch.comm.errors import (
+    INCOMPLETE,
+    INTERRUPTED,
+    BigBatchError,
+    ConfigurationError,
+    IncompleteError,
+    LaunchError,
+)
 from bigbatch.comm.registry import unknown_name
 from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.experiments.commands import COMMANDS, subcommands
 from bigbatch.experiments.commands.experiment import strategy_command
 from bigbatch.experiments.commands.options import WIDTH
+from bigbatch.experiments.commands.streams import standard_streams
 
 
 class Commands(click.Group):
@@ -106,23 +114,41 @@ def cli() -> None:
 
 
 def main() -> NoReturn:
-    """Runs the program; it exits with 0, 1 for an error, 2 for a wrong command line, or 130 for an interruption."""
+    """Runs the program, and exits with a status.
+
+    It is 0, 1 for an error, 2 for a wrong command line, 3 if the results are there but not all of them could be
+    written, printed or drawn, 130 for an interruption, or 141 if nobody reads the output any more.
+    """
+    with standard_streams() as streams:
+        status = _run()
+        sys.stdout.flush()
+        lost, sentence = streams.failure()
+        if sentence and speaks():
+            print(f"bigbatch-exp: {sentence}", file=sys.stderr, flush=True)
+    sys.exit(status or lost)
+
+
+def _run() -> int:
+    """Run the command, report its error, and return the exit status."""
     try:
         cli(standalone_mode=False)
-        status = 0
     except click.ClickException as error:
-        status = error.exit_code
         if speaks():
             error.show()
+        return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        status = INTERRUPTED
+        return INTERRUPTED
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
     except Exception as error:  # a fault of ours, or of a user's model, task or strategy, if not one of our own errors
-        status = 2 if isinstance(error, ConfigurationError | LaunchError) else 1
         if speaks() or not isinstance(error, BigBatchError):
             from bigbatch.experiments.commands.output import report
 
             report(error)
-    sys.exit(status)
+        if isinstance(error, IncompleteError):
+            return INCOMPLETE
+        return 2 if isinstance(error, ConfigurationError | LaunchError) else 1
+    return 0
 
 
 def speaks() -> bool:

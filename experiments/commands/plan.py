@@ -21,29 +21,35 @@ if TYPE_CHECKING:  # whoever only asks for help must not wait for NumPy
 @takes(PlanRequest, FolderSettings)
 def plan(request: PlanRequest, output: FolderSettings) -> None:
     """Say on how many workers, with which batch and strategy, a loss is reached in what time, for what cost."""
-    from bigbatch.experiments.commands.output import close, console, print_json, told
+    from bigbatch.experiments.commands.output import at_once, console, print_json, results_in, told
     from bigbatch.experiments.planning.plans import planned_for
-    from bigbatch.experiments.runs.run import SUMMARY, environment, make_folder, new_folder, write_json
+    from bigbatch.experiments.runs.run import environment, make_folder, new_folder
 
     folder = output.out or new_folder("plan")
     make_folder(folder)
     found = planned_for(request, told(True))
-    write_json(folder / SUMMARY, {**found.written(), "environment": environment()})
-    _draw(folder, found)
-    if output.json:
-        print_json([asdict(one) for one in found.front])
-        return
-    print_front(console(), found.front, found.best, request.price)
-    print(
-        "\nGPU-h: GPU-hours; each: sequences at once × micro-batches of a worker's update; batch: tokens of an update."
-    )
-    for sentence in found.sentences():
-        print(sentence)
-    print(f"\n{found.advice}")
-    close(folder)
+
+    def show() -> None:
+        if output.json:
+            print_json([asdict(one) for one in found.front])
+            return
+        with at_once():
+            print_front(console(), found.front, found.best, request.price)
+            print(
+                "\nGPU-h: GPU-hours; each: sequences at once × micro-batches of a worker's update; batch: tokens of an "
+                "update."
+            )
+            for sentence in found.sentences():
+                print(sentence)
+            print(f"\n{found.advice}")
+
+    with results_in(folder, named=not output.json) as results:
+        results.keep({**found.written(), "environment": environment()})
+        results.show(show)
+        results.draw("front.png", lambda path: _draw(path, found))
 
 
-def _draw(folder: Path, found: "Plan") -> None:
+def _draw(path: Path, found: "Plan") -> None:
     import numpy as np
 
     from bigbatch.experiments.figures.front import draw_front
@@ -56,7 +62,7 @@ def _draw(folder: Path, found: "Plan") -> None:
         "points: workers × sequences at once × micro-batches; ringed: the fastest at no more than twice the least cost"
     )
     title = f"{found.title}\n{words}"
-    draw_front(found.candidates, found.front, found.best, curve, title, folder / "front.png", found.request.price)
+    draw_front(found.candidates, found.front, found.best, curve, title, path, found.request.price)
 
 
 def print_front(printer: "Console", front: "Sequence[Candidate]", best: "Candidate", price: float | None) -> None:
@@ -68,7 +74,7 @@ def print_front(printer: "Console", front: "Sequence[Candidate]", best: "Candida
         best: the recommended candidate.
         price: price of a GPU-hour; None leaves the column of prices out.
     """
-    from bigbatch.experiments.commands.output import new_table
+    from bigbatch.experiments.commands.output import new_table, print_fitting
     from bigbatch.experiments.planning.plan import duration
 
     money = [] if price is None else ["price"]
@@ -88,4 +94,4 @@ def print_front(printer: "Console", front: "Sequence[Candidate]", best: "Candida
             f"{one.step_seconds:.4g}",
             f"{one.efficiency:.1%}",
         )
-    printer.print(table)
+    print_fitting(printer, table)

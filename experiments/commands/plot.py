@@ -38,12 +38,18 @@ def plot(settings: PlotSettings, folders: tuple[Path, ...]) -> None:
     A RUN is the folder of a strategy's run, or that of a comparison, which stands for the runs in it.
     """
     from bigbatch.experiments.commands.output import check_ending, write
-    from bigbatch.experiments.figures.overlay import draw_overlay, incomparable
     from bigbatch.experiments.runs.run import runs_in
+    from bigbatch.experiments.runs.table import incomparable
 
     out = settings.out
     check_ending(out, ".png")
     runs = list({run.folder.resolve(): run for folder in folders for run in runs_in(folder)}.values())
-    if incomparable(runs):
-        print(f"Note: {incomparable(runs)}", file=sys.stderr, flush=True)
-    write(out, lambda: draw_overlay(runs, out, settings.by))
+    for note in filter(None, [incomparable(runs), *(f"{remark}." for run in runs for remark in run.remarks)]):
+        print(f"Note: {note}", file=sys.stderr, flush=True)
+
+    def draw(path: Path) -> None:
+        from bigbatch.experiments.figures.overlay import draw_overlay
+
+        draw_overlay(runs, path, settings.by)
+
+    write(out, draw)

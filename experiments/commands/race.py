@@ -39,7 +39,7 @@ class RaceSettings(Options):
 @takes(RaceSettings, RankSettings)
 def race(settings: RaceSettings, ranks: RankSettings, strategies: tuple[str, ...]) -> None:
     """Train 4 million parameters in turns: over strategies (shared), over torch's own way, and without exchange."""
-    from bigbatch.experiments.commands.output import console, print_json, told
+    from bigbatch.experiments.commands.output import at_once, console, print_json, told
     from bigbatch.experiments.measuring import race as racing
     from bigbatch.experiments.measuring.wires import all_reduce_named
 
@@ -50,15 +50,16 @@ def race(settings: RaceSettings, ranks: RankSettings, strategies: tuple[str, ...
         speaking = transport.rank == 0
         shape = settings.micro_batch, settings.context, settings.turns
         rows = racing.race(transport, launch, names, *shape, told(speaking))
-        if speaking and settings.json:
-            print_json(rows)
-        elif speaking:
+    if speaking and settings.json:
+        print_json(rows)
+    elif speaking:
+        with at_once():
             print_race(console(), rows)
 
 
 def print_race(console: "Console", rows: Sequence[dict[str, Any]]) -> None:
     """Print a line for each contestant, fastest first."""
-    from bigbatch.experiments.commands.output import new_table
+    from bigbatch.experiments.commands.output import new_table, print_fitting
     from bigbatch.experiments.measuring.race import DDP, NOTHING
 
     table = new_table("", "tokens/s", "quartiles", f"× {DDP}", f"× {NOTHING}")
@@ -69,7 +70,7 @@ def print_race(console: "Console", rows: Sequence[dict[str, Any]]) -> None:
             f"{row['tokens_per_second_low']:,.0f} – {row['tokens_per_second_high']:,.0f}",
             *(f"{row['against'].get(other, 1.0):.3f}" for other in (DDP, NOTHING)),
         )
-    console.print(table)
+    print_fitting(console, table)
     first = rows[0]
     console.print(
         f"\n{first['ranks']} ranks, {first['parameters']:,} parameters, {first['tokens_per_update']:,} tokens an "

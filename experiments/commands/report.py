@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import click
 
+from bigbatch.comm.errors import IncompleteError
 from bigbatch.comm.kinds import File
 from bigbatch.comm.options import Options, option
 from bigbatch.experiments.commands.options import Command, Value, takes
@@ -36,5 +37,8 @@ def report(settings: ReportSettings, folders: tuple[Path, ...]) -> None:
     from bigbatch.experiments.pages.page import make_page
 
     check_ending(settings.out, ".html", ".htm")
-    page = make_page(list({folder.resolve(): folder for folder in folders}.values()))
-    write(settings.out, lambda: settings.out.write_text(page, encoding="utf-8"))
+    failures: list[str] = []
+    page = make_page(list({folder.resolve(): folder for folder in folders}.values()), failures.append)
+    write(settings.out, lambda path: path.write_text(page, encoding="utf-8", errors="replace"))
+    if failures:
+        raise IncompleteError(f"{'; '.join(failures)}. The page {settings.out} is there without that.")

@@ -45,8 +45,7 @@ def show(settings: ShowSettings, name: str) -> None:
     """Print and draw an algorithm's rounds: a registered one, or FILE.py:function."""
     from bigbatch.comm.collectives import bind
     from bigbatch.comm.wires.transport import consecutive_nodes
-    from bigbatch.experiments.commands.output import close
-    from bigbatch.experiments.figures.rounds import animate_rounds, draw_rounds
+    from bigbatch.experiments.commands.output import results_in
     from bigbatch.experiments.figures.shown import Shown
     from bigbatch.experiments.runs.run import make_folder
 
@@ -55,12 +54,23 @@ def show(settings: ShowSettings, name: str) -> None:
     shown = Shown(name.rpartition(":")[2], bind(ALGORITHMS.load(name), nbytes, nodes), ranks)
     folder = settings.out or Path("runs") / f"show-{shown.name}-{ranks}"
     make_folder(folder)
-    draw_rounds(shown, folder / "rounds.png")
-    if settings.gif:
-        animate_rounds(shown, folder / "rounds.gif")
+
+    def drawn(path: Path) -> None:
+        from bigbatch.experiments.figures.rounds import draw_rounds
+
+        draw_rounds(shown, path)
+
+    def animated(path: Path) -> None:
+        from bigbatch.experiments.figures.rounds import animate_rounds
+
+        animate_rounds(shown, path)
+
     proof = shown.proof_text() if settings.proof else ()
     account = shown.account_text(nbytes) if settings.account else ()
-    print("\n".join([*proof, *account] or shown.text()), flush=True)
-    close(folder)
+    with results_in(folder) as results:
+        results.show(lambda: print("\n".join([*proof, *account] or shown.text()), flush=True))
+        results.draw("rounds.png", drawn)
+        if settings.gif:
+            results.draw("rounds.gif", animated)
     if not shown.proof.holds:
         raise BigBatchError(f"{name} over {ranks} ranks is no all-reduce: {shown.proof}.")

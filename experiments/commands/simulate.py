@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,10 @@ if TYPE_CHECKING:  # whoever only asks for help must not wait for NumPy
     from rich.console import Console
 
     from bigbatch.comm.simulation.network import Network
+    from bigbatch.comm.wires.recording import Span
     from bigbatch.experiments.planning.updates import Row
     from bigbatch.experiments.planning.workload import Workload
+    from bigbatch.experiments.runs.results import Results
 
 MAP_WORKERS = (4, 8, 16, 32, 64, 128, 256, 512)
 MAP_BANDWIDTHS = (1e9 / 8, 10e9 / 8, 25e9 / 8, 100e9 / 8, 400e9 / 8)
@@ -30,9 +33,9 @@ MOST_TRACED = 4
 @takes(SimulationRequest, FolderSettings)
 def simulate(request: SimulationRequest, output: FolderSettings, strategies: tuple[str, ...]) -> None:
     """Time updates of large models on clusters of up to thousands of workers, by strategy; draw how they scale."""
-    from bigbatch.experiments.commands.output import close, console, print_json, told
+    from bigbatch.experiments.commands.output import at_once, console, print_json, results_in, told
     from bigbatch.experiments.planning.rows import network_of, stragglers_of, sum_rows, update_rows, workload_of
-    from bigbatch.experiments.runs.run import SUMMARY, environment, make_folder, new_folder, write_json
+    from bigbatch.experiments.runs.run import environment, make_folder, new_folder
 
     network = network_of(request.cluster)
     if request.bytes is not None:
@@ -45,33 +48,40 @@ def simulate(request: SimulationRequest, output: FolderSettings, strategies: tup
     rows = update_rows(strategies, request, told(True))
     gpu = request.cluster.gpu
     title = f"{size.name}: {size.parameters:,} parameters, {load.tokens:,} tokens a worker and update, {gpu}"
-    write_json(
-        folder / SUMMARY,
-        {
-            "rows": [asdict(row) for row in rows],
-            "model": asdict(size),
-            "network": {"name": network.name, "source": network.source},
-            "gpu": gpu,
-            "utilisation": request.cluster.utilisation,
-            "straggler": request.straggler,
-            "accumulation": load.accumulation,
-            "compute_seconds": load.compute,
-            "servers": request.servers,
-            "environment": environment(),
-        },
-    )
-    draw_all(folder, rows, f"{title}, {network.name}", network, load, strategies[0], request)
-    if output.json:
-        print_json([asdict(row) for row in rows])
-        return
-    print_rows(console(), rows)
-    if not all(row.exact for row in rows):
-        print(
-            "\n≈: nearly. Either too many messages overtake others to be followed one by one, or no period was found."
-        )
-    print(f"\n{title}.\nms: an update, and of it computing, moving (exposed) and waiting; port: through the busiest.")
-    print(f"Network {network.name}: {(network.source or 'your own').rstrip('.')}.")
-    close(folder)
+    summary = {
+        "rows": [asdict(row) for row in rows],
+        "model": asdict(size),
+        "network": {"name": network.name, "source": network.source},
+        "gpu": gpu,
+        "utilisation": request.cluster.utilisation,
+        "straggler": request.straggler,
+        "accumulation": load.accumulation,
+        "compute_seconds": load.compute,
+        "servers": request.servers,
+        "environment": environment(),
+    }
+
+    def show() -> None:
+        if output.json:
+            print_json(summary["rows"])
+            return
+        with at_once():
+            print_rows(console(), rows)
+            if not all(row.exact for row in rows):
+                print(
+                    "\n≈: nearly. Either too many messages overtake others to be followed one by one, or no period was "
+                    "found."
+                )
+            print(
+                f"\n{title}.\nms: an update, and of it computing, moving (exposed) and waiting; port: through the "
+                "busiest."
+            )
+            print(f"Network {network.name}: {(network.source or 'your own').rstrip('.')}.")
+
+    with results_in(folder, named=not output.json) as results:
+        results.keep(summary)
+        results.show(show)
+        draw_all(results, rows, f"{title}, {network.name}", network, load, strategies[0], request)
 
 
 def bare(rows: Sequence[dict[str, Any]], network: "Network", nbytes: int, output: FolderSettings) -> None:
@@ -83,7 +93,7 @@ def bare(rows: Sequence[dict[str, Any]], network: "Network", nbytes: int, output
         nbytes: size of the sum, in bytes.
         output: the options that say how to print.
     """
-    from bigbatch.experiments.commands.output import console, new_table, print_json
+    from bigbatch.experiments.commands.output import console, new_table, print_fitting, print_json
     from bigbatch.experiments.measuring.bench import size_label
 
     if output.json:
@@ -96,12 +106,12 @@ def bare(rows: Sequence[dict[str, Any]], network: "Network", nbytes: int, output
         table.add_row(
             row["strategy"], f"{row['workers']:,}", size_label(nbytes), f"{1e3 * seconds:,.3f}", f"{busbw:,.2f}"
         )
-    console().print(table)
+    print_fitting(console(), table)
     print(f"\nNetwork {network.name}: {(network.source or 'your own').rstrip('.')}.", flush=True)
 
 
 def draw_all(
-    folder: Path,
+    results: "Results",
     rows: "Sequence[Row]",
     title: str,
     network: "Network",
@@ -111,28 +121,50 @@ def draw_all(
 ) -> None:
     """Draw how strategies scale, where a server beats a ring, and the timeline of one update of the first strategy."""
     from bigbatch.comm.tracing.perfetto import write_trace
-    from bigbatch.experiments.figures.simulation import draw_crossover, draw_scaling
-    from bigbatch.experiments.figures.timeline import draw_timeline
     from bigbatch.experiments.measuring.bench import size_label
     from bigbatch.experiments.planning.rows import stragglers_of
     from bigbatch.experiments.planning.simulate import crossover, traced_update
     from bigbatch.experiments.runs.run import TRACE
 
-    draw_scaling(rows, title, folder / "scaling.png")
-    kinds = {"one server": lambda _: 1, "a server for 4 workers": lambda n: n // 4, "as many as workers": lambda n: n}
-    nbytes = min(load.bucket_bytes, 4 * load.size.parameters)
-    maps = {name: crossover(network, nbytes, MAP_WORKERS, MAP_BANDWIDTHS, count) for name, count in kinds.items()}
-    what = f"A synchronous parameter server's time over a ring's, for {size_label(nbytes)}; bold where it is less"
-    draw_crossover(maps, MAP_WORKERS, MAP_BANDWIDTHS, what, folder / "crossover.png")
+    def scaling(path: Path) -> None:
+        from bigbatch.experiments.figures.simulation import draw_scaling
+
+        draw_scaling(rows, title, path)
+
+    def where_servers_win(path: Path) -> None:
+        from bigbatch.experiments.figures.simulation import draw_crossover
+
+        counts = {
+            "one server": lambda _: 1,
+            "a server for 4 workers": lambda n: n // 4,
+            "as many as workers": lambda n: n,
+        }
+        nbytes = min(load.bucket_bytes, 4 * load.size.parameters)
+        maps = {name: crossover(network, nbytes, MAP_WORKERS, MAP_BANDWIDTHS, count) for name, count in counts.items()}
+        what = f"A synchronous parameter server's time over a ring's, for {size_label(nbytes)}; bold where it is less"
+        draw_crossover(maps, MAP_WORKERS, MAP_BANDWIDTHS, what, path)
+
     count = min(MOST_TRACED, rows[0].workers)
-    spans = traced_update(first, network, count, load, stragglers_of(request), request.servers)
-    write_trace(folder / TRACE, spans)
-    draw_timeline(spans, folder / "timeline.png", f"One update over {first} on {count} workers, {network.name}")
+
+    @cache
+    def spans() -> list[list["Span"]]:
+        return traced_update(first, network, count, load, stragglers_of(request), request.servers)
+
+    def timeline(path: Path) -> None:
+        from bigbatch.experiments.figures.timeline import draw_timeline
+
+        draw_timeline(spans(), path, f"One update over {first} on {count} workers, {network.name}")
+
+    results.draw("scaling.png", scaling)
+    results.draw("crossover.png", where_servers_win)
+    trace = results.folder / TRACE
+    results.attempt(f"The trace {trace} cannot be written", lambda: write_trace(trace, spans()))
+    results.draw("timeline.png", timeline)
 
 
 def print_rows(printer: "Console", rows: "Sequence[Row]") -> None:
     """Print a line for each strategy and number of workers: milliseconds per update, and how they are spent."""
-    from bigbatch.experiments.commands.output import new_table
+    from bigbatch.experiments.commands.output import new_table, print_fitting
 
     heads = ("strategy", "workers", "ms", "computing", "moving", "waiting", "ktok/s", "efficiency", "port, MB")
     table = new_table(*heads, gap=1)
@@ -146,4 +178,4 @@ def print_rows(printer: "Console", rows: "Sequence[Row]") -> None:
             f"{row.efficiency:.1%}",
             f"{row.busiest_port_bytes / 1e6:,.0f}",
         )
-    printer.print(table)
+    print_fitting(printer, table)

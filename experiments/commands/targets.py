@@ -15,21 +15,18 @@ if TYPE_CHECKING:  # whoever only asks for help must not wait for what prints ta
 @takes(FolderSettings)
 def targets(output: FolderSettings) -> None:
     """Measure how fast the wires are, and hold that against what they are meant to reach."""
-    from bigbatch.experiments.commands.output import close, console, print_json, told
+    from bigbatch.experiments.commands.output import console, print_json, results_in, told
     from bigbatch.experiments.commands.ranks import refuse_launchers
     from bigbatch.experiments.measuring.targets import measure_all
-    from bigbatch.experiments.runs.run import SUMMARY, environment, make_folder, new_folder, write_json
+    from bigbatch.experiments.runs.run import environment, make_folder, new_folder
 
     refuse_launchers("targets starts the processes that it measures itself")
     folder = output.out or new_folder("targets")
     make_folder(folder)
     reached = measure_all(folder, told(True))
-    write_json(folder / SUMMARY, {"targets": reached, "environment": environment()})
-    if output.json:
-        print_json(reached)
-        return
-    print_targets(console(), reached)
-    close(folder)
+    with results_in(folder, named=not output.json) as results:
+        results.keep({"targets": reached, "environment": environment()})
+        results.show(lambda: print_json(reached) if output.json else print_targets(console(), reached))
 
 
 def print_targets(console: "Console", reached: Sequence[dict[str, Any]]) -> None:
@@ -37,11 +34,13 @@ def print_targets(console: "Console", reached: Sequence[dict[str, Any]]) -> None
     from rich import box
     from rich.table import Table
 
+    from bigbatch.experiments.commands.output import print_fitting
+
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
     for number, head in enumerate(("", "at least", "reached", "", "case by case")):
-        table.add_column(head, justify="right" if number in (1, 2) else "left")
+        table.add_column(head, justify="right" if number in (1, 2) else "left", no_wrap=number in (1, 2))
     for row in reached:
         cases = ", ".join(f"{name} {ratio:.2f}" for name, ratio in row["cases"].items())
         met = "yes" if row["reached"] >= row["at_least"] else "[bold]no[/bold]"
         table.add_row(row["what"], f"{row['at_least']:g} ×", f"{row['reached']:.2f} ×", met, cases)
-    console.print(table)
+    print_fitting(console, table)

@@ -66,8 +66,9 @@ class TimelineSettings(Options):
 def timeline(settings: TimelineSettings, run: Path) -> None:
     """Draw what every rank did when, from the trace of a run that had --trace: a folder, or a trace.json."""
     from bigbatch.comm.tracing.perfetto import read_trace
+    from bigbatch.experiments.commands.output import write
     from bigbatch.experiments.figures.timeline import draw_timeline, range_of_updates
-    from bigbatch.experiments.runs.run import make_folder, trace_of
+    from bigbatch.experiments.runs.run import trace_of
 
     first, stop = settings.since, settings.until
     timed = first is not None or stop is not None
@@ -82,9 +83,4 @@ def timeline(settings: TimelineSettings, run: Path) -> None:
     if not timed:
         first, stop = range_of_updates(ranks, settings.arm, settings.updates)
     target = settings.out or path.with_name("timeline.png")
-    make_folder(target.parent)
-    try:
-        draw_timeline(ranks, target, path.parent.resolve().name, first, stop)
-    except OSError as error:
-        raise ConfigurationError(f"The figure {target} cannot be written: {error.strerror}.") from error
-    print(target, flush=True)
+    write(target, lambda part: draw_timeline(ranks, part, path.parent.resolve().name, first, stop))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
@@ -41,33 +42,45 @@ class ValidationSettings(Options):
 @takes(ValidationSettings, FolderSettings)
 def validate(settings: ValidationSettings, output: FolderSettings) -> None:
     """Predict all-reduces and servers on more ranks from two ranks' messages, and then measure them here."""
-    from bigbatch.experiments.commands.output import close, console, print_json, told
-    from bigbatch.experiments.figures.calibration import draw_validation
+    from bigbatch.experiments.commands.output import at_once, console, print_json, results_in, told
     from bigbatch.experiments.measuring.calibrate import compared, drift, measure_ranks, predict_all
-    from bigbatch.experiments.runs.run import SUMMARY, environment, make_folder, new_folder, write_json
+    from bigbatch.experiments.runs.results import Results
+    from bigbatch.experiments.runs.run import environment, make_folder, new_folder
 
     refuse_launchers("validate starts the processes that it measures itself")
     sizes, ranks, seconds, deadline = settings.bytes, settings.ranks, settings.seconds, settings.deadline
     folder = output.out or new_folder("validate")
     make_folder(folder)
     predicted = predict_all(sizes, ranks, seconds, deadline, folder, told(True))
-    write_json(folder / "predictions.json", {"rows": predicted})  # before anything of it is measured
+    before = Results(folder)
+    before.keep({"rows": predicted}, "predictions.json")  # before anything of it is measured
     rows = compared(predicted, measure_ranks(sizes, ranks, seconds, deadline, folder, told(True)))
+    before.keep({"rows": rows, "environment": environment()})  # the rest takes a while
     drifted = drift(sizes, seconds, deadline, folder, told(True))
-    write_json(folder / SUMMARY, {"rows": rows, "drift": drifted, "environment": environment()})
-    draw_validation(rows, folder / "validation.png")
-    if output.json:
-        print_json(rows)
-        return
-    print_validation(console(), rows, drifted)
-    close(folder)
+
+    def show() -> None:
+        if output.json:
+            print_json(rows)
+            return
+        with at_once():
+            print_validation(console(), rows, drifted)
+
+    def draw(path: Path) -> None:
+        from bigbatch.experiments.figures.calibration import draw_validation
+
+        draw_validation(rows, path)
+
+    with results_in(folder, named=not output.json, failures=before.failures) as results:
+        results.keep({"rows": rows, "drift": drifted, "environment": environment()})
+        results.show(show)
+        results.draw("validation.png", draw)
 
 
 def print_validation(console: "Console", rows: Sequence[dict[str, Any]], drifted: float) -> None:
     """Print predicted and measured times, and by how much they differ; `drifted` is as `drift` has it."""
     import numpy as np
 
-    from bigbatch.experiments.commands.output import new_table
+    from bigbatch.experiments.commands.output import new_table, print_fitting
     from bigbatch.experiments.measuring.bench import size_label
     from bigbatch.experiments.measuring.calibrate import WITHIN
     from bigbatch.experiments.training.launcher import usable_cores
@@ -85,7 +98,7 @@ def print_validation(console: "Console", rows: Sequence[dict[str, Any]], drifted
                 f"{100 * row['error']:+.0f}",
             )
         table.add_section()
-    console.print(table)
+    print_fitting(console, table)
     errors = np.abs([row["error"] for row in rows])
     console.print(
         f"\n{np.count_nonzero(errors <= WITHIN)} of {len(errors)} predictions are within {100 * WITHIN:g} %; the "

@@ -76,8 +76,9 @@ def _simulated(summary: dict[str, Any]) -> str:
 
 def _throughput(axis: Axes, bars: list[tuple[Run, dict[str, Any]]], labels: list[str], colours: list[str]) -> None:
     values = [arm["tokens_per_second"] for _, arm in bars]
-    drawn = axis.bar(range(len(bars)), values, color=colours, width=0.7)
-    axis.bar_label(drawn, labels=[f"{value / 1e3:.1f}k" for value in values], fontsize=8)
+    drawn = axis.bar(range(len(bars)), [value or 0.0 for value in values], color=colours, width=0.7)
+    labelled = ["not known" if value is None else f"{value / 1e3:.1f}k" for value in values]
+    axis.bar_label(drawn, labels=labelled, fontsize=8)
     _name_bars(axis, labels)
     axis.set_ylabel("tokens per second")
     axis.yaxis.set_major_formatter(EngFormatter(sep=""))
@@ -89,13 +90,16 @@ def _split(axis: Axes, bars: list[tuple[Run, dict[str, Any]]], labels: list[str]
     parts = (("compute", GREY, ""), ("communication", BLUE, "//"), ("waiting", ORANGE, ".."))
     for name, shade, hatch in parts:
         # Per token, so that arms with different numbers of updates can be held against each other.
-        values = [arm[f"{name}_seconds"] * arm["worker_updates"] / arm["tokens"] * 1e6 for _, arm in bars]
+        values = [
+            (arm[f"{name}_seconds"] or 0.0) * arm["worker_updates"] / arm["tokens"] * 1e6 if arm["tokens"] else 0.0
+            for _, arm in bars
+        ]
         axis.bar(
             range(len(bars)), values, bottom=bottom, color=shade, hatch=hatch, edgecolor="white", width=0.7, label=name
         )
         bottom = [below + value for below, value in zip(bottom, values, strict=True)]
     _name_bars(axis, labels)
-    axis.set_ylim(0, 1.25 * max(bottom))
+    axis.set_ylim(0, 1.25 * max(bottom) or 1.0)
     axis.legend(frameon=False, fontsize=8, ncols=3, loc="upper left")
     axis.set_ylabel("worker time per token (µs)")
     axis.set_title("Where the time goes", loc="left")
@@ -106,7 +110,7 @@ def _name_bars(axis: Axes, labels: list[str]) -> None:
 
 
 def _loss(axis: Axes, run: Run, arm: str, key: str, shade: str, line: Line) -> None:
-    updates = run.curve(arm, "update")
+    updates = [record for record in run.curve(arm, "update") if record[f"total_{key}"] is not None]
     axis.plot(
         [record[f"total_{key}"] for record in updates],
         smoothed([record["loss"] for record in updates]),
@@ -115,7 +119,8 @@ def _loss(axis: Axes, run: Run, arm: str, key: str, shade: str, line: Line) -> N
         linewidth=0.8,
         alpha=0.35,
     )
-    measured = [record for record in run.curve(arm, "validation") if record["loss"] is not None]
+    validations = run.curve(arm, "validation")
+    measured = [record for record in validations if record["loss"] is not None and record[key] is not None]
     axis.plot(
         [record[key] for record in measured],
         [record["loss"] for record in measured],
@@ -132,7 +137,7 @@ def _noise_scales(axis: Axes, runs: Sequence[Run], shade: Callable[[Run, str], s
     several, ends = len(runs) > 1, []
     for number, run in enumerate(runs):
         for arm in run.summary["arms"]:
-            records = [record for record in run.curve(arm["name"], "update") if record.get("noise_scale")]
+            records = [record for record in run.curve(arm["name"], "update") if (record.get("noise_scale") or 0) > 0]
             if not records:
                 continue
             tokens = [record["total_tokens"] for record in records]

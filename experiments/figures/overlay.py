@@ -14,6 +14,7 @@ from bigbatch.experiments.figures.comparison import smoothed
 from bigbatch.experiments.figures.labels import LABEL_SIZE, End, label_ends
 from bigbatch.experiments.figures.style import CYCLE, GREY, LINES, Line, panels
 from bigbatch.experiments.runs.run import Run, names_of
+from bigbatch.experiments.runs.table import incomparable
 
 AXES = {
     "tokens": ("total_tokens", "tokens", "tokens seen by all workers"),
@@ -87,20 +88,6 @@ def curves_of(runs: Sequence[Run]) -> list[Curve]:
         )
         for number, (run, name, arm) in enumerate(arms)
     ]
-
-
-def incomparable(runs: Sequence[Run]) -> str:
-    """Makes a sentence that warns if the runs' losses cannot be compared; empty if they can."""
-    configs = [run.config() for run in runs]
-    kinds = {
-        "tasks": {str(run.summary.get("task")) for run in runs},
-        "texts": {str(run.summary.get("corpus_sha256")) for run in runs},
-        "vocabularies": {str(config["vocabulary"]) for config in configs if "vocabulary" in config},
-    }
-    different = [name for name, values in kinds.items() if len(values) > 1]
-    if not different:
-        return ""
-    return f"These runs have different {' and '.join(different)}: how high their losses are cannot be compared."
 
 
 def draw_overlay(runs: Sequence[Run], target: Path | IO[bytes], by: str | None = None) -> None:

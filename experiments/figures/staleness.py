@@ -9,15 +9,9 @@ from matplotlib.figure import Figure
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.experiments.figures.style import BLUE, VERMILION, panels
 from bigbatch.experiments.runs.run import Run
-from bigbatch.experiments.runs.table import counted
+from bigbatch.experiments.runs.table import counted, has_staleness
 
 DROPPED = "dropped"
-
-
-def has_staleness(run: Run) -> bool:
-    """Whether a run had servers whose gradients can be stale or come too late: servers that are not synchronous."""
-    servers = [server for arm in run.summary["arms"] for server in arm.get("servers", ())]
-    return any(server.get("consistency", "sync") != "sync" for server in servers)
 
 
 def staleness(runs: Sequence[Run]) -> Figure:
@@ -29,7 +23,7 @@ def staleness(runs: Sequence[Run]) -> Figure:
     Raises:
         ConfigurationError: none of them has staleness.
     """
-    histograms = [(run, arm) for run in runs if has_staleness(run) for arm in run.summary["arms"]]
+    histograms = [(run, arm) for run in runs if has_staleness(run.summary) for arm in run.summary["arms"]]
     if not histograms:
         raise ConfigurationError("No gradient was stale: only servers that are not synchronous have staleness to draw.")
     columns = min(3, len(histograms))
@@ -38,7 +32,7 @@ def staleness(runs: Sequence[Run]) -> Figure:
     for axis in axes[len(histograms) :]:
         axis.remove()
     for axis, (run, arm) in zip(axes, histograms, strict=False):
-        shares, dropped = staleness_shares(arm["servers"])
+        shares, dropped = staleness_shares(arm.get("servers", ()))
         late = [DROPPED] if dropped else []
         bars = axis.bar(range(len(shares) + len(late)), [*shares.values(), *([dropped] if dropped else [])], color=BLUE)
         if dropped:
@@ -46,7 +40,7 @@ def staleness(runs: Sequence[Run]) -> Figure:
         axis.bar_label(bars, labels=[f"{bar.get_height():.0%}" for bar in bars], fontsize=7)
         axis.set_xticks(range(len(shares) + len(late)), [*map(str, shares), *late], fontsize=8)
         axis.set_ylim(0, 1.1)
-        mean = counted(arm["servers"]).mean_staleness or 0.0
+        mean = counted(arm.get("servers", ())).mean_staleness or 0.0
         axis.set_title(f"{run.summary['strategy']}, {arm['name']}: mean {mean:.2f}", loc="left", fontsize=9)
         axis.set_xlabel("staleness τ (updates)", fontsize=8)
         axis.set_ylabel("share of gradients", fontsize=8)

@@ -231,6 +231,8 @@ def range_of_updates(
     times = [(span.begin, span.end) for span in arms if span.name == (arm or known[0])]
     first, stop = min(begin for begin, _ in times), max(end for _, end in times)
     updates = [s for s in everything if s.kind == UPDATE and s.begin >= first and s.end <= stop]
+    if not updates:
+        raise ConfigurationError(f"The trace has no updates of the arm {arm or known[0]}: choose --from and --to.")
     last = max(span.number for span in updates)
     low, high = numbers or (min(FIRST_SHOWN, last), min(FIRST_SHOWN, last))
     chosen = [span for span in updates if low <= span.number <= high]

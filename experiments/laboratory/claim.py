@@ -2,12 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar
 
+from bigbatch.comm.schema import plain
 from bigbatch.experiments.laboratory.laboratory import Laboratory
+from bigbatch.experiments.runs.records import FindingSummary
 from bigbatch.experiments.runs.run import environment
 
 
@@ -37,7 +39,7 @@ class Column:
         """Formats a value as the text of a cell in this column; "-" for None."""
         if value is None:
             return "-"
-        if isinstance(value, bool | str):
+        if isinstance(value, bool) or not isinstance(value, int | float):
             return str(value)
         return f"{value:,.3g}" if self.decimals is None else f"{value:,.{self.decimals}f}"
 
@@ -114,8 +116,7 @@ class Claim(ABC):
 
 def summary_of(name: str, claim: Claim, finding: Finding) -> dict[str, Any]:
     """Makes the content of a figure's summary.json; the finding's details cannot replace its other entries."""
-    return {
-        **finding.details,
+    written: FindingSummary = {
         "figure": name,
         "quick": claim.quick,
         "claim": claim.claim,
@@ -124,8 +125,9 @@ def summary_of(name: str, claim: Claim, finding: Finding) -> dict[str, Any]:
         "asked": finding.asked,
         "verdict": finding.verdict.value,
         "sentence": finding.sentence,
-        "columns": [asdict(column) for column in finding.columns],
+        "columns": [{"key": one.key, "label": one.label, "decimals": one.decimals} for one in finding.columns],
         "rows": [dict(row) for row in finding.rows],
         "runs": [str(run) for run in finding.runs],
         "environment": environment(),
     }
+    return {**finding.details, **plain(written)}

@@ -20,8 +20,9 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from bigbatch.comm.errors import BigBatchError, ConfigurationError
+from bigbatch.comm.files import unwritable
 from bigbatch.experiments.laboratory.point import Point
-from bigbatch.experiments.runs.run import Run, make_folder, unwritable
+from bigbatch.experiments.runs.run import Run, make_folder
 from bigbatch.experiments.training.conduct import conduct_alone
 from bigbatch.experiments.training.identity import identity_of
 
@@ -68,12 +69,16 @@ def train(point: Point, folder: Path) -> None:
     part = folder.with_name(f"{folder.name}{PART}{platform.node()}-{os.getpid()}")
     try:
         make_folder(part, FOLDER_OPTION)
-        conduct_alone(point.request(), part)
+        run = conduct_alone(point.request(), part)
+        if run.remarks:  # the run would not be found again
+            raise ConfigurationError(
+                f"{'; '.join(run.remarks)}. Make room there, or name another folder with {FOLDER_OPTION}."
+            )
         if read(folder) is None:  # else another program has made the same run in the meantime
             put(part, folder)
     except OSError as error:
         if error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(folder.parent):
-            raise unwritable(folder.parent, error, FOLDER_OPTION) from error
+            raise unwritable(folder.parent, error, FOLDER_OPTION, "folder") from error
         raise
     finally:
         shutil.rmtree(part, ignore_errors=True)

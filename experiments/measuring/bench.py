@@ -8,10 +8,12 @@ from bigbatch.comm.errors import ConfigurationError, LaunchError
 from bigbatch.comm.measuring.served import PlainMessages, Served, incast_bound
 from bigbatch.comm.reducers.collective import Collective
 from bigbatch.comm.reducers.measure import Measurement, Operation, Reducing, measure
+from bigbatch.comm.schema import plain
 from bigbatch.comm.transports.launch import Launch
 from bigbatch.comm.wires.agreement import all_gather, together
 from bigbatch.comm.wires.transport import Transport
 from bigbatch.experiments.measuring.wires import Wires, all_reduce_named, all_reduces
+from bigbatch.experiments.runs.records import BenchRow
 
 REFERENCE = "mpi"
 """Name of the all-reduce that the table compares the others with, if it was measured."""
@@ -181,7 +183,7 @@ def _refuse_wrong(names: Sequence[str], nbytes: int, ranks: int) -> None:
 
 def as_json(row: Measurement) -> dict[str, Any]:
     """Converts a measurement to SI units: seconds (median and quartiles), and bytes per second."""
-    return {
+    written: BenchRow = {
         "algorithm": row.algorithm,
         "ranks": row.ranks,
         "bytes": row.nbytes,
@@ -192,6 +194,7 @@ def as_json(row: Measurement) -> dict[str, Any]:
         "busbw": row.busbw,
         "exact": row.exact,
     }
+    return plain(written)
 
 
 def size_label(nbytes: int) -> str:

@@ -1,19 +1,20 @@
 """This machine as a network: what calibrating and validating write and start."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from bigbatch.comm.collectives import ALGORITHMS, bind
 from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.files import write_whole
 from bigbatch.comm.measuring.calibration import Points
 from bigbatch.comm.measuring.prediction import predict_reduction, predict_server
 from bigbatch.comm.simulation.network import Network
 from bigbatch.comm.simulation.network_file import as_entries, as_toml, read_network
 from bigbatch.comm.simulation.presets import THIS_MACHINE
 from bigbatch.experiments.measuring.started import measurement
-from bigbatch.experiments.runs.run import SUMMARY
+from bigbatch.experiments.runs.records import BenchSummary
+from bigbatch.experiments.runs.run import read_summary
 from bigbatch.experiments.training.launcher import usable_cores
 
 NETWORK_FILE = f"{THIS_MACHINE}.toml"
@@ -58,10 +59,8 @@ def keep_network(network: Network, path: Path) -> None:
     Raises:
         ConfigurationError: the file cannot be written.
     """
-    part = path.with_name(f"{path.name}.part")
     try:
-        part.write_text(as_toml(network), encoding="utf-8")
-        part.replace(path)
+        write_whole(path, as_toml(network))
     except OSError as error:
         raise _unwritable(path, error) from error
 
@@ -179,15 +178,14 @@ def measure_ranks(
         place = folder / f"bench-{workers}"
         arguments = ["bench", "--algorithms", ",".join(REDUCTIONS), "--servers", "1", "--json"]
         arguments += ["--bytes", ",".join(map(str, sizes)), "--seconds", str(seconds), "--deadline", str(deadline)]
-        rows += _measure(place, workers + 1, arguments, tell)["rows"]
+        _measure(place, workers + 1, arguments, tell)
+        rows += read_summary(place, BenchSummary)["rows"]
     return rows
 
 
-def _measure(place: Path, ranks: int, arguments: Sequence[str], tell: Callable[[str], None]) -> dict[str, Any]:
-    """The summary that a command writes which is started on so many ranks."""
+def _measure(place: Path, ranks: int, arguments: Sequence[str], tell: Callable[[str], None]) -> None:
+    """Run a command on so many ranks, which writes its summary to a folder."""
     measurement(place.name, ranks, [*arguments, "--out", str(place)], tell)
-    summary: dict[str, Any] = json.loads((place / SUMMARY).read_text(encoding="utf-8"))
-    return summary
 
 
 def compared(predicted: Sequence[dict[str, Any]], measured: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

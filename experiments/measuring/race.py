@@ -8,12 +8,14 @@ import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from bigbatch.comm.schema import plain
 from bigbatch.comm.strategies.no_exchange import NoExchange
 from bigbatch.comm.strategies.strategy import Strategy
 from bigbatch.comm.transports.launch import Launch
 from bigbatch.comm.wires.agreement import all_gather, together
 from bigbatch.comm.wires.transport import Transport
 from bigbatch.experiments.measuring.wires import Wires, all_reduce_named
+from bigbatch.experiments.runs.records import RaceRow
 from bigbatch.experiments.training.assemble import Assembly, task_of
 from bigbatch.experiments.training.settings import Settings
 from bigbatch.optimizers.standard import optimizer_named
@@ -144,7 +146,7 @@ def race(
         contestant.close()
     wires.close()
     parameters = sum(parameter.numel() for parameter in assembly.model().parameters())
-    return [
+    rows: list[RaceRow] = [
         {
             "contestant": name,
             "ranks": transport.size,
@@ -159,3 +161,4 @@ def race(
         }
         for name, values in speeds.items()
     ]
+    return [plain(row) for row in rows]

@@ -1,11 +1,12 @@
 """Speed targets: ratios of two times, each measured in one run, and the values that they are meant to reach."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bigbatch.comm.files import parsed
+from bigbatch.comm.schema import check
 from bigbatch.experiments.measuring.bench import size_label
 from bigbatch.experiments.measuring.check_speed import check_ratio
 from bigbatch.experiments.measuring.noise_speed import noise_ratio
@@ -13,7 +14,8 @@ from bigbatch.experiments.measuring.optimizer_speed import optimizer_ratios
 from bigbatch.experiments.measuring.race import DDP, NOTHING
 from bigbatch.experiments.measuring.simulator_speed import ALLOWED, simulator_seconds
 from bigbatch.experiments.measuring.started import measurement
-from bigbatch.experiments.runs.run import SUMMARY
+from bigbatch.experiments.runs.records import BenchSummary, RaceRow
+from bigbatch.experiments.runs.run import read_summary
 
 MB = 2**20
 
@@ -160,7 +162,11 @@ def measure_all(folder: Path, tell: Callable[[str], None]) -> list[dict[str, Any
         place = folder / name
         out = ["--out", str(place)] if name.startswith("bench") else []
         printed = measurement(name, ranks, [*arguments, *out], tell)
-        measured[name] = json.loads((place / SUMMARY).read_text(encoding="utf-8") if out else printed)
+        if out:
+            measured[name] = read_summary(place, BenchSummary)
+        else:
+            what = f"What {name} printed"
+            measured[name] = check(parsed(printed, what), list[RaceRow], what)
     tell("── simulator")
     measured["simulator"] = simulator_seconds()
     tell("── optimizers")

@@ -2,7 +2,7 @@
 
 import base64
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from io import BytesIO
@@ -13,10 +13,11 @@ from jinja2 import Environment, StrictUndefined
 
 import bigbatch
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.experiments.figures.overlay import draw_overlay, incomparable
+from bigbatch.comm.files import read_bytes
 from bigbatch.experiments.laboratory.claim import Column
+from bigbatch.experiments.runs.results import Results
 from bigbatch.experiments.runs.run import Run, is_comparison, is_run, names_of, read_config, read_summary, runs_in
-from bigbatch.experiments.runs.table import TableSection, compared_verdict, setting, table_of, verdict
+from bigbatch.experiments.runs.table import TableSection, compared_verdict, incomparable, setting, table_of, verdict
 
 Facts = list[tuple[str, str]]
 """Pairs of a name and a value, as text."""
@@ -106,11 +107,12 @@ class Section:
     environment: Facts = field(default_factory=list)
 
 
-def make_page(folders: Sequence[Path]) -> str:
+def make_page(folders: Sequence[Path], failed: Callable[[str], object] = lambda _: None) -> str:
     """Makes the page as HTML text.
 
     Args:
         folders: folders with a summary.json each, of experiments or of other measurements; each folder once.
+        failed: called with a sentence, without its full stop, about a figure that cannot be drawn and is left out.
 
     Raises:
         ConfigurationError: a folder has no summary.json, or a file in it cannot be read.
@@ -145,7 +147,7 @@ def make_page(folders: Sequence[Path]) -> str:
         title=f"bigbatch: {titles[0]}" if len(titles) == 1 else f"bigbatch: {len(titles)} runs",
         version=bigbatch.__version__,
         date=time.strftime("%Y-%m-%d"),
-        overlay=_overlay(list(runs.values())),
+        overlay=_overlay(list(runs.values()), failed),
         sections=sections,
     )
 
@@ -156,7 +158,8 @@ def _experiment(section: Section, runs: Sequence[Run]) -> None:
     several = len(runs) > 1
     section.kind = f"a comparison of {len(runs)} strategies" if several else f"a run over {summaries[0]['strategy']}"
     sentence = compared_verdict(summaries) if several else verdict(summaries[0])
-    section.sentences = [text for text in (sentence, setting(summaries[0])) if text]
+    remarks = (f"{remark}." for run in runs for remark in run.remarks)
+    section.sentences = [text for text in (sentence, setting(summaries[0]), *remarks) if text]
     heads, blocks = table_of(summaries)
     section.tables = [Grid(["", *heads], blocks, [False, *(True for _ in heads)])]
     section.environment = _facts(summaries[0].get("environment") or {})
@@ -179,7 +182,7 @@ def _claim(section: Section, summary: dict[str, Any]) -> None:
         section.sentences += [f"{what}: {summary[key]}"] if summary.get(key) else []
     folders = sorted({str(Path(run).parent) for run in summary.get("runs") or ()})
     section.sentences += [f"Made from {len(summary['runs'])} runs in {', '.join(folders)}."] if folders else []
-    columns = [Column(**column) for column in summary.get("columns") or ()]
+    columns = [Column(one["key"], one["label"], one.get("decimals", 0)) for one in summary.get("columns") or ()]
     if summary.get("rows"):
         section.tables = [_grid(summary["rows"], columns)]
 
@@ -229,12 +232,22 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def _overlay(runs: Sequence[Run]) -> Picture | None:
-    """The losses of all experiments in the page, drawn afresh; None if there are none."""
+def _overlay(runs: Sequence[Run], failed: Callable[[str], object]) -> Picture | None:
+    """The losses of all experiments in the page, drawn afresh; None if there are none, or they cannot be drawn."""
     if not runs:
         return None
     drawn = BytesIO()
-    draw_overlay(runs, drawn)
+
+    def draw() -> None:
+        from bigbatch.experiments.figures.overlay import draw_overlay
+
+        draw_overlay(runs, drawn)
+
+    results = Results(runs[0].folder)
+    results.attempt("The losses of the runs cannot be drawn", draw)
+    if results.failures:
+        failed(results.failures[0])
+        return None
     names = _listed(f"{run.folder.name} ends at {_ends(run)}" for run in runs)
     note = incomparable(runs)
     return _picture(
@@ -253,10 +266,7 @@ def _listed(words: Iterable[str]) -> str:
 
 
 def _embedded(path: Path, alternative: str) -> Picture:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ConfigurationError(f"The figure {path} cannot be read: {error.strerror}.") from error
+    content = read_bytes(path, f"The figure {path}")
     if not content.startswith(PNG) or len(content) < 24:
         raise ConfigurationError(f"The figure {path} is no PNG image, whatever its name says: move it away.")
     return _picture(content, alternative, path.name)

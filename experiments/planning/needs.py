@@ -1,6 +1,5 @@
 """What a training needs: memory on a GPU, and updates to reach a loss, as far as they are known."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,9 +7,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.schema import check
 from bigbatch.comm.simulation.computing import GPU
 from bigbatch.experiments.planning.tradeoff import Tradeoff, kaplan
-from bigbatch.experiments.runs.run import SUMMARY
+from bigbatch.experiments.runs.records import FitSummary
+from bigbatch.experiments.runs.run import SUMMARY, read_summary
 from bigbatch.models.sizes import ModelSize, own_size
 
 STATE_BYTES = 16
@@ -147,20 +148,24 @@ class Measured:
         Raises:
             ConfigurationError: the folder has no summary, or the summary no fit.
         """
-        path = folder / SUMMARY
-        try:
-            fit = json.loads(path.read_text(encoding="utf-8"))["fit"]
-            tradeoff = Tradeoff(float(fit["least_updates"]), float(fit["critical_batch"]))
-            target = None if fit.get("target") is None else float(fit["target"])
-            sizes = fit.get("model")
-            model = None if sizes is None else own_size(*(int(sizes[name]) for name in SIZES))
-        except OSError as error:
-            raise ConfigurationError(f"--fit {folder} has no {SUMMARY} that can be read: {error.strerror}.") from error
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if not (folder / SUMMARY).exists():
             raise ConfigurationError(
-                f"{path} has no fit of least_updates and critical_batch; --fit takes the folder of a measured one."
-            ) from error
-        return cls(tradeoff, target, fit.get("untold"), model)
+                f"--fit {folder} has no {SUMMARY} that can be read: name the folder of a measured one."
+            )
+        summary = read_summary(folder)
+        if "fit" not in summary:
+            raise ConfigurationError(
+                f"{folder / SUMMARY} has no fit of least_updates and critical_batch; --fit takes the folder of a "
+                "measured one."
+            )
+        fit = check(summary, FitSummary, f"The summary of {folder}")["fit"]
+        sizes = fit.get("model")
+        return cls(
+            Tradeoff(float(fit["least_updates"]), float(fit["critical_batch"])),
+            fit.get("target"),
+            fit.get("untold"),
+            None if sizes is None else own_size(*(sizes[name] for name in SIZES)),
+        )
 
 
 SIZES = ("vocabulary", "context", "layers", "width")

@@ -1,26 +1,35 @@
 """A run: a folder that holds its options, its metrics and its summary."""
 
-import errno
 import json
 import math
 import platform
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeGuard
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict
 
 import numpy as np
 import torch
 
 import bigbatch
 from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.files import damaged, read_json, read_lines, unwritable, write_whole
 from bigbatch.comm.registry import Registry
+from bigbatch.comm.schema import check
 from bigbatch.comm.tracing.perfetto import write_trace
 from bigbatch.comm.wires.recording import Span
+from bigbatch.experiments.runs.records import (
+    METRICS_LINES,
+    ComparisonSummary,
+    FindingSummary,
+    Measurements,
+    RunSummary,
+)
 
 if TYPE_CHECKING:  # only whoever draws waits for Matplotlib
     from matplotlib.figure import Figure
@@ -28,45 +37,104 @@ if TYPE_CHECKING:  # only whoever draws waits for Matplotlib
 CONFIG, METRICS, SUMMARY, TRACE = "config.json", "metrics.jsonl", "summary.json", "trace.json"
 
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
+MB = 2**20
+
+LARGEST_METRICS = 1024 * MB
+"""Largest metrics.jsonl that is read, in bytes: a million updates take about 500 MB."""
+
+
+SECONDS_TO_NEXT_TRY = 1.0
+"""Seconds after which it is tried again to write lines that found no room."""
 
 
 class RunWriter:
     """Writes a run's folder while the run is in progress.
 
+    A disk that becomes full does not end the training: what cannot be written is told once and kept, and is written as
+    soon as there is room.
+
     Args:
         folder: the folder, which is made if it does not exist; an earlier run's files in it are replaced.
+        tell: called with a sentence, without its full stop, about a file that cannot be written.
+
+    Attributes:
+        failures: sentences, without their full stops, about files that could not be written.
 
     Raises:
         ConfigurationError: the folder cannot be written.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, tell: Callable[[str], None] = lambda _: None) -> None:
         self.folder = folder
+        self.failures: list[str] = []
+        self._tell = tell
+        self._unwritten: list[bytes] = []
+        self._whole = 0
+        self._tried = 0.0
         make_folder(folder)
         try:
             for stale in (SUMMARY, TRACE):
                 (folder / stale).unlink(missing_ok=True)
-            # Line by line, so that an interrupted run leaves whole lines.
-            self._metrics = (folder / METRICS).open("w", buffering=1, encoding="utf-8")
+            self._metrics = (folder / METRICS).open("wb", buffering=0)
         except OSError as error:
-            raise unwritable(folder, error) from error
+            raise unwritable(folder, error, what="folder") from error
 
     def config(self, config: dict[str, Any]) -> None:
         """Write config.json: the options that were asked for, and the environment of the run."""
-        write_json(self.folder / CONFIG, config)
+        self._write(CONFIG, lambda: write_json(self.folder / CONFIG, config))
 
     def metric(self, record: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl, such as the record of an update or a validation."""
-        self._metrics.write(json.dumps(_finite(record)) + "\n")
+        first = not self._unwritten
+        self._unwritten.append(json.dumps(_finite(record), default=_plain).encode() + b"\n")
+        if not first and time.monotonic() < self._tried + SECONDS_TO_NEXT_TRY:
+            return
+        error = self._flush()
+        if error is not None and first:
+            self._tell(f"{_sentence(self.folder / METRICS, error)}; training goes on, and tries again")
 
     def trace(self, ranks: Sequence[Sequence[Span]]) -> None:
         """Write trace.json: every rank's spans so far."""
-        write_trace(self.folder / TRACE, ranks)
+        self._write(TRACE, lambda: write_trace(self.folder / TRACE, ranks))
 
     def summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json: the results of the finished run."""
-        write_json(self.folder / SUMMARY, summary)
+        self._write(SUMMARY, lambda: write_json(self.folder / SUMMARY, summary))
+
+    def run(self, summary: dict[str, Any]) -> "Run":
+        """Makes the run whose summary was written last, also if not all of its files could be written."""
+        error = self._flush()
+        if error is not None:
+            self.failures.append(_sentence(self.folder / METRICS, error))
+        written = _metrics(self.folder)[0]
+        later = [json.loads(line) for line in self._unwritten]
+        content = json.loads(_as_json(summary))
+        return Run(self.folder, content, [*written, *later], tuple(dict.fromkeys(self.failures)))
+
+    def _write(self, name: str, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except OSError as error:
+            sentence = _sentence(self.folder / name, error)
+            self.failures.append(sentence)
+            self._tell(sentence)
+
+    def _flush(self) -> OSError | None:
+        """Write what is still unwritten of the metrics; whole lines only, so that an interrupted run leaves such."""
+        self._tried = time.monotonic()
+        lines = b"".join(self._unwritten)
+        written = 0
+        try:
+            while written < len(lines):
+                written += self._metrics.write(lines[written:])
+        except OSError as error:
+            with suppress(OSError):
+                self._metrics.truncate(self._whole)
+                self._metrics.seek(self._whole)
+            return error
+        self._whole += len(lines)
+        self._unwritten.clear()
+        return None
 
     def __enter__(self) -> Self:
         return self
@@ -74,7 +142,12 @@ class RunWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._flush()
         self._metrics.close()
+
+
+def _sentence(path: Path, error: OSError) -> str:
+    return f"The file {path} cannot be written: {error.strerror or error}"
 
 
 @dataclass(frozen=True)
@@ -85,27 +158,30 @@ class Run:
         folder: the folder of the run.
         summary: the content of summary.json: the results.
         metrics: the lines of metrics.jsonl, in order: every update and every validation.
+        remarks: sentences, without their full stops, about what is missing in the folder, or was cut off there.
     """
 
     folder: Path
     summary: dict[str, Any]
     metrics: list[dict[str, Any]]
+    remarks: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, folder: Path) -> Self:
         """Read a finished run from its folder.
 
         Raises:
-            ConfigurationError: there is no finished run in that folder.
+            ConfigurationError: there is no finished run in that folder, or one of its files is damaged.
         """
         summary = read_summary(folder)
-        if not is_run(summary) or not (folder / METRICS).is_file():
+        if not is_run(summary) or not (folder / METRICS).exists():
             raise ConfigurationError(
                 f"{folder} holds no run of an experiment, and so no losses. Name the folder of a strategy's run or "
                 "of a comparison."
             )
-        lines = _text(folder / METRICS).splitlines()
-        return cls(folder, summary, [_parsed(line, folder / METRICS) for line in lines])
+        metrics, cut = _metrics(folder)
+        remark = f"The last line of {folder / METRICS} was cut off while it was written, and is left out"
+        return cls(folder, summary, metrics, (remark,) if cut else ())
 
     def config(self) -> dict[str, Any]:
         """What was asked for; empty if the folder does not say.
@@ -140,6 +216,23 @@ class Run:
         """
         figure: Figure = DRAWINGS.load(name)([self])
         return figure
+
+
+def _metrics(folder: Path) -> tuple[list[dict[str, Any]], bool]:
+    """The whole lines of a run's metrics, and whether there is a last one that was cut off."""
+    what = f"The file {folder / METRICS}"
+    lines, cut = read_lines(folder / METRICS, what, LARGEST_METRICS)
+    for number, line in enumerate(lines, 1):
+        where = f"{what}, line {number},"
+        kind = check(line, KindOfLine, where)["kind"]
+        check(line, METRICS_LINES[kind], where)
+    return lines, cut
+
+
+class KindOfLine(TypedDict):
+    """What every line of the metrics has."""
+
+    kind: Literal["update", "validation"]
 
 
 class Records(list[dict[str, Any]]):
@@ -197,19 +290,22 @@ def first_reaching(places: Sequence[float], losses: Sequence[float | None], targ
     return None
 
 
-def is_run(summary: dict[str, Any]) -> bool:
+def is_run(summary: Mapping[str, Any]) -> bool:
     """Whether a summary is that of an experiment's run over one strategy."""
-    return "strategy" in summary and _dictionaries(summary.get("arms"))
+    return _schema_of(summary) is RunSummary
 
 
-def is_comparison(summary: dict[str, Any]) -> bool:
+def is_comparison(summary: Mapping[str, Any]) -> bool:
     """Whether a summary is that of a comparison: of several runs with the same arms."""
-    runs = summary.get("runs")
-    return _dictionaries(runs) and all(is_run(run) for run in runs)
+    return _schema_of(summary) is ComparisonSummary
 
 
-def _dictionaries(value: Any) -> TypeGuard[list[dict[str, Any]]]:
-    return isinstance(value, list) and bool(value) and all(isinstance(entry, dict) for entry in value)
+def _schema_of(summary: Mapping[str, Any]) -> type:
+    """The schema that a summary should have, by what only such a summary holds."""
+    for name, schema in (("figure", FindingSummary), ("arms", RunSummary), ("runs", ComparisonSummary)):
+        if name in summary:
+            return schema
+    return Measurements
 
 
 def runs_in(folder: Path) -> list[Run]:
@@ -229,16 +325,25 @@ def folder_name(strategy: str) -> str:
     return strategy.replace("/", "-").replace(":", "-")
 
 
-def read_summary(folder: Path) -> dict[str, Any]:
+def read_summary(folder: Path, schema: type | None = None) -> dict[str, Any]:
     """Reads the summary.json in the folder of a run, a comparison or a measurement.
 
+    Args:
+        folder: the folder.
+        schema: what the summary must hold; None for what a summary of its sort holds.
+
     Raises:
-        ConfigurationError: there is no such folder, or it has no summary that can be read.
+        ConfigurationError: there is no such folder, or it has no summary that can be read, or that one is damaged.
     """
-    if not folder.is_dir():
+    if not _is_folder(folder):
         raise ConfigurationError(f"There is no folder {folder}. Name one that a run has written.")
-    if (folder / SUMMARY).is_file():
-        return _parsed(_text(folder / SUMMARY), folder / SUMMARY)
+    if (folder / SUMMARY).exists():
+        what = f"The summary of {folder}"
+        summary: dict[str, Any] = check(read_json(folder / SUMMARY, what), dict[str, Any], what)
+        check(summary, schema or _schema_of(summary), what)
+        if is_comparison(summary):
+            _check_alike(summary["runs"], what)
+        return summary
     if (folder / CONFIG).is_file() or (folder / METRICS).is_file():
         raise ConfigurationError(f"The run {folder} has not finished: it has no {SUMMARY}. Wait, or run it again.")
     inner = sorted(str(path.parent) for path in folder.glob(f"*/{SUMMARY}"))
@@ -246,30 +351,33 @@ def read_summary(folder: Path) -> dict[str, Any]:
     raise ConfigurationError(f"The folder {folder} is no run, since it has no {SUMMARY}: {advice}.")
 
 
+def _check_alike(runs: Sequence[dict[str, Any]], what: str) -> None:
+    """Refuse runs of one comparison that have other arms than the first, or share a folder."""
+    arms, strategies = [[arm["name"] for arm in run["arms"]] for run in runs], [run["strategy"] for run in runs]
+    for number, names in enumerate(arms):
+        if names != arms[0]:
+            raise damaged(what, f"runs[{number}] has the arms {', '.join(names)}, and runs[0] {', '.join(arms[0])}")
+        if strategies[number] in strategies[:number]:
+            raise damaged(what, f"runs[{number}] has the strategy of another run, {strategies[number]}")
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name that is too long, for example
+        return False
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """What was asked for; empty if the folder does not say.
 
     Raises:
-        ConfigurationError: its file cannot be read.
+        ConfigurationError: its file cannot be read, or is damaged.
     """
-    return _parsed(_text(folder / CONFIG), folder / CONFIG) if (folder / CONFIG).is_file() else {}
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ConfigurationError(f"The file {path} cannot be read: {reason}. Run it again.") from error
-
-
-def _parsed(text: str, path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigurationError(f"The file {path} is damaged ({error}). Run it again.") from error
-    if not isinstance(content, dict):
-        raise ConfigurationError(f"The file {path} is damaged: it should hold names and values. Run it again.")
+    if not (folder / CONFIG).exists():
+        return {}
+    what = f"The configuration of {folder}"
+    content: dict[str, Any] = check(read_json(folder / CONFIG, what), Measurements, what)
     return content
 
 
@@ -316,21 +424,7 @@ def make_folder(folder: Path, option: str = "--out") -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise unwritable(folder, error, option) from error
-
-
-def unwritable(folder: Path, error: OSError, option: str = "--out") -> ConfigurationError:
-    """Makes the error for a folder that cannot be written.
-
-    Args:
-        folder: the folder.
-        error: the operating system's error.
-        option: the option with which the user can name another folder.
-    """
-    advice = "Make room there, or name" if error.errno in FULL else "Name"
-    return ConfigurationError(
-        f"The folder {folder} cannot be written: {error.strerror}. {advice} another with {option}."
-    )
+        raise unwritable(folder, error, option, "folder") from error
 
 
 def new_folder(name: str) -> Path:
@@ -360,18 +454,25 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    part = path.with_name(f"{path.name}.part")
+    write_whole(path, _as_json(content))
+
+
+def _as_json(content: dict[str, Any]) -> str:
+    return json.dumps(_finite(content), indent=2, default=_plain) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """A user's own number, of NumPy or torch, as one that JSON has; anything else as text, so that the rest is kept."""
     try:
-        part.write_text(json.dumps(_finite(content), indent=2) + "\n", encoding="utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+        return _finite(value.item())
+    except (AttributeError, ValueError, RuntimeError, TypeError):
+        return str(value)
 
 
 def _finite(value: Any) -> Any:
     """The same with null for what JSON has no number for."""
     if isinstance(value, dict):
         return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_finite(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bigbatch.experiments.runs.run import Run
+
 Summary = dict[str, Any]
 
 # What stands at the left, the summary's key, factor, decimals.
@@ -74,7 +76,7 @@ def _rows(arms: list[dict[str, Any]], workers: int) -> list[tuple[str, list[str]
     ]
     targets = TARGET_ROWS if any("updates_to_target" in arm for arm in arms) else ()
     for label, key, factor, decimals in (*ROWS, *targets):
-        rows.append((label, [_number(arm[key], factor, decimals) for arm in arms]))
+        rows.append((label, [_number(arm.get(key), factor, decimals) for arm in arms]))
     if any("noise_scale" in arm for arm in arms):
         rows.append(("noise scale, examples", list(map(_noise_scale, arms))))
     if any(arm["skipped_updates"] for arm in arms):
@@ -101,15 +103,36 @@ class Counted:
     mean_staleness: float | None
 
 
+def has_staleness(summary: Summary) -> bool:
+    """Whether a run had servers whose gradients can be stale or come too late: servers that are not synchronous."""
+    servers = [server for arm in summary["arms"] for server in arm.get("servers", ())]
+    return any(server.get("consistency", "sync") != "sync" for server in servers)
+
+
+def incomparable(runs: Sequence[Run]) -> str:
+    """Makes a sentence that warns if the runs' losses cannot be compared; empty if they can."""
+    configs = [run.config() for run in runs]
+    kinds = {
+        "tasks": {str(run.summary.get("task")) for run in runs},
+        "texts": {str(run.summary.get("corpus_sha256")) for run in runs},
+        "vocabularies": {str(config["vocabulary"]) for config in configs if "vocabulary" in config},
+    }
+    different = [name for name, values in kinds.items() if len(values) > 1]
+    if not different:
+        return ""
+    return f"These runs have different {' and '.join(different)}: how high their losses are cannot be compared."
+
+
 def counted(servers: Sequence[dict[str, Any]]) -> Counted:
     """Add up the statistics of all servers of an arm."""
     staleness: dict[int, int] = {}
     for server in servers:
-        for tau, count in server["staleness"].items():
+        for tau, count in server.get("staleness", {}).items():
             staleness[int(tau)] = staleness.get(int(tau), 0) + count
     applied = sum(staleness.values())
     mean = sum(tau * count for tau, count in staleness.items()) / applied if applied else None
-    return Counted(staleness, sum(server["gradients_dropped"] for server in servers) if servers else None, mean)
+    dropped = [server["gradients_dropped"] for server in servers if "gradients_dropped" in server]
+    return Counted(staleness, sum(dropped) if dropped else None, mean)
 
 
 def _names(summary: Summary) -> list[str]:
@@ -149,8 +172,8 @@ def verdict(summary: Summary) -> str:
         )
     reference = accumulated or large
     if small and reference and small["updates"] > reference["updates"]:
-        moved = small["bytes_sent_per_update"] * small["updates"]
-        before = reference["bytes_sent_per_update"] * reference["updates"]
+        moved = (small["bytes_sent_per_update"] or 0.0) * small["updates"]
+        before = (reference["bytes_sent_per_update"] or 0.0) * reference["updates"]
         traffic = f", moves {_ratio(moved, before)} the bytes" if before else ""
         clauses.append(
             f"the small batch makes {_ratio(small['updates'], reference['updates'])} the updates from the same tokens"
@@ -161,7 +184,7 @@ def verdict(summary: Summary) -> str:
         best = max(summary["arms"], key=lambda arm: arm["tokens_per_second"])
         clauses.append(
             f"the arm {best['name']} trains on {best['tokens_per_second']:,.0f} tokens/s, of which communication and "
-            f"waiting take {_share(best):.0%} of the time"
+            f"waiting take {_share(best)} of the time"
         )
     sentence = "; ".join(clauses)
     return sentence[0].upper() + sentence[1:] + "."
@@ -171,14 +194,14 @@ def _raced(arms: Sequence[dict[str, Any]], target: float) -> str:
     """One sentence about arms that trained until a loss was reached."""
     clauses = []
     for arm in arms:
-        if arm["updates_to_target"] is None:
+        if arm.get("updates_to_target") is None:
             clauses.append(f"{arm['name']} did not within {arm['updates']:,} updates")
-        elif arm["updates_to_target"] == 0:
+        elif not arm["updates_to_target"]:
             clauses.append(f"{arm['name']} had before its first update")
         else:
             clauses.append(
                 f"{arm['name']} did after {arm['updates_to_target']:,.0f} updates of {arm['global_batch']} examples, "
-                f"{arm['tokens_to_target']:,.0f} tokens and {arm['seconds_to_target']:.1f} s"
+                f"{arm['tokens_to_target'] or 0.0:,.0f} tokens and {arm['seconds_to_target'] or 0.0:.1f} s"
             )
     return f"Who reached a validation loss of {target:g} nats per token? {'; '.join(clauses)}."
 
@@ -188,8 +211,8 @@ def compared_verdict(summaries: Sequence[Summary]) -> str:
     clauses = []
     for name in _names(summaries[0]):
         rows = {summary["strategy"]: _arm(summary, name) for summary in summaries}
-        fastest = max(rows, key=lambda strategy: rows[strategy]["tokens_per_second"])
-        slowest = min(rows, key=lambda strategy: rows[strategy]["tokens_per_second"])
+        speeds = {strategy: row["tokens_per_second"] or 0.0 for strategy, row in rows.items()}
+        fastest, slowest = max(speeds, key=speeds.__getitem__), min(speeds, key=speeds.__getitem__)
         speed = _ratio(rows[fastest]["tokens_per_second"], rows[slowest]["tokens_per_second"])
         losses = [row["validation_loss"] for row in rows.values() if row["validation_loss"] is not None]
         apart = f"{max(losses) - min(losses):.1g}" if losses else "none"
@@ -199,12 +222,15 @@ def compared_verdict(summaries: Sequence[Summary]) -> str:
     return "; ".join(clauses) + "."
 
 
-def _share(arm: dict[str, Any]) -> float:
-    return float((arm["communication_seconds"] + arm["waiting_seconds"]) / arm["update_seconds"])
+def _share(arm: dict[str, Any]) -> str:
+    parts = [arm[f"{name}_seconds"] for name in ("communication", "waiting", "update")]
+    if None in parts or not parts[-1]:
+        return "an unknown part"
+    return f"{(parts[0] + parts[1]) / parts[2]:.0%}"
 
 
-def _ratio(value: float, reference: float) -> str:
-    return f"{value / reference:.3g} ×"
+def _ratio(value: float | None, reference: float | None) -> str:
+    return "an unknown number of times" if value is None or not reference else f"{value / reference:.3g} ×"
 
 
 def _gap(one: float | None, other: float | None) -> str:

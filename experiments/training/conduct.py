@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from bigbatch.comm.errors import INTERRUPTED, BigBatchError, ConfigurationError, LaunchError
 from bigbatch.comm.transports.launch import Launch, Launcher, detect
 from bigbatch.comm.wires.transport import Transport
-from bigbatch.experiments.runs.run import Run, new_folder
+from bigbatch.experiments.runs.run import SUMMARY, Run, new_folder
 from bigbatch.experiments.training.assemble import check, resolve_device, strategy_of
 from bigbatch.experiments.training.experiment import Experiment
 from bigbatch.experiments.training.launcher import launch_command
@@ -56,25 +57,50 @@ def conduct(
     folder = out or new_folder(f"{Path(request.strategy).name.replace(':', '-')}-{name}")
     if simulated is not None:
         simulation = simulation_of(settings)
+        finished: list[Run | None] = []
 
         def work(transport: Transport) -> None:
             reporter = Reporter(quiet=quiet or transport.rank != 0)
-            Experiment(request, strategy, plan, torch.device("cpu"), folder, reporter, simulation).run(transport)
+            rank = Experiment(request, strategy, plan, torch.device("cpu"), folder, reporter, simulation)
+            finished.append(rank.run(transport))
 
         simulation.run(strategy.ranks_for(plan.workers), work, settings.wires.deadline)
-        return Run.read(folder)
+        return next(run for run in finished if run is not None)
     if started is None and strategy.ranks_for(plan.workers) > 1:
         words = [*request.words(), "--out", str(folder), *(["--quiet"] if quiet else [])]
-        start(launch_command(strategy, plan.workers, words))
-        return Run.read(folder)
+        return _started(folder, lambda: start(launch_command(strategy, plan.workers, words)))
     device = resolve_device(settings.machine.device, launch)
     reporter = Reporter(quiet=quiet or launch.rank != 0)
     experiment = Experiment(request, strategy, plan, device, folder, reporter)
     with connected(
         lambda: strategy.connect(launch, str(device), settings.wires.deadline), failed, reporter.tell
     ) as transport:
-        experiment.run(transport)
-        return Run.read(folder) if transport.rank == 0 else None
+        return experiment.run(transport)
+
+
+def _started(folder: Path, start: Callable[[], None]) -> Run:
+    """Start the processes of a job, and read the run that they have written.
+
+    Processes that have finished the run may fail afterwards, over a figure for example. Then the run counts.
+    """
+    before = _stamp(folder)
+    try:
+        start()
+    except BigBatchError as error:
+        if _stamp(folder) in (None, before):
+            raise
+        run = Run.read(folder)
+        return replace(run, remarks=(*run.remarks, str(error).rstrip(".")))
+    return Run.read(folder)
+
+
+def _stamp(folder: Path) -> tuple[int, int] | None:
+    """Tells one summary in a folder from the next: (inode, time of its writing); None if there is none."""
+    try:
+        status = (folder / SUMMARY).stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def conduct_alone(request: Request, folder: Path) -> Run:

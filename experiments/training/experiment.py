@@ -13,7 +13,7 @@ import bigbatch
 from bigbatch.comm.strategies.strategy import Strategy
 from bigbatch.comm.wires.agreement import agree, all_gather, together
 from bigbatch.comm.wires.transport import Transport
-from bigbatch.experiments.runs.run import RunWriter, environment
+from bigbatch.experiments.runs.run import Run, RunWriter, environment
 from bigbatch.experiments.training.arm import train_and_measure
 from bigbatch.experiments.training.assemble import Assembly, facts_about_task, noise_remarks, task_of
 from bigbatch.experiments.training.history import summarise, summary_of
@@ -49,8 +49,8 @@ class Experiment:
     reporter: Reporter
     simulation: Simulation | None = None
 
-    def run(self, transport: Transport) -> None:
-        """Run every arm on every rank of `transport`; rank 0 writes the run's folder.
+    def run(self, transport: Transport) -> Run | None:
+        """Run every arm on every rank of `transport`; rank 0 writes the run's folder and returns the run.
 
         Raises:
             BigBatchError: on every rank, if the ranks were asked for different things or one cannot do its part.
@@ -58,11 +58,11 @@ class Experiment:
         threads = torch.get_num_threads()
         torch.set_num_threads(self.request.settings.machine.threads)
         try:
-            self._run(transport)
+            return self._run(transport)
         finally:
             torch.set_num_threads(threads)
 
-    def _run(self, transport: Transport) -> None:
+    def _run(self, transport: Transport) -> Run | None:
         settings = self.request.settings
         if (node_size := settings.wires.node_size) is not None:
             together(transport, lambda: transport.arrange(node_size))
@@ -77,15 +77,18 @@ class Experiment:
         arms = settings.batch.chosen_arms(self.plan)
         for arm in arms:
             assembly.optimizer(arm.plan, self.strategy)  # what it refuses, it refuses before the first arm
-        writer = together(transport, lambda: RunWriter(self.folder) if transport.rank == 0 else None)
+        tell = self.reporter.tell
+        writer = together(transport, lambda: RunWriter(self.folder, tell) if transport.rank == 0 else None)
         if writer is None:
             tracing = Tracing(transport, settings.observation, lambda _: None)
             self._run_arms(transport, assembly, arms, lambda _: None, tracing)
-            return
+            return None
         with writer:
             writer.config({**asked, "environment": environment()})
             tracing = Tracing(transport, settings.observation, writer.trace)
-            writer.summary(self._run_arms(transport, assembly, arms, writer.metric, tracing))
+            summary = self._run_arms(transport, assembly, arms, writer.metric, tracing)
+            writer.summary(summary)
+            return writer.run(summary)
 
     def _prepare(self, transport: Transport) -> Task:
         """Prepare the task on rank 0 first; the others then find its text in the cache."""

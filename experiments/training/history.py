@@ -2,9 +2,11 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
+from bigbatch.comm.schema import plain
 from bigbatch.comm.update import Outcome
+from bigbatch.experiments.runs.records import ArmRow, RunSummary, Simulated
 from bigbatch.experiments.runs.run import environment, first_reaching
 from bigbatch.experiments.training.settings import Request
 from bigbatch.tasks.task import Task
@@ -149,7 +151,7 @@ def summarise(
         count = sum(history[over] for history in histories) if over else len(histories)
         return sum(history[key] for history in histories) / count if count else float("nan")
 
-    row = {
+    row: ArmRow = {
         "name": arm.name,
         "global_batch": arm.plan.global_batch,
         "micro_batch": arm.plan.micro_batch,
@@ -175,12 +177,13 @@ def summarise(
             sum(history[key] for history in measured) / len(measured)
             for key in ("gradient_square", "gradient_variance")
         )
-        row |= dict(zip(NOISE, (noise_scale(square, variance), square, variance), strict=True))
+        row["noise_scale"] = noise_scale(square, variance)
+        row["gradient_square"], row["gradient_variance"] = square, variance
     if only_serving:
         row["server_peak_memory_bytes"] = max(rank["peak"] for rank in only_serving)
     if servers:
         row["servers"] = servers
-    return row
+    return plain(row)
 
 
 def summary_of(
@@ -201,14 +204,15 @@ def summary_of(
         arms: rows of the arms; see `summarise`.
         simulated: description of the simulation; None if nothing was simulated.
     """
-    return {
+    summary: RunSummary = {
         "strategy": request.strategy,
         "workers": workers,
         "task": request.settings.data.task,
         "target": request.settings.observation.target,
         "corpus_sha256": task.corpus_sha256,
         "parameters": parameters,
-        "arms": arms,
-        "simulated": simulated,
+        "arms": cast("list[ArmRow]", arms),  # from `summarise`, with what else is known of each
+        "simulated": cast("Simulated | None", simulated),
         "environment": environment(),
     }
+    return plain(summary)

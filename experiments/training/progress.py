@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -14,6 +14,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 LAUNCHERS = ("mpirun", "mpiexec", "hydra", "prterun", "prte", "orted", "srun", "torchrun")
 SECONDS_BETWEEN_LINES = 5.0
+
+
+def say(text: str) -> None:
+    """Prints a line on standard error; if nobody can see it there, the work goes on all the same."""
+    if sys.stderr is not None:
+        with suppress(OSError):
+            print(text, file=sys.stderr, flush=True)
 
 
 class Reporter:
@@ -26,19 +33,19 @@ class Reporter:
     def __init__(self, *, quiet: bool) -> None:
         self._quiet = quiet
         self._remarked: set[str] = set()
-        self._columns = None if quiet else terminal_columns(sys.stderr)
+        self._columns = None if quiet or os.environ.get("TERM") == "dumb" else terminal_columns(sys.stderr)
 
     def remark(self, sentences: Sequence[str]) -> None:
         """Print a strategy's remarks for its user, each sentence only once."""
         for sentence in sentences:
             if not self._quiet and sentence not in self._remarked:
-                print(f"{sentence}.", file=sys.stderr, flush=True)
+                say(f"{sentence}.")
             self._remarked.add(sentence)
 
     def tell(self, sentence: str) -> None:
         """Print a sentence about something that has happened, every time it happens."""
         if not self._quiet:
-            print(f"{sentence}.", file=sys.stderr, flush=True)
+            say(f"{sentence}.")
 
     @contextmanager
     def arm(self, name: str, updates: int) -> Iterator["Bar"]:
@@ -80,7 +87,7 @@ class Lines(Bar):
         if update == self._updates or time.monotonic() - self._last > SECONDS_BETWEEN_LINES:
             self._last = time.monotonic()
             known = f", loss {loss:.3f}" if math.isfinite(loss) else ""
-            print(f"{self._name}: update {update}/{self._updates}{known}", file=sys.stderr, flush=True)
+            say(f"{self._name}: update {update}/{self._updates}{known}")
 
 
 class RichBar(Bar):
@@ -103,13 +110,13 @@ def terminal_columns(stream: TextIO) -> int | None:
     """
     try:
         if stream.isatty():
-            return os.get_terminal_size(stream.fileno()).columns
+            return os.get_terminal_size(stream.fileno()).columns or None
         terminal = _launchers_terminal()
         if terminal is None:
             return None
         descriptor = os.open(terminal, os.O_RDONLY | os.O_NOCTTY)
         try:
-            return os.get_terminal_size(descriptor).columns
+            return os.get_terminal_size(descriptor).columns or None
         finally:
             os.close(descriptor)
     except OSError:

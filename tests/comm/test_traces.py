@@ -338,8 +338,8 @@ def test_every_part_of_a_trace_is_drawn(written, tmp_path):
 BAD = {
     "no run": (["none"], "There is no run none"),
     "no trace": (["empty"], "There is no trace.json in empty: run again with --trace"),
-    "no JSON": (["broken"], "broken/trace.json is not a trace that bigbatch wrote"),
-    "other JSON": (["other"], "other/trace.json is not a trace that bigbatch wrote"),
+    "no JSON": (["broken"], "The trace broken/trace.json is damaged: it is not JSON"),
+    "other JSON": (["other"], "The trace other/trace.json is damaged: it is a list, and should be an object"),
     "empty range": (["run", "--from", "100"], "Nothing was recorded from 100 s"),
     "reversed range": (["run", "--from", "3", "--to", "2"], "Choose another range"),
     "no updates": (["run"], "choose a range of time with --from and --to"),
@@ -350,7 +350,10 @@ BAD = {
     ),
     "a figure of another kind": (["run", "--to", "3", "--out", "a.pdf"], "Name a file that ends in .png"),
     "no such arm": (["trained", "--arm", "huge"], "has no arm 'huge'. It has: large"),
-    "a folder for a figure": (["run", "--to", "3", "--out", "empty"], "The figure empty cannot be written"),
+    "a folder for a figure": (
+        ["run", "--to", "3", "--out", "empty"],
+        "The file empty cannot be written: it is no file",
+    ),
 }
 
 

@@ -5,14 +5,25 @@ import os
 import stat
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import NotRequired, Self, TypedDict
 
 import zmq
 
 from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.files import read_json
+from bigbatch.comm.schema import check
 
 KEY_LENGTH = 40
 """Characters of a key, in ZeroMQ's Z85 encoding of 32 bytes."""
+
+
+class KeysFile(TypedDict):
+    """What a file of keys holds: the attributes of `Keys`."""
+
+    server_public: str
+    worker_public: str
+    worker_secret: str
+    server_secret: NotRequired[str]
 
 
 @dataclass(frozen=True)
@@ -69,20 +80,19 @@ class Keys:
         """
         try:
             others = stat.S_IMODE(path.stat().st_mode) & 0o077
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
             raise ConfigurationError(
-                f"The keys {path} cannot be read: {getattr(error, 'strerror', error)}. Make some with: "
-                f"bigbatch-exp ps keys {path}"
+                f"The keys {path} cannot be read: {error.strerror}. Make some with: bigbatch-exp ps keys {path}"
             ) from error
         if others:
             raise ConfigurationError(
                 f"The keys {path} can be read by others. Take that right away with: chmod 600 {path}"
             )
         try:
-            keys = cls(**json.loads(text))
+            what = f"The file of keys {path}"
+            keys = cls(**check(read_json(path, what), KeysFile, what))
             whole = all(len(key) == KEY_LENGTH for key in asdict(keys).values() if key)
-        except (ValueError, TypeError):
+        except (ConfigurationError, TypeError):
             whole = False
         if not whole:
             raise ConfigurationError(f"{path} holds no keys. Make some with: bigbatch-exp ps keys FILE")

@@ -2,11 +2,48 @@
 
 from collections import deque
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
+from bigbatch.comm.schema import Amount, Count
 from bigbatch.comm.server.network.membership import Membership
 from bigbatch.comm.server.network.shares import Shares
 from bigbatch.comm.server.shard import Shard
+
+
+class SharesStatus(TypedDict):
+    """How far the shares of the data are handed out."""
+
+    handed_out: Count
+    returned: Count
+    of: Count
+
+
+class WorkerStatus(TypedDict):
+    """The state of a worker, as its server sees it."""
+
+    worker: Count
+    pushed: Count
+    clock: int
+    has_version: int | None
+    silent_seconds: float
+    waits: bool
+
+
+class ServerStatus(TypedDict):
+    """What a server answers to whoever asks for its status."""
+
+    versions: Count
+    staleness: dict[str, Count]
+    gradients_taken: Count
+    gradients_dropped: Count
+    gradients_lost: Count
+    shares: SharesStatus
+    tokens: Amount
+    updates_per_second: float
+    tokens_per_second: float
+    counts: dict[str, Count]
+    workers: list[WorkerStatus]
+
 
 RATE_SECONDS = 10.0
 """Seconds, about, over which the rates of a status are taken."""

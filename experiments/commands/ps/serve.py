@@ -83,8 +83,8 @@ def _serve(**parameters: Any) -> None:
     from bigbatch.comm.server.network.sockets import Listener
     from bigbatch.comm.strategies.parameter_server import ParameterServer
     from bigbatch.experiments import api
-    from bigbatch.experiments.commands.output import present
-    from bigbatch.experiments.runs.run import Run, new_folder
+    from bigbatch.experiments.commands.output import present, results_in
+    from bigbatch.experiments.runs.run import new_folder
     from bigbatch.experiments.runs.table import verdict
     from bigbatch.experiments.training.assemble import check
     from bigbatch.experiments.training.progress import Reporter
@@ -110,16 +110,17 @@ def _serve(**parameters: Any) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         offer = Offer(request, server, plan, part, serving.patience)
-        ServedExperiment(offer, listener, folder, snapshots, serving.snapshot_seconds, reporter.tell).run()
+        served = ServedExperiment(offer, listener, folder, snapshots, serving.snapshot_seconds, reporter.tell)
+        finished = served.run()
     except KeyboardInterrupt:
         if snapshots is not None:
             reporter.tell(f"Interrupted; the same command goes on from {serving.snapshot}")
         raise
     finally:
         listener.close()
-    finished = Run.read(folder)
-    api.draw([finished], folder)
-    present([finished], folder, finished.summary, verdict(finished.summary), output)
+    with results_in(folder, named=not (output.json or output.quiet), failures=finished.remarks) as results:
+        results.show(lambda: present([finished], finished.summary, lambda: verdict(finished.summary), output))
+        api.draw([finished], results)
 
 
 def _flags() -> list[click.Option]:

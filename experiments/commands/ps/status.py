@@ -49,9 +49,11 @@ class StatusSettings(Options):
 @takes(StatusSettings)
 def status(settings: StatusSettings, addresses: tuple[str, ...]) -> None:
     """Say how a server is: version, workers and their clocks, staleness, rates."""
+    from bigbatch.comm.schema import check
     from bigbatch.comm.server.network.keys import Keys
     from bigbatch.comm.server.network.remote_shard import RemoteShard
     from bigbatch.comm.server.network.sockets import Dialer
+    from bigbatch.comm.server.network.status import ServerStatus
     from bigbatch.experiments.commands.output import print_json
 
     pair = Keys.read(settings.keys) if settings.keys is not None else None
@@ -59,7 +61,7 @@ def status(settings: StatusSettings, addresses: tuple[str, ...]) -> None:
     for address in addresses:
         shard = RemoteShard(Dialer(address, pair), 0, settings.deadline)
         try:
-            states[address] = shard.status()
+            states[address] = check(shard.status(), ServerStatus, f"The status of {address}")
         finally:
             shard.close()
     if settings.json:
@@ -73,7 +75,7 @@ def print_status(address: str, state: dict[str, Any]) -> None:
     """Print a server's status: a block of lines about the server, and a line for each worker."""
     from rich.table import Table
 
-    from bigbatch.experiments.commands.output import console
+    from bigbatch.experiments.commands.output import console, print_fitting
     from bigbatch.experiments.runs.table import counted
 
     shares, counts = state["shares"], state["counts"]
@@ -87,13 +89,16 @@ def print_status(address: str, state: dict[str, Any]) -> None:
     lines.add_row("gradients", f"{fates} with an earlier server")
     lines.add_row("staleness", f"mean {mean:.2f}; " + ", ".join(f"{tau}: {n}" for tau, n in state["staleness"].items()))
     lines.add_row("messages", ", ".join(f"{count} {what}" for what, count in sorted(counts.items())) or "none")
-    console().print(lines)
+    print_fitting(console(), lines)
     table = Table(box=None, padding=(0, 2, 0, 0))
     for head in ("worker", "clock", "pushed", "has version", "last heard", ""):
-        table.add_column(head, justify="right" if head else "left")
+        table.add_column(head, justify="right" if head else "left", no_wrap=True)
     for one in state["workers"]:
         has = "none" if one["has_version"] is None else str(one["has_version"])
         waits = "waits" if one["waits"] else "computes"
         heard = f"{one['silent_seconds']:.1f} s ago"
         table.add_row(str(one["worker"]), str(one["clock"]), str(one["pushed"]), has, heard, waits)
-    console().print(table if state["workers"] else "no worker takes part now")
+    if state["workers"]:
+        print_fitting(console(), table)
+    else:
+        print("no worker takes part now", flush=True)

@@ -22,7 +22,7 @@ from bigbatch.comm.server.network.snapshots import Snapshots
 from bigbatch.comm.server.network.sockets import Listener
 from bigbatch.comm.server.shard import Shard
 from bigbatch.comm.strategies.remote import RemoteServers, facts_about
-from bigbatch.experiments.runs.run import RunWriter, environment
+from bigbatch.experiments.runs.run import Run, RunWriter, environment
 from bigbatch.experiments.training.assemble import Assembly, noise_remarks, task_of
 from bigbatch.experiments.training.history import summarise, summary_of
 from bigbatch.experiments.training.served.notes import Busy, rank_of, record_of
@@ -62,8 +62,8 @@ class ServedExperiment:
         self._interval = interval
         self._tell = tell
 
-    def run(self) -> None:
-        """Serve until everything is trained, and write the run's folder.
+    def run(self) -> Run:
+        """Serve until everything is trained, write the run's folder, and return the run.
 
         Raises:
             ConfigurationError: what was asked for cannot be done, or the snapshot is of another experiment.
@@ -77,7 +77,7 @@ class ServedExperiment:
             self._offer.optimizer(assembly, arm)  # what it refuses, it refuses before anybody has come
         earlier, endpoint = self._earlier(), ""
         results: list[dict[str, Any]] = json.loads(earlier["results"]) if earlier else []
-        with RunWriter(self._folder) as writer:
+        with RunWriter(self._folder, self._tell) as writer:
             writer.config({**self._offer.written(), "environment": environment()})
             for arm in arms[len(results) :]:
                 served = ServedArm(self._offer, assembly, arm, writer, self._tell, last=arm is arms[-1])
@@ -94,11 +94,14 @@ class ServedExperiment:
                 self._serve(served, results)
                 results.append(served.summary())
             workers = max(result["workers"] for result in results)
-            writer.summary(summary_of(self._offer.request, workers, assembly.task, served.parameters, results))
+            summary = summary_of(self._offer.request, workers, assembly.task, served.parameters, results)
+            writer.summary(summary)
+            finished = writer.run(summary)
         if self._snapshots is not None:
             self._snapshots.remove()
         until = time.time() + LINGER_SECONDS
         serve(self._listener, served.server, lambda now: now > until, lambda: None, LINGER_SECONDS)
+        return finished
 
     def _serve(self, served: "ServedArm", results: list[dict[str, Any]]) -> None:
         def keep() -> None:

@@ -55,8 +55,9 @@ def test_a_figure_in_a_file(run: Command, tmp_path: Path):
     assert [entry.name for entry in (tmp_path / "out").iterdir()] == ["own.py-Figure-quick"]
     assert made(tmp_path / "out") == {"own.py-Figure-quick"}
     outcome = run("bigbatch-exp", "figure", "own.py:Full", "--out", "out", PYTHONPATH=path)
-    assert outcome.status == 2
-    assert outcome.err.splitlines()[-1].endswith("Make room there, or name another with --out.")
+    assert outcome.status == 3  # what was found is in the summary and in the table
+    assert outcome.err.splitlines()[-1].endswith("Make room there, or name another folder with --out.")
+    assert made(tmp_path / "out") == {"own.py-Figure-quick", "own.py-Full"}
     assert "Traceback" not in outcome.err
 
 

@@ -204,7 +204,7 @@ def test_what_is_given_goes_before_what_was_fitted_and_that_before_what_was_publ
         ((2.5, None, None, None), "does not get to a loss of 2.5"),
         ((None, None, None, "nowhere"), "has no summary.json that can be read"),
         ((None, None, None, "empty"), "has no fit of least_updates"),
-        ((None, None, None, "zero"), "critical batch is 0.0"),
+        ((None, None, None, "zero"), "fit.critical_batch is 0, not above 0"),
     ],
 )
 def test_what_says_nothing_of_the_updates_is_refused(given, words, tmp_path):

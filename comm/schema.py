@@ -1,0 +1,271 @@
+"""Schemas of JSON: what a file holds is declared once, by a class from which both its writer and its readers work.
+
+A schema is a `TypedDict`. The function that makes the content makes one, so that the type checker compares the two;
+whoever reads the file calls `check` with it, which compares what is there with what was declared:
+
+    class Arm(TypedDict):
+        name: str
+        updates: Annotated[int, AtLeast(0)]
+        noise_scale: NotRequired[float | None]
+
+Names that a schema does not declare are let through if they hold plain JSON, since a later version may write more.
+"""
+
+import math
+import types
+import unicodedata
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NotRequired,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
+
+from bigbatch.comm.files import damaged
+
+DEEPEST = 32
+"""How deeply lists and objects may lie inside one another; what bigbatch writes needs 8."""
+
+LARGEST_NUMBER = 1e100
+"""Largest number that is let through, of either sign: figures compute with products and powers of several."""
+
+
+LONGEST_NAME = 1000
+
+
+class ProblemError(ValueError):
+    """What is wrong with a value, as the end of a sentence that begins with the value's place."""
+
+
+@dataclass(frozen=True)
+class AtLeast:
+    """A condition on a number, for `Annotated`: it must not be less than `least`, nor greater than `most`."""
+
+    least: float
+    most: float = math.inf
+
+    def __call__(self, value: Any) -> str:
+        """Says what is wrong with a value; "" if nothing is."""
+        if isinstance(value, int | float) and not self.least <= value <= self.most:
+            return f"is {value:g}, which is {f'less than {self.least:g}' if value < self.least else 'too large'}"
+        return ""
+
+
+@dataclass(frozen=True)
+class Above:
+    """A condition on a number, for `Annotated`: it must be greater than `least`."""
+
+    least: float
+
+    def __call__(self, value: Any) -> str:
+        """Says what is wrong with a value; "" if nothing is."""
+        return (
+            f"is {value:g}, not above {self.least:g}" if isinstance(value, int | float) and value <= self.least else ""
+        )
+
+
+def plain_name(value: Any) -> str:
+    """A condition on a text, for `Annotated`: a name that can be shown on one line and be part of a path."""
+    if not value or len(value) > LONGEST_NAME or any(unicodedata.category(letter) == "Cc" for letter in value):
+        return f"is no name of up to {LONGEST_NAME:,} characters without control characters"
+    return ""
+
+
+def not_empty(value: Any) -> str:
+    """A condition on a list or a mapping, for `Annotated`: it must hold something."""
+    return "" if value else "is empty"
+
+
+Count = Annotated[int, AtLeast(0)]
+"""A number of things."""
+
+Amount = Annotated[float, AtLeast(0)]
+"""A number of 0 or more, such as seconds."""
+
+Positive = Annotated[float, Above(0)]
+"""A number above 0."""
+
+NameText = Annotated[str, plain_name]
+"""A name of something."""
+
+
+def plain(content: Mapping[str, object]) -> dict[str, Any]:
+    """Makes an ordinary dictionary of content that was made by a schema, and so compared with it."""
+    return dict(content)
+
+
+def check(content: Any, schema: Any, what: str, place: str = "") -> Any:
+    """Returns content that was read from JSON if it is as the schema declares.
+
+    Args:
+        content: the content, as `bigbatch.comm.files.parsed` returns it.
+        schema: a `TypedDict`, or any type of values that JSON has.
+        what: what was read, at the start of a sentence, such as "The summary of runs/ring".
+        place: where in it the content stands, if it is not the whole.
+
+    Raises:
+        ConfigurationError: it is something else; the message names the first place that is wrong.
+    """
+    try:
+        _check(content, schema, place, 0)
+    except ProblemError as problem:
+        raise damaged(what, str(problem)) from None
+    return content
+
+
+def _check(value: Any, schema: Any, place: str, depth: int) -> None:
+    if depth > DEEPEST:
+        raise ProblemError(f"{place[:40]}... is nested too deeply")
+    _rule(schema)(value, place, depth)
+
+
+Rule = Callable[[Any, str, int], None]
+"""A function of a value, its place and its depth, which raises a problem."""
+
+
+@cache
+def _rule(schema: Any) -> Rule:
+    """The rule for a type: of a `TypedDict`, list, dict, optional, literal, annotated or plain type."""
+    if is_typeddict(schema):
+        return _object(schema)
+    make = RULES.get(get_origin(schema))
+    if make is not None:
+        return make(get_args(schema))
+    return _anything if schema is Any else _plain(schema)
+
+
+def _object(schema: Any) -> Rule:
+    hints = get_type_hints(schema, include_extras=True)
+
+    def rule(value: Any, place: str, depth: int) -> None:
+        _of_type(value, dict, place)
+        for name in schema.__required_keys__:
+            if name not in value:
+                raise ProblemError(f"{_inside(place, name)} is missing")
+        for name, entry in value.items():
+            _check(entry, hints.get(name, Any), _inside(place, name), depth + 1)
+
+    return rule
+
+
+def _annotated(arguments: tuple[Any, ...]) -> Rule:
+    inner, *conditions = arguments
+
+    def rule(value: Any, place: str, depth: int) -> None:
+        _check(value, inner, place, depth)
+        for condition in conditions:
+            if problem := condition(value):
+                raise ProblemError(f"{place or 'it'} {problem}")
+
+    return rule
+
+
+def _list(arguments: tuple[Any, ...]) -> Rule:
+    (inner,) = arguments
+
+    def rule(value: Any, place: str, depth: int) -> None:
+        _of_type(value, list, place)
+        for number, entry in enumerate(value):
+            _check(entry, inner, f"{place}[{number}]", depth + 1)
+
+    return rule
+
+
+def _mapping(arguments: tuple[Any, ...]) -> Rule:
+    _, inner = arguments
+
+    def rule(value: Any, place: str, depth: int) -> None:
+        _of_type(value, dict, place)
+        for name, entry in value.items():
+            _check(entry, inner, _inside(place, name), depth + 1)
+
+    return rule
+
+
+def _optional(arguments: tuple[Any, ...]) -> Rule:
+    (inner,) = (argument for argument in arguments if argument is not type(None))
+
+    def rule(value: Any, place: str, depth: int) -> None:
+        if value is not None:
+            _check(value, inner, place, depth)
+
+    return rule
+
+
+def _literal(words: tuple[Any, ...]) -> Rule:
+    def rule(value: Any, place: str, _: int) -> None:
+        if not isinstance(value, str) or value not in words:
+            raise ProblemError(f"{place} is {_named(value)}, none of {', '.join(words)}")
+
+    return rule
+
+
+RULES: dict[Any, Callable[[tuple[Any, ...]], Rule]] = {
+    Annotated: _annotated,
+    Literal: _literal,
+    NotRequired: lambda arguments: _rule(arguments[0]),
+    Union: _optional,
+    dict: _mapping,
+    list: _list,
+    types.UnionType: _optional,
+}
+"""Makes the rule for a type that has arguments, by its origin."""
+
+
+def _plain(kind: type) -> Rule:
+    def rule(value: Any, place: str, _: int) -> None:
+        _of_type(value, kind, place)
+
+    return rule
+
+
+def _anything(value: Any, place: str, depth: int) -> None:
+    """Any value that JSON has, if its numbers can be computed with."""
+    if isinstance(value, dict):
+        _rule(dict[str, Any])(value, place, depth)
+    elif isinstance(value, list):
+        _rule(list[Any])(value, place, depth)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        _of_type(value, float, place)
+
+
+NAMES = {
+    dict: "an object",
+    list: "a list",
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+}
+
+
+def _of_type(value: Any, kind: type, place: str) -> None:
+    allowed = (int, float) if kind is float else kind
+    if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
+        raise ProblemError(f"{place or 'it'} is {_named(value)}, and should be {NAMES[kind]}")
+    if isinstance(value, int | float) and not abs(value) < LARGEST_NUMBER:  # not a number, too
+        raise ProblemError(f"{place or 'it'} is no number that can be computed with")
+
+
+def _named(value: Any) -> str:
+    """A value in words, for a sentence."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, str):
+        return f"the text {value[:20] + '...' if len(value) > 20 else value!r}"
+    if isinstance(value, int | float):
+        return f"{value:g}"
+    return NAMES[type(value)]
+
+
+def _inside(place: str, name: str) -> str:
+    short = name if len(name) <= 60 and name.isprintable() else f"{name[:20]!r}"
+    return f"{place}.{short}" if place else short
