@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bigbatch.comm.errors import BigBatchError, ConfigurationError, LaunchError
-from bigbatch.comm.transports.launch import Launcher, detect
+from bigbatch.comm.transports.launch import detect
 from bigbatch.experiments.figures.comparison import draw_comparison
 from bigbatch.experiments.figures.staleness import draw_staleness, has_staleness
 from bigbatch.experiments.planning.rows import sum_rows, update_rows
@@ -102,7 +102,7 @@ def compared(requests: Sequence[Request], out: Path | None, *, quiet: bool, tell
         quiet: whether to show no progress.
         tell: is told which strategy comes next.
     """
-    if detect().launcher is not Launcher.NONE:
+    if not detect().alone:
         raise LaunchError("compare starts the processes of every strategy itself: run it without mpirun or torchrun.")
     requests = [replace(request, settings=_with_workers(request.settings)) for request in requests]
     for request in requests:  # all are looked at before anything runs

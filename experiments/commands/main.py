@@ -112,24 +112,33 @@ def main() -> NoReturn:
         status = 0
     except click.ClickException as error:
         status = error.exit_code
-        if speaks():
+        if speaks(error):
             error.show()
     except (click.Abort, KeyboardInterrupt):
         status = INTERRUPTED
     except Exception as error:  # a fault of ours, or of a user's model, task or strategy, if not one of our own errors
         status = 2 if isinstance(error, ConfigurationError | LaunchError) else 1
-        if speaks() or not isinstance(error, BigBatchError):
+        if speaks(error):
             from bigbatch.experiments.commands.output import report
 
             report(error)
     sys.exit(status)
 
 
-def speaks() -> bool:
-    """Whether this process reports errors that happen on all ranks alike: rank 0, or a process on its own."""
+def speaks(error: Exception) -> bool:
+    """Whether this process reports an error that ends it, so that each is reported once by a process that knows of it.
+
+    Rank 0 speaks for all about what every rank knows. The first rank of each machine speaks about what it finds there
+    by itself, such as an option or a file that is wrong; and every rank about its own wires, and about faults.
+    """
     from bigbatch.comm.transports.launch import detect
 
     try:
-        return detect().rank == 0
+        launch = detect()
     except LaunchError:
         return True
+    if isinstance(error, BigBatchError) and error.everywhere:
+        return launch.rank == 0
+    if isinstance(error, ConfigurationError | LaunchError | click.ClickException):
+        return launch.first_here
+    return True

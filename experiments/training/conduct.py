@@ -46,7 +46,7 @@ def conduct(
     strategy = strategy_of(request)
     settings = request.settings
     launch = launch or detect()
-    started = None if launch.launcher is Launcher.NONE else strategy.workers_among(launch.size)
+    started = None if launch.alone else strategy.workers_among(launch.size)
     simulated = settings.simulation.simulate
     if simulated is not None and started is not None:
         raise LaunchError("--simulate runs all ranks in one process: run it without mpirun or torchrun.")

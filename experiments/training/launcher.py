@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bigbatch.comm.errors import BigBatchError, LaunchError
 from bigbatch.comm.strategies.strategy import Strategy
+from bigbatch.comm.transports.inherited import without_launchers
 
 SECONDS_TO_END = 10
 """Seconds that interrupted processes may take to end by themselves."""
@@ -54,10 +55,11 @@ def find_mpirun() -> str | None:
 def launch_environment(command: list[str]) -> dict[str, str]:
     """Makes the environment variables for a launch command.
 
-    OpenMP gets one thread per process unless the user says otherwise, since ranks share the cores. Open MPI is told to
-    allow root and more ranks than cores, which it refuses by default.
+    The variables of a launcher that started this process alone are left out. OpenMP gets one thread per process unless
+    the user says otherwise, since ranks share the cores. Open MPI is told to allow root and more ranks than cores,
+    which it refuses by default.
     """
-    environment = {"OMP_NUM_THREADS": "1", **os.environ}
+    environment = {"OMP_NUM_THREADS": "1", **without_launchers(os.environ)}
     if Path(command[0]).name == "mpirun" and "Open MPI" in version(command[0]):
         environment.setdefault("PRTE_MCA_rmaps_default_mapping_policy", ":oversubscribe")
         environment.setdefault("OMPI_MCA_rmaps_base_oversubscribe", "1")
