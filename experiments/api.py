@@ -15,7 +15,7 @@ from bigbatch.experiments.figures.comparison import draw_comparison
 from bigbatch.experiments.figures.staleness import draw_staleness, has_staleness
 from bigbatch.experiments.planning.rows import sum_rows, update_rows
 from bigbatch.experiments.planning.settings import SimulationRequest
-from bigbatch.experiments.runs.run import SUMMARY, Records, Run, folder_name, make_folder, new_folder, write_json
+from bigbatch.experiments.runs.run import SUMMARY, Records, Run, chosen_folder, folder_name, write_json
 from bigbatch.experiments.training import launcher
 from bigbatch.experiments.training.assemble import check, strategy_of
 from bigbatch.experiments.training.conduct import Failed, Start, conduct
@@ -51,9 +51,11 @@ def run(strategy: str, *, out: str | Path | None = None, quiet: bool = False, **
     return conducted(Request.of(strategy, choices), folder, quiet=quiet, start=launcher.start, failed=_told)
 
 
-def conducted(request: Request, out: Path | None, *, quiet: bool, start: Start, failed: Failed) -> Run | None:
+def conducted(
+    request: Request, out: Path | None, *, quiet: bool, start: Start, failed: Failed, returns: bool = True
+) -> Run | None:
     """Run an experiment, and draw its figures into its folder; see `bigbatch.experiments.training.conduct.conduct`."""
-    finished = conduct(request, out, quiet=quiet, start=start, failed=failed)
+    finished = conduct(request, out, quiet=quiet, start=start, failed=failed, returns=returns)
     if finished is not None:
         draw([finished], finished.folder)
     return finished
@@ -109,8 +111,7 @@ def compared(requests: Sequence[Request], out: Path | None, *, quiet: bool, tell
         check(request, request.settings.plan(), strategy_of(request))
         if request.settings.simulation.simulate is not None:
             simulation_of(request.settings)
-    folder = out or new_folder("compare")
-    make_folder(folder)
+    folder = chosen_folder(out, "compare")
     runs = []
     for request in requests:
         name = request.strategy

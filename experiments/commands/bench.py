@@ -55,7 +55,7 @@ def bench(settings: BenchSettings, ranks: RankSettings, output: FolderSettings) 
     from bigbatch.experiments.figures.bandwidth import draw_bench
     from bigbatch.experiments.measuring.bench import Bench, as_json, size_label
     from bigbatch.experiments.measuring.wires import all_reduce_named
-    from bigbatch.experiments.runs.run import SUMMARY, environment, make_folder, new_folder, write_json
+    from bigbatch.experiments.runs.run import SUMMARY, chosen_folder, environment, write_json
 
     names, servers = settings.algorithms or (), settings.servers or ()
     for name in names:
@@ -63,8 +63,8 @@ def bench(settings: BenchSettings, ranks: RankSettings, output: FolderSettings) 
     with ranks_of(ranks, max(servers, default=0)) as (transport, launch):
         speaking = transport.rank == 0
         compared = Bench(transport, launch, names, servers)
-        folder = output.out or new_folder(f"bench-{transport.size}")
-        together(transport, lambda: make_folder(folder) if speaking else None)
+        name = f"bench-{transport.size}"
+        folder = together(transport, lambda: chosen_folder(output.out, name) if speaking else None)
         summary: dict[str, Any] = {"rows": [], "memory": [], "skipped": compared.skipped}
         if servers:
             summary |= {"ports": [], "overhead_seconds": compared.overhead(settings.seconds)}
@@ -75,7 +75,7 @@ def bench(settings: BenchSettings, ranks: RankSettings, output: FolderSettings) 
             summary["memory"].append(as_json(results.memory))
             if results.port is not None:
                 summary["ports"].append(as_json(results.port))
-        if speaking:
+        if folder is not None:
             write_json(folder / SUMMARY, {**summary, "environment": environment()})
             draw_bench(summary["rows"], summary["memory"], folder / "bench.png")
             if output.json:

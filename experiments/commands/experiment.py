@@ -43,6 +43,6 @@ def run_strategy(request: Request, output: OutputSettings) -> None:
     def start(command: list[str]) -> None:
         become([*command, *passed_on])
 
-    run = api.conducted(request, output.out, quiet=output.quiet, start=start, failed=report)
+    run = api.conducted(request, output.out, quiet=output.quiet, start=start, failed=report, returns=False)
     if run is not None:
         present([run], run.folder, run.summary, verdict(run.summary), output)

@@ -23,10 +23,9 @@ def plan(request: PlanRequest, output: FolderSettings) -> None:
     """Say on how many workers, with which batch and strategy, a loss is reached in what time, for what cost."""
     from bigbatch.experiments.commands.output import close, console, print_json, told
     from bigbatch.experiments.planning.plans import planned_for
-    from bigbatch.experiments.runs.run import SUMMARY, environment, make_folder, new_folder, write_json
+    from bigbatch.experiments.runs.run import SUMMARY, chosen_folder, environment, write_json
 
-    folder = output.out or new_folder("plan")
-    make_folder(folder)
+    folder = chosen_folder(output.out, "plan")
     found = planned_for(request, told(True))
     write_json(folder / SUMMARY, {**found.written(), "environment": environment()})
     _draw(folder, found)

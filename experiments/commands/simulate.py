@@ -32,7 +32,7 @@ def simulate(request: SimulationRequest, output: FolderSettings, strategies: tup
     """Time updates of large models on clusters of up to thousands of workers, by strategy; draw how they scale."""
     from bigbatch.experiments.commands.output import close, console, print_json, told
     from bigbatch.experiments.planning.rows import network_of, stragglers_of, sum_rows, update_rows, workload_of
-    from bigbatch.experiments.runs.run import SUMMARY, environment, make_folder, new_folder, write_json
+    from bigbatch.experiments.runs.run import SUMMARY, chosen_folder, environment, write_json
 
     network = network_of(request.cluster)
     if request.bytes is not None:
@@ -40,8 +40,7 @@ def simulate(request: SimulationRequest, output: FolderSettings, strategies: tup
         return
     size, load = workload_of(request)
     stragglers_of(request)
-    folder = output.out or new_folder("simulate")
-    make_folder(folder)
+    folder = chosen_folder(output.out, "simulate")
     rows = update_rows(strategies, request, told(True))
     gpu = request.cluster.gpu
     title = f"{size.name}: {size.parameters:,} parameters, {load.tokens:,} tokens a worker and update, {gpu}"

@@ -18,11 +18,10 @@ def targets(output: FolderSettings) -> None:
     from bigbatch.experiments.commands.output import close, console, print_json, told
     from bigbatch.experiments.commands.ranks import refuse_launchers
     from bigbatch.experiments.measuring.targets import measure_all
-    from bigbatch.experiments.runs.run import SUMMARY, environment, make_folder, new_folder, write_json
+    from bigbatch.experiments.runs.run import SUMMARY, chosen_folder, environment, write_json
 
     refuse_launchers("targets starts the processes that it measures itself")
-    folder = output.out or new_folder("targets")
-    make_folder(folder)
+    folder = chosen_folder(output.out, "targets")
     reached = measure_all(folder, told(True))
     write_json(folder / SUMMARY, {"targets": reached, "environment": environment()})
     if output.json:

@@ -46,12 +46,11 @@ def validate(settings: ValidationSettings, output: FolderSettings) -> None:
     from bigbatch.experiments.commands.output import close, console, print_json, told
     from bigbatch.experiments.figures.calibration import draw_validation
     from bigbatch.experiments.measuring.calibrate import compared, drift, measure_ranks, predict_all
-    from bigbatch.experiments.runs.run import SUMMARY, environment, make_folder, new_folder, write_json
+    from bigbatch.experiments.runs.run import SUMMARY, chosen_folder, environment, write_json
 
     refuse_launchers("validate starts the processes that it measures itself")
     sizes, ranks, seconds, deadline = settings.bytes, settings.ranks, settings.seconds, settings.deadline
-    folder = output.out or new_folder("validate")
-    make_folder(folder)
+    folder = chosen_folder(output.out, "validate")
     predicted = predict_all(sizes, ranks, seconds, deadline, folder, told(True))
     write_json(folder / "predictions.json", {"rows": predicted})  # before anything of it is measured
     rows = compared(predicted, measure_ranks(sizes, ranks, seconds, deadline, folder, told(True)))

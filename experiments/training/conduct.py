@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from bigbatch.comm.errors import INTERRUPTED, BigBatchError, ConfigurationError, LaunchError
 from bigbatch.comm.transports.launch import Launch, Launcher, detect
 from bigbatch.comm.wires.transport import Transport
-from bigbatch.experiments.runs.run import Run, new_folder
+from bigbatch.experiments.runs.run import Run, chosen_folder
 from bigbatch.experiments.training.assemble import check, resolve_device, strategy_of
 from bigbatch.experiments.training.experiment import Experiment
 from bigbatch.experiments.training.launcher import launch_command
@@ -25,7 +26,14 @@ Failed = Callable[[Exception, int | None], None]
 
 
 def conduct(
-    request: Request, out: Path | None, *, quiet: bool, start: Start, failed: Failed, launch: Launch | None = None
+    request: Request,
+    out: Path | None,
+    *,
+    quiet: bool,
+    start: Start,
+    failed: Failed,
+    launch: Launch | None = None,
+    returns: bool = True,
 ) -> Run | None:
     """Run an experiment, whether its ranks are simulated, are started here, or were started by a launcher.
 
@@ -36,6 +44,7 @@ def conduct(
         start: starts the processes, if several are needed and no launcher has started this one.
         failed: called with an error that only this rank knows of.
         launch: how this process was started; None to find out from its environment.
+        returns: whether `start` returns; the run's folder is left to the processes that take the place of this one.
 
     Returns:
         The run; None on ranks other than rank 0, which writes the run.
@@ -53,28 +62,39 @@ def conduct(
     plan = settings.plan(started)
     check(request, plan, strategy)
     name = f"simulated-{simulated}" if simulated is not None else str(plan.workers)
-    folder = out or new_folder(f"{Path(request.strategy).name.replace(':', '-')}-{name}")
+    place = partial(chosen_folder, out, f"{Path(request.strategy).name.replace(':', '-')}-{name}")
     if simulated is not None:
         simulation = simulation_of(settings)
 
-        def work(transport: Transport) -> None:
+        def work(transport: Transport) -> Path | None:
             reporter = Reporter(quiet=quiet or transport.rank != 0)
-            Experiment(request, strategy, plan, torch.device("cpu"), folder, reporter, simulation).run(transport)
+            return Experiment(request, strategy, plan, torch.device("cpu"), place, reporter, simulation).run(transport)
 
-        simulation.run(strategy.ranks_for(plan.workers), work, settings.wires.deadline)
-        return Run.read(folder)
+        written = simulation.run(strategy.ranks_for(plan.workers), work, settings.wires.deadline)[0]
+        return _read(written)
     if started is None and strategy.ranks_for(plan.workers) > 1:
-        words = [*request.words(), "--out", str(folder), *(["--quiet"] if quiet else [])]
-        start(launch_command(strategy, plan.workers, words))
-        return Run.read(folder)
+        folder = place() if returns else out
+        words = [*request.words(), *(["--out", str(folder)] if folder else []), *(["--quiet"] if quiet else [])]
+        try:
+            start(launch_command(strategy, plan.workers, words))
+        except BaseException:
+            if folder is not None and out is None and not any(folder.iterdir()):
+                folder.rmdir()
+            raise
+        return _read(folder)
     device = resolve_device(settings.machine.device, launch)
     reporter = Reporter(quiet=quiet or launch.rank != 0)
-    experiment = Experiment(request, strategy, plan, device, folder, reporter)
+    experiment = Experiment(request, strategy, plan, device, place, reporter)
     with connected(
         lambda: strategy.connect(launch, str(device), settings.wires.deadline), failed, reporter.tell
     ) as transport:
-        experiment.run(transport)
-        return Run.read(folder) if transport.rank == 0 else None
+        written = experiment.run(transport)
+        return None if written is None else Run.read(written)
+
+
+def _read(folder: Path | None) -> Run:
+    assert folder is not None, "rank 0, which has written the run, is here"
+    return Run.read(folder)
 
 
 def conduct_alone(request: Request, folder: Path) -> Run:

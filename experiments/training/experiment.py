@@ -36,7 +36,7 @@ class Experiment:
         strategy: the strategy with its options, of which every arm makes a new object.
         plan: how the batches of the accumulated arm are divided.
         device: the device that this rank computes on.
-        folder: the folder of the run.
+        place: makes the folder of the run; rank 0 calls it, when nothing else can be refused any more.
         reporter: shows the progress.
         simulation: the simulation that the ranks are part of; None on a real clock.
     """
@@ -45,12 +45,15 @@ class Experiment:
     strategy: type[Strategy]
     plan: BatchPlan
     device: torch.device
-    folder: Path
+    place: Callable[[], Path]
     reporter: Reporter
     simulation: Simulation | None = None
 
-    def run(self, transport: Transport) -> None:
+    def run(self, transport: Transport) -> Path | None:
         """Run every arm on every rank of `transport`; rank 0 writes the run's folder.
+
+        Returns:
+            The folder, on rank 0; else None.
 
         Raises:
             BigBatchError: on every rank, if the ranks were asked for different things or one cannot do its part.
@@ -58,11 +61,11 @@ class Experiment:
         threads = torch.get_num_threads()
         torch.set_num_threads(self.request.settings.machine.threads)
         try:
-            self._run(transport)
+            return self._run(transport)
         finally:
             torch.set_num_threads(threads)
 
-    def _run(self, transport: Transport) -> None:
+    def _run(self, transport: Transport) -> Path | None:
         settings = self.request.settings
         if (node_size := settings.wires.node_size) is not None:
             together(transport, lambda: transport.arrange(node_size))
@@ -77,15 +80,16 @@ class Experiment:
         arms = settings.batch.chosen_arms(self.plan)
         for arm in arms:
             assembly.optimizer(arm.plan, self.strategy)  # what it refuses, it refuses before the first arm
-        writer = together(transport, lambda: RunWriter(self.folder) if transport.rank == 0 else None)
+        writer = together(transport, lambda: RunWriter(self.place()) if transport.rank == 0 else None)
         if writer is None:
             tracing = Tracing(transport, settings.observation, lambda _: None)
             self._run_arms(transport, assembly, arms, lambda _: None, tracing)
-            return
+            return None
         with writer:
             writer.config({**asked, "environment": environment()})
             tracing = Tracing(transport, settings.observation, writer.trace)
             writer.summary(self._run_arms(transport, assembly, arms, writer.metric, tracing))
+        return writer.folder
 
     def _prepare(self, transport: Transport) -> Task:
         """Prepare the task on rank 0 first; the others then find its text in the cache."""
