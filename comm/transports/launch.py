@@ -244,9 +244,7 @@ def decide(environment: Mapping[str, str], above: Sequence[str] = ()) -> Decisio
     Raises:
         LaunchError: the variables contradict each other, are incomplete or hold no numbers.
     """
-    variables = {
-        name: environment[name] for family in FAMILIES for name in (*family.names, *family.also) if name in environment
-    }
+    variables = launchers_variables(environment)
     found = {family: family.read(environment) for family in FAMILIES if _counts(family, environment)}
     by_hand = found.pop(TORCH, None) if "TORCHELASTIC_RUN_ID" not in environment else None
     family, reason = _innermost(found, environment, above)
@@ -267,6 +265,13 @@ def decide(environment: Mapping[str, str], above: Sequence[str] = ()) -> Decisio
     who = f"{launch.launcher.value} started this process as rank {launch.rank} of {launch.size}"
     free = ", which changes nothing: it may start others itself" if launch.alone else ""
     return Decision(launch, variables, f"{who} ({family.said(environment)}){free}{reason}.")
+
+
+def launchers_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """Finds the variables of all launchers that are looked at."""
+    return {
+        name: environment[name] for family in FAMILIES for name in (*family.names, *family.also) if name in environment
+    }
 
 
 def _counts(family: Family, environment: Mapping[str, str]) -> bool:

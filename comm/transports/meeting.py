@@ -59,8 +59,8 @@ class Meeting:
     one_machine: bool = True
 
 
-_opened: dict[str, Store] = {}
-"""The stores that this process serves or has reached, by address: it can meet the others several times."""
+_opened: dict[tuple[str, int], Store] = {}
+"""The stores that a rank serves or has reached, by what they are called and by rank: it can meet the others again."""
 
 
 def nobody() -> Meeting:
@@ -83,16 +83,17 @@ def at_address(launch: "Launch", deadline: float) -> Meeting:
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if (launch.rank == 0 and not agent) or (launch.one_machine and _is_here(host)):
         host = LOOPBACK
-    if launch.address not in _opened:
+    own = (launch.address, launch.rank)
+    if own not in _opened:
         try:
-            _opened[launch.address] = _store(host, int(port), deadline, serves=launch.rank == 0 and not agent)
+            _opened[own] = _store(host, int(port), deadline, serves=launch.rank == 0 and not agent)
         except RuntimeError as error:
             raise CommunicationError(
                 f"Rank {launch.rank} could not meet the other {launch.size - 1} ranks at {launch.address} within "
                 f"{deadline:g} s: {_first_line(error)}. Check that rank 0 was started there, and that every rank can "
                 "reach that address."
             ) from error
-    store = PrefixStore(f"bigbatch/{launch.job}/{launch.size}", _opened[launch.address])
+    store = PrefixStore(f"bigbatch/{launch.job}/{launch.size}", _opened[own])
     return _called(store, launch, launch.address, deadline)
 
 
@@ -111,13 +112,12 @@ def in_step(launch: "Launch", deadline: float) -> Meeting:
     """
     ports = [PORTS[zlib.crc32(f"{launch.job}/{turn}".encode()) % len(PORTS)] for turn in range(PORTS_TRIED)]
     host = LOOPBACK if launch.one_machine or launch.rank == 0 else launch.address
-    if launch.job not in _opened:
-        if launch.rank == 0:
-            _opened[launch.job] = _first_free(ports, launch, deadline)
-        else:
-            _opened[launch.job] = _found(host, ports, launch, deadline)
+    own = (launch.job, launch.rank)
+    if own not in _opened:
+        found = _first_free(ports, launch, deadline) if launch.rank == 0 else _found(host, ports, launch, deadline)
+        _opened[own] = found
     where = f"{launch.address} (job step {launch.job})"
-    return _called(PrefixStore(f"bigbatch/{launch.job}", _opened[launch.job]), launch, where, deadline)
+    return _called(PrefixStore(f"bigbatch/{launch.job}", _opened[own]), launch, where, deadline)
 
 
 def through_mpi(mpi: "MPITransport", deadline: float) -> Meeting:
