@@ -14,8 +14,12 @@ import socket
 import struct
 import time
 import zlib
+from collections.abc import Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from threading import Thread
 from typing import TYPE_CHECKING
 
 from torch.distributed import HashStore, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # torch's stubs hide them
@@ -35,7 +39,7 @@ SECONDS_BETWEEN_LOOKS = 0.02
 """Seconds after which a rank looks again whether another has come."""
 
 SECONDS_AT_A_PORT = 3.0
-"""Seconds that whoever listens at a port has to answer, before the next one is tried."""
+"""Seconds that whoever listens at a port has to answer."""
 
 PORTS = range(20_000, 32_000)
 """Ports where the ranks of a job step may meet; those above are Linux's to give to whoever asks for any."""
@@ -88,11 +92,7 @@ def at_address(launch: "Launch", deadline: float) -> Meeting:
         try:
             _opened[own] = _store(host, int(port), deadline, serves=launch.rank == 0 and not agent)
         except RuntimeError as error:
-            raise CommunicationError(
-                f"Rank {launch.rank} could not meet the other {launch.size - 1} ranks at {launch.address} within "
-                f"{deadline:g} s: {_first_line(error)}. Check that rank 0 was started there, and that every rank can "
-                "reach that address."
-            ) from error
+            raise _unreached(launch, launch.address, deadline, error) from error
     store = PrefixStore(f"bigbatch/{launch.job}/{launch.size}", _opened[own])
     return _called(store, launch, launch.address, deadline)
 
@@ -100,8 +100,9 @@ def at_address(launch: "Launch", deadline: float) -> Meeting:
 def in_step(launch: "Launch", deadline: float) -> Meeting:
     """Meets the other ranks of a job step of Slurm, which gives them the host of rank 0, but no port.
 
-    Rank 0 listens at the first free port of a few that follow from the names of the job and the step. The others look
-    at each of them, until they find the store that has the step's name: another job's, or another step's, has not.
+    Rank 0 answers at the first free port of a few that follow from the names of the job and the step, and says where
+    its store is, for which the system chooses the port. The others ask at each of these ports, until they are told the
+    name of their own job, step and attempt: nobody else says that.
 
     Args:
         launch: how this process was started.
@@ -112,12 +113,23 @@ def in_step(launch: "Launch", deadline: float) -> Meeting:
     """
     ports = [PORTS[zlib.crc32(f"{launch.job}/{turn}".encode()) % len(PORTS)] for turn in range(PORTS_TRIED)]
     host = LOOPBACK if launch.one_machine or launch.rank == 0 else launch.address
-    own = (launch.job, launch.rank)
-    if own not in _opened:
-        found = _first_free(ports, launch, deadline) if launch.rank == 0 else _found(host, ports, launch, deadline)
-        _opened[own] = found
-    where = f"{launch.address} (job step {launch.job})"
-    return _called(PrefixStore(f"bigbatch/{launch.job}", _opened[own]), launch, where, deadline)
+    own, where = (launch.job, launch.rank), f"{launch.address} (job step {launch.job})"
+    signpost = None
+    if own not in _opened and launch.rank == 0:
+        store = TCPStore(LOOPBACK, 0, None, True, timedelta(seconds=deadline), wait_for_workers=False)
+        signpost = Signpost(ports, launch.job, store.port)
+        _opened[own] = store
+    elif own not in _opened:
+        port = _asked(host, ports, launch, deadline)
+        try:
+            _opened[own] = _store(host, port, deadline, serves=False)
+        except RuntimeError as error:
+            raise _unreached(launch, f"{host}:{port}", deadline, error) from error
+    try:
+        return _called(PrefixStore(f"bigbatch/{launch.job}", _opened[own]), launch, where, deadline)
+    finally:
+        if signpost is not None:
+            signpost.close()
 
 
 def through_mpi(mpi: "MPITransport", deadline: float) -> Meeting:
@@ -180,6 +192,13 @@ def interface_address(interface: str) -> str:
         ) from error
 
 
+def _unreached(launch: "Launch", address: str, deadline: float, error: Exception) -> CommunicationError:
+    return CommunicationError(
+        f"Rank {launch.rank} could not meet the other {launch.size - 1} ranks at {address} within {deadline:g} s: "
+        f"{_first_line(error)}. Check that rank 0 was started there, and that every rank can reach that address."
+    )
+
+
 def _is_here(host: str) -> bool:
     """Whether a host's name is one of this machine, whatever address it resolves to."""
     name = socket.gethostname()
@@ -187,42 +206,87 @@ def _is_here(host: str) -> bool:
 
 
 def _store(host: str, port: int, deadline: float, *, serves: bool) -> Store:
-    return TCPStore(host, port, None, serves, timedelta(seconds=deadline), wait_for_workers=False)
+    """Serves a store, or reaches one.
 
+    Raises:
+        RuntimeError: torch's error, or that whoever listens there does not answer; torch itself would wait for ever.
+    """
+    made: Future[Store] = Future()
 
-def _first_free(ports: list[int], launch: "Launch", deadline: float) -> Store:
-    """Serves the store of a job step at the first port where nobody listens."""
-    for port in ports:
+    def make() -> None:
         try:
-            store = _store(LOOPBACK, port, deadline, serves=True)
-        except RuntimeError:  # somebody else's
-            continue
-        store.set(f"bigbatch/{launch.job}/rank 0", str(port))
-        return store
+            made.set_result(TCPStore(host, port, None, serves, timedelta(seconds=deadline), wait_for_workers=False))
+        except RuntimeError as error:
+            made.set_exception(error)
+
+    Thread(target=make, daemon=True).start()
+    try:
+        return made.result(deadline + SECONDS_AT_A_PORT)
+    except TimeoutError:
+        raise RuntimeError("whoever listens there does not answer as a store does") from None
+
+
+class Signpost:
+    """Tells whoever asks at a port, the first free one of several, which job is here and where its store is.
+
+    Args:
+        ports: the ports to try.
+        job: the name of the job.
+        store: the port of the job's store.
+    """
+
+    def __init__(self, ports: Sequence[int], job: str, store: int) -> None:
+        self._told = f"bigbatch {job} {store}\n".encode()
+        self._socket = _first_free(ports, job)
+        self._thread = Thread(target=self._tell, daemon=True)
+        self._thread.start()
+
+    def _tell(self) -> None:
+        while True:
+            try:
+                asking, _ = self._socket.accept()
+            except OSError:  # closed
+                return
+            with asking, suppress(OSError):  # it has gone away
+                asking.sendall(self._told)
+
+    def close(self) -> None:
+        """Gives the port back."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self._thread.join()
+
+
+def _first_free(ports: Sequence[int], job: str) -> socket.socket:
+    for port in ports:
+        with suppress(OSError):  # somebody else's
+            return socket.create_server(("", port))
     raise CommunicationError(
-        f"Rank 0 of the job step {launch.job} found none of the ports {ports} free: end what listens there, or start "
-        "the step with another number."
+        f"Rank 0 of the job step {job} found none of the ports {_written(ports)} free: end what listens there."
     )
 
 
-def _found(host: str, ports: list[int], launch: "Launch", deadline: float) -> Store:
-    """Finds the store that rank 0 of a job step serves, among those that listen at its ports."""
+def _asked(host: str, ports: Sequence[int], launch: "Launch", deadline: float) -> int:
+    """Asks at each port, until rank 0 of this job answers; returns the port of its store."""
     end = time.monotonic() + deadline
+    expected = f"bigbatch {launch.job} "
     while time.monotonic() < end:
         for port in ports:
-            try:
-                socket.create_connection((host, port), SECONDS_AT_A_PORT).close()
-                store = _store(host, port, SECONDS_AT_A_PORT, serves=False)
-                if store.check([f"bigbatch/{launch.job}/rank 0"]):
-                    store.set_timeout(timedelta(seconds=deadline))
-                    return store
-            except (OSError, RuntimeError):  # nobody yet, or no store
-                continue
+            with suppress(OSError, ValueError), socket.create_connection((host, port), SECONDS_AT_A_PORT) as asking:
+                told = asking.makefile(encoding="ascii").readline(200)
+                if told.startswith(expected):
+                    return int(told.removeprefix(expected))
         time.sleep(SECONDS_BETWEEN_LOOKS)
     raise DeadlineError(
         f"Rank {launch.rank} looked {deadline:g} s for rank 0 of the job step {launch.job} on {host}, at the ports "
-        f"{ports}. Check that rank 0 was started and that these ports can be reached, or allow more with --deadline."
+        f"{_written(ports)}. Check that rank 0 was started and that these ports can be reached, or allow more with "
+        "--deadline."
     )
+
+
+def _written(ports: Sequence[int]) -> str:
+    return ", ".join(map(str, dict.fromkeys(ports)))
 
 
 def _called(store: Store, launch: "Launch", address: str, deadline: float) -> Meeting:
