@@ -75,23 +75,26 @@ def _network() -> Iterator[tuple[str, str, str]]:
 def clean() -> str:
     """Removes what aborted jobs of this user have left in shared memory; returns a sentence about it."""
     files = orphans()
-    size = _megabytes(files)
-    removed = remove(files)
-    return f"Removed {len(removed)} files ({size}) that MPI jobs had left in shared memory."
+    counted = _counted(files)
+    remove(files)
+    return f"Removed {counted} that MPI jobs had left in shared memory."
 
 
 def _left() -> Iterator[tuple[str, str, str]]:
     if files := orphans():
-        found = f"{len(files)} files ({_megabytes(files)}) are left of MPI jobs that have ended"
-        yield "shared memory", found, "remove them: bigbatch-exp doctor --clean"
+        yield (
+            "shared memory",
+            f"{_counted(files)} left by MPI jobs that have ended",
+            "remove them: bigbatch-exp doctor --clean",
+        )
 
 
-def _megabytes(files: list[Path]) -> str:
+def _counted(files: list[Path]) -> str:
     total = 0
     for file in files:
         with suppress(FileNotFoundError):
             total += file.stat().st_size
-    return f"{total / 2**20:.1f} MB"
+    return f"{len(files)} {'file' if len(files) == 1 else 'files'} ({total / 2**20:.1f} MB)"
 
 
 def _mpi(launch: Launch | None) -> Iterator[tuple[str, str, str]]:
