@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from bigbatch.comm.cache import write_whole
 from bigbatch.comm.collectives import ALGORITHMS, bind
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.measuring.calibration import Points
@@ -58,10 +59,8 @@ def keep_network(network: Network, path: Path) -> None:
     Raises:
         ConfigurationError: the file cannot be written.
     """
-    part = path.with_name(f"{path.name}.part")
     try:
-        part.write_text(as_toml(network), encoding="utf-8")
-        part.replace(path)
+        write_whole(path, as_toml(network))
     except OSError as error:
         raise _unwritable(path, error) from error
 

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from jobs import TINY
 
 import bigbatch
+from bigbatch.comm.cache import write_whole
 from bigbatch.comm.errors import BigBatchError, ConfigurationError
 from bigbatch.experiments.commands.main import cli
 from bigbatch.experiments.runs import run as runs
@@ -85,3 +86,18 @@ def test_processes_that_cannot_be_started_leave_no_folder(monkeypatch):
     with pytest.raises(BigBatchError, match="exit status 1"):
         bigbatch.run("ring", workers=2, quiet=True, **ONE)
     assert list(Path("runs").iterdir()) == []
+
+
+def test_writers_of_one_file_at_the_same_time_do_not_write_into_each_other(tmp_path):
+    contents = [f"{number}\n" * 50_000 for number in range(16)]
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda content: write_whole(tmp_path / "network.toml", content), contents))
+    assert (tmp_path / "network.toml").read_text() in contents
+    assert [path.name for path in tmp_path.iterdir()] == ["network.toml"]
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path):
+    (tmp_path / "network.toml").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        write_whole(tmp_path / "network.toml", "x")
+    assert [path.name for path in tmp_path.iterdir()] == ["network.toml"]
