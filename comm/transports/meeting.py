@@ -85,12 +85,20 @@ def at_address(launch: "Launch", deadline: float) -> Meeting:
     host, _, port = launch.address.rpartition(":")
     # torchrun's agent already listens there; its workers all connect.
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    if (launch.rank == 0 and not agent) or (launch.one_machine and _is_here(host)):
+    serves = launch.rank == 0 and not agent
+    if serves or (launch.one_machine and _is_here(host)):
         host = LOOPBACK
     own = (launch.address, launch.rank)
     if own not in _opened:
         try:
-            _opened[own] = _store(host, int(port), deadline, serves=launch.rank == 0 and not agent)
+            if serves:
+                socket.create_server(("", int(port))).close()  # torch would fail with pages about it
+            _opened[own] = _store(host, int(port), deadline, serves=serves)
+        except OSError as error:
+            raise CommunicationError(
+                f"Rank 0 cannot listen at {launch.address}: {error.strerror}. End what listens there, or take another "
+                "MASTER_PORT on every rank."
+            ) from error
         except RuntimeError as error:
             raise _unreached(launch, launch.address, deadline, error) from error
     store = PrefixStore(f"bigbatch/{launch.job}/{launch.size}", _opened[own])
@@ -209,8 +217,10 @@ def _store(host: str, port: int, deadline: float, *, serves: bool) -> Store:
     """Serves a store, or reaches one.
 
     Raises:
-        RuntimeError: torch's error, or that whoever listens there does not answer; torch itself would wait for ever.
+        RuntimeError: torch's error, or that nobody listens there, or whoever does not answer.
     """
+    if not serves:
+        _wait_for_listener(host, port, deadline)
     made: Future[Store] = Future()
 
     def make() -> None:
@@ -219,11 +229,25 @@ def _store(host: str, port: int, deadline: float, *, serves: bool) -> Store:
         except RuntimeError as error:
             made.set_exception(error)
 
-    Thread(target=make, daemon=True).start()
+    Thread(target=make, daemon=True).start()  # torch itself would wait for ever
     try:
         return made.result(deadline + SECONDS_AT_A_PORT)
     except TimeoutError:
         raise RuntimeError("whoever listens there does not answer as a store does") from None
+
+
+def _wait_for_listener(host: str, port: int, deadline: float) -> None:
+    """Waits until somebody listens, without the pages that torch prints while it waits."""
+    end = time.monotonic() + deadline
+    while True:
+        try:
+            socket.create_connection((host, port), max(end - time.monotonic(), SECONDS_BETWEEN_LOOKS)).close()
+        except OSError as error:
+            if time.monotonic() > end:
+                raise RuntimeError(error.strerror or str(error)) from error
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        else:
+            return
 
 
 class Signpost:

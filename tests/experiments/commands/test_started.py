@@ -162,7 +162,7 @@ def test_an_error_is_told_in_one_sentence_by_who_knows_of_it(monkeypatch, capsys
 
 
 @pytest.mark.parametrize("rank", [1, 2])
-def test_another_rank_whose_rank_0_is_out_of_reach_says_so(monkeypatch, capsys, rank):
+def test_another_rank_whose_rank_0_is_out_of_reach_says_so(monkeypatch, capfd, rank):
     """Nobody listens at port 1, which is not ours to open."""
     for variable, value in {"RANK": rank, "WORLD_SIZE": 3, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1}.items():
         monkeypatch.setenv(variable, str(value))
@@ -170,7 +170,7 @@ def test_another_rank_whose_rank_0_is_out_of_reach_says_so(monkeypatch, capsys, 
     with pytest.raises(SystemExit) as ended:
         program.main()
     assert ended.value.code == 1
-    [sentence] = capsys.readouterr().err.splitlines()
+    [sentence] = capfd.readouterr().err.splitlines()
     assert sentence.startswith(
         f"bigbatch-exp: Rank {rank} could not meet the other 2 ranks at 127.0.0.1:1 within 0.5 s"
     )
