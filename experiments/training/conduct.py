@@ -73,7 +73,7 @@ def conduct(
         written = simulation.run(strategy.ranks_for(plan.workers), work, settings.wires.deadline)[0]
         return _read(written)
     if started is None and strategy.ranks_for(plan.workers) > 1:
-        folder = place() if returns else out
+        folder = place() if returns and out is None else out
         words = [*request.words(), *(["--out", str(folder)] if folder else []), *(["--quiet"] if quiet else [])]
         try:
             start(launch_command(strategy, plan.workers, words))
