@@ -12,11 +12,11 @@ from typing import Any
 from bigbatch.comm.errors import BigBatchError, ConfigurationError, LaunchError
 from bigbatch.comm.kinds import File, Several, checked
 from bigbatch.comm.strategies import NAMED
-from bigbatch.comm.transports.launch import Launcher, detect
+from bigbatch.comm.transports.launch import detect
 from bigbatch.experiments.planning.rows import sum_rows, update_rows
 from bigbatch.experiments.planning.settings import SimulationRequest
 from bigbatch.experiments.runs.results import Results
-from bigbatch.experiments.runs.run import Records, Run, folder_name, make_folder, new_folder
+from bigbatch.experiments.runs.run import Records, Run, chosen_folder, folder_name
 from bigbatch.experiments.runs.table import has_staleness
 from bigbatch.experiments.training import launcher
 from bigbatch.experiments.training.assemble import check, strategy_of
@@ -129,15 +129,14 @@ def compared(
     Raises:
         ConfigurationError, LaunchError, BigBatchError: as `compare`.
     """
-    if detect().launcher is not Launcher.NONE:
+    if not detect().alone:
         raise LaunchError("compare starts the processes of every strategy itself: run it without mpirun or torchrun.")
     requests = [replace(request, settings=_with_workers(request.settings)) for request in requests]
     for request in requests:  # all are looked at before anything runs
         check(request, request.settings.plan(), strategy_of(request))
         if request.settings.simulation.simulate is not None:
             simulation_of(request.settings)
-    folder = out or new_folder("compare")
-    make_folder(folder)
+    folder = chosen_folder(out, "compare")
     summaries: list[dict[str, Any]] = []
     for request in requests:
         name = request.strategy

@@ -2,14 +2,16 @@
 
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING
 
 from bigbatch.comm.errors import LaunchError
+from bigbatch.comm.transports.inherited import ancestors
 
 if TYPE_CHECKING:  # a command line that only asks who started it must not wait for NumPy
+    from bigbatch.comm.transports.mpi import MPITransport
     from bigbatch.comm.wires.transport import Transport
 
 
@@ -32,7 +34,9 @@ class Launch:
         size: the number of processes that were started together.
         local_rank: its number among those on the same machine.
         local_size: how many of them are on the same machine.
-        address: where rank 0 can be met, "host:port", if the launcher gives one; else empty.
+        address: where rank 0 can be met: "host:port", under srun the host alone; empty if the launcher does not say.
+        one_machine: whether all processes are known to be on one machine.
+        job: a name that no other job which runs at the same time has; empty if the launcher gives none.
     """
 
     launcher: Launcher
@@ -41,6 +45,21 @@ class Launch:
     local_rank: int = 0
     local_size: int = 1
     address: str = ""
+    one_machine: bool = False
+    job: str = ""
+
+    @property
+    def alone(self) -> bool:
+        """Whether this process was started by itself, so that it may start others as a shell may.
+
+        A launcher of one process, such as an interactive shell in a Slurm job, changes nothing about that.
+        """
+        return self.size == 1
+
+    @property
+    def first_here(self) -> bool:
+        """Whether this process speaks for its machine, about what all processes there find out alike."""
+        return self.rank == 0 or self.local_rank == 0
 
     def connect(self, deadline: float) -> "Transport":
         """Connects the processes by the transport that suits their launcher.
@@ -55,92 +74,332 @@ class Launch:
         """
         if self.launcher is Launcher.TORCHRUN:
             return self.connect_torch(deadline)
-        if self.launcher is Launcher.NONE:
+        if self.alone:
             from bigbatch.comm.transports.alone import Alone
 
             return Alone(deadline)
-        from bigbatch.comm.transports.mpi import MPITransport
-
-        return MPITransport(self.size, deadline)
+        return self._connect_mpi(deadline)
 
     def connect_torch(self, deadline: float, backend: str = "gloo") -> "Transport":
         """Connects the processes by torch.distributed, whichever launcher started them.
 
-        mpirun gives its processes no address to meet at: MPI itself carries rank 0's to the others.
+        mpirun gives its processes no address to meet at: MPI itself carries rank 0's to the others. Under srun they
+        meet at one of a few ports, wherever rank 0 answers with the name of their job step.
 
         Args:
             deadline: seconds after which a wait gives up.
             backend: the backend of torch.distributed: "gloo", or "cpu:gloo,cuda:nccl".
         """
-        from bigbatch.comm.transports.torch_distributed import TorchTransport, free_address
+        from bigbatch.comm.transports.meeting import at_address, in_step, nobody, through_mpi
+        from bigbatch.comm.transports.torch_distributed import TorchTransport
 
-        rank, size, address, mpi = self.rank, self.size, self.address, None
-        if self.launcher is Launcher.MPI:
-            from bigbatch.comm.transports.mpi import MPITransport
-
-            mpi = MPITransport(self.size, deadline)
+        rank, size, mpi = self.rank, self.size, None
+        if self.alone:
+            meeting = nobody()
+        elif self.launcher is Launcher.MPI:
+            mpi = self._connect_mpi(deadline)
             rank, size = mpi.rank, mpi.size
-            address = mpi.share_address(free_address() if rank == 0 else "")
-        return TorchTransport(rank, size, address, backend=backend, deadline=deadline, launcher=mpi)
+            meeting = through_mpi(mpi, deadline)
+        elif self.launcher is Launcher.SLURM:
+            meeting = in_step(self, deadline)
+        else:
+            meeting = at_address(self, deadline)
+        return TorchTransport(rank, size, meeting, backend=backend, deadline=deadline, launcher=mpi)
+
+    def _connect_mpi(self, deadline: float) -> "MPITransport":
+        from bigbatch.comm.transports.mpi import MPITransport
+
+        return MPITransport(self.size, deadline)
 
 
-# Rank, size, local rank, local size, as each kind of MPI launcher names them.
-_MPI_VARIABLES = (
-    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),  # MPICH and its descendants
+@dataclass(frozen=True)
+class Decision:
+    """Who started this process, and how that was found out.
+
+    Attributes:
+        launch: how the process was started.
+        variables: the launchers' variables that were looked at, with their values.
+        why: a sentence that says which launcher counts, and why.
+    """
+
+    launch: Launch
+    variables: dict[str, str]
+    why: str
+
+
+@dataclass(frozen=True)
+class Family:
+    """The variables by which one kind of launcher tells its processes who they are.
+
+    Attributes:
+        launcher: the launcher.
+        names: rank and size, then the rank and the size on this machine.
+        also: further variables that are looked at.
+    """
+
+    launcher: Launcher
+    names: tuple[str, str, str, str]
+    also: tuple[str, ...] = ()
+
+    def present(self, environment: Mapping[str, str]) -> bool:
+        """Whether the environment has this launcher's rank and size."""
+        return self.names[0] in environment and self.names[1] in environment
+
+    def read(self, environment: Mapping[str, str]) -> Launch:
+        """Reads rank and size.
+
+        Raises:
+            LaunchError: a variable holds no number, or one that cannot be.
+        """
+        rank_name, size_name, local_rank_name, local_size_name = self.names
+        size = _number(environment, size_name, self.launcher, least=1)
+        rank = _number(environment, rank_name, self.launcher, below=size, of=size_name)
+        local_rank, local_size = rank, size
+        if local_size_name in environment:
+            # srun lists the tasks of every node, as in "4(x2),3"; the first node's serve.
+            first = re.split(r"[(,]", environment[local_size_name])[0]
+            local_size = _number({**environment, local_size_name: first}, local_size_name, self.launcher, least=1)
+        if local_rank_name in environment:
+            local_rank = _number(environment, local_rank_name, self.launcher)
+        known = local_size_name in environment and re.search(r"[(,]", environment[local_size_name]) is None
+        return Launch(self.launcher, rank, size, local_rank, local_size, one_machine=known and local_size == size)
+
+    def said(self, environment: Mapping[str, str]) -> str:
+        """The rank and the size as an error message has them: "PMI_RANK=1 and PMI_SIZE=4"."""
+        return " and ".join(f"{name}={environment[name]}" for name in self.names[:2])
+
+
+TORCH = Family(
+    Launcher.TORCHRUN,
+    ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+    (
+        "MASTER_ADDR",
+        "MASTER_PORT",
+        "GROUP_RANK",
+        "GROUP_WORLD_SIZE",
+        "TORCHELASTIC_RUN_ID",
+        "TORCHELASTIC_RESTART_COUNT",
+    ),
+)
+"""torchrun, or whoever sets the same variables by hand; only torchrun sets TORCHELASTIC_RUN_ID."""
+
+MPICH = Family(Launcher.MPI, ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"))
+"""MPICH and its descendants; srun sets the first two, too, where it serves PMI (TACC/remora 47)."""
+
+OPEN_MPI = Family(
+    Launcher.MPI,
     (
         "OMPI_COMM_WORLD_RANK",
         "OMPI_COMM_WORLD_SIZE",
         "OMPI_COMM_WORLD_LOCAL_RANK",
         "OMPI_COMM_WORLD_LOCAL_SIZE",
-    ),  # Open MPI
+    ),
 )
 
+SLURM = Family(
+    Launcher.SLURM,
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
+    ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_STEP_NODELIST", "SLURM_RESTART_COUNT"),
+)
+"""srun. A batch script and the shell of salloc have SLURM_PROCID or none of these: they are in no step of srun."""
 
-def detect(environment: Mapping[str, str] = os.environ) -> Launch:
-    """Read from the environment how this process was started.
+FAMILIES = (TORCH, MPICH, OPEN_MPI, SLURM)
 
-    The innermost launcher counts: torchrun inside a job of srun is torchrun.
+SPECIAL_STEPS = 0xFFFF_FFF0
+"""Slurm's numbers for steps that are no srun, such as salloc's interactive shell (4294967290), begin here."""
+
+PROGRAMS = {
+    "torchrun": (TORCH,),
+    **dict.fromkeys(("hydra_pmi_proxy", "mpiexec.hydra"), (MPICH,)),
+    **dict.fromkeys(("orterun", "orted", "prterun", "prted", "prte"), (OPEN_MPI,)),
+    **dict.fromkeys(("mpirun", "mpiexec"), (MPICH, OPEN_MPI)),
+    "slurmstepd": (SLURM,),
+}
+"""The processes right above those that each launcher starts, by name."""
+
+
+def detect(environment: Mapping[str, str] | None = None) -> Launch:
+    """Finds out how this process was started; see `decide`.
+
+    Args:
+        environment: the variables to look at; None for this process's own, and for those above it.
 
     Raises:
-        LaunchError: the launcher's variables are incomplete or hold no numbers.
+        LaunchError: the launchers' variables contradict each other, are incomplete or hold no numbers.
     """
-    if {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= environment.keys():
-        address = f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        return _launch(Launcher.TORCHRUN, environment, names, address)
-    for names in _MPI_VARIABLES:
-        if names[0] in environment and names[1] in environment:
-            return _launch(Launcher.MPI, environment, names)
-    if "SLURM_STEP_NODELIST" in environment and "SLURM_PROCID" in environment:
-        job = environment.get("SLURM_JOB_ID", "0")
-        if not job.isdecimal():
-            raise LaunchError(f"Slurm has set SLURM_JOB_ID to {job!r}, which is no number: start the job with srun.")
-        port = 20_000 + int(job) % 40_000
-        address = f"{first_host(environment['SLURM_STEP_NODELIST'])}:{port}"
-        names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE")
-        return _launch(Launcher.SLURM, environment, names, address)
-    return Launch(Launcher.NONE)
+    return decide(os.environ, ancestors()).launch if environment is None else decide(environment).launch
 
 
-def _launch(
-    launcher: Launcher, environment: Mapping[str, str], names: tuple[str, str, str, str], address: str = ""
-) -> Launch:
-    try:
-        rank, size = int(environment[names[0]]), int(environment[names[1]])
-        local_rank = int(environment.get(names[2], rank))
-        # srun lists the tasks of every node, as in "4(x2),3"; the first node's serve.
-        local_size = int(re.split(r"[(,]", environment.get(names[3], str(size)))[0])
-    except (KeyError, ValueError) as error:
+def decide(environment: Mapping[str, str], above: Sequence[str] = ()) -> Decision:
+    """Decides who started a process.
+
+    The innermost launcher counts. It is the one whose own process is the nearest above this one; where no such process
+    can be seen, as on other systems than Linux, torchrun is taken to be inside mpirun and srun, and mpirun inside srun.
+    Variables like torchrun's that somebody set by hand count unless they are for one process, and so left over.
+
+    Args:
+        environment: the environment variables of the process.
+        above: the names of the processes above it, the nearest first, as `ancestors` finds them.
+
+    Raises:
+        LaunchError: the variables contradict each other, are incomplete or hold no numbers.
+    """
+    variables = launchers_variables(environment)
+    found = {family: family.read(environment) for family in FAMILIES if _counts(family, environment)}
+    by_hand = found.pop(TORCH, None) if "TORCHELASTIC_RUN_ID" not in environment else None
+    family, reason = _innermost(found, environment, above)
+    if by_hand is not None and not by_hand.alone and _set_inside(by_hand, found, family, environment):
+        launch = _torch(by_hand, environment)
+        inside = f", inside {family.launcher.value}" if family is not None else ""
+        place = f"so this process is rank {launch.rank} of {launch.size}"
+        return Decision(launch, variables, f"{TORCH.said(environment)} were set by hand{inside}, {place}.")
+    if family is None:
+        left = " The variables of torch are for one process, and so left over." if by_hand is not None else ""
+        why = f"No launcher started this process, so it is by itself.{left}"
+        return Decision(Launch(Launcher.NONE), variables, why)
+    launch = found[family]
+    if family is TORCH:
+        launch = _torch(launch, environment)
+    elif family is SLURM:
+        launch = _slurm(launch, environment)
+    who = f"{launch.launcher.value} started this process as rank {launch.rank} of {launch.size}"
+    free = ", which changes nothing: it may start others itself" if launch.alone else ""
+    return Decision(launch, variables, f"{who} ({family.said(environment)}){free}{reason}.")
+
+
+def launchers_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """Finds the variables of all launchers that are looked at."""
+    return {
+        name: environment[name] for family in FAMILIES for name in (*family.names, *family.also) if name in environment
+    }
+
+
+def _counts(family: Family, environment: Mapping[str, str]) -> bool:
+    """Whether a launcher of this family has set its variables for this process or for one above it."""
+    if family is MPICH and _counts(SLURM, environment):
+        # srun serves PMI to its tasks under the same names; only mpirun gives the place on the machine, too.
+        return family.present(environment) and (
+            "MPI_LOCALRANKID" in environment
+            or [environment[name] for name in MPICH.names[:2]] != [environment.get(name) for name in SLURM.names[:2]]
+        )
+    if family is SLURM:
+        in_step = "SLURM_STEP_ID" in environment or "SLURM_STEP_NODELIST" in environment
+        return "SLURM_PROCID" in environment and in_step
+    return family.present(environment)
+
+
+def _innermost(
+    found: Mapping[Family, Launch], environment: Mapping[str, str], above: Iterable[str]
+) -> tuple[Family | None, str]:
+    """The launcher that counts, of those that set variables, and the reason if there are several."""
+    if len(found) < 2:
+        return next(iter(found), None), ""
+    for name in above:
+        near = [family for family in found if family in PROGRAMS.get(name, ())]
+        if len(near) == 1:
+            return near[0], f"; of {_listed(found)} it is the innermost, since {name} is the nearest above this process"
+    several = {family: launch for family, launch in found.items() if not launch.alone}
+    if len(several) < 2:
+        reason = f"; of {_listed(found)} it is the only one with several processes" if several else ""
+        return next(iter(several or found)), reason
+    inner, *outer = several
+    agents = (environment.get("GROUP_RANK"), environment.get("GROUP_WORLD_SIZE"))
+    for family in outer:
+        started_agents = agents == (environment[family.names[0]], environment[family.names[1]])
+        if family is not SLURM and not (inner is TORCH and started_agents):
+            raise LaunchError(
+                f"{inner.said(environment)} contradict {family.said(environment)}, and it cannot be seen which "
+                "launcher is the inner one: unset the variables that do not belong to this job."
+            )
+    return inner, f"; of {_listed(several)} it is the one that the others start"
+
+
+def _listed(found: Iterable[Family]) -> str:
+    return " and ".join(dict.fromkeys(family.launcher.value for family in found))
+
+
+def _set_inside(
+    by_hand: Launch, found: Mapping[Family, Launch], family: Family | None, environment: Mapping[str, str]
+) -> bool:
+    """Whether torch's variables, for several processes, were set by hand for this very process.
+
+    Raises:
+        LaunchError: they contradict what a launcher of several processes says.
+    """
+    complete = "MASTER_ADDR" in environment and "MASTER_PORT" in environment
+    if family is None or (launch := found[family]).alone:
+        if not complete:
+            missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in environment]
+            raise LaunchError(
+                f"{TORCH.said(environment)} make this process one of several, but without {' and '.join(missing)} they "
+                "do not say where those meet: set both, use torchrun, or unset RANK and WORLD_SIZE."
+            )
+        return True
+    if (by_hand.rank, by_hand.size) != (launch.rank, launch.size):
         raise LaunchError(
-            f"This process seems to have been started by {launcher.value}, but its variables {', '.join(names)} do not "
-            f"all hold numbers ({error}). Start it by mpirun, torchrun or srun, or unset them."
-        ) from error
-    return Launch(launcher, rank, size, local_rank, local_size, address)
+            f"{TORCH.said(environment)} contradict {family.said(environment)} of {launch.launcher.value}: unset those "
+            "that do not belong to this job."
+        )
+    return complete
+
+
+def _torch(launch: Launch, environment: Mapping[str, str]) -> Launch:
+    """Adds where the processes meet, and what their job is called."""
+    if launch.alone:
+        return launch
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if not environment.get(name):
+            raise LaunchError(
+                f"{TORCH.said(environment)} are set, but {name} is not, so that the processes cannot meet: start them "
+                "with torchrun."
+            )
+    host = environment["MASTER_ADDR"]
+    port = _number(environment, "MASTER_PORT", launch.launcher, least=1, below=65_536)
+    here = host == "localhost" or host.startswith("127.") or host == "::1"
+    return replace(
+        launch,
+        address=f"{host}:{port}",
+        one_machine=launch.one_machine or here,
+        job=environment.get("TORCHELASTIC_RUN_ID", ""),
+    )
+
+
+def _slurm(launch: Launch, environment: Mapping[str, str]) -> Launch:
+    """Adds the first host of the job step, and what the step is called."""
+    step = _number(environment, "SLURM_STEP_ID", launch.launcher) if "SLURM_STEP_ID" in environment else 0
+    if launch.alone or step >= SPECIAL_STEPS:
+        return Launch(launch.launcher)
+    job = _number(environment, "SLURM_JOB_ID", launch.launcher) if "SLURM_JOB_ID" in environment else 0
+    restarts = environment.get("SLURM_RESTART_COUNT", "0")
+    nodes = environment.get("SLURM_STEP_NODELIST", "")
+    return replace(launch, address=first_host(nodes), job=f"{job}.{step}.{restarts}")
+
+
+def _number(
+    environment: Mapping[str, str],
+    name: str,
+    launcher: Launcher,
+    *,
+    least: int = 0,
+    below: int = 2**32,
+    of: str = "",
+) -> int:
+    """Reads a variable that holds a whole number of ordinary digits, at least `least` and below `below`."""
+    value = environment.get(name)
+    if value is None:
+        raise LaunchError(f"{launcher.value} has not set {name}: start the processes with {launcher.value} itself.")
+    if re.fullmatch(r"[0-9]{1,10}", value) and least <= int(value) < below:
+        return int(value)
+    most = f"below {of}={environment[of]}" if of else f"at most {below - 1}"
+    raise LaunchError(
+        f"The variable {name}={value!r}, which {launcher.value} sets, should be a whole number of at least {least} and "
+        f"{most}: start the processes with {launcher.value}, or unset it."
+    )
 
 
 def first_host(nodelist: str) -> str:
     """The first host of a list as Slurm writes it: "node[03-05,9],gpu1" is node03."""
-    match = re.match(r"([^\[,]+)(?:\[([^\],-]+))?", nodelist)
+    match = re.match(r"([^\[,]+)(?:\[([^\],-]+)[^\]]*\]([^,]*))?", nodelist)
     if match is None:
-        raise LaunchError(f"Slurm's list of nodes, {nodelist!r}, names no host.")
-    return match[1] + (match[2] or "")
+        raise LaunchError(f"Slurm's list of nodes, SLURM_STEP_NODELIST={nodelist!r}, names no host: start with srun.")
+    return match[1] + (match[2] or "") + (match[3] or "")

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from bigbatch.comm.buffers import Buffer
 from bigbatch.comm.errors import CommunicationError, ConfigurationError, DeadlineError, LaunchError, MismatchError
+from bigbatch.comm.transports.segments import forget_own
 from bigbatch.comm.transports.waits import OnThreads, wait_until
 from bigbatch.comm.wires import DEFAULT_DEADLINE
 from bigbatch.comm.wires.request import ANY, Request, Windows
@@ -113,6 +114,8 @@ class MPITransport(OnThreads):
 
         on_node = self._communicator.Split_type(mpi.COMM_TYPE_SHARED, self.rank)
         firsts = self._communicator.allgather(on_node.bcast(self.rank, root=0))
+        if communicator is None and on_node.Get_rank() == 0:
+            forget_own()  # everyone has it, and whatever ends the job now, nothing is left of it
         on_node.Free()
         self.nodes = tuple(
             tuple(rank for rank in range(self.size) if firsts[rank] == first) for first in sorted(set(firsts))

@@ -3,17 +3,16 @@
 import contextlib
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
-from itertools import count
 from typing import NoReturn
 
 import torch
 import torch.distributed as dist
-from torch.distributed import HashStore, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # torch's stubs hide them
 
 from bigbatch.comm.buffers import Buffer, tensor_of
 from bigbatch.comm.errors import CommunicationError, DeadlineError
+from bigbatch.comm.transports.meeting import INTERFACE, Meeting
 from bigbatch.comm.transports.mpi import MPITransport
 from bigbatch.comm.wires import DEFAULT_DEADLINE
 from bigbatch.comm.wires.request import ANY, Request
@@ -58,7 +57,7 @@ class TorchTransport(Transport):
     Args:
         rank: this process's number.
         size: the number of processes.
-        address: where rank 0 listens, as "host:port"; unused by a single rank.
+        meeting: the store at which the processes have met.
         backend: "gloo", "nccl", or both as torch writes it: "cpu:gloo,cuda:nccl".
         deadline: seconds after which a wait gives up.
         launcher: the transport of the job that started the processes, if there is one: it can end them all.
@@ -68,7 +67,7 @@ class TorchTransport(Transport):
         self,
         rank: int,
         size: int,
-        address: str,
+        meeting: Meeting,
         *,
         backend: str = "gloo",
         deadline: float = DEFAULT_DEADLINE,
@@ -77,23 +76,16 @@ class TorchTransport(Transport):
         super().__init__(rank, size, deadline)
         self._launcher = launcher
         self._exchanges = 0
+        self._store = meeting.store
         timeout = timedelta(seconds=deadline)
-        store: Store
         try:
-            if size == 1:
-                store = HashStore()
-            else:
-                host, _, port = address.rpartition(":")
-                # torchrun's agent already listens there; its workers all connect.
-                agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-                store = TCPStore(host, int(port), world_size=size, is_master=rank == 0 and not agent, timeout=timeout)
-            # One process can join several groups, one after the other, that meet at the same address.
-            self._store = PrefixStore(f"bigbatch/{next(_groups)}", store)
-            dist.init_process_group(backend, rank=rank, world_size=size, store=self._store, timeout=timeout)
+            with _interface(meeting.one_machine):
+                dist.init_process_group(backend, rank=rank, world_size=size, store=meeting.store, timeout=timeout)
         except RuntimeError as error:
+            between = "" if meeting.one_machine else f", over the network interface that {INTERFACE} can name"
             raise CommunicationError(
-                f"Rank {rank} could not join the process group of {size} ranks at {address} within {deadline:g} s: "
-                f"{str(error).splitlines()[0]}. Check that every rank was started and can reach that address."
+                f"Rank {rank} could not join the process group of {size} ranks that met at {meeting.address} within "
+                f"{deadline:g} s: {str(error).splitlines()[0]}. Check that every rank can reach the others{between}."
             ) from error
 
     def exchange(self, text: str) -> list[str | None]:
@@ -147,16 +139,19 @@ class TorchTransport(Transport):
         os._exit(code)  # a hanging collective must not hold the process back
 
 
-_groups = count(1)
+@contextlib.contextmanager
+def _interface(one_machine: bool) -> Iterator[None]:
+    """Lets gloo connect ranks of one machine by its loopback interface, unless the user has chosen another.
 
-
-def free_address() -> str:
-    """An address on this machine where nobody listens yet, as "host:port"."""
-    host = socket.gethostname()
+    Otherwise gloo takes the address that the machine's name resolves to: that of a VPN, or of another machine
+    (pytorch 26166).
+    """
+    loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
+    if not one_machine or loopback is None or INTERFACE in os.environ:
+        yield
+        return
+    os.environ[INTERFACE] = loopback
     try:
-        socket.getaddrinfo(host, None)
-    except OSError:
-        host = "127.0.0.1"
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return f"{host}:{probe.getsockname()[1]}"
+        yield
+    finally:
+        del os.environ[INTERFACE]

@@ -57,7 +57,7 @@ def bench(settings: BenchSettings, ranks: RankSettings, output: FolderSettings) 
     from bigbatch.experiments.measuring.bench import Bench, as_json, size_label
     from bigbatch.experiments.measuring.wires import all_reduce_named
     from bigbatch.experiments.runs.results import Results
-    from bigbatch.experiments.runs.run import environment, make_folder, new_folder
+    from bigbatch.experiments.runs.run import chosen_folder, environment
 
     names, servers = settings.algorithms or (), settings.servers or ()
     for name in names:
@@ -65,9 +65,9 @@ def bench(settings: BenchSettings, ranks: RankSettings, output: FolderSettings) 
     with ranks_of(ranks, max(servers, default=0)) as (transport, launch):
         speaking = transport.rank == 0
         compared = Bench(transport, launch, names, servers)
-        folder = output.out or new_folder(f"bench-{transport.size}")
-        together(transport, lambda: make_folder(folder) if speaking else None)
-        written = Results(folder)
+        name = f"bench-{transport.size}"
+        folder = together(transport, lambda: chosen_folder(output.out, name) if speaking else None)
+        written = None if folder is None else Results(folder)
         summary: dict[str, Any] = {"rows": [], "memory": [], "skipped": compared.skipped}
         summary |= {"environment": environment()}
         if servers:
@@ -80,14 +80,14 @@ def bench(settings: BenchSettings, ranks: RankSettings, output: FolderSettings) 
                 summary["memory"].append(as_json(results.memory))
                 if results.port is not None:
                     summary["ports"].append(as_json(results.port))
-                if speaking:
+                if written is not None:
                     written.keep(summary)  # what comes next may end this process
         except BigBatchError:
-            if speaking and summary["rows"] and not output.json:
+            if written is not None and summary["rows"] and not output.json:
                 written.show(lambda: show(summary))
             raise
         compared.close()
-    if not speaking:
+    if folder is None or written is None:
         return
     with results_in(folder, named=not output.json, failures=written.failures) as shown:
         shown.show(lambda: print_json(summary["rows"]) if output.json else show(summary))

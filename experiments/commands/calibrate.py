@@ -56,17 +56,17 @@ def calibrate(settings: CalibrationSettings, output: FolderSettings) -> None:
         keep_network,
         source_of,
     )
-    from bigbatch.experiments.runs.run import environment, make_folder, new_folder
+    from bigbatch.experiments.runs.run import chosen_folder, environment
 
     memory = settings.memory
     with ranks_of(RankSettings(workers=2, deadline=settings.deadline)) as (transport, _):
         speaking = transport.rank == 0
-        folder, path = output.out or new_folder("calibrate"), settings.network or cache_folder() / NETWORK_FILE
-        together(transport, lambda: make_folder(folder) if speaking else None)
+        path = settings.network or cache_folder() / NETWORK_FILE
         together(transport, lambda: check_file(path) if speaking else None)
+        folder = together(transport, lambda: chosen_folder(output.out, "calibrate") if speaking else None)
         points = measure_points(transport, settings.seconds, memory, say=told(speaking))
         network = together(transport, lambda: fit_network(points, source=source_of(memory)))
-    if not speaking:
+    if folder is None:
         return
 
     def show() -> None:

@@ -44,7 +44,7 @@ def run_strategy(request: Request, output: OutputSettings) -> None:
     def start(command: list[str]) -> None:
         become([*command, *passed_on])
 
-    run = conduct(request, output.out, quiet=output.quiet, start=start, failed=report)
+    run = conduct(request, output.out, quiet=output.quiet, start=start, failed=report, returns=False)
     if run is not None:
         with results_in(run.folder, named=not (output.json or output.quiet), failures=run.remarks) as results:
             results.show(lambda: present([run], run.summary, lambda: verdict(run.summary), output))

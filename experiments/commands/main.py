@@ -123,7 +123,7 @@ def main() -> NoReturn:
         status = _run()
         sys.stdout.flush()
         lost, sentence = streams.failure()
-        if sentence and speaks():
+        if sentence and speaks(IncompleteError(sentence, everywhere=True)):
             print(f"bigbatch-exp: {sentence}", file=sys.stderr, flush=True)
     sys.exit(status or lost)
 
@@ -133,7 +133,7 @@ def _run() -> int:
     try:
         cli(standalone_mode=False)
     except click.ClickException as error:
-        if speaks():
+        if speaks(error):
             error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
@@ -141,7 +141,7 @@ def _run() -> int:
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     except Exception as error:  # a fault of ours, or of a user's model, task or strategy, if not one of our own errors
-        if speaks() or not isinstance(error, BigBatchError):
+        if speaks(error):
             from bigbatch.experiments.commands.output import report
 
             report(error)
@@ -151,11 +151,20 @@ def _run() -> int:
     return 0
 
 
-def speaks() -> bool:
-    """Whether this process reports errors that happen on all ranks alike: rank 0, or a process on its own."""
+def speaks(error: Exception) -> bool:
+    """Whether this process reports an error that ends it, so that each is reported once by a process that knows of it.
+
+    Rank 0 speaks for all about what every rank knows. The first rank of each machine speaks about what it finds there
+    by itself, such as an option or a file that is wrong; and every rank about its own wires, and about faults.
+    """
     from bigbatch.comm.transports.launch import detect
 
     try:
-        return detect().rank == 0
+        launch = detect()
     except LaunchError:
         return True
+    if isinstance(error, BigBatchError) and error.everywhere:
+        return launch.rank == 0
+    if isinstance(error, ConfigurationError | LaunchError | click.ClickException):
+        return launch.first_here
+    return True

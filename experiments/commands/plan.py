@@ -23,10 +23,9 @@ def plan(request: PlanRequest, output: FolderSettings) -> None:
     """Say on how many workers, with which batch and strategy, a loss is reached in what time, for what cost."""
     from bigbatch.experiments.commands.output import at_once, console, print_json, results_in, told
     from bigbatch.experiments.planning.plans import planned_for
-    from bigbatch.experiments.runs.run import environment, make_folder, new_folder
+    from bigbatch.experiments.runs.run import chosen_folder, environment
 
-    folder = output.out or new_folder("plan")
-    make_folder(folder)
+    folder = chosen_folder(output.out, "plan")
     found = planned_for(request, told(True))
 
     def show() -> None:

@@ -53,7 +53,7 @@ def ranks_of(settings: RankSettings, servers: int = 0) -> Iterator[tuple["Transp
         servers: number of ranks to start in addition.
     """
     from bigbatch.comm.strategies import STRATEGIES
-    from bigbatch.comm.transports.launch import Launcher, detect
+    from bigbatch.comm.transports.launch import detect
     from bigbatch.comm.wires.agreement import together
     from bigbatch.experiments.commands.output import report
     from bigbatch.experiments.training.conduct import connected
@@ -63,7 +63,7 @@ def ranks_of(settings: RankSettings, servers: int = 0) -> Iterator[tuple["Transp
     launch = detect()
     strategy = STRATEGIES.load("ring")
     ranks = (settings.workers or RANKS_MEASURED) + servers
-    if launch.launcher is Launcher.NONE and ranks > 1:
+    if launch.alone and ranks > 1:
         become(launch_command(strategy, ranks, sys.argv[1:]))
     tell = Reporter(quiet=False).tell
     with connected(lambda: strategy.connect(launch, "cpu", settings.deadline), report, tell) as transport:
@@ -74,15 +74,15 @@ def ranks_of(settings: RankSettings, servers: int = 0) -> Iterator[tuple["Transp
 
 
 def refuse_launchers(what: str) -> None:
-    """Refuse to run in processes that a launcher started.
+    """Refuse to run in one of several processes that a launcher started.
 
     Args:
         what: the reason, as the first half of a sentence: "validate starts the processes that it measures itself".
 
     Raises:
-        LaunchError: a launcher started this process.
+        LaunchError: a launcher started this process and others.
     """
-    from bigbatch.comm.transports.launch import Launcher, detect
+    from bigbatch.comm.transports.launch import detect
 
-    if detect().launcher is not Launcher.NONE:
+    if not detect().alone:
         raise LaunchError(f"{what}: run it without mpirun or torchrun.")

@@ -35,7 +35,7 @@ def simulate(request: SimulationRequest, output: FolderSettings, strategies: tup
     """Time updates of large models on clusters of up to thousands of workers, by strategy; draw how they scale."""
     from bigbatch.experiments.commands.output import at_once, console, print_json, results_in, told
     from bigbatch.experiments.planning.rows import network_of, stragglers_of, sum_rows, update_rows, workload_of
-    from bigbatch.experiments.runs.run import environment, make_folder, new_folder
+    from bigbatch.experiments.runs.run import chosen_folder, environment
 
     network = network_of(request.cluster)
     if request.bytes is not None:
@@ -43,8 +43,7 @@ def simulate(request: SimulationRequest, output: FolderSettings, strategies: tup
         return
     size, load = workload_of(request)
     stragglers_of(request)
-    folder = output.out or new_folder("simulate")
-    make_folder(folder)
+    folder = chosen_folder(output.out, "simulate")
     rows = update_rows(strategies, request, told(True))
     gpu = request.cluster.gpu
     title = f"{size.name}: {size.parameters:,} parameters, {load.tokens:,} tokens a worker and update, {gpu}"

@@ -18,11 +18,10 @@ def targets(output: FolderSettings) -> None:
     from bigbatch.experiments.commands.output import console, print_json, results_in, told
     from bigbatch.experiments.commands.ranks import refuse_launchers
     from bigbatch.experiments.measuring.targets import measure_all
-    from bigbatch.experiments.runs.run import environment, make_folder, new_folder
+    from bigbatch.experiments.runs.run import chosen_folder, environment
 
     refuse_launchers("targets starts the processes that it measures itself")
-    folder = output.out or new_folder("targets")
-    make_folder(folder)
+    folder = chosen_folder(output.out, "targets")
     reached = measure_all(folder, told(True))
     with results_in(folder, named=not output.json) as results:
         results.keep({"targets": reached, "environment": environment()})

@@ -45,12 +45,11 @@ def validate(settings: ValidationSettings, output: FolderSettings) -> None:
     from bigbatch.experiments.commands.output import at_once, console, print_json, results_in, told
     from bigbatch.experiments.measuring.calibrate import compared, drift, measure_ranks, predict_all
     from bigbatch.experiments.runs.results import Results
-    from bigbatch.experiments.runs.run import environment, make_folder, new_folder
+    from bigbatch.experiments.runs.run import chosen_folder, environment
 
     refuse_launchers("validate starts the processes that it measures itself")
     sizes, ranks, seconds, deadline = settings.bytes, settings.ranks, settings.seconds, settings.deadline
-    folder = output.out or new_folder("validate")
-    make_folder(folder)
+    folder = chosen_folder(output.out, "validate")
     predicted = predict_all(sizes, ranks, seconds, deadline, folder, told(True))
     before = Results(folder)
     before.keep({"rows": predicted}, "predictions.json")  # before anything of it is measured

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from bigbatch.comm.errors import BigBatchError
 from bigbatch.experiments.measuring.wires import all_reduce_named
-from bigbatch.experiments.training.launcher import launch_command, launch_environment
+from bigbatch.experiments.training.launcher import launch_command, launch_environment, tidied
 
 SECONDS_TO_END = 590
 """A measurement that takes longer hangs."""
@@ -25,17 +25,21 @@ def measurement(name: str, ranks: int, arguments: Sequence[str], tell: Callable[
     """
     tell(f"── {name}")
     command = launch_command(all_reduce_named("ring"), ranks, list(arguments))
-    try:
-        result = subprocess.run(
-            command,
-            env=launch_environment(command),
-            stdout=subprocess.PIPE,
-            timeout=SECONDS_TO_END,
-            check=False,
-            encoding="utf-8",
-        )
-    except subprocess.TimeoutExpired as error:
-        raise BigBatchError(f"The measurement {name} was not done after {SECONDS_TO_END} s, and was ended.") from error
-    if result.returncode:
-        raise BigBatchError(f"The measurement {name} ended with exit status {result.returncode}; see above.")
-    return result.stdout
+    environment = launch_environment(command)
+    with (
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, encoding="utf-8") as process,
+        tidied(process.pid, environment),
+    ):
+        try:
+            printed, _ = process.communicate(timeout=SECONDS_TO_END)
+        except subprocess.TimeoutExpired as error:
+            process.kill()
+            raise BigBatchError(
+                f"The measurement {name} was not done after {SECONDS_TO_END} s, and was ended."
+            ) from error
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode:
+        raise BigBatchError(f"The measurement {name} ended with exit status {process.returncode}; see above.")
+    return printed

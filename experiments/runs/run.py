@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict
@@ -428,13 +429,39 @@ def make_folder(folder: Path, option: str = "--out") -> None:
 
 
 def new_folder(name: str) -> Path:
-    """Returns the path of a new folder below ./runs for a run of this name; the folder does not exist yet."""
+    """Makes a new folder below ./runs for a run of this name, which no other run can have: who makes it, has it.
+
+    Raises:
+        ConfigurationError: the folder cannot be made.
+    """
     stem = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder, number = stem, 1
-    while folder.exists():
-        number += 1
-        folder = stem.with_name(f"{stem.name}-{number}")
-    return folder
+    make_folder(stem.parent)
+    for number in count(1):
+        folder = stem if number == 1 else stem.with_name(f"{stem.name}-{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:  # that of a run which was started in the same second
+            continue
+        except OSError as error:
+            raise unwritable(folder, error) from error
+        return folder
+    raise AssertionError("there is always another number")
+
+
+def chosen_folder(out: Path | None, name: str) -> Path:
+    """Makes the folder that the user chose, unless it exists, or else a new one below ./runs.
+
+    Args:
+        out: the folder that the user chose, if so.
+        name: what is done there, for the name of a new folder.
+
+    Raises:
+        ConfigurationError: the folder cannot be made or written.
+    """
+    if out is None:
+        return new_folder(name)
+    make_folder(out)
+    return out
 
 
 def environment() -> dict[str, Any]:

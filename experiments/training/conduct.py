@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from bigbatch.comm.errors import INTERRUPTED, BigBatchError, ConfigurationError, LaunchError
 from bigbatch.comm.transports.launch import Launch, Launcher, detect
 from bigbatch.comm.wires.transport import Transport
-from bigbatch.experiments.runs.run import SUMMARY, Run, new_folder
+from bigbatch.experiments.runs.run import SUMMARY, Run, chosen_folder
 from bigbatch.experiments.training.assemble import check, resolve_device, strategy_of
 from bigbatch.experiments.training.experiment import Experiment
 from bigbatch.experiments.training.launcher import launch_command
@@ -26,7 +27,14 @@ Failed = Callable[[Exception, int | None], None]
 
 
 def conduct(
-    request: Request, out: Path | None, *, quiet: bool, start: Start, failed: Failed, launch: Launch | None = None
+    request: Request,
+    out: Path | None,
+    *,
+    quiet: bool,
+    start: Start,
+    failed: Failed,
+    launch: Launch | None = None,
+    returns: bool = True,
 ) -> Run | None:
     """Run an experiment, whether its ranks are simulated, are started here, or were started by a launcher.
 
@@ -37,6 +45,7 @@ def conduct(
         start: starts the processes, if several are needed and no launcher has started this one.
         failed: called with an error that only this rank knows of.
         launch: how this process was started; None to find out from its environment.
+        returns: whether `start` returns; the run's folder is left to the processes that take the place of this one.
 
     Returns:
         The run; None on ranks other than rank 0, which writes the run.
@@ -47,47 +56,59 @@ def conduct(
     strategy = strategy_of(request)
     settings = request.settings
     launch = launch or detect()
-    started = None if launch.launcher is Launcher.NONE else strategy.workers_among(launch.size)
+    started = None if launch.alone else strategy.workers_among(launch.size)
     simulated = settings.simulation.simulate
     if simulated is not None and started is not None:
         raise LaunchError("--simulate runs all ranks in one process: run it without mpirun or torchrun.")
     plan = settings.plan(started)
     check(request, plan, strategy)
     name = f"simulated-{simulated}" if simulated is not None else str(plan.workers)
-    folder = out or new_folder(f"{Path(request.strategy).name.replace(':', '-')}-{name}")
+    place = partial(chosen_folder, out, f"{Path(request.strategy).name.replace(':', '-')}-{name}")
     if simulated is not None:
         simulation = simulation_of(settings)
         finished: list[Run | None] = []
 
         def work(transport: Transport) -> None:
             reporter = Reporter(quiet=quiet or transport.rank != 0)
-            rank = Experiment(request, strategy, plan, torch.device("cpu"), folder, reporter, simulation)
+            rank = Experiment(request, strategy, plan, torch.device("cpu"), place, reporter, simulation)
             finished.append(rank.run(transport))
 
         simulation.run(strategy.ranks_for(plan.workers), work, settings.wires.deadline)
         return next(run for run in finished if run is not None)
     if started is None and strategy.ranks_for(plan.workers) > 1:
-        words = [*request.words(), "--out", str(folder), *(["--quiet"] if quiet else [])]
-        return _started(folder, lambda: start(launch_command(strategy, plan.workers, words)))
+        folder = place() if returns and out is None else out
+        words = [*request.words(), *(["--out", str(folder)] if folder else []), *(["--quiet"] if quiet else [])]
+        command = launch_command(strategy, plan.workers, words)
+        if folder is None:
+            start(command)
+            raise AssertionError("the processes that take the place of this one choose the folder")
+        return _started(folder, lambda: start(command), new=out is None)
     device = resolve_device(settings.machine.device, launch)
     reporter = Reporter(quiet=quiet or launch.rank != 0)
-    experiment = Experiment(request, strategy, plan, device, folder, reporter)
+    experiment = Experiment(request, strategy, plan, device, place, reporter)
     with connected(
         lambda: strategy.connect(launch, str(device), settings.wires.deadline), failed, reporter.tell
     ) as transport:
         return experiment.run(transport)
 
 
-def _started(folder: Path, start: Callable[[], None]) -> Run:
+def _started(folder: Path, start: Callable[[], None], *, new: bool) -> Run:
     """Start the processes of a job, and read the run that they have written.
 
     Processes that have finished the run may fail afterwards, over a figure for example. Then the run counts.
+
+    Args:
+        folder: the run's folder.
+        start: starts the processes, and returns when they have ended.
+        new: whether the folder was made for this job, and goes if the job leaves it empty.
     """
     before = _stamp(folder)
     try:
         start()
-    except BigBatchError as error:
-        if _stamp(folder) in (None, before):
+    except BaseException as error:
+        if not isinstance(error, BigBatchError) or _stamp(folder) in (None, before):
+            if new and not any(folder.iterdir()):
+                folder.rmdir()
             raise
         run = Run.read(folder)
         return replace(run, remarks=(*run.remarks, str(error).rstrip(".")))

@@ -36,7 +36,7 @@ class Experiment:
         strategy: the strategy with its options, of which every arm makes a new object.
         plan: how the batches of the accumulated arm are divided.
         device: the device that this rank computes on.
-        folder: the folder of the run.
+        place: makes the folder of the run; rank 0 calls it, when nothing else can be refused any more.
         reporter: shows the progress.
         simulation: the simulation that the ranks are part of; None on a real clock.
     """
@@ -45,12 +45,15 @@ class Experiment:
     strategy: type[Strategy]
     plan: BatchPlan
     device: torch.device
-    folder: Path
+    place: Callable[[], Path]
     reporter: Reporter
     simulation: Simulation | None = None
 
     def run(self, transport: Transport) -> Run | None:
         """Run every arm on every rank of `transport`; rank 0 writes the run's folder and returns the run.
+
+        Returns:
+            The folder, on rank 0; else None.
 
         Raises:
             BigBatchError: on every rank, if the ranks were asked for different things or one cannot do its part.
@@ -78,7 +81,7 @@ class Experiment:
         for arm in arms:
             assembly.optimizer(arm.plan, self.strategy)  # what it refuses, it refuses before the first arm
         tell = self.reporter.tell
-        writer = together(transport, lambda: RunWriter(self.folder, tell) if transport.rank == 0 else None)
+        writer = together(transport, lambda: RunWriter(self.place(), tell) if transport.rank == 0 else None)
         if writer is None:
             tracing = Tracing(transport, settings.observation, lambda _: None)
             self._run_arms(transport, assembly, arms, lambda _: None, tracing)

@@ -6,10 +6,15 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bigbatch.comm.errors import BigBatchError, LaunchError
 from bigbatch.comm.strategies.strategy import Strategy
+from bigbatch.comm.transports import segments
+from bigbatch.comm.transports.inherited import without_launchers
 
 SECONDS_TO_END = 10
 """Seconds that interrupted processes may take to end by themselves."""
@@ -54,10 +59,11 @@ def find_mpirun() -> str | None:
 def launch_environment(command: list[str]) -> dict[str, str]:
     """Makes the environment variables for a launch command.
 
-    OpenMP gets one thread per process unless the user says otherwise, since ranks share the cores. Open MPI is told to
-    allow root and more ranks than cores, which it refuses by default.
+    The variables of a launcher that started this process alone are left out. OpenMP gets one thread per process unless
+    the user says otherwise, since ranks share the cores. Open MPI is told to allow root and more ranks than cores,
+    which it refuses by default.
     """
-    environment = {"OMP_NUM_THREADS": "1", **os.environ}
+    environment = {"OMP_NUM_THREADS": "1", **without_launchers(os.environ), segments.MARK: uuid.uuid4().hex}
     if Path(command[0]).name == "mpirun" and "Open MPI" in version(command[0]):
         environment.setdefault("PRTE_MCA_rmaps_default_mapping_policy", ":oversubscribe")
         environment.setdefault("OMPI_MCA_rmaps_base_oversubscribe", "1")
@@ -85,14 +91,17 @@ def start(command: list[str]) -> None:
     Raises:
         BigBatchError: the processes failed; the message has their last line, unless the user has seen it already.
     """
-    said = ""
-    with subprocess.Popen(
-        command,
-        env=launch_environment(command),
-        stdout=subprocess.DEVNULL,
-        stderr=None if _own_standard_error() else subprocess.PIPE,
-        text=True,
-    ) as process:
+    said, environment = "", launch_environment(command)
+    with (
+        subprocess.Popen(
+            command,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=None if _own_standard_error() else subprocess.PIPE,
+            text=True,
+        ) as process,
+        tidied(process.pid, environment),
+    ):
         try:
             for line in process.stderr or ():
                 said = line.strip() or said
@@ -119,6 +128,35 @@ def _own_standard_error() -> bool:
 
 def become(command: list[str]) -> None:
     """Replace this process by a launch command, so that signals and the exit status are the launcher's own."""
+    environment = launch_environment(command)
+    _tidy_after(os.getpid(), environment)
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execvpe(command[0], command, launch_environment(command))  # noqa: S606 - no shell is what we want
+    os.execvpe(command[0], command, environment)  # noqa: S606 - no shell is what we want
+
+
+@contextmanager
+def tidied(launcher: int, environment: Mapping[str, str]) -> Iterator[None]:
+    """Removes what a job leaves in shared memory, when its launcher has ended and this context ends.
+
+    Args:
+        launcher: the number of the launcher's process.
+        environment: its environment variables.
+    """
+    tidying = _tidy_after(launcher, environment)
+    try:
+        yield
+    finally:
+        with suppress(subprocess.TimeoutExpired):  # a rank still runs; what it leaves is removed when it ends
+            tidying.wait(SECONDS_TO_END)
+
+
+def _tidy_after(launcher: int, environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+    """Starts a process that outlives the job, whatever ends that, and then removes what it has left."""
+    return subprocess.Popen(
+        [sys.executable, "-I", segments.__file__, str(launcher), environment[segments.MARK]],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from bigbatch.comm.simulation import UTILISATION
 from bigbatch.comm.simulation.computing import Computing, Stragglers, gpu_named, stragglers_named
@@ -15,6 +15,8 @@ from bigbatch.comm.wires.transport import Transport
 from bigbatch.experiments.training.settings import CORE, MEASURED, NETWORK, Settings
 from bigbatch.models.sizes import ModelSize
 from bigbatch.training.compute_model import ComputeModel, SimulatedComputeModel
+
+Result = TypeVar("Result")
 
 CORE_FLOPS = 5e10
 """Speed of one core of a laptop in the matrix products of a small Transformer, in float32 operations per second: the
@@ -105,7 +107,7 @@ class Simulation:
         computing = self.computing(size.flops_per_token, once)
         return SimulatedComputeModel(computing, self.stragglers.factors(worker, self.seed))
 
-    def run(self, ranks: int, work: Callable[[Transport], Any], deadline: float) -> None:
+    def run(self, ranks: int, work: Callable[[Transport], Result], deadline: float) -> list[Result]:
         """Run `work` on simulated ranks, the first of which are the workers.
 
         Args:
@@ -113,10 +115,13 @@ class Simulation:
             work: called once for each rank with the rank's transport.
             deadline: simulated seconds to wait for a rank that has failed.
 
+        Returns:
+            What the work returned, by rank.
+
         Raises:
             BigBatchError: the work raised it, a rank failed, or there is a deadlock.
         """
-        Cluster(ranks, network=self.network, failures=self.stragglers.failures, deadline=deadline).run(work)
+        return Cluster(ranks, network=self.network, failures=self.stragglers.failures, deadline=deadline).run(work)
 
     def as_json(self) -> dict[str, Any]:
         """Describes the simulation in types that JSON can write."""

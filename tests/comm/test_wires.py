@@ -12,14 +12,13 @@ from bigbatch.comm.errors import (
     CommunicationError,
     ConfigurationError,
     DeadlockError,
-    LaunchError,
     MismatchError,
 )
 from bigbatch.comm.parameters import FlatParameters
 from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.comm.transports.alone import Alone
 from bigbatch.comm.transports.cluster import Cluster
-from bigbatch.comm.transports.launch import Launch, Launcher, detect, first_host
+from bigbatch.comm.transports.meeting import nobody
 from bigbatch.comm.transports.torch_distributed import TorchTransport
 from bigbatch.comm.wires.agreement import agree, all_gather, together
 from bigbatch.comm.wires.request import ANY
@@ -177,7 +176,7 @@ def test_an_error_of_work_beside_a_ranks_own_ends_the_ranks_wait(run):
 def test_transports_that_do_one_thing_at_a_time_refuse_another():
     with pytest.raises(ConfigurationError, match="so that no rank can train and serve: start them with mpirun"):
         Group(Cluster(2).transports[0], [0, 1]).start_thread(lambda _: None)
-    transport = TorchTransport(0, 1, "")
+    transport = TorchTransport(0, 1, nobody())
     with pytest.raises(ConfigurationError, match="TorchTransport does nothing beside"):
         transport.start_thread(lambda _: None)
     transport.close()
@@ -296,51 +295,6 @@ def test_a_model_of_two_dtypes_and_one_without_parameters_are_refused():
         FlatParameters(nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1).double()))
     with pytest.raises(ConfigurationError, match="no parameter"):
         FlatParameters(nn.ReLU())
-
-
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        ({}, Launch(Launcher.NONE)),
-        (
-            {"PMI_RANK": "1", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"},
-            Launch(Launcher.MPI, 1, 4, 1, 2),
-        ),
-        ({"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4"}, Launch(Launcher.MPI, 3, 4, 3, 4)),
-        (
-            {
-                "RANK": "2",
-                "WORLD_SIZE": "4",
-                "MASTER_ADDR": "a",
-                "MASTER_PORT": "5",
-                "LOCAL_RANK": "0",
-                "PMI_RANK": "0",
-            },
-            Launch(Launcher.TORCHRUN, 2, 4, 0, 4, "a:5"),
-        ),
-        (
-            {
-                "SLURM_PROCID": "2",
-                "SLURM_STEP_NUM_TASKS": "6",
-                "SLURM_LOCALID": "0",
-                "SLURM_STEP_NODELIST": "n[07-09]",
-                "SLURM_JOB_ID": "40001",
-                "SLURM_STEP_TASKS_PER_NODE": "2(x3)",
-            },
-            Launch(Launcher.SLURM, 2, 6, 0, 2, "n07:20001"),
-        ),
-        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, Launch(Launcher.NONE)),  # a batch script, not srun
-    ],
-)
-def test_launchers_are_told_apart(environment, expected):
-    assert detect(environment) == expected
-
-
-def test_a_launcher_that_says_nonsense_is_refused():
-    with pytest.raises(LaunchError, match="mpirun"):
-        detect({"PMI_RANK": "x", "PMI_SIZE": "4"})
-    assert first_host("gpu1,gpu2") == "gpu1"
-    assert first_host("node[03-05,9]") == "node03"
 
 
 @pytest.mark.parametrize("name", ["ring", pytest.param("allreduce", marks=pytest.mark.slow)])  # a kind of wires each

@@ -84,7 +84,7 @@ def _serve(**parameters: Any) -> None:
     from bigbatch.comm.strategies.parameter_server import ParameterServer
     from bigbatch.experiments import api
     from bigbatch.experiments.commands.output import present, results_in
-    from bigbatch.experiments.runs.run import new_folder
+    from bigbatch.experiments.runs.run import chosen_folder
     from bigbatch.experiments.runs.table import verdict
     from bigbatch.experiments.training.assemble import check
     from bigbatch.experiments.training.progress import Reporter
@@ -104,11 +104,11 @@ def _serve(**parameters: Any) -> None:
     check(request, plan, server)
     snapshots = Snapshots(serving.snapshot) if serving.snapshot is not None else None
     keys = Keys.read(serving.keys) if serving.keys is not None else None
-    folder = output.out or new_folder(f"ps-serve-{plan.workers}")
     reporter = Reporter(quiet=output.quiet)
     listener = Listener(serving.bind, keys)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        folder = chosen_folder(output.out, f"ps-serve-{plan.workers}")
         offer = Offer(request, server, plan, part, serving.patience)
         served = ServedExperiment(offer, listener, folder, snapshots, serving.snapshot_seconds, reporter.tell)
         finished = served.run()

@@ -1,0 +1,155 @@
+"""The files in /dev/shm through which MPI's processes share memory, and which they leave there when a job is aborted.
+
+MPICH 5 makes `mpich_shm_JOB_NODE` and removes it when MPI ends as it should; earlier ones `mpich_shar_tmpXXXXXX`, which
+they remove as soon as everyone has it. Open MPI makes `vader_segment.*` (4), `sm_segment.*` (5) or `open_mpi.*` (ompi
+6322, 7394, 10040).
+
+Run as a program, with the process of a launcher and the mark of its job, this removes what that job has left. It needs
+nothing but Python itself, so that it is watching before MPI begins.
+"""
+
+import contextlib
+import os
+import re
+import select
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+SHARED = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lies on Linux
+
+NAMES = re.compile(r"mpich_(shm|vci)_[0-9a-f]+_[0-9]+|mpich_shar_tmp\w+|(vader|sm)_segment\..+|open_mpi\.[0-9]+")
+"""How MPI libraries name their files."""
+
+EARLY = re.compile(r"mpich_shm_[0-9a-f]+_[0-9]+")
+"""The files that are opened by name only while MPI begins."""
+
+MARK = "BIGBATCH_JOB"
+"""The variable by which the processes of a job that bigbatch started are known."""
+
+SECONDS_BETWEEN_LOOKS = 0.1
+"""Seconds after which new files are looked for: much less than it takes to load MPI."""
+
+
+def segments() -> list[Path]:
+    """Lists the files of MPI libraries that belong to this user."""
+    found = []
+    with contextlib.suppress(OSError):  # there is no such folder on other systems
+        for entry in os.scandir(SHARED):
+            with contextlib.suppress(OSError):  # it is gone already
+                if NAMES.fullmatch(entry.name) and entry.stat(follow_symlinks=False).st_uid == os.geteuid():
+                    found.append(Path(entry.path))
+    return sorted(found)
+
+
+def users(paths: Iterable[Path]) -> dict[Path, list[int]]:
+    """Finds the living processes that have files open or mapped.
+
+    A file that a process has opened is mapped before it is closed. So whoever looks for open files first, and then for
+    mapped ones, misses none.
+
+    Returns:
+        The numbers of the processes, by file.
+    """
+    wanted: dict[tuple[int, int], Path] = {}
+    for path in paths:
+        with contextlib.suppress(OSError):
+            about = path.stat()
+            wanted[about.st_dev, about.st_ino] = path
+    found: dict[Path, list[int]] = {path: [] for path in wanted.values()}
+    if wanted:
+        for process in (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()):
+            for file in _opened(process) | _mapped(process):
+                if file in wanted:
+                    found[wanted[file]].append(process)
+    return found
+
+
+def _opened(process: int) -> set[tuple[int, int]]:
+    """The files that a process has open, by device and number."""
+    files = set()
+    with contextlib.suppress(OSError):  # it has ended, or is somebody else's
+        for entry in os.scandir(f"/proc/{process}/fd"):
+            with contextlib.suppress(OSError):
+                about = entry.stat()
+                files.add((about.st_dev, about.st_ino))
+    return files
+
+
+def _mapped(process: int) -> set[tuple[int, int]]:
+    """The files that a process has mapped, by device and number."""
+    files = set()
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{process}/maps").read_text(errors="replace").splitlines():
+            device, number = line.split(maxsplit=5)[3:5]
+            major, _, minor = device.partition(":")
+            files.add((os.makedev(int(major, 16), int(minor, 16)), int(number)))
+    return files
+
+
+def orphans() -> list[Path]:
+    """Lists this user's files of MPI libraries that no living process uses."""
+    return [path for path, processes in users(segments()).items() if not processes]
+
+
+def remove(paths: Iterable[Path]) -> list[Path]:
+    """Removes files; returns those that were still there."""
+    removed = []
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+            removed.append(path)
+    return removed
+
+
+def forget_own() -> None:
+    """Removes the names of the memory that this process shares already; the memory lasts as long as its processes.
+
+    One process of a machine calls this when all the job's processes there have it. Nothing can be left behind then.
+    """
+    mapped = _mapped(os.getpid())
+    for path in segments():
+        with contextlib.suppress(OSError):
+            about = path.stat()
+            if EARLY.fullmatch(path.name) and (about.st_dev, about.st_ino) in mapped:
+                path.unlink()
+
+
+def tidy_after(launcher: int, mark: str) -> None:
+    """Waits until a job is over, and removes what its processes have left.
+
+    Args:
+        launcher: the number of the launcher's process.
+        mark: the value of `MARK` that the job's processes have.
+    """
+    try:
+        ended = os.pidfd_open(launcher)
+    except OSError:  # it has ended already
+        return
+    poll = select.poll()
+    poll.register(ended, select.POLLIN)
+    others, own = set(segments()), set[Path]()
+    over = False
+    while not over:
+        over = bool(poll.poll(1000 * SECONDS_BETWEEN_LOOKS))
+        for path, processes in users(set(segments()) - others - own).items():
+            if any(_marked(process, mark) for process in processes):
+                own.add(path)
+            elif processes:
+                others.add(path)
+    while own:
+        unused = {path for path, processes in users(own).items() if not processes}
+        remove(unused)
+        own = {path for path in own - unused if path.exists()}
+        time.sleep(SECONDS_BETWEEN_LOOKS if own else 0)
+
+
+def _marked(process: int, mark: str) -> bool:
+    with contextlib.suppress(OSError):
+        return f"{MARK}={mark}".encode() in Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
+    return False
+
+
+if __name__ == "__main__":
+    tidy_after(int(sys.argv[1]), sys.argv[2])

@@ -1,0 +1,246 @@
+"""Who started a process, decided over a table of environments; and what the processes that it starts inherit.
+
+Values are those that the launchers were seen to set (MPICH 5.0.2, Open MPI 5.0.11, torch 2.13), or that users showed.
+"""
+
+import pytest
+
+from bigbatch.comm.errors import LaunchError
+from bigbatch.comm.transports.inherited import program, without_launchers
+from bigbatch.comm.transports.launch import Launch, Launcher, decide, detect, first_host
+
+HYDRA = {"PMI_RANK": "1", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2", "PMI_FD": "9"}
+OPEN_MPI = {
+    "OMPI_COMM_WORLD_RANK": "3",
+    "OMPI_COMM_WORLD_SIZE": "6",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "0",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "3",
+    "PMIX_RANK": "3",
+}
+BY_HAND = {"RANK": "2", "WORLD_SIZE": "3", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
+TORCHRUN = {
+    "RANK": "1",
+    "WORLD_SIZE": "2",
+    "LOCAL_RANK": "1",
+    "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "localhost",
+    "MASTER_PORT": "44957",
+    "GROUP_RANK": "0",
+    "GROUP_WORLD_SIZE": "1",
+    "TORCHELASTIC_RUN_ID": "0f21",
+    "TORCHELASTIC_RESTART_COUNT": "0",
+}
+AGAIN = {**TORCHRUN, "TORCHELASTIC_RESTART_COUNT": "2"}
+SRUN = {
+    "SLURM_PROCID": "2",
+    "SLURM_STEP_NUM_TASKS": "6",
+    "SLURM_LOCALID": "0",
+    "SLURM_NTASKS": "6",
+    "SLURM_STEP_NODELIST": "n[07-09]",
+    "SLURM_JOB_ID": "40001",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x3)",
+    "SLURM_STEP_ID": "0",
+}
+SRUN_PMI2 = {**SRUN, "PMI_RANK": "2", "PMI_SIZE": "6", "PMI_FD": "12"}
+BESIDE = {**SRUN, "SLURM_STEP_ID": "1", "SLURM_STEP_NODELIST": "n07", "SLURM_STEP_TASKS_PER_NODE": "6"}
+ONE_TASK = {
+    "SLURM_PROCID": "0",
+    "SLURM_STEP_NUM_TASKS": "1",
+    "SLURM_LOCALID": "0",
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NODELIST": "n07",
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_TASKS_PER_NODE": "1",
+    "SLURM_NTASKS": "1",
+}
+PTY = {**ONE_TASK, "PMI_RANK": "0", "PMI_SIZE": "1", "SLURM_PTY_PORT": "34889"}  # TACC/remora 47, Lightning 19762
+SALLOC = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_JOB_NODELIST": "n[07-08]", "SLURM_JOB_NAME": "interactive"}
+SALLOC_STEP = {**SALLOC, **ONE_TASK, "SLURM_STEP_ID": "4294967290", "SLURM_TASKS_PER_NODE": "8"}
+SBATCH = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "4", "SLURM_JOB_ID": "7"}
+LEFT_OVER = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}  # a container's
+
+IN_HYDRA, IN_TORCHRUN, IN_SLURM = ("hydra_pmi_proxy", "mpirun"), ("torchrun",), ("slurmstepd",)
+
+AS_HYDRA = Launch(Launcher.MPI, 1, 4, 1, 2)
+AS_OPEN_MPI = Launch(Launcher.MPI, 3, 6, 0, 3)
+AS_TORCHRUN = Launch(Launcher.TORCHRUN, 1, 2, 1, 2, "localhost:44957", one_machine=True, job="0f21")
+AS_SRUN = Launch(Launcher.SLURM, 2, 6, 0, 2, "n07", job="40001.0.0")
+BY_ITSELF = Launch(Launcher.NONE)
+
+DECIDED = {
+    "a plain shell": ({}, ("bash", "sshd"), BY_ITSELF),
+    "mpirun of MPICH": (HYDRA, (*IN_HYDRA, "bash"), AS_HYDRA),
+    "mpirun of Open MPI": (OPEN_MPI, ("prterun", "bash"), AS_OPEN_MPI),
+    "torchrun": (TORCHRUN, (*IN_TORCHRUN, "bash"), AS_TORCHRUN),
+    "torchrun, after two restarts": (AGAIN, IN_TORCHRUN, AS_TORCHRUN),
+    "torchrun on several machines": (
+        {**TORCHRUN, "WORLD_SIZE": "4", "MASTER_ADDR": "gpu1", "GROUP_WORLD_SIZE": "2"},
+        IN_TORCHRUN,
+        Launch(Launcher.TORCHRUN, 1, 4, 1, 2, "gpu1:44957", job="0f21"),
+    ),
+    "torch's variables by hand": (BY_HAND, (), Launch(Launcher.TORCHRUN, 2, 3, 2, 3, "10.0.0.1:29500")),
+    "by hand, on one machine": (
+        {**BY_HAND, "MASTER_ADDR": "127.0.0.1"},
+        (),
+        Launch(Launcher.TORCHRUN, 2, 3, 2, 3, "127.0.0.1:29500", one_machine=True),
+    ),
+    "srun of one task": (ONE_TASK, IN_SLURM, Launch(Launcher.SLURM)),
+    "srun of many tasks": (SRUN, IN_SLURM, AS_SRUN),
+    "srun that serves PMI": (SRUN_PMI2, IN_SLURM, AS_SRUN),
+    "srun beside another, on one machine": (
+        BESIDE,
+        IN_SLURM,
+        Launch(Launcher.SLURM, 2, 6, 0, 6, "n07", one_machine=True, job="40001.1.0"),
+    ),
+    "srun in a job that was put back": (
+        {**SRUN, "SLURM_RESTART_COUNT": "3"},
+        IN_SLURM,
+        Launch(Launcher.SLURM, 2, 6, 0, 2, "n07", job="40001.0.3"),
+    ),
+    "srun --pty bash": (PTY, ("bash", "slurmstepd"), Launch(Launcher.SLURM)),
+    "salloc": (SALLOC, ("bash", "salloc"), BY_ITSELF),
+    "salloc with its own step": (SALLOC_STEP, ("bash", "slurmstepd"), Launch(Launcher.SLURM)),
+    "a batch script": (SBATCH, ("slurm_script", "slurmstepd"), BY_ITSELF),
+    "a container's variables": (LEFT_OVER, ("bash",), BY_ITSELF),
+    "WORLD_SIZE alone": ({"WORLD_SIZE": "8", "MASTER_PORT": "abc"}, ("bash",), BY_ITSELF),
+    "PMI left over": ({"PMI_RANK": "0", "PMI_SIZE": "1"}, ("bash",), Launch(Launcher.MPI)),
+    # One inside another.
+    "torchrun in srun": ({**SRUN, **TORCHRUN}, (*IN_TORCHRUN, "bash", *IN_SLURM), AS_TORCHRUN),
+    "torchrun in srun, unseen": ({**SRUN, **TORCHRUN}, (), AS_TORCHRUN),
+    "torchrun in mpirun": ({**HYDRA, **TORCHRUN}, (*IN_TORCHRUN, *IN_HYDRA), AS_TORCHRUN),
+    "torchrun in mpirun, unseen": (
+        {**HYDRA, **TORCHRUN, "GROUP_RANK": "1", "GROUP_WORLD_SIZE": "4"},
+        (),
+        AS_TORCHRUN,
+    ),
+    "torchrun in an interactive shell": ({**PTY, **TORCHRUN}, (*IN_TORCHRUN, "bash", *IN_SLURM), AS_TORCHRUN),
+    "mpirun in torchrun": ({**TORCHRUN, **HYDRA}, (*IN_HYDRA, *IN_TORCHRUN), AS_HYDRA),
+    "mpirun in salloc": ({**SALLOC, **HYDRA}, IN_HYDRA, AS_HYDRA),
+    "mpirun in salloc's own step": ({**SALLOC_STEP, **HYDRA}, (*IN_HYDRA, "bash", *IN_SLURM), AS_HYDRA),
+    "mpirun in a step of srun": ({**SRUN, **HYDRA}, (*IN_HYDRA, *IN_SLURM), AS_HYDRA),
+    "mpirun in a step of srun, unseen": ({**SRUN, **HYDRA}, (), AS_HYDRA),
+    "mpirun with the step's own numbers": (
+        {**SRUN_PMI2, "MPI_LOCALRANKID": "0", "MPI_LOCALNRANKS": "1"},
+        ("hydra_pmi_proxy", "slurmstepd"),
+        Launch(Launcher.MPI, 2, 6, 0, 1),
+    ),
+    "mpirun -n 1 in each task of srun": ({**SRUN, "PMI_RANK": "0", "PMI_SIZE": "1"}, IN_HYDRA, Launch(Launcher.MPI)),
+    "srun in mpirun -n 1": ({**SRUN, "PMI_RANK": "0", "PMI_SIZE": "1"}, (*IN_SLURM, "srun", *IN_HYDRA), AS_SRUN),
+    "Open MPI in MPICH": ({**HYDRA, **OPEN_MPI}, ("prterun", "bash", *IN_HYDRA), AS_OPEN_MPI),
+    "mpirun in a container": ({**LEFT_OVER, **HYDRA}, (), AS_HYDRA),
+    "srun in a container": ({**LEFT_OVER, **SRUN}, (), AS_SRUN),
+    "by hand from srun's variables": (
+        {**SRUN, **BY_HAND, "RANK": "2", "WORLD_SIZE": "6"},
+        IN_SLURM,
+        Launch(Launcher.TORCHRUN, 2, 6, 2, 6, "10.0.0.1:29500"),
+    ),
+    "by hand in an interactive shell": (
+        {**PTY, **BY_HAND},
+        ("bash", "slurmstepd"),
+        Launch(Launcher.TORCHRUN, 2, 3, 2, 3, "10.0.0.1:29500"),
+    ),
+    "an exported address and size in srun": (
+        {**SRUN, "WORLD_SIZE": "6", "MASTER_ADDR": "n07", "MASTER_PORT": "29500"},
+        IN_SLURM,
+        AS_SRUN,
+    ),
+    "rank and size by hand in srun, no address": ({**SRUN, "RANK": "2", "WORLD_SIZE": "6"}, IN_SLURM, AS_SRUN),
+}
+
+
+@pytest.mark.parametrize("name", DECIDED)
+def test_the_innermost_launcher_that_fits_wins(name):
+    environment, above, expected = DECIDED[name]
+    decision = decide(environment, above)
+    assert decision.launch == expected
+    assert decision.why.endswith(".")
+    assert expected.launcher.value in decision.why.lower() or "by hand" in decision.why
+    assert decision.variables.items() <= environment.items()
+
+
+REFUSED = {
+    "left over and another size": ({**BY_HAND, **HYDRA}, ("RANK=2", "WORLD_SIZE=3", "PMI_RANK=1", "PMI_SIZE=4")),
+    "one rank for all tasks": (
+        {**SRUN, **BY_HAND, "RANK": "0", "WORLD_SIZE": "6"},
+        ("RANK=0", "WORLD_SIZE=6", "SLURM_PROCID=2", "SLURM_STEP_NUM_TASKS=6"),
+    ),
+    "two of MPI": ({**HYDRA, **OPEN_MPI}, ("PMI_RANK=1", "OMPI_COMM_WORLD_SIZE=6")),
+    "torchrun and mpirun, unseen": ({**TORCHRUN, **HYDRA}, ("RANK=1", "WORLD_SIZE=2", "PMI_SIZE=4")),
+    "nowhere to meet": ({"RANK": "1", "WORLD_SIZE": "3"}, ("RANK=1", "WORLD_SIZE=3", "MASTER_ADDR", "MASTER_PORT")),
+    "nowhere to meet in a shell": ({**PTY, "RANK": "1", "WORLD_SIZE": "3"}, ("MASTER_ADDR and MASTER_PORT",)),
+    "torchrun, no address": ({k: v for k, v in TORCHRUN.items() if k != "MASTER_ADDR"}, ("MASTER_ADDR",)),
+    "a job's number": ({**SRUN, "SLURM_JOB_ID": "12_3a"}, ("SLURM_JOB_ID='12_3a'",)),
+    "digits with a line": ({**SRUN, "SLURM_JOB_ID": "12_3"}, ("SLURM_JOB_ID='12_3'",)),
+    "a step's number": ({**SRUN, "SLURM_STEP_ID": "batch"}, ("SLURM_STEP_ID='batch'",)),
+    "no number of tasks": ({k: v for k, v in SRUN.items() if k != "SLURM_STEP_NUM_TASKS"}, ("SLURM_STEP_NUM_TASKS",)),
+    "no node": ({**SRUN, "SLURM_STEP_NODELIST": ""}, ("SLURM_STEP_NODELIST=''",)),
+    "a word for a port": ({**BY_HAND, "MASTER_PORT": "abc"}, ("MASTER_PORT='abc'", "65535")),
+    "port 0": ({**BY_HAND, "MASTER_PORT": "0"}, ("MASTER_PORT='0'",)),
+    "port 70000": ({**BY_HAND, "MASTER_PORT": "70000"}, ("MASTER_PORT='70000'",)),
+    "an empty port": ({**BY_HAND, "MASTER_PORT": ""}, ("MASTER_PORT",)),
+    "a rank that is too large": ({**HYDRA, "PMI_RANK": "4"}, ("PMI_RANK='4'", "PMI_SIZE=4")),
+    "a negative rank": ({**HYDRA, "PMI_RANK": "-1"}, ("PMI_RANK='-1'",)),
+    "no process": ({**HYDRA, "PMI_RANK": "0", "PMI_SIZE": "0"}, ("PMI_SIZE='0'",)),
+    "a word": ({**HYDRA, "PMI_RANK": "x"}, ("PMI_RANK='x'", "mpirun")),
+    "an empty rank": ({**OPEN_MPI, "OMPI_COMM_WORLD_RANK": ""}, ("OMPI_COMM_WORLD_RANK=''",)),
+    "another script's digits": ({**BY_HAND, "RANK": "٢"}, ("RANK='٢'",)),
+    "a space": ({**BY_HAND, "RANK": " 2"}, ("RANK=' 2'",)),
+    "a plus": ({**BY_HAND, "WORLD_SIZE": "+3"}, ("WORLD_SIZE='+3'",)),
+    "many digits": ({**BY_HAND, "WORLD_SIZE": "9" * 5000}, ("WORLD_SIZE=",)),
+    "a local rank": ({**TORCHRUN, "LOCAL_RANK": "one"}, ("LOCAL_RANK='one'",)),
+    "tasks of a node": ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "(x3)"}, ("SLURM_STEP_TASKS_PER_NODE",)),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_contradictions_and_bad_values_are_refused_in_a_sentence_with_the_variables(name):
+    environment, parts = REFUSED[name]
+    with pytest.raises(LaunchError) as refused:
+        detect(environment)
+    sentence = str(refused.value)
+    assert sentence.endswith(".")
+    assert "\n" not in sentence
+    for part in parts:
+        assert part in sentence, sentence
+
+
+def test_programs_are_known_by_what_they_run():
+    assert program("pt_elastic", ["/usr/bin/python3", "-m", "torch.distributed.run", "--standalone"]) == "torchrun"
+    assert program("python", ["python3.11", "/opt/bin/torchrun", "--nproc-per-node", "2", "x.py"]) == "torchrun"
+    assert program("torchrun", ["/usr/bin/python", "/usr/bin/torchrun"]) == "torchrun"
+    assert program("slurmstepd", ["slurmstepd: [123.0]", ""]) == "slurmstepd"
+    assert program("hydra_pmi_proxy", ["/opt/bin/hydra_pmi_proxy", "--control-port"]) == "hydra_pmi_proxy"
+    assert program("bash", ["bash", "-c", "mpirun -n 4 x"]) == "bash"
+    assert program("kworker", [""]) == "kworker"
+
+
+def test_processes_that_are_started_inherit_no_launchers_variables():
+    everything = {
+        **HYDRA,
+        **OPEN_MPI,
+        **TORCHRUN,
+        **SRUN,
+        **PTY,
+        **SALLOC,
+        "OMPI_MCA_orte_ess_jobid": "1",
+        "PET_NNODES": "2",
+    }
+    kept = {
+        "PATH": "/bin",
+        "HOME": "/home/ada",
+        "GLOO_SOCKET_IFNAME": "eth0",
+        "OMPI_MCA_btl": "tcp,self",
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+        "RANKINE": "1",
+    }
+    assert without_launchers({**everything, **kept}) == kept
+    assert decide(without_launchers({**everything, **kept})).launch == BY_ITSELF
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [("gpu1,gpu2", "gpu1"), ("node[03-05,9]", "node03"), ("n07", "n07"), ("r[1-2]n.site.org,x", "r1n.site.org")],
+)
+def test_the_first_host_of_a_list_is_found(nodes, first):
+    assert first_host(nodes) == first
