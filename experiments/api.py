@@ -11,6 +11,7 @@ from typing import Any
 
 from bigbatch.comm.errors import BigBatchError, ConfigurationError, LaunchError
 from bigbatch.comm.transports.launch import Launcher, detect
+from bigbatch.comm.wires.life import doing
 from bigbatch.experiments.figures.comparison import draw_comparison
 from bigbatch.experiments.figures.staleness import draw_staleness, has_staleness
 from bigbatch.experiments.planning.rows import sum_rows, update_rows
@@ -55,7 +56,8 @@ def conducted(request: Request, out: Path | None, *, quiet: bool, start: Start, 
     """Run an experiment, and draw its figures into its folder; see `bigbatch.experiments.training.conduct.conduct`."""
     finished = conduct(request, out, quiet=quiet, start=start, failed=failed)
     if finished is not None:
-        draw([finished], finished.folder)
+        with doing("drawing the figures"):
+            draw([finished], finished.folder)
     return finished
 
 

@@ -29,6 +29,7 @@ from bigbatch.comm.strategies.strategy import START_TAG, StepReport, Strategy
 from bigbatch.comm.transports.launch import detect
 from bigbatch.comm.wires import DEFAULT_DEADLINE
 from bigbatch.comm.wires.agreement import agree
+from bigbatch.comm.wires.life import now_doing
 from bigbatch.comm.wires.transport import Transport, current_transport
 from bigbatch.optimizers.standard import factory_of
 from bigbatch.training.pushes import Pushes
@@ -82,6 +83,7 @@ def attach(
     session = Session(made, parameters, overlap=overlap, close=wires.close if own else lambda: None)
     if own and wires.size > 1:
         atexit.register(_abort_after_an_error, weakref.ref(session))
+    now_doing("training in a loop of its own")
     made.enter()
     return session
 

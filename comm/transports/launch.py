@@ -42,6 +42,21 @@ class Launch:
     local_size: int = 1
     address: str = ""
 
+    def watch(self, deadline: float | None = None) -> None:
+        """Has this process watch over the ranks beside it, if a launcher started it; see `watchdog`.
+
+        Args:
+            deadline: seconds without a sign of life from a rank after which the job ends; None if not known yet.
+        """
+        from bigbatch.comm.transports.watchdog import watch, watchdog
+
+        if self.launcher is Launcher.NONE:
+            return
+        # Whoever sets torch's variables by hand may well leave the processes to themselves.
+        watch(self, detect, guarded=self.launcher is not Launcher.TORCHRUN or "TORCHELASTIC_RUN_ID" in os.environ)
+        if deadline is not None and (watching := watchdog()) is not None:
+            watching.allow(deadline)
+
     def connect(self, deadline: float) -> "Transport":
         """Connects the processes by the transport that suits their launcher.
 
@@ -53,6 +68,7 @@ class Launch:
         Raises:
             LaunchError: there is no MPI library, or it does not belong to the launcher.
         """
+        self.watch(deadline)
         if self.launcher is Launcher.TORCHRUN:
             return self.connect_torch(deadline)
         if self.launcher is Launcher.NONE:
@@ -74,6 +90,7 @@ class Launch:
         """
         from bigbatch.comm.transports.torch_distributed import TorchTransport, free_address
 
+        self.watch(deadline)
         rank, size, address, mpi = self.rank, self.size, self.address, None
         if self.launcher is Launcher.MPI:
             from bigbatch.comm.transports.mpi import MPITransport

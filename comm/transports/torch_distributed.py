@@ -1,6 +1,5 @@
 """torch.distributed: gloo between processors, NCCL between GPUs."""
 
-import contextlib
 import os
 import socket
 from collections.abc import Callable
@@ -15,7 +14,9 @@ from torch.distributed import HashStore, PrefixStore, Store, TCPStore  # type: i
 from bigbatch.comm.buffers import Buffer
 from bigbatch.comm.errors import CommunicationError, DeadlineError
 from bigbatch.comm.transports.mpi import MPITransport
+from bigbatch.comm.transports.watchdog import watchdog
 from bigbatch.comm.wires import DEFAULT_DEADLINE
+from bigbatch.comm.wires.life import elsewhere, somebody_takes_time
 from bigbatch.comm.wires.request import ANY, Request
 from bigbatch.comm.wires.transport import Transport
 
@@ -42,7 +43,7 @@ class TorchRequest(Request):
             if "imed out" in str(error):
                 raise DeadlineError(
                     f"{what} within {self._transport.deadline:g} s. Either that rank is stuck, or it is slow: then "
-                    "allow more with --deadline."
+                    f"allow more with --deadline.{elsewhere()}"
                 ) from error
             raise CommunicationError(f"{what}: {str(error).splitlines()[0]}. See what that rank reports.") from error
         return self._work._source_rank() if self._peer == ANY else self._peer
@@ -104,8 +105,13 @@ class TorchTransport(Transport):
         self._exchanges += 1
         keys = [f"exchange/{self._exchanges}/{rank}" for rank in range(self.size)]
         self._store.set(keys[self.rank], text)
-        with contextlib.suppress(dist.DistStoreError):  # whose keys are missing is looked at below
-            self._store.wait(keys, timedelta(seconds=self.deadline / 2))
+        while True:
+            try:
+                self._store.wait(keys, timedelta(seconds=self.deadline / 2))
+            except dist.DistStoreError:
+                if somebody_takes_time():
+                    continue
+            break  # whose keys are missing is looked at below
         # Everyone has read the one before, or would not have come to this one.
         self._store.delete_key(f"exchange/{self._exchanges - 1}/{self.rank}")
         return [self._store.get(key).decode() if self._store.check([key]) else None for key in keys]
@@ -144,6 +150,8 @@ class TorchTransport(Transport):
         """End this process, and with it the job: by the launcher's own means where it has some."""
         if self._launcher is not None:
             self._launcher.abort(code)
+        if (watching := watchdog()) is not None:
+            watching.end_stopped()  # torchrun would first wait half a minute for them to end by themselves
         os._exit(code)  # a hanging collective must not hold the process back
 
 

@@ -1,6 +1,7 @@
 """The program `bigbatch-exp`: a strategy's name runs an experiment over it, and other words name other commands."""
 
 import sys
+from contextlib import suppress
 from typing import NoReturn
 
 import click
@@ -108,8 +109,10 @@ def cli() -> None:
 def main() -> NoReturn:
     """Runs the program; it exits with 0, 1 for an error, 2 for a wrong command line, or 130 for an interruption."""
     try:
+        begin_to_watch()
         cli(standalone_mode=False)
         status = 0
+        end_together()
     except click.ClickException as error:
         status = error.exit_code
         if speaks():
@@ -123,6 +126,22 @@ def main() -> NoReturn:
 
             report(error)
     sys.exit(status)
+
+
+def begin_to_watch() -> None:
+    """Have this rank be watched, and watch the others, before anything that takes long is loaded."""
+    from bigbatch.comm.transports.launch import detect
+
+    with suppress(LaunchError):  # the command itself says what is wrong
+        detect().watch()
+
+
+def end_together() -> None:
+    """Have this rank wait at its end for the others', whose work goes well, too."""
+    from bigbatch.comm.transports.watchdog import watchdog
+
+    if (watching := watchdog()) is not None:
+        watching.finished()
 
 
 def speaks() -> bool:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import torch
 
-from bigbatch.comm.errors import INTERRUPTED, BigBatchError, ConfigurationError, LaunchError
+from bigbatch.comm.errors import INTERRUPTED, BigBatchError, ConfigurationError, DeadlineError, LaunchError
 from bigbatch.comm.transports.launch import Launch, Launcher, detect
+from bigbatch.comm.transports.watchdog import watchdog
+from bigbatch.comm.wires.life import doing
 from bigbatch.comm.wires.transport import Transport
 from bigbatch.experiments.runs.run import Run, new_folder
 from bigbatch.experiments.training.assemble import check, resolve_device, strategy_of
@@ -110,11 +112,14 @@ def connected(connect: Callable[[], Transport], failed: Failed, tell: Callable[[
         failed: called with an error that only this rank knows of.
         tell: called with what the user should know, a sentence without its full stop.
     """
-    transport = connect()
+    with doing("connecting the ranks"):
+        transport = connect()
     alone = transport.size == 1
     try:
         yield transport
     except BigBatchError as error:
+        if isinstance(error, DeadlineError) and (watching := watchdog()) is not None:
+            watching.wait_for_stopped()  # the watchdog knows better what happened, and says it
         if not error.everywhere and not alone:
             failed(error, None)
             transport.abort(1)

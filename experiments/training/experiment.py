@@ -12,6 +12,7 @@ import torch
 import bigbatch
 from bigbatch.comm.strategies.strategy import Strategy
 from bigbatch.comm.wires.agreement import agree, all_gather, together
+from bigbatch.comm.wires.life import doing, now_doing
 from bigbatch.comm.wires.transport import Transport
 from bigbatch.experiments.runs.run import RunWriter, environment
 from bigbatch.experiments.training.arm import train_and_measure
@@ -85,13 +86,20 @@ class Experiment:
         with writer:
             writer.config({**asked, "environment": environment()})
             tracing = Tracing(transport, settings.observation, writer.trace)
-            writer.summary(self._run_arms(transport, assembly, arms, writer.metric, tracing))
+            summary = self._run_arms(transport, assembly, arms, writer.metric, tracing)
+            now_doing("writing the run's folder")
+            writer.summary(summary)
 
     def _prepare(self, transport: Transport) -> Task:
         """Prepare the task on rank 0 first; the others then find its text in the cache."""
         data = self.request.settings.data
-        first = together(transport, lambda: task_of(data) if transport.rank == 0 else None)
-        task = together(transport, lambda: first or task_of(data))
+
+        def prepare() -> Task:
+            with doing("preparing the text", takes_its_time=True):
+                return task_of(data)
+
+        first = together(transport, lambda: prepare() if transport.rank == 0 else None)
+        task = together(transport, lambda: first or prepare())
         agree(transport, "corpus", list(facts_about_task(task).items()))
         return task
 
@@ -125,6 +133,7 @@ class Experiment:
     ) -> dict[str, Any]:
         """Train one arm from the start; every rank returns the same result."""
         settings = assembly.settings
+        now_doing(f"training the arm {arm.name}")
         reset_peak(self.device)
         strategy = together(transport, lambda: self.strategy(transport))
         trainer = assembly.trainer(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bigbatch.comm.errors import BigBatchError, LaunchError
 from bigbatch.comm.strategies.strategy import Strategy
+from bigbatch.comm.transports.watchdog import STARTED_BY, started_by
 
 SECONDS_TO_END = 10
 """Seconds that interrupted processes may take to end by themselves."""
@@ -88,7 +89,7 @@ def start(command: list[str]) -> None:
     said = ""
     with subprocess.Popen(
         command,
-        env=launch_environment(command),
+        env={**launch_environment(command), STARTED_BY: started_by()},
         stdout=subprocess.DEVNULL,
         stderr=None if _own_standard_error() else subprocess.PIPE,
         text=True,

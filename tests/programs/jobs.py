@@ -90,6 +90,9 @@ class Job:
                 continue
         return found
 
+    def out(self) -> str:
+        return self._out.read_text()
+
     def err(self) -> str:
         return self._err.read_text()
 

@@ -1,0 +1,320 @@
+"""The watchdog: ends a job of which a rank was stopped, and the ranks whose launcher is gone.
+
+Waits for messages have deadlines, but much of a run waits for none: starting, loading modules, preparing the text,
+writing files, closing. So every rank that a launcher started has a thread that shows that the rank lives, and looks
+whether the others of its machine do. Ranks on other machines are watched there, and by the deadlines of the waits.
+"""
+
+import os
+import signal
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NoReturn
+
+from bigbatch.comm.errors import LaunchError
+from bigbatch.comm.wires import DEFAULT_DEADLINE
+from bigbatch.comm.wires.life import Board, appear, now_doing
+from bigbatch.comm.wires.processes import PROC, Process, below
+
+if TYPE_CHECKING:  # which makes the watchdog
+    from bigbatch.comm.transports.launch import Launch
+
+LOOKS = 20
+"""How often the watchdog looks within a deadline, at least."""
+
+LONGEST_BETWEEN_LOOKS = 1.0
+"""Seconds between two looks, at most, so that a rank outlives its launcher by little more than that."""
+
+SECONDS_TO_SPEAK = 1.0
+"""Seconds that the other ranks leave the one that says why the job ends, before they end, too."""
+
+SECONDS_BEFORE_NOTICE = 30.0
+"""Seconds of silence after which a rank is spoken of, if the deadline is more than twice as long."""
+
+SECONDS_BETWEEN_ENDS = 0.01
+"""Seconds between two looks at how far the other ranks are, at the end of the program."""
+
+CLOSING = "closing"
+"""What a rank does when all its work is done."""
+
+STARTED_BY = "BIGBATCH_STARTED_BY"
+"""Environment variable that names the process which has started the launcher and waits for it."""
+
+STANDARD_ERROR = 2
+
+Detect = Callable[[Mapping[str, str]], "Launch"]
+
+
+@dataclass
+class _Silence:
+    """How long a rank has given no sign of life, of the time in which this rank was awake to see one."""
+
+    beat: int | None = None
+    ticks: int = 0
+    seconds: float = 0.0
+    noticed: bool = False
+
+    def broken(self, beat: int | None, ticks: int) -> None:
+        """Begins anew, because the rank has shown that it lives."""
+        self.beat, self.ticks, self.seconds, self.noticed = beat, ticks, 0.0, False
+
+
+class Watchdog:
+    """Watches over the ranks that one launcher has started on this machine; this rank is one of them.
+
+    Args:
+        launch: how this process was started.
+        launcher: the process that started this machine's ranks.
+        board: where the ranks of this machine leave their signs of life.
+        detect: reads from a process's environment how it was started.
+        guarded: whether the launcher looks after its ranks, which end when it is gone.
+
+    Attributes:
+        deadline: seconds without a sign of life from a rank after which the job ends.
+    """
+
+    def __init__(self, launch: "Launch", launcher: Process, board: Board, detect: Detect, *, guarded: bool) -> None:
+        self.deadline = DEFAULT_DEADLINE
+        self._launch, self._launcher, self._board, self._detect = launch, launcher, board, detect
+        self._silences = {place: _Silence() for place in range(launch.local_size) if place != launch.local_rank}
+        self._unsearched = 0.0
+        self._finished = False
+        parent = launcher.parent()
+        self._rest_of_launcher = parent if parent is not None and parent.launches() else None
+        starter = _starter()
+        self._guardians = {
+            **({launcher: f"{launch.launcher.value} has ended (process {launcher.number})"} if guarded else {}),
+            **({starter: f"the program that started it has ended (process {starter.number})"} if starter else {}),
+        }
+        self._wake = threading.Event()
+        appear(board, launch.rank)
+        # At the end of the program it runs after what was set up later, such as the end of MPI.
+        weakref.finalize(self, self._leave, weakref.ref(self), board)
+
+    def start(self) -> None:
+        """Begins to watch, in a thread of its own."""
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def allow(self, deadline: float) -> None:
+        """Sets the deadline, once it is known."""
+        self.deadline = deadline
+        self._wake.set()
+
+    def finished(self) -> None:
+        """Says that this rank's work went well, so that at the end of its program it waits for the others' end."""
+        self._finished = True
+
+    def end_stopped(self) -> None:
+        """End the other ranks of this machine that are stopped, because the job ends and they hear nothing gentler."""
+        for sign in self._board.others():
+            if sign.process.stopped():
+                sign.process.end()
+
+    def wait_for_stopped(self) -> None:
+        """Waits while a rank of this machine is stopped: until it goes on, or the job is ended for its silence."""
+        while any(sign.process.stopped() for sign in self._board.others()):
+            time.sleep(SECONDS_BETWEEN_ENDS)
+
+    def look(self, seconds: float) -> None:
+        """Shows that this rank lives; ends it if its launcher is gone, and the job if another rank is silent too long.
+
+        Args:
+            seconds: how much time has passed since the last look.
+        """
+        with suppress(OSError):  # a full disk must not end a training
+            self._board.beat()
+        for guardian, what in self._guardians.items():
+            if not guardian.alive():
+                self._end(f"Rank {self._launch.rank} ends because {what} and nobody looks after it any more.", [])
+        if self._board.ended():  # whoever knew why has said it
+            self._end("", [])
+        self._unsearched += seconds
+        unseen: dict[int, tuple[int, list[Process]]] = {}
+        if self._unsearched >= self.deadline / LOOKS:
+            if any(self._board.last_beat(place) is None for place in self._silences):
+                unseen = self._search()
+            for place in unseen.keys() & self._silences.keys():
+                if self._board.last_beat(place) is None:
+                    rank, processes = unseen[place]
+                    self._listen(place, self._unsearched, rank, "loading bigbatch", processes)
+            self._unsearched = 0.0
+        for place, silence in self._silences.items():
+            beat = self._board.last_beat(place)
+            if beat is None:
+                continue
+            if beat != silence.beat:
+                silence.broken(beat, 0)
+            elif (sign := self._board.read(place)) is not None:
+                self._listen(place, seconds, sign.rank, sign.doing, [sign.process])
+
+    def _listen(self, place: int, seconds: float, rank: int, doing: str, processes: list[Process]) -> None:
+        """Adds to the silence of a rank that does not show that it lives; ends the job if that takes too long."""
+        silence = self._silences[place]
+        if not any(process.alive() for process in processes):
+            return  # the launcher knows how it ended
+        stopped = next((process for process in processes if process.stopped()), None)
+        ticks = sum(process.processor_ticks() for process in processes)
+        if stopped is None and ticks != silence.ticks:  # it is at work, and lets none of its threads show that
+            silence.broken(silence.beat, ticks)
+            return
+        silence.seconds += seconds
+        number = (stopped or processes[0]).number
+        state = f"{'was stopped' if stopped else 'hangs'} while it was {doing} (process {number})"
+        if silence.seconds >= self.deadline:
+            self._end(
+                f"Rank {rank} has given no sign of life for {self.deadline:g} s: it {state}. So the job has been "
+                "ended: see what holds that process, or allow more with --deadline.",
+                processes,
+            )
+        first = not any(lower < self._launch.local_rank for lower in self._silences if lower != place)
+        if silence.seconds >= SECONDS_BEFORE_NOTICE < self.deadline / 2 and not silence.noticed:
+            silence.noticed = True
+            if first:
+                _say(
+                    f"Rank {rank} has given no sign of life for {silence.seconds:.0f} s: it {state}. After "
+                    f"{self.deadline:g} s (--deadline) the job ends."
+                )
+
+    def _search(self) -> dict[int, tuple[int, list[Process]]]:
+        """Finds ranks among the launcher's processes: by their places on this machine, their numbers and processes."""
+        found: dict[int, tuple[int, list[Process]]] = {}
+        for process in below(self._launcher):
+            environment = process.environment()
+            with suppress(LaunchError):
+                launch = None if environment is None else self._detect(environment)
+                if launch is not None and _job(launch) == _job(self._launch):
+                    found.setdefault(launch.local_rank, (launch.rank, []))[1].append(process)
+        return found
+
+    def _end(self, sentence: str, stuck: list[Process]) -> NoReturn:
+        """End this process whatever its other threads do, and those that cannot end by themselves.
+
+        Args:
+            sentence: why, if this rank knows; the first rank to know says it, and the others leave it the time.
+            stuck: processes of a rank that hangs.
+        """
+        if sentence and self._board.claim_the_end():
+            _say(sentence)
+        else:
+            time.sleep(SECONDS_TO_SPEAK)
+        for process in stuck:
+            process.end()
+        self.end_stopped()
+        if not self._launcher.alive() and self._rest_of_launcher is not None:
+            self._rest_of_launcher.end(signal.SIGTERM)  # mpirun waits for its proxy even when that is gone
+        with suppress(OSError):
+            self._board.leave()
+        os._exit(1)
+
+    def _watch(self) -> None:
+        last = time.monotonic()
+        while True:
+            between = min(LONGEST_BETWEEN_LOOKS, self.deadline / LOOKS)
+            self._wake.wait(between)
+            self._wake.clear()
+            now = time.monotonic()
+            # Whoever was stopped for a time has seen nothing, and cannot say that the others were silent.
+            self.look(min(now - last, 2 * between))
+            last = now
+
+    def _wait_for_others(self) -> None:
+        """At the end of the program, wait for the end of the others, so that each is watched for as long as it lives.
+
+        The first rank of the machine waits until the others' processes are gone, and the others until it has come here.
+        """
+        if not self._finished:  # the others may wait for this rank, which has failed, without end
+            return
+        now_doing(CLOSING)
+        first = self._launch.local_rank == 0
+        while any(first or sign.doing != CLOSING for sign in self._board.others()):
+            time.sleep(SECONDS_BETWEEN_ENDS)
+
+    @staticmethod
+    def _leave(reference: "weakref.ref[Watchdog]", board: Board) -> None:
+        watchdog = reference()
+        if watchdog is not None:
+            watchdog._wait_for_others()
+        with suppress(OSError):
+            board.leave()
+
+
+def _job(launch: "Launch") -> tuple[object, ...]:
+    """What the ranks of one job have in common, where a shell has started several."""
+    return launch.launcher, launch.size, launch.address
+
+
+def watchdog() -> Watchdog | None:
+    """The watchdog of this process, if it is a rank that a launcher started."""
+    return _here[0] if _here else None
+
+
+def watch(launch: "Launch", detect: Detect, *, guarded: bool) -> None:
+    """Has this process watch over the ranks beside it from now on, if the system shows who started them.
+
+    Args:
+        launch: how this process was started, by a launcher.
+        detect: reads from a process's environment how it was started.
+        guarded: whether the launcher looks after its ranks, which end when it is gone.
+    """
+    launcher = _launcher_of(launch, detect)
+    if _here or launcher is None:
+        return
+    attempt = f"{launch.address}-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}".replace("/", "")
+    with suppress(OSError):  # without a place for signs of life, the deadlines of the waits must do
+        _here.append(Watchdog(launch, launcher, Board(launcher, attempt, launch.local_rank), detect, guarded=guarded))
+        _here[0].start()
+
+
+_here: list[Watchdog] = []
+
+
+def _launcher_of(launch: "Launch", detect: Detect) -> Process | None:
+    """The nearest process above this one that is not the same rank; a rank may be started through a shell or so."""
+
+    def same(process: Process) -> bool:
+        environment = process.environment()
+        with suppress(LaunchError):
+            return environment is not None and detect(environment) == launch
+        return False
+
+    own = Process.numbered(os.getpid())
+    if own is None or (own.environment() is not None and not same(own)):
+        return None  # the program itself has set the variables, and nobody started it as a rank
+    above = own.parent()
+    while above is not None and same(above):
+        above = above.parent()
+    return above
+
+
+def started_by() -> str:
+    """What `STARTED_BY` is set to by a process that starts a launcher and waits for it."""
+    own = Process.numbered(os.getpid())
+    return "" if own is None else f"{_machine()} {own.number} {own.started}"
+
+
+def _starter() -> Process | None:
+    """The process that started the launcher and waits for it, if that is said and can be seen from here."""
+    try:
+        machine, number, started = os.environ.get(STARTED_BY, "").split()
+        process = Process(int(number), int(started))
+    except ValueError:
+        return None
+    return process if machine == _machine() and process.alive() else None
+
+
+def _machine() -> str:
+    """A name that tells this machine, since its last start, from all others."""
+    try:
+        return (PROC / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return os.uname().nodename
+
+
+def _say(sentence: str) -> None:
+    """Writes a sentence where errors go, whatever holds Python's own stream."""
+    with suppress(OSError):  # nobody may be left to read it
+        os.write(STANDARD_ERROR, f"bigbatch-exp: {sentence}\n".encode())
