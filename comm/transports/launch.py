@@ -47,13 +47,16 @@ class Launch:
 
         Args:
             deadline: seconds without a sign of life from a rank after which the job ends; None if not known yet.
+
+        Raises:
+            LaunchError: the launcher's variables contradict each other.
         """
         from bigbatch.comm.transports.watchdog import watch, watchdog
 
         if self.launcher is Launcher.NONE:
             return
         # Whoever sets torch's variables by hand may well leave the processes to themselves.
-        watch(self, detect, guarded=self.launcher is not Launcher.TORCHRUN or "TORCHELASTIC_RUN_ID" in os.environ)
+        watch(detect, guarded=self.launcher is not Launcher.TORCHRUN or "TORCHELASTIC_RUN_ID" in os.environ)
         if deadline is not None and (watching := watchdog()) is not None:
             watching.allow(deadline)
 

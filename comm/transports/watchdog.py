@@ -252,16 +252,18 @@ def watchdog() -> Watchdog | None:
     return _here[0] if _here else None
 
 
-def watch(launch: "Launch", detect: Detect, *, guarded: bool) -> None:
+def watch(detect: Detect, *, guarded: bool) -> None:
     """Has this process watch over the ranks beside it from now on, if the system shows who started them.
 
     Args:
-        launch: how this process was started, by a launcher.
         detect: reads from a process's environment how it was started.
         guarded: whether the launcher looks after its ranks, which end when it is gone.
     """
+    if _here:
+        return
+    launch = detect(os.environ)
     launcher = _launcher_of(launch, detect)
-    if _here or launcher is None:
+    if launcher is None:
         return
     attempt = f"{launch.address}-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}".replace("/", "")
     with suppress(OSError):  # without a place for signs of life, the deadlines of the waits must do

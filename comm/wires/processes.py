@@ -58,7 +58,7 @@ class Process:
         return None if status is None else Process.numbered(int(status[1]))
 
     def environment(self) -> dict[str, str] | None:
-        """The environment that its program was started with, whatever it has changed since; None if that is not told."""
+        """The environment that its program was started with, whatever has changed since; None if that is not told."""
         try:
             content = (PROC / str(self.number) / "environ").read_bytes().decode(errors="replace")
         except OSError:
