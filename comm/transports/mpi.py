@@ -256,6 +256,10 @@ def _initialize(mpi: ModuleType) -> None:
     import mpi4py
 
     library = ctypes.CDLL(mpi.__file__)
+    if not hasattr(library, "MPI_Init_thread"):  # an MPI that was linked into mpi4py itself
+        mpi.Init_thread()
+        weakref.finalize(mpi, _finalize, mpi.Finalize, mpi.Is_finalized)
+        return
     levels = {name: getattr(mpi, f"THREAD_{name.upper()}") for name in ("single", "funneled", "serialized", "multiple")}
     level = levels.get(str(mpi4py.rc.thread_level), mpi.THREAD_MULTIPLE) if mpi4py.rc.threads else mpi.THREAD_SINGLE
     status = library.MPI_Init_thread(None, None, ctypes.c_int(level), ctypes.byref(ctypes.c_int()))
@@ -266,9 +270,9 @@ def _initialize(mpi: ModuleType) -> None:
         )
     for communicator in (mpi.COMM_WORLD, mpi.COMM_SELF):
         communicator.Set_errhandler(mpi.ERRORS_RETURN)
-    weakref.finalize(mpi, _finalize, library, mpi.Is_finalized)
+    weakref.finalize(mpi, _finalize, library.MPI_Finalize, mpi.Is_finalized)
 
 
-def _finalize(library: ctypes.CDLL, finalized: Callable[[], bool]) -> None:
+def _finalize(finalize: Callable[[], object], finalized: Callable[[], bool]) -> None:
     if not finalized():
-        library.MPI_Finalize()
+        finalize()

@@ -35,8 +35,11 @@ SECONDS_TO_SPEAK = 1.0
 SECONDS_BEFORE_NOTICE = 30.0
 """Seconds of silence after which a rank is spoken of, if the deadline is more than twice as long."""
 
-SECONDS_BETWEEN_ENDS = 0.01
-"""Seconds between two looks at how far the other ranks are, at the end of the program."""
+LEAST_DEADLINE = 2.0
+"""Seconds of silence that a rank may always keep, since a busy machine can keep it from its processor for as long."""
+
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.01, 0.2
+"""Seconds between two looks at how far the other ranks are, at first and after a while, when there is only to wait."""
 
 CLOSING = "closing"
 """What a rank does when all its work is done."""
@@ -93,7 +96,7 @@ class Watchdog:
         self._wake = threading.Event()
         appear(board, launch.rank)
         # At the end of the program it runs after what was set up later, such as the end of MPI.
-        weakref.finalize(self, self._leave, weakref.ref(self), board)
+        weakref.finalize(self, self._leave, weakref.ref(self), board, os.getpid())
 
     def start(self) -> None:
         """Begins to watch, in a thread of its own."""
@@ -101,7 +104,7 @@ class Watchdog:
 
     def allow(self, deadline: float) -> None:
         """Sets the deadline, once it is known."""
-        self.deadline = deadline
+        self.deadline = max(deadline, LEAST_DEADLINE)
         self._wake.set()
 
     def finished(self) -> None:
@@ -116,8 +119,7 @@ class Watchdog:
 
     def wait_for_stopped(self) -> None:
         """Waits while a rank of this machine is stopped: until it goes on, or the job is ended for its silence."""
-        while any(sign.process.stopped() for sign in self._board.others()):
-            time.sleep(SECONDS_BETWEEN_ENDS)
+        _wait_while(lambda: any(sign.process.stopped() for sign in self._board.others()))
 
     def look(self, seconds: float) -> None:
         """Shows that this rank lives; ends it if its launcher is gone, and the job if another rank is silent too long.
@@ -230,11 +232,12 @@ class Watchdog:
             return
         now_doing(CLOSING)
         first = self._launch.local_rank == 0
-        while any(first or sign.doing != CLOSING for sign in self._board.others()):
-            time.sleep(SECONDS_BETWEEN_ENDS)
+        _wait_while(lambda: any(first or sign.doing != CLOSING for sign in self._board.others()))
 
     @staticmethod
-    def _leave(reference: "weakref.ref[Watchdog]", board: Board) -> None:
+    def _leave(reference: "weakref.ref[Watchdog]", board: Board, process: int) -> None:
+        if process != os.getpid():  # a copy that the program has made of itself
+            return
         watchdog = reference()
         if watchdog is not None:
             watchdog._wait_for_others()
@@ -316,7 +319,14 @@ def _machine() -> str:
         return os.uname().nodename
 
 
+def _wait_while(condition: Callable[[], bool]) -> None:
+    pause = SHORTEST_PAUSE
+    while condition():
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE)
+
+
 def _say(sentence: str) -> None:
     """Writes a sentence where errors go, whatever holds Python's own stream."""
     with suppress(OSError):  # nobody may be left to read it
-        os.write(STANDARD_ERROR, f"bigbatch-exp: {sentence}\n".encode())
+        os.write(STANDARD_ERROR, f"bigbatch: {sentence}\n".encode())

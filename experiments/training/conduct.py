@@ -9,7 +9,7 @@ import torch
 from bigbatch.comm.errors import INTERRUPTED, BigBatchError, ConfigurationError, DeadlineError, LaunchError
 from bigbatch.comm.transports.launch import Launch, Launcher, detect
 from bigbatch.comm.transports.watchdog import watchdog
-from bigbatch.comm.wires.life import doing
+from bigbatch.comm.wires.life import doing, now_doing
 from bigbatch.comm.wires.transport import Transport
 from bigbatch.experiments.runs.run import Run, new_folder
 from bigbatch.experiments.training.assemble import check, resolve_device, strategy_of
@@ -136,4 +136,5 @@ def connected(connect: Callable[[], Transport], failed: Failed, tell: Callable[[
             raise
         failed(error, transport.rank)
         transport.abort(1)
+    now_doing("closing the wires")
     transport.close()

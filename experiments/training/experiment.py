@@ -65,6 +65,7 @@ class Experiment:
 
     def _run(self, transport: Transport) -> None:
         settings = self.request.settings
+        now_doing("getting ready")
         if (node_size := settings.wires.node_size) is not None:
             together(transport, lambda: transport.arrange(node_size))
         asked = {

@@ -13,11 +13,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from jobs import PROGRAMS, Job, Start, quick, until
 
 from bigbatch.comm.transports.launch import Launch, Launcher
+from bigbatch.comm.transports.waits import wait_until
 from bigbatch.comm.transports.watchdog import SECONDS_BEFORE_NOTICE, STARTED_BY, Watchdog
 from bigbatch.comm.wires import life
 from bigbatch.comm.wires.life import Board, Sign, doing, elsewhere, somebody_takes_time
@@ -46,7 +48,7 @@ def test_a_stopped_rank_ends_the_job_at_its_deadline(start: Start, rank):
     outcome = job.wait(10)
     assert outcome.status != 0
     assert outcome.err.splitlines() == [
-        f"bigbatch-exp: Rank {rank} has given no sign of life for 2 s: it was stopped while it was preparing the text "
+        f"bigbatch: Rank {rank} has given no sign of life for 2 s: it was stopped while it was preparing the text "
         f"(process {process}). So the job has been ended: see what holds that process, or allow more with --deadline."
     ]
     assert job.gone(5)
@@ -83,11 +85,11 @@ def below_itself(number: int) -> bool:
 @pytest.mark.slow
 def test_a_job_that_was_stopped_as_a_whole_goes_on(start: Start):
     """Ctrl-Z and fg, or a lid that is closed: nobody was awake to see anybody silent."""
-    job = watched(start, 3, "training", 1, 6)
+    job = watched(start, 3, "training", 2, 8)
     ranks = [number for number, rank in job.alive().items() if rank != "-"]
     for number in ranks:
         os.kill(number, signal.SIGSTOP)
-    time.sleep(2.5)
+    time.sleep(4)
     for number in ranks:
         os.kill(number, signal.SIGCONT)
     outcome = job.wait(20)
@@ -107,14 +109,14 @@ def test_a_rank_that_is_stopped_for_less_than_the_deadline_goes_on(start: Start)
 
 @pytest.mark.slow
 def test_a_rank_that_computes_and_lets_no_other_thread_work_lives(start: Start):
-    outcome = watched(start, 2, "holding on", 1, 4).wait(20)
+    outcome = watched(start, 2, "holding on", 2, 5).wait(20)
     assert (outcome.status, outcome.err) == (0, "")
 
 
 @pytest.mark.slow
 def test_a_rank_that_fails_is_left_to_the_launcher(start: Start):
     """It does not wait for the others, who may wait for it."""
-    job = watched(start, 2, "failing", 1, 3)
+    job = watched(start, 2, "failing", 2, 3)
     until(lambda: "1" not in job.alive().values())
     assert job.wait(20).status == 3
     assert job.err() == ""
@@ -210,7 +212,7 @@ def test_a_long_deadline_is_said_once_where_a_rank_falls_silent(watching, boards
     watching.look(1)  # which is the last sign
     look_on(watching, int(SECONDS_BEFORE_NOTICE) + 5)
     assert capfd.readouterr().err == (
-        f"bigbatch-exp: Rank 1 has given no sign of life for 30 s: it was stopped while it was training (process "
+        f"bigbatch: Rank 1 has given no sign of life for 30 s: it was stopped while it was training (process "
         f"{sleeper.number}). After 300 s (--deadline) the job ends.\n"
     )
     with pytest.raises(EndedError):
@@ -297,6 +299,22 @@ def test_what_others_do_is_said_and_may_take_its_time(boards, sleeper):
     sleeper.end()
     until(lambda: not sleeper.alive())
     assert (elsewhere(), somebody_takes_time()) == ("", False)
+
+
+@pytest.mark.usefixtures("watching")
+def test_a_wait_goes_on_while_another_rank_takes_its_time(boards, sleeper):
+    """K8: while rank 0 prepares a large text, the others' deadlines do not count."""
+    gave_up = pytest.raises(TimeoutError)
+
+    def give_up() -> NoReturn:
+        raise TimeoutError
+
+    boards[1].write(sign_of(sleeper, "preparing the text", takes_its_time=True))
+    began = time.monotonic()
+    wait_until(lambda: time.monotonic() > began + 0.5, 0.05, give_up)
+    boards[1].write(sign_of(sleeper, "training"))
+    with gave_up:
+        wait_until(lambda: False, 0.05, give_up)
 
 
 @pytest.mark.usefixtures("watching")

@@ -1,13 +1,14 @@
 """Experiments of which a rank is stopped, in every phase, and experiments whose launcher is killed: nobody is left."""
 
 import os
+import re
 import signal
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from jobs import PROGRAMS, SMALL, Job, Start, quick, slowdown, until
+from jobs import PROGRAMS, SMALL, Job, Run, Start, quick, slowdown, until
 
 from bigbatch.comm.wires.processes import Process
 
@@ -25,7 +26,7 @@ DOES = {
     "validation": "validating the arm small",
     "writing": "writing the run's folder",
     "drawing": "drawing the figures",
-    "closing": "starting",
+    "closing": "closing the wires",
 }
 """What is said that a rank did which was stopped in a phase."""
 
@@ -84,15 +85,26 @@ def test_a_stopped_rank_ends_the_experiment_at_the_deadline(start: Start, launch
     assert outcome.status != 0
     assert job.gone(5)
     assert time.monotonic() - stopped < (DEADLINE + 5) * slowdown()
-    said = [line for line in outcome.err.splitlines() if line.startswith("bigbatch-exp: ")]
+    said = [line for line in outcome.err.splitlines() if line.startswith(("bigbatch: ", "bigbatch-exp: "))]
     assert len(said) == 1, outcome.err
     assert f"Rank {rank} has given no sign of life for {DEADLINE} s: it was stopped while" in said[0]
     assert f"it was {DOES[phase]} (process" in said[0]
 
 
+@pytest.mark.parametrize(
+    ("launcher", "strategy", "rank"),
+    [("mpirun", "ring", 0), ("mpirun", "ring", 1), ("torchrun", "allreduce", 0), ("torchrun", "ring", 1)],
+)
+@pytest.mark.slow
+def test_a_rank_may_prepare_for_longer_than_the_deadline(run: Run, launcher, strategy, rank):
+    outcome = run(*command(launcher, strategy, 2, "slow", rank), BIGBATCH_TEST_STOP=f"slow {rank}")
+    assert outcome.status == 0, outcome.err
+    assert outcome.seconds > 2 * DEADLINE
+
+
 @pytest.mark.slow
 def test_servers_that_are_stopped(start: Start):
-    """With two servers, rank 4 and 3 serve; the workers wait for one of them."""
+    """Of four ranks, two serve, the last of them rank 3."""
     experiment = ["ps", "--servers", "2", *STOPS, "--tokens", "50M"]
     job = start(*LAUNCHERS["mpirun"], "4", *COMMAND, *experiment, BIGBATCH_TEST_STOP="none 9")
     until(lambda: "update" in job.err())
@@ -132,4 +144,4 @@ def test_ranks_end_with_their_launcher(start: Start, command, killed, how):
     number = next((number for number, name in names.items() if killed and killed in name), job.process.pid)
     os.kill(number, how)
     assert job.gone(8), f"{job.alive()} are left; {job.err()}"
-    assert job.err().count("bigbatch-exp: ") <= 1, job.err()
+    assert len(re.findall("^bigbatch(-exp)?: ", job.err(), re.MULTILINE)) <= 1, job.err()
