@@ -55,10 +55,11 @@ def find_mpirun() -> str | None:
 def launch_environment(command: list[str]) -> dict[str, str]:
     """Makes the environment variables for a launch command.
 
-    OpenMP gets one thread per process unless the user says otherwise, since ranks share the cores. Open MPI is told to
+    OpenMP gets one thread per process unless the user says otherwise, since ranks share the cores. The ranks are told
+    who started their launcher, so that they end when nobody waits for them any more. Open MPI is told to
     allow root and more ranks than cores, which it refuses by default.
     """
-    environment = {"OMP_NUM_THREADS": "1", **os.environ}
+    environment = {"OMP_NUM_THREADS": "1", **os.environ, STARTED_BY: started_by()}
     if Path(command[0]).name == "mpirun" and "Open MPI" in version(command[0]):
         environment.setdefault("PRTE_MCA_rmaps_default_mapping_policy", ":oversubscribe")
         environment.setdefault("OMPI_MCA_rmaps_base_oversubscribe", "1")
@@ -89,7 +90,7 @@ def start(command: list[str]) -> None:
     said = ""
     with subprocess.Popen(
         command,
-        env={**launch_environment(command), STARTED_BY: started_by()},
+        env=launch_environment(command),
         stdout=subprocess.DEVNULL,
         stderr=None if _own_standard_error() else subprocess.PIPE,
         text=True,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from jobs import PROGRAMS, Job, Start, quick, until
+from jobs import PROGRAMS, Job, Start, launcher, quick, slowdown, until
 
 from bigbatch.comm.transports.launch import Launch, Launcher
 from bigbatch.comm.transports.waits import wait_until
@@ -34,6 +34,24 @@ def watched(start: Start, ranks: int, *words: object, **environment: str) -> Job
     expected = ranks - 1 if words[0] == "loading" else ranks
     until(lambda: job.out().count(str(words[0])) == expected)
     return job
+
+
+@pytest.mark.parametrize("what", quick(["stopped", "killed"], lambda which: which == "stopped"))
+def test_under_torchrun(start: Start, what):
+    """torchrun asks nicely, and waits half a minute: a stopped rank held up its end for 62 s."""
+    job = start(*launcher("torchrun", 2), PROGRAMS / "watched.py", "training", 3)
+    until(lambda: job.out().count("training") == 2)
+    if what == "killed":
+        os.kill(job.process.pid, signal.SIGKILL)
+        assert job.gone(5)
+        assert job.err().count("ends because torchrun has ended") == 1
+        return
+    os.kill(process_of(job, 1), signal.SIGSTOP)
+    began = time.monotonic()
+    assert job.wait(15).status != 0
+    assert time.monotonic() - began < 8 * slowdown()
+    assert job.gone(5)
+    assert job.err().count("Rank 1 has given no sign of life for 3 s") == 1
 
 
 def process_of(job: Job, rank: int) -> int:

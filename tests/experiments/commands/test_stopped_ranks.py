@@ -70,7 +70,7 @@ OTHERS = [
     ("torchrun", "ring", 2, "drawing", 0),
     ("torchrun", "ring", 2, "closing", 1),
 ]
-QUICK = (("mpirun", "ring", 2, "importing", 1), ("torchrun", "allreduce", 2, "training", 1))
+QUICK = (("mpirun", "ring", 2, "importing", 1),)
 
 
 @pytest.mark.parametrize(
