@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from bigbatch.comm.errors import LaunchError
 from bigbatch.comm.wires import DEFAULT_DEADLINE
-from bigbatch.comm.wires.life import Board, appear, now_doing
+from bigbatch.comm.wires.life import Board, appear, disappear, now_doing, show_life
 from bigbatch.comm.wires.processes import PROC, Process, below
 
 if TYPE_CHECKING:  # which makes the watchdog
@@ -96,7 +96,7 @@ class Watchdog:
         self._wake = threading.Event()
         appear(board, launch.rank)
         # At the end of the program it runs after what was set up later, such as the end of MPI.
-        weakref.finalize(self, self._leave, weakref.ref(self), board, os.getpid())
+        weakref.finalize(self, self._leave, weakref.ref(self), os.getpid())
 
     def start(self) -> None:
         """Begins to watch, in a thread of its own."""
@@ -113,13 +113,12 @@ class Watchdog:
 
     def end_stopped(self) -> None:
         """End the other ranks of this machine that are stopped, because the job ends and they hear nothing gentler."""
-        for sign in self._board.others():
-            if sign.process.stopped():
-                sign.process.end()
+        for process in self._stopped():
+            process.end()
 
-    def wait_for_stopped(self) -> None:
-        """Waits while a rank of this machine is stopped: until it goes on, or the job is ended for its silence."""
-        _wait_while(lambda: any(sign.process.stopped() for sign in self._board.others()))
+    def knows_better(self) -> bool:
+        """Whether a rank of this machine is stopped, or has said why the job ends."""
+        return self._board.ended() or bool(self._stopped())
 
     def look(self, seconds: float) -> None:
         """Shows that this rank lives; ends it if its launcher is gone, and the job if another rank is silent too long.
@@ -128,7 +127,7 @@ class Watchdog:
             seconds: how much time has passed since the last look.
         """
         with suppress(OSError):  # a full disk must not end a training
-            self._board.beat()
+            show_life()
         for guardian, what in self._guardians.items():
             if not guardian.alive():
                 self._end(f"Rank {self._launch.rank} ends because {what} and nobody looks after it any more.", [])
@@ -181,6 +180,15 @@ class Watchdog:
                     f"{self.deadline:g} s (--deadline) the job ends."
                 )
 
+    def _stopped(self) -> list[Process]:
+        """The processes of other ranks of this machine that are stopped."""
+        processes = [sign.process for sign in self._board.others()]
+        if len(processes) < len(self._silences):
+            processes += [
+                found for place, (_, several) in self._search().items() if place in self._silences for found in several
+            ]
+        return [process for process in dict.fromkeys(processes) if process.stopped()]
+
     def _search(self) -> dict[int, tuple[int, list[Process]]]:
         """Finds ranks among the launcher's processes: by their places on this machine, their numbers and processes."""
         found: dict[int, tuple[int, list[Process]]] = {}
@@ -208,8 +216,7 @@ class Watchdog:
         self.end_stopped()
         if not self._launcher.alive() and self._rest_of_launcher is not None:
             self._rest_of_launcher.end(signal.SIGTERM)  # mpirun waits for its proxy even when that is gone
-        with suppress(OSError):
-            self._board.leave()
+        disappear()
         os._exit(1)
 
     def _watch(self) -> None:
@@ -235,14 +242,13 @@ class Watchdog:
         _wait_while(lambda: any(first or sign.doing != CLOSING for sign in self._board.others()))
 
     @staticmethod
-    def _leave(reference: "weakref.ref[Watchdog]", board: Board, process: int) -> None:
+    def _leave(reference: "weakref.ref[Watchdog]", process: int) -> None:
         if process != os.getpid():  # a copy that the program has made of itself
             return
         watchdog = reference()
         if watchdog is not None:
             watchdog._wait_for_others()
-        with suppress(OSError):
-            board.leave()
+        disappear()
 
 
 def _job(launch: "Launch") -> tuple[object, ...]:
@@ -253,6 +259,15 @@ def _job(launch: "Launch") -> tuple[object, ...]:
 def watchdog() -> Watchdog | None:
     """The watchdog of this process, if it is a rank that a launcher started."""
     return _here[0] if _here else None
+
+
+def give_way() -> None:
+    """Waits while the watchdog has something to say, if whoever calls it has an error of the wires to report.
+
+    If the job is ended for the silence of a rank, this call does not return: that is why the wires have failed.
+    """
+    if _here:
+        _wait_while(_here[0].knows_better)
 
 
 def watch(detect: Detect, *, guarded: bool) -> None:

@@ -76,10 +76,13 @@ class Board:
         new.write_text(json.dumps(asdict(sign)), encoding="utf-8")
         new.replace(self._own)
 
-    def beat(self) -> None:
-        """Shows that this rank lives."""
-        with contextlib.suppress(FileNotFoundError):  # nothing was written yet
+    def beat(self, sign: Sign) -> None:
+        """Shows that this rank lives, and what it does if somebody has cleared that away."""
+        try:
             os.utime(self._own)
+        except FileNotFoundError:
+            self.folder.mkdir(mode=0o700, exist_ok=True)
+            self.write(sign)
 
     def last_beat(self, place: int) -> int | None:
         """When a rank last showed that it lives, in nanoseconds of a clock of its own; None if it never did."""
@@ -97,7 +100,10 @@ class Board:
 
     def others(self) -> list[Sign]:
         """Reads the signs of all other ranks whose processes run."""
-        names = [entry.name for entry in self.folder.iterdir()] if self.folder.is_dir() else []
+        try:
+            names = [entry.name for entry in self.folder.iterdir()]
+        except OSError:
+            return []
         places = sorted(int(name) for name in names if name.isdecimal() and int(name) != self.place)
         return [sign for place in places if (sign := self.read(place)) is not None and sign.process.alive()]
 
@@ -174,6 +180,24 @@ def appear(board: Board, rank: int) -> None:
     _station.board = board
     _station.sign = replace(_station.sign, rank=rank, number=own.number, started=own.started, since=time.monotonic())
     board.write(_station.sign)
+
+
+def show_life() -> None:
+    """Shows that this process lives.
+
+    Raises:
+        OSError: the board cannot be written to.
+    """
+    if _station.board is not None:
+        _station.board.beat(_station.sign)
+
+
+def disappear() -> None:
+    """Has this process leave no more signs of life, and takes its last one away."""
+    board, _station.board = _station.board, None
+    if board is not None:
+        with contextlib.suppress(OSError):  # the next job clears away what is left
+            board.leave()
 
 
 def now_doing(what: str) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from bigbatch.comm.errors import INTERRUPTED, BigBatchError, ConfigurationError, DeadlineError, LaunchError
+from bigbatch.comm.errors import INTERRUPTED, BigBatchError, CommunicationError, ConfigurationError, LaunchError
 from bigbatch.comm.transports.launch import Launch, Launcher, detect
-from bigbatch.comm.transports.watchdog import watchdog
+from bigbatch.comm.transports.watchdog import give_way
 from bigbatch.comm.wires.life import doing, now_doing
 from bigbatch.comm.wires.transport import Transport
 from bigbatch.experiments.runs.run import Run, new_folder
@@ -112,14 +112,18 @@ def connected(connect: Callable[[], Transport], failed: Failed, tell: Callable[[
         failed: called with an error that only this rank knows of.
         tell: called with what the user should know, a sentence without its full stop.
     """
-    with doing("connecting the ranks"):
-        transport = connect()
+    try:
+        with doing("connecting the ranks"):
+            transport = connect()
+    except CommunicationError:
+        give_way()
+        raise
     alone = transport.size == 1
     try:
         yield transport
     except BigBatchError as error:
-        if isinstance(error, DeadlineError) and (watching := watchdog()) is not None:
-            watching.wait_for_stopped()  # the watchdog knows better what happened, and says it
+        if isinstance(error, CommunicationError):
+            give_way()
         if not error.everywhere and not alone:
             failed(error, None)
             transport.abort(1)

@@ -6,6 +6,7 @@ clemsgrs/slide2vec 131 (so do those of torchrun).
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -290,6 +291,12 @@ def test_a_folder_that_somebody_else_may_write_to_is_not_trusted(boards):
     boards[0].folder.chmod(0o777)
     with pytest.raises(PermissionError, match="not this user's own"):
         Board(Process.numbered(os.getppid()), "first", 0)
+
+
+def test_a_folder_that_was_cleared_away_is_made_again(watching, boards):
+    shutil.rmtree(boards[0].folder)
+    watching.look(1)
+    assert boards[1].others()[0].doing == "starting"
 
 
 def test_the_last_rank_takes_the_folder_away(boards, sleeper):
