@@ -227,17 +227,18 @@ def somebody_takes_time() -> bool:
 
 
 def elsewhere() -> str:
-    """Says which ranks of this machine do something else than this one, as a sentence after a space; mostly nothing."""
+    """Says what this rank does, and which ranks of its machine do something else, as a sentence after a space.
+
+    Says nothing where there is no launcher, and so nobody else on this machine.
+    """
     if _station.board is None:
         return ""
-    now = time.monotonic()
+    now, own = time.monotonic(), _station.sign
     found = [
         f"rank {sign.rank} {'has been stopped while' if sign.process.stopped() else 'is'} {sign.doing} "
         f"({now - sign.since:.0f} s so far)"
         for sign in _station.board.others()
-        if sign.doing != _station.sign.doing or sign.process.stopped()
+        if sign.doing != own.doing or sign.process.stopped()
     ]
-    if not found:
-        return ""
-    few = "; ".join(found[:4]) + ("; and others" if len(found) > 4 else "")
-    return f" Meanwhile {few}."
+    several = [*found[:4], *(["and so on"] if len(found) > 4 else [])]
+    return f" Rank {own.rank} was {own.doing}{'; meanwhile ' if several else ''}{'; '.join(several)}."

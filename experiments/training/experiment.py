@@ -99,7 +99,8 @@ class Experiment:
             with doing("preparing the text", takes_its_time=True):
                 return task_of(data)
 
-        first = together(transport, lambda: prepare() if transport.rank == 0 else None)
+        with doing("waiting for rank 0 to prepare the text" if transport.rank else "getting ready"):
+            first = together(transport, lambda: prepare() if transport.rank == 0 else None)
         task = together(transport, lambda: first or prepare())
         agree(transport, "corpus", list(facts_about_task(task).items()))
         return task

@@ -21,7 +21,7 @@ from jobs import PROGRAMS, Job, Start, launcher, quick, slowdown, until
 
 from bigbatch.comm.transports.launch import Launch, Launcher
 from bigbatch.comm.transports.waits import wait_until
-from bigbatch.comm.transports.watchdog import SECONDS_BEFORE_NOTICE, STARTED_BY, Watchdog
+from bigbatch.comm.transports.watchdog import SECONDS_BEFORE_NOTICE, STARTED_BY, Watchdog, watchdog
 from bigbatch.comm.wires import life
 from bigbatch.comm.wires.life import Board, Sign, doing, elsewhere, somebody_takes_time
 from bigbatch.comm.wires.processes import Process, below
@@ -310,20 +310,27 @@ def test_the_last_rank_takes_the_folder_away(boards, sleeper):
 
 @pytest.mark.usefixtures("watching")
 def test_what_others_do_is_said_and_may_take_its_time(boards, sleeper):
-    assert (elsewhere(), somebody_takes_time()) == ("", False)
+    assert (elsewhere(), somebody_takes_time()) == (" Rank 0 was starting.", False)
     with doing("training"):
         boards[1].write(sign_of(sleeper))
-        assert (elsewhere(), somebody_takes_time()) == ("", False)
+        assert (elsewhere(), somebody_takes_time()) == (" Rank 0 was training.", False)
         boards[1].write(
             replace(sign_of(sleeper, "preparing the text", takes_its_time=True), since=time.monotonic() - 35)
         )
-        assert elsewhere() == " Meanwhile rank 1 is preparing the text (35 s so far)."
+        assert elsewhere() == " Rank 0 was training; meanwhile rank 1 is preparing the text (35 s so far)."
         assert somebody_takes_time()
         stop(sleeper)
         assert "rank 1 has been stopped while preparing the text" in elsewhere()
     sleeper.end()
     until(lambda: not sleeper.alive())
-    assert (elsewhere(), somebody_takes_time()) == ("", False)
+    assert (elsewhere(), somebody_takes_time()) == (" Rank 0 was starting.", False)
+
+
+def test_who_was_started_by_nobody_is_not_watched():
+    """setsid nohup bigbatch-exp ps serve &, whose shell may end."""
+    Launch(Launcher.NONE).watch(1)
+    assert watchdog() is None
+    assert elsewhere() == ""
 
 
 @pytest.mark.usefixtures("watching")
