@@ -35,7 +35,9 @@ class CalibrationSettings(Options):
     )
     network: Path | None = option(None, File(), "File to write.", missing="this-machine.toml in the cache")
     deadline: float = option(
-        DEFAULT_DEADLINE, Number(above=0), "Seconds that a rank waits for another before it gives up."
+        DEFAULT_DEADLINE,
+        Number(above=0),
+        "Seconds without a message or a sign of life from a rank before the job ends.",
     )
 
 

@@ -42,7 +42,9 @@ class RankSettings(Options):
         None, Whole(), "Number of ranks to treat as one machine.", missing="those that share one"
     )
     deadline: float = option(
-        DEFAULT_DEADLINE, Number(above=0), "Seconds that a rank waits for another before it gives up."
+        DEFAULT_DEADLINE,
+        Number(above=0),
+        "Seconds without a message or a sign of life from a rank before the job ends.",
     )
 
 

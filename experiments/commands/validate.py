@@ -35,7 +35,9 @@ class ValidationSettings(Options):
     )
     seconds: float = option(8.0, Number(above=0), "Seconds to spend on each calibration and each size.")
     deadline: float = option(
-        DEFAULT_DEADLINE, Number(above=0), "Seconds that a rank waits for another before it gives up."
+        DEFAULT_DEADLINE,
+        Number(above=0),
+        "Seconds without a message or a sign of life from a rank before the job ends.",
     )
 
 
