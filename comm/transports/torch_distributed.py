@@ -14,7 +14,7 @@ from torch.distributed import HashStore, PrefixStore, Store, TCPStore  # type: i
 from bigbatch.comm.buffers import Buffer
 from bigbatch.comm.errors import CommunicationError, DeadlineError
 from bigbatch.comm.transports.mpi import MPITransport
-from bigbatch.comm.transports.watchdog import watchdog
+from bigbatch.comm.transports.watchdog import give_way, watchdog
 from bigbatch.comm.wires import DEFAULT_DEADLINE
 from bigbatch.comm.wires.life import elsewhere, somebody_takes_time
 from bigbatch.comm.wires.request import ANY, Request
@@ -38,6 +38,7 @@ class TorchRequest(Request):
         try:
             self._work.wait(timedelta(seconds=self._transport.deadline))
         except RuntimeError as error:
+            give_way()
             peer = {ANY: "any rank", EVERY: "the other ranks"}.get(self._peer, f"rank {self._peer}")
             what = f"Rank {self._transport.rank} could not {self._operation} {peer}"
             if "imed out" in str(error):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from threading import Thread
 from typing import NoReturn, Self
 
+from bigbatch.comm.transports.watchdog import give_way
 from bigbatch.comm.wires import DEFAULT_DEADLINE
 from bigbatch.comm.wires.life import somebody_takes_time
 from bigbatch.comm.wires.request import Request
@@ -50,6 +51,7 @@ def wait_until(
         waited = time.monotonic() - started
         if waited > deadline:
             if not somebody_takes_time():
+                give_way()
                 give_up()
             started, waited = time.monotonic(), 0.0
         time.sleep(min(max(SHORTEST_SLEEP, SLEEP_SHARE * waited), LONGEST_SLEEP))

@@ -133,24 +133,31 @@ class Watchdog:
                 self._end(f"Rank {self._launch.rank} ends because {what} and nobody looks after it any more.", [])
         if self._board.ended():  # whoever knew why has said it
             self._end("", [])
-        self._unsearched += seconds
-        unseen: dict[int, tuple[int, list[Process]]] = {}
-        if self._unsearched >= self.deadline / LOOKS:
-            if any(self._board.last_beat(place) is None for place in self._silences):
-                unseen = self._search()
-            for place in unseen.keys() & self._silences.keys():
-                if self._board.last_beat(place) is None:
-                    rank, processes = unseen[place]
-                    self._listen(place, self._unsearched, rank, "loading bigbatch", processes)
-            self._unsearched = 0.0
+        unseen = []
         for place, silence in self._silences.items():
             beat = self._board.last_beat(place)
             if beat is None:
-                continue
-            if beat != silence.beat:
+                unseen.append(place)
+            elif beat != silence.beat:
                 silence.broken(beat, 0)
             elif (sign := self._board.read(place)) is not None:
                 self._listen(place, seconds, sign.rank, sign.doing, [sign.process])
+        self._unsearched += seconds
+        if unseen and self._unsearched >= self.deadline / LOOKS:
+            self._look_for(unseen, self._unsearched)
+            self._unsearched = 0.0
+
+    def _look_for(self, places: list[int], seconds: float) -> None:
+        """Looks among all processes for those of ranks that have left no sign yet; that takes longer than a look."""
+        found = self._search()
+        for place in places:
+            if place in found:
+                rank, processes = found[place]
+                self._listen(place, seconds, rank, "loading bigbatch", processes)
+                continue
+            self._silences[place].seconds += seconds
+            if self._silences[place].seconds > self.deadline:  # the launcher has started fewer ranks here than it says
+                del self._silences[place]
 
     def _listen(self, place: int, seconds: float, rank: int, doing: str, processes: list[Process]) -> None:
         """Adds to the silence of a rank that does not show that it lives; ends the job if that takes too long."""
@@ -171,10 +178,10 @@ class Watchdog:
                 "ended: see what holds that process, or allow more with --deadline.",
                 processes,
             )
-        first = not any(lower < self._launch.local_rank for lower in self._silences if lower != place)
-        if silence.seconds >= SECONDS_BEFORE_NOTICE < self.deadline / 2 and not silence.noticed:
+        noticeable = self.deadline > 2 * SECONDS_BEFORE_NOTICE and silence.seconds >= SECONDS_BEFORE_NOTICE
+        if noticeable and not silence.noticed:
             silence.noticed = True
-            if first:
+            if all(other == place or other > self._launch.local_rank for other in self._silences):  # one rank says it
                 _say(
                     f"Rank {rank} has given no sign of life for {silence.seconds:.0f} s: it {state}. After "
                     f"{self.deadline:g} s (--deadline) the job ends."

@@ -120,8 +120,7 @@ class Board:
         return (self.folder / ENDED).exists()
 
     def leave(self) -> None:
-        """Takes this rank's sign away, and the folder if no other rank is left."""
-        self._own.unlink(missing_ok=True)
+        """Takes the folder away if no other rank is left; else a rank that is stopped while it ends would be nobody."""
         if not self.others():
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -193,7 +192,7 @@ def show_life() -> None:
 
 
 def disappear() -> None:
-    """Has this process leave no more signs of life, and takes its last one away."""
+    """Has this process leave no more signs of life; the last process of the job takes all of them away."""
     board, _station.board = _station.board, None
     if board is not None:
         with contextlib.suppress(OSError):  # the next job clears away what is left

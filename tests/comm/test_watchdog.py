@@ -240,6 +240,22 @@ def test_a_long_deadline_is_said_once_where_a_rank_falls_silent(watching, boards
     until(lambda: not sleeper.alive())
 
 
+def test_a_rank_that_is_stopped_while_its_program_ends_is_named(watching, boards, sleeper, capfd):
+    watching.allow(5)
+    boards[1].write(sign_of(sleeper, "closing"))
+    boards[1].leave()
+    stop(sleeper)
+    with pytest.raises(EndedError):
+        look_on(watching, 10)
+    assert "Rank 1 has given no sign of life for 5 s: it was stopped while it was closing" in capfd.readouterr().err
+
+
+def test_ranks_that_were_never_started_here_are_not_looked_for_without_end(watching):
+    watching.allow(5)
+    look_on(watching, 10)
+    assert not watching._silences
+
+
 def test_a_process_that_came_later_under_the_same_number_is_spared(watching, boards, sleeper):
     boards[1].write(sign_of(Process(sleeper.number, sleeper.started - 1)))
     stop(sleeper)
@@ -301,10 +317,11 @@ def test_a_folder_that_was_cleared_away_is_made_again(watching, boards):
 
 def test_the_last_rank_takes_the_folder_away(boards, sleeper):
     boards[1].write(sign_of(sleeper))
-    boards[0].write(replace(sign_of(sleeper), rank=0))
     boards[0].leave()
     assert boards[0].folder.exists()
-    boards[1].leave()
+    sleeper.end()
+    until(lambda: not sleeper.alive())
+    boards[0].leave()
     assert not boards[0].folder.exists()
 
 
