@@ -104,6 +104,16 @@ class TorchTransport(Transport):
         A message that nobody takes would close gloo's connections.
         """
         self._exchanges += 1
+        try:
+            return self._exchange(text)
+        except dist.DistNetworkError as error:
+            give_way()
+            raise CommunicationError(
+                f"Rank {self.rank} has lost the store at which the ranks met: {str(error).splitlines()[0]}. See what rank "
+                "0 reports, or torchrun, which keeps it."
+            ) from error
+
+    def _exchange(self, text: str) -> list[str | None]:
         keys = [f"exchange/{self._exchanges}/{rank}" for rank in range(self.size)]
         self._store.set(keys[self.rank], text)
         while True:

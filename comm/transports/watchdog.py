@@ -117,8 +117,9 @@ class Watchdog:
             process.end()
 
     def knows_better(self) -> bool:
-        """Whether a rank of this machine is stopped, or has said why the job ends."""
-        return self._board.ended() or bool(self._stopped())
+        """Whether the launcher is gone, or a rank of this machine is stopped or has said why the job ends."""
+        here = all(guardian.alive() for guardian in self._guardians)
+        return not here or self._board.ended() or bool(self._stopped())
 
     def look(self, seconds: float) -> None:
         """Shows that this rank lives; ends it if its launcher is gone, and the job if another rank is silent too long.
@@ -271,7 +272,7 @@ def watchdog() -> Watchdog | None:
 def give_way() -> None:
     """Waits while the watchdog has something to say, if whoever calls it has an error of the wires to report.
 
-    If the job is ended for the silence of a rank, this call does not return: that is why the wires have failed.
+    If the job ends because a rank is silent or the launcher gone, this call does not return: the wires failed for that.
     """
     if _here:
         _wait_while(_here[0].knows_better)
