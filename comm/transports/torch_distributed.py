@@ -109,8 +109,8 @@ class TorchTransport(Transport):
         except dist.DistNetworkError as error:
             give_way()
             raise CommunicationError(
-                f"Rank {self.rank} has lost the store at which the ranks met: {str(error).splitlines()[0]}. See what rank "
-                "0 reports, or torchrun, which keeps it."
+                f"Rank {self.rank} has lost the store at which the ranks met: {str(error).splitlines()[0]}. See what "
+                "rank 0 reports, or torchrun, which keeps it."
             ) from error
 
     def _exchange(self, text: str) -> list[str | None]:
