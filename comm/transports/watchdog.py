@@ -285,12 +285,15 @@ def watch(detect: Detect, *, guarded: bool) -> None:
         detect: reads from a process's environment how it was started.
         guarded: whether the launcher looks after its ranks, which end when it is gone.
     """
-    if _here:
+    try:
+        launch = detect(os.environ)
+    except LaunchError:  # only by looking at other processes, too, can it be said who started this one
         return
-    launch = detect(os.environ)
     launcher = _launcher_of(launch, detect)
-    if launcher is None:
+    if _here or launcher is None:
         return
+    # The variables of a job of one process may be left over, in a shell that its programs may well outlive.
+    guarded = guarded and (launch.size > 1 or launcher.launches())
     attempt = f"{launch.address}-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}".replace("/", "")
     with suppress(OSError):  # without a place for signs of life, the deadlines of the waits must do
         _here.append(Watchdog(launch, launcher, Board(launcher, attempt, launch.local_rank), detect, guarded=guarded))

@@ -161,10 +161,14 @@ def test_ranks_end_with_the_program_that_started_their_launcher(start: Start):
     assert job.err().count("ends because the program that started it has ended") == 1
 
 
+BY_HAND = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+LEFT_OVER = {"PMI_RANK": "0", "PMI_SIZE": "1"}
+
+
 @pytest.mark.slow
-def test_whoever_sets_the_variables_of_torch_by_hand_may_leave(start: Start):
-    """RANK=0 WORLD_SIZE=1 ... nohup python own_loop.py &, and the shell is closed."""
-    variables = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+@pytest.mark.parametrize("variables", [BY_HAND, LEFT_OVER])
+def test_whoever_is_no_launcher_may_leave(start: Start, variables):
+    """RANK=0 WORLD_SIZE=2 ... nohup python own_loop.py &, and the shell is closed."""
     program = [sys.executable, str(PROGRAMS / "watched.py"), "training", "1", "3"]
     leaves = f"import subprocess\nsubprocess.Popen({program!r})"
     job = start(sys.executable, "-c", leaves, **variables)
