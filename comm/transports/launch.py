@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from bigbatch.comm.errors import LaunchError
 
 if TYPE_CHECKING:  # a command line that only asks who started it must not wait for NumPy
+    from bigbatch.comm.wires.processes import Process
     from bigbatch.comm.wires.transport import Transport
 
 
@@ -55,10 +56,19 @@ class Launch:
 
         if self.launcher is Launcher.NONE:
             return
-        # Whoever sets torch's variables by hand may well leave the processes to themselves.
-        watch(detect, guarded=self.launcher is not Launcher.TORCHRUN or "TORCHELASTIC_RUN_ID" in os.environ)
+        watch(detect, self._guarded_by)
         if deadline is not None and (watching := watchdog()) is not None:
             watching.allow(deadline)
+
+    def _guarded_by(self, process: "Process") -> bool:
+        """Whether a process looks after those that it started, as a launcher does.
+
+        A shell may leave them to themselves: one in which somebody set torch's variables by hand, or in which those of
+        a job of one process were left over.
+        """
+        if self.launcher is Launcher.TORCHRUN:
+            return "TORCHELASTIC_RUN_ID" in os.environ
+        return self.size > 1 or process.launches()
 
     def connect(self, deadline: float) -> "Transport":
         """Connects the processes by the transport that suits their launcher.

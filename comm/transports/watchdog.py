@@ -278,12 +278,12 @@ def give_way() -> None:
         _wait_while(_here[0].knows_better)
 
 
-def watch(detect: Detect, *, guarded: bool) -> None:
+def watch(detect: Detect, guards: Callable[[Process], bool]) -> None:
     """Has this process watch over the ranks beside it from now on, if the system shows who started them.
 
     Args:
         detect: reads from a process's environment how it was started.
-        guarded: whether the launcher looks after its ranks, which end when it is gone.
+        guards: says whether the process that started this one looks after it, so that it ends when that is gone.
     """
     try:
         launch = detect(os.environ)
@@ -292,11 +292,10 @@ def watch(detect: Detect, *, guarded: bool) -> None:
     launcher = _launcher_of(launch, detect)
     if _here or launcher is None:
         return
-    # The variables of a job of one process may be left over, in a shell that its programs may well outlive.
-    guarded = guarded and (launch.size > 1 or launcher.launches())
     attempt = f"{launch.address}-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}".replace("/", "")
     with suppress(OSError):  # without a place for signs of life, the deadlines of the waits must do
-        _here.append(Watchdog(launch, launcher, Board(launcher, attempt, launch.local_rank), detect, guarded=guarded))
+        board = Board(launcher, attempt, launch.local_rank)
+        _here.append(Watchdog(launch, launcher, board, detect, guarded=guards(launcher)))
         _here[0].start()
 
 
