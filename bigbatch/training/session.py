@@ -26,6 +26,7 @@ from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.comm.strategies.strategy import StepReport, Strategy
 from bigbatch.comm.transports.launch import detect
 from bigbatch.comm.wires import DEFAULT_DEADLINE
+from bigbatch.comm.wires.life import now_doing
 from bigbatch.comm.wires.transport import Transport, current_transport
 from bigbatch.optimizers.standard import factory_of
 from bigbatch.training.pushes import Pushes
@@ -83,6 +84,7 @@ def attach(
     session = Session(made, parameters, overlap=overlap, broadcast_buffers=broadcast_buffers, close=close)
     if own and wires.size > 1:
         atexit.register(_abort_after_an_error, weakref.ref(session))
+    now_doing("training in a loop of its own")
     made.enter()
     return session
 

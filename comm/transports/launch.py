@@ -12,6 +12,7 @@ from bigbatch.comm.transports.inherited import ancestors
 
 if TYPE_CHECKING:  # a command line that only asks who started it must not wait for NumPy
     from bigbatch.comm.transports.mpi import MPITransport
+    from bigbatch.comm.wires.processes import Process
     from bigbatch.comm.wires.transport import Transport
 
 
@@ -61,6 +62,33 @@ class Launch:
         """Whether this process speaks for its machine, about what all processes there find out alike."""
         return self.rank == 0 or self.local_rank == 0
 
+    def watch(self, deadline: float | None = None) -> None:
+        """Has this process watch over the ranks beside it, if a launcher started it; see `watchdog`.
+
+        Args:
+            deadline: seconds without a sign of life from a rank after which the job ends; None if not known yet.
+
+        Raises:
+            LaunchError: the launcher's variables contradict each other.
+        """
+        from bigbatch.comm.transports.watchdog import watch, watchdog
+
+        if self.launcher is Launcher.NONE:
+            return
+        watch(detect, self._guarded_by)
+        if deadline is not None and (watching := watchdog()) is not None:
+            watching.allow(deadline)
+
+    def _guarded_by(self, process: "Process") -> bool:
+        """Whether a process looks after those that it started, as a launcher does.
+
+        A shell may leave them to themselves: one in which somebody set torch's variables by hand, or in which those of
+        a job of one process were left over.
+        """
+        if self.launcher is Launcher.TORCHRUN:
+            return "TORCHELASTIC_RUN_ID" in os.environ
+        return self.size > 1 or process.launches()
+
     def connect(self, deadline: float) -> "Transport":
         """Connects the processes by the transport that suits their launcher.
 
@@ -72,6 +100,7 @@ class Launch:
         Raises:
             LaunchError: there is no MPI library, or it does not belong to the launcher.
         """
+        self.watch(deadline)
         if self.launcher is Launcher.TORCHRUN:
             return self.connect_torch(deadline)
         if self.alone:
@@ -93,6 +122,7 @@ class Launch:
         from bigbatch.comm.transports.meeting import at_address, in_step, nobody, through_mpi
         from bigbatch.comm.transports.torch_distributed import TorchTransport
 
+        self.watch(deadline)
         rank, size, mpi = self.rank, self.size, None
         if self.alone:
             meeting = nobody()

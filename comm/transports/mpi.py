@@ -1,9 +1,11 @@
 """MPI, through mpi4py's upper-case calls, which send NumPy buffers where they lie."""
 
+import ctypes
 import math
 import os
 import socket
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +19,7 @@ from bigbatch.comm.errors import CommunicationError, ConfigurationError, Deadlin
 from bigbatch.comm.transports.segments import forget_own
 from bigbatch.comm.transports.waits import OnThreads, wait_until
 from bigbatch.comm.wires import DEFAULT_DEADLINE
+from bigbatch.comm.wires.life import elsewhere
 from bigbatch.comm.wires.request import ANY, Request, Windows
 from bigbatch.comm.wires.transport import Transport, nodes_among
 
@@ -72,7 +75,7 @@ class MPIRequest(Request):
     def _give_up(self) -> NoReturn:
         raise DeadlineError(
             f"Rank {self._transport.rank} waited {self._transport.deadline:g} s to {self._operation} {self._named()} "
-            f"({self._what()}). Either that rank is stuck, or it is slow: then allow more with --deadline."
+            f"({self._what()}). Either that rank is stuck, or it is slow: then allow more with --deadline.{elsewhere()}"
         )
 
 
@@ -306,6 +309,7 @@ class MPIWindows(Windows):
         raise DeadlineError(
             f"Rank {self._transport.rank} waited {self._transport.deadline:g} s for rank {self._transport.node[place]} "
             "at a barrier in shared memory. Either that rank is stuck, or it is slow: then allow more with --deadline."
+            f"{elsewhere()}"
         )
 
 
@@ -316,6 +320,9 @@ def load_mpi() -> ModuleType:
         LaunchError: no MPI library could be loaded.
     """
     try:
+        import mpi4py
+
+        mpi4py.rc.initialize = False  # else the import does it, and meanwhile lets no other thread work
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         raise LaunchError(
@@ -323,4 +330,36 @@ def load_mpi() -> ModuleType:
             f"(or load your cluster's MPI module). mpi4py said: {str(error).strip().splitlines()[0]}"
         ) from error
     module: ModuleType = MPI
+    if not MPI.Is_initialized():
+        _initialize(module)
     return module
+
+
+def _initialize(mpi: ModuleType) -> None:
+    """Initialise MPI, and see to its end, so that other threads of this process work while it waits for other ranks.
+
+    mpi4py's own calls keep Python's lock. ctypes gives it up, and finds the library that mpi4py was loaded with.
+    """
+    import mpi4py
+
+    library = ctypes.CDLL(mpi.__file__)
+    if not hasattr(library, "MPI_Init_thread"):  # an MPI that was linked into mpi4py itself
+        mpi.Init_thread()
+        weakref.finalize(mpi, _finalize, mpi.Finalize, mpi.Is_finalized)
+        return
+    levels = {name: getattr(mpi, f"THREAD_{name.upper()}") for name in ("single", "funneled", "serialized", "multiple")}
+    level = levels.get(str(mpi4py.rc.thread_level), mpi.THREAD_MULTIPLE) if mpi4py.rc.threads else mpi.THREAD_SINGLE
+    status = library.MPI_Init_thread(None, None, ctypes.c_int(level), ctypes.byref(ctypes.c_int()))
+    if status != mpi.SUCCESS:
+        raise LaunchError(
+            f"MPI could not be initialised (MPI_Init_thread returned {status}): start the ranks with the mpirun that "
+            "belongs to the MPI library."
+        )
+    for communicator in (mpi.COMM_WORLD, mpi.COMM_SELF):
+        communicator.Set_errhandler(mpi.ERRORS_RETURN)
+    weakref.finalize(mpi, _finalize, library.MPI_Finalize, mpi.Is_finalized)
+
+
+def _finalize(finalize: Callable[[], object], finalized: Callable[[], bool]) -> None:
+    if not finalized():
+        finalize()

@@ -14,7 +14,9 @@ from bigbatch.comm.buffers import Buffer, tensor_of
 from bigbatch.comm.errors import CommunicationError, DeadlineError
 from bigbatch.comm.transports.meeting import INTERFACE, Meeting
 from bigbatch.comm.transports.mpi import MPITransport
+from bigbatch.comm.transports.watchdog import give_way, watchdog
 from bigbatch.comm.wires import DEFAULT_DEADLINE
+from bigbatch.comm.wires.life import elsewhere, somebody_takes_time
 from bigbatch.comm.wires.request import ANY, Request
 from bigbatch.comm.wires.transport import Transport
 
@@ -36,12 +38,13 @@ class TorchRequest(Request):
         try:
             self._work.wait(timedelta(seconds=self._transport.deadline))
         except RuntimeError as error:
+            give_way()
             peer = {ANY: "any rank", EVERY: "the other ranks"}.get(self._peer, f"rank {self._peer}")
             what = f"Rank {self._transport.rank} could not {self._operation} {peer}"
             if "imed out" in str(error):
                 raise DeadlineError(
                     f"{what} within {self._transport.deadline:g} s. Either that rank is stuck, or it is slow: then "
-                    "allow more with --deadline."
+                    f"allow more with --deadline.{elsewhere()}"
                 ) from error
             raise CommunicationError(f"{what}: {str(error).splitlines()[0]}. See what that rank reports.") from error
         return self._work._source_rank() if self._peer == ANY else self._peer
@@ -94,10 +97,25 @@ class TorchTransport(Transport):
         A message that nobody takes would close gloo's connections.
         """
         self._exchanges += 1
+        try:
+            return self._exchange(text)
+        except dist.DistNetworkError as error:
+            give_way()
+            raise CommunicationError(
+                f"Rank {self.rank} has lost the store at which the ranks met: {str(error).splitlines()[0]}. See what "
+                "rank 0 reports, or torchrun, which keeps it."
+            ) from error
+
+    def _exchange(self, text: str) -> list[str | None]:
         keys = [f"exchange/{self._exchanges}/{rank}" for rank in range(self.size)]
         self._store.set(keys[self.rank], text)
-        with contextlib.suppress(dist.DistStoreError):  # whose keys are missing is looked at below
-            self._store.wait(keys, timedelta(seconds=self.deadline / 2))
+        while True:
+            try:
+                self._store.wait(keys, timedelta(seconds=self.deadline / 2))
+            except dist.DistStoreError:
+                if somebody_takes_time():
+                    continue
+            break  # whose keys are missing is looked at below
         # Everyone has read the one before, or would not have come to this one.
         self._store.delete_key(f"exchange/{self._exchanges - 1}/{self.rank}")
         return [self._store.get(key).decode() if self._store.check([key]) else None for key in keys]
@@ -136,6 +154,8 @@ class TorchTransport(Transport):
         """End this process, and with it the job: by the launcher's own means where it has some."""
         if self._launcher is not None:
             self._launcher.abort(code)
+        if (watching := watchdog()) is not None:
+            watching.end_stopped()  # torchrun would first wait half a minute for them to end by themselves
         os._exit(code)  # a hanging collective must not hold the process back
 
 

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from threading import Thread
 from typing import NoReturn, Self
 
+from bigbatch.comm.transports.watchdog import give_way
 from bigbatch.comm.wires import DEFAULT_DEADLINE
+from bigbatch.comm.wires.life import somebody_takes_time
 from bigbatch.comm.wires.request import Request
 from bigbatch.comm.wires.transport import Transport
 
@@ -35,7 +37,7 @@ def wait_until(
 
     Args:
         arrived: returns whether it has arrived.
-        deadline: seconds after which to give up.
+        deadline: seconds after which to give up, not counting those in which another rank may take its time.
         give_up: called when the deadline has passed, to raise the error.
         meanwhile: called before every sleep; may raise what makes the wait pointless.
     """
@@ -48,7 +50,10 @@ def wait_until(
         meanwhile()
         waited = time.monotonic() - started
         if waited > deadline:
-            give_up()
+            if not somebody_takes_time():
+                give_way()
+                give_up()
+            started, waited = time.monotonic(), 0.0
         time.sleep(min(max(SHORTEST_SLEEP, SLEEP_SHARE * waited), LONGEST_SLEEP))
 
 

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from bigbatch.comm import errors
 from bigbatch.comm.errors import BigBatchError, DeadlineError, MismatchError
+from bigbatch.comm.wires.life import elsewhere
 from bigbatch.comm.wires.transport import Transport
 
 Result = TypeVar("Result")
@@ -32,7 +33,7 @@ def _read(transport: Transport, texts: Sequence[str | None], occasion: str) -> l
         raise DeadlineError(
             f"Rank{'s' if len(missing) > 1 else ''} {', '.join(missing)} did not come to {occasion} within "
             f"{transport.deadline / 2:g} s, as the others did. Look at what went wrong there; if nothing did, allow "
-            "more with --deadline."
+            f"more with --deadline.{elsewhere()}"
         )
     return [json.loads(text) for text in texts if text is not None]
 

@@ -34,7 +34,9 @@ class CalibrationSettings(Options):
         128 * 2**20, MEMORY, "Memory that each rank works through; too little would stay in the caches."
     )
     network: Path | None = option(None, File(), "File to write.", missing="this-machine.toml in the cache")
-    deadline: float = option(DEFAULT_DEADLINE, SECONDS, "Seconds that a rank waits for another before it gives up.")
+    deadline: float = option(
+        DEFAULT_DEADLINE, SECONDS, "Seconds without a message or a sign of life from a rank before the job ends."
+    )
 
 
 @click.command(cls=Command)

@@ -1,6 +1,7 @@
 """The program `bigbatch-exp`: a strategy's name runs an experiment over it, and other words name other commands."""
 
 import sys
+from contextlib import suppress
 from typing import NoReturn
 
 import click
@@ -131,7 +132,9 @@ def main() -> NoReturn:
 def _run() -> int:
     """Run the command, report its error, and return the exit status."""
     try:
+        begin_to_watch()
         cli(standalone_mode=False)
+        end_together()
     except click.ClickException as error:
         if speaks(error):
             error.show()
@@ -149,6 +152,22 @@ def _run() -> int:
             return INCOMPLETE
         return 2 if isinstance(error, ConfigurationError | LaunchError) else 1
     return 0
+
+
+def begin_to_watch() -> None:
+    """Have this rank be watched, and watch the others, before anything that takes long is loaded."""
+    from bigbatch.comm.transports.launch import detect
+
+    with suppress(LaunchError):  # the command itself says what is wrong
+        detect().watch()
+
+
+def end_together() -> None:
+    """Have this rank wait at its end for the others', whose work goes well, too."""
+    from bigbatch.comm.transports.watchdog import watchdog
+
+    if (watching := watchdog()) is not None:
+        watching.finished()
 
 
 def speaks(error: Exception) -> bool:

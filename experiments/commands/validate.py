@@ -35,7 +35,9 @@ class ValidationSettings(Options):
         (3, 4), Several(Whole(most=10_000), ascending=True), "Numbers of workers to predict."
     )
     seconds: float = option(8.0, SECONDS, "Seconds to spend on each calibration and each size.")
-    deadline: float = option(DEFAULT_DEADLINE, SECONDS, "Seconds that a rank waits for another before it gives up.")
+    deadline: float = option(
+        DEFAULT_DEADLINE, SECONDS, "Seconds without a message or a sign of life from a rank before the job ends."
+    )
 
 
 @click.command(cls=Command)

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from bigbatch.comm.errors import BigBatchError, ConfigurationError, IncompleteError
 from bigbatch.comm.files import replacing, unwritable
+from bigbatch.comm.wires.life import doing
 from bigbatch.experiments.runs.run import SUMMARY, write_json
 
 
@@ -53,7 +54,7 @@ class Results:
 
         def write() -> None:
             try:
-                with replacing(path) as part:
+                with doing(f"drawing {name}"), replacing(path) as part:
                     draw(part)
             except OSError as error:
                 raise unwritable(path, error, "--out") from error

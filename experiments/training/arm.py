@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from bigbatch.comm.wires.life import doing
 from bigbatch.experiments.training.history import History, without_unmeasured
 from bigbatch.experiments.training.progress import Reporter
 from bigbatch.experiments.training.settings import Settings
@@ -37,7 +38,8 @@ def train(
     stops = validation_points(updates, to_target=settings.observation.target is not None)
 
     def validate(number: int) -> None:
-        loss = trainer.validate(validation_examples)
+        with doing(f"validating the arm {arm}"):
+            loss = trainer.validate(validation_examples)
         if loss is not None:  # else another worker looks
             history.validated(number, history.tokens, history.seconds, loss)
             record({"kind": "validation", "arm": arm, **asdict(history.validations[-1])})

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import torch
 
-from bigbatch.comm.errors import INTERRUPTED, BigBatchError, ConfigurationError, LaunchError
+from bigbatch.comm.errors import INTERRUPTED, BigBatchError, CommunicationError, ConfigurationError, LaunchError
 from bigbatch.comm.transports.launch import Launch, Launcher, detect
+from bigbatch.comm.transports.watchdog import give_way
+from bigbatch.comm.wires.life import doing, now_doing
 from bigbatch.comm.wires.transport import Transport
 from bigbatch.experiments.runs.run import SUMMARY, Run, chosen_folder
 from bigbatch.experiments.training.assemble import check, resolve_device, strategy_of
@@ -157,11 +159,18 @@ def connected(connect: Callable[[], Transport], failed: Failed, tell: Callable[[
         failed: called with an error that only this rank knows of.
         tell: called with what the user should know, a sentence without its full stop.
     """
-    transport = connect()
+    try:
+        with doing("connecting the ranks"):
+            transport = connect()
+    except CommunicationError:
+        give_way()
+        raise
     alone = transport.size == 1
     try:
         yield transport
     except BigBatchError as error:
+        if isinstance(error, CommunicationError):
+            give_way()
         if not error.everywhere and not alone:
             failed(error, None)
             transport.abort(1)
@@ -178,4 +187,5 @@ def connected(connect: Callable[[], Transport], failed: Failed, tell: Callable[[
             raise
         failed(error, transport.rank)
         transport.abort(1)
+    now_doing("closing the wires")
     transport.close()

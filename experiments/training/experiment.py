@@ -12,6 +12,7 @@ import torch
 import bigbatch
 from bigbatch.comm.strategies.strategy import Strategy
 from bigbatch.comm.wires.agreement import agree, all_gather, together
+from bigbatch.comm.wires.life import doing, now_doing
 from bigbatch.comm.wires.transport import Transport
 from bigbatch.experiments.runs.run import Run, RunWriter, environment
 from bigbatch.experiments.training.arm import train_and_measure
@@ -67,6 +68,7 @@ class Experiment:
 
     def _run(self, transport: Transport) -> Run | None:
         settings = self.request.settings
+        now_doing("getting ready")
         if (node_size := settings.wires.node_size) is not None:
             together(transport, lambda: transport.arrange(node_size))
         asked = {
@@ -90,14 +92,21 @@ class Experiment:
             writer.config({**asked, "environment": environment()})
             tracing = Tracing(transport, settings.observation, writer.trace)
             summary = self._run_arms(transport, assembly, arms, writer.metric, tracing)
+            now_doing("writing the run's folder")
             writer.summary(summary)
             return writer.run(summary)
 
     def _prepare(self, transport: Transport) -> Task:
         """Prepare the task on rank 0 first; the others then find its text in the cache."""
         data = self.request.settings.data
-        first = together(transport, lambda: task_of(data) if transport.rank == 0 else None)
-        task = together(transport, lambda: first or task_of(data))
+
+        def prepare() -> Task:
+            with doing("preparing the text", takes_its_time=True):
+                return task_of(data)
+
+        with doing("waiting for rank 0 to prepare the text" if transport.rank else "getting ready"):
+            first = together(transport, lambda: prepare() if transport.rank == 0 else None)
+        task = together(transport, lambda: first or prepare())
         agree(transport, "corpus", list(facts_about_task(task).items()))
         return task
 
@@ -131,6 +140,7 @@ class Experiment:
     ) -> dict[str, Any]:
         """Train one arm from the start; every rank returns the same result."""
         settings = assembly.settings
+        now_doing(f"training the arm {arm.name}")
         reset_peak(self.device)
         strategy = together(transport, lambda: self.strategy(transport))
         trainer = assembly.trainer(

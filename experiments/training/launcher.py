@@ -15,6 +15,7 @@ from bigbatch.comm.errors import BigBatchError, LaunchError
 from bigbatch.comm.strategies.strategy import Strategy
 from bigbatch.comm.transports import segments
 from bigbatch.comm.transports.inherited import without_launchers
+from bigbatch.comm.transports.watchdog import STARTED_BY, started_by
 
 SECONDS_TO_END = 10
 """Seconds that interrupted processes may take to end by themselves."""
@@ -60,10 +61,12 @@ def launch_environment(command: list[str]) -> dict[str, str]:
     """Makes the environment variables for a launch command.
 
     The variables of a launcher that started this process alone are left out. OpenMP gets one thread per process unless
-    the user says otherwise, since ranks share the cores. Open MPI is told to allow root and more ranks than cores,
-    which it refuses by default.
+    the user says otherwise, since ranks share the cores. The ranks are told who started their launcher, so that they
+    end when nobody waits for them any more. Open MPI is told to allow root and more ranks than cores, which it refuses
+    by default.
     """
-    environment = {"OMP_NUM_THREADS": "1", **without_launchers(os.environ), segments.MARK: uuid.uuid4().hex}
+    own = {segments.MARK: uuid.uuid4().hex, STARTED_BY: started_by()}
+    environment = {"OMP_NUM_THREADS": "1", **without_launchers(os.environ), **own}
     if Path(command[0]).name == "mpirun" and "Open MPI" in version(command[0]):
         environment.setdefault("PRTE_MCA_rmaps_default_mapping_policy", ":oversubscribe")
         environment.setdefault("OMPI_MCA_rmaps_base_oversubscribe", "1")

@@ -12,7 +12,8 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-LAUNCHERS = ("mpirun", "mpiexec", "hydra", "prterun", "prte", "orted", "srun", "torchrun")
+from bigbatch.comm.wires.processes import LAUNCHERS
+
 SECONDS_BETWEEN_LINES = 5.0
 
 

@@ -190,7 +190,9 @@ class WireSettings(Options):
     node_size: int | None = option(
         None, RANKS, "Number of ranks to treat as one machine.", missing="those that share one"
     )
-    deadline: float = option(DEFAULT_DEADLINE, SECONDS, "Seconds that a rank waits for another before it gives up.")
+    deadline: float = option(
+        DEFAULT_DEADLINE, SECONDS, "Seconds without a message or a sign of life from a rank before the job ends."
+    )
 
 
 @dataclass(frozen=True)

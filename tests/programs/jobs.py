@@ -62,6 +62,7 @@ class Job:
 
     def __init__(self, command: list[str], folder: Path, environment: dict[str, str]) -> None:
         self.command = command
+        self.folder = folder
         self.mark = uuid.uuid4().hex
         self._out, self._err = folder / f"{self.mark}.out", folder / f"{self.mark}.err"
         self.started = time.monotonic()
@@ -89,6 +90,9 @@ class Job:
             except (OSError, ValueError):
                 continue
         return found
+
+    def out(self) -> str:
+        return self._out.read_text()
 
     def err(self) -> str:
         return self._err.read_text()
