@@ -55,3 +55,8 @@ class MalformedError(CommunicationError):
 
 class DeadlockError(CommunicationError):
     """Raised when every rank of an in-process cluster waits for another one."""
+
+
+def exit_status(error: BaseException) -> int:
+    """The exit status of a program that ends in an error: 2 for what was asked for, 1 for what went wrong."""
+    return 2 if isinstance(error, ConfigurationError | LaunchError) else 1

@@ -1,6 +1,6 @@
 """MPI, through mpi4py's upper-case calls, which send NumPy buffers where they lie."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, NoReturn, Self
@@ -23,6 +23,15 @@ CACHE_LINE = 64
 
 
 SEND, RECEIVE = "send to", "receive from"
+
+LARGEST_MESSAGE = 2**30
+"""Bytes of the largest message that is given to MPI at once. Open MPI 5 counts in 32 bits, and refuses 2 GiB."""
+
+
+def pieces(buffer: Buffer) -> list[Buffer]:
+    """A flat buffer as views of at most `LARGEST_MESSAGE` bytes each, in order: at least one, even of no bytes."""
+    step = max(1, LARGEST_MESSAGE // buffer.itemsize)
+    return [buffer[first : first + step] for first in range(0, max(1, len(buffer)), step)]
 
 
 class MPIRequest(Request):
@@ -71,6 +80,31 @@ class MPIRequest(Request):
         )
 
 
+class PiecesRequest(Request):
+    """A message so long that it travels in several: MPI keeps those between two ranks in order.
+
+    A receive from any rank learns from the first piece who sends the others, and asks for them then. So that no other
+    receive from any rank takes them, only one of such length may wait under a tag at a time.
+
+    Args:
+        first: the request of the first piece.
+        rest: makes the requests of the other pieces, given the rank that `first` is from or to.
+        known: that rank, if it is known before; the other requests are then made at once.
+    """
+
+    def __init__(self, first: Request, rest: Callable[[int], list[Request]], known: int | None) -> None:
+        self._first = first
+        self._rest = rest
+        self._others = None if known is None else rest(known)
+
+    def wait(self) -> int:
+        """Waits until every piece has been sent or received; returns the rank at the other end."""
+        peer = self._first.wait()
+        for other in self._rest(peer) if self._others is None else self._others:
+            other.wait()
+        return peer
+
+
 class MPITransport(OnThreads):
     """All ranks of an MPI job, or some of them.
 
@@ -113,11 +147,24 @@ class MPITransport(OnThreads):
         )
 
     def _isend(self, buffer: Buffer, target: int, tag: int) -> Request:
-        return MPIRequest(self, self._communicator.Isend(buffer, target, tag), SEND, target, buffer)
+        def send(piece: Buffer) -> Request:
+            return MPIRequest(self, self._communicator.Isend(piece, target, tag), SEND, target, piece)
+
+        if buffer.nbytes <= LARGEST_MESSAGE:
+            return send(buffer)
+        first, *others = pieces(buffer)
+        return PiecesRequest(send(first), lambda _: list(map(send, others)), target)
 
     def _irecv(self, buffer: Buffer, source: int, tag: int) -> Request:
-        named = self._any if source == ANY else source
-        return MPIRequest(self, self._communicator.Irecv(buffer, named, tag), RECEIVE, source, buffer)
+        def receive(piece: Buffer, peer: int) -> Request:
+            named = self._any if peer == ANY else peer
+            return MPIRequest(self, self._communicator.Irecv(piece, named, tag), RECEIVE, peer, piece)
+
+        if buffer.nbytes <= LARGEST_MESSAGE:
+            return receive(buffer, source)
+        first, *others = pieces(buffer)
+        known = None if source == ANY else source
+        return PiecesRequest(receive(first, source), lambda peer: [receive(one, peer) for one in others], known)
 
     def all_reduce(self, buffer: Buffer) -> None:
         """MPI's own all-reduce (sum) of `buffer`, (elements,), in place; it blocks.
@@ -125,7 +172,8 @@ class MPITransport(OnThreads):
         MPI does not report what it sends; the record gets the least that any all-reduce can send, 2((p-1)/p)n.
         """
         self.count(messages=0, bytes_=2 * (self.size - 1) * buffer.nbytes // self.size)
-        self._communicator.Allreduce(self._in_place, buffer)
+        for piece in pieces(buffer):
+            self._communicator.Allreduce(self._in_place, piece)
 
     def split(self, ranks: Sequence[int]) -> Transport:
         """Makes a transport between some of the ranks, on an MPI communicator of their own."""

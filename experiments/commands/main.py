@@ -6,7 +6,8 @@ from typing import NoReturn
 import click
 from click.shell_completion import CompletionItem
 
-from bigbatch.comm.errors import INTERRUPTED, BigBatchError, ConfigurationError, LaunchError
+from bigbatch.comm.errors import INTERRUPTED, BigBatchError, LaunchError, exit_status
+from bigbatch.comm.foreign import explained
 from bigbatch.comm.registry import unknown_name
 from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.experiments.commands import COMMANDS, subcommands
@@ -116,12 +117,15 @@ def main() -> NoReturn:
             error.show()
     except (click.Abort, KeyboardInterrupt):
         status = INTERRUPTED
-    except Exception as error:  # a fault of ours, or of a user's model, task or strategy, if not one of our own errors
-        status = 2 if isinstance(error, ConfigurationError | LaunchError) else 1
-        if speaks() or not isinstance(error, BigBatchError):
+    except (Exception, SystemExit) as raised:  # a fault of ours, or of a user's file, if not one of our own errors
+        told = explained(raised) or raised
+        if isinstance(told, SystemExit):  # ours
+            raise
+        status = exit_status(told)
+        if speaks() or not isinstance(told, BigBatchError):
             from bigbatch.experiments.commands.output import report
 
-            report(error)
+            report(told)
     sys.exit(status)
 
 
