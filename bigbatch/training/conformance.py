@@ -34,7 +34,7 @@ EXAMPLES = 8
 MOST_COMPARED = 512
 """Number of examples of each split that are compared with those of the other."""
 
-RELATIVE, ABSOLUTE = 1e-3, 1e-4
+RELATIVE, ABSOLUTE = 1e-4, 1e-4
 """How far sums may be apart that were made in another order, in single precision."""
 
 SPLITS: tuple[Split, Split] = ("training", "validation")

@@ -51,27 +51,23 @@ def conform_strategy(name: str) -> dict[str, str]:
     Raises:
         ConfigurationError: it cannot run on simulated ranks.
     """
-    checks = checks_of_strategy(name, on_cluster, workers_simulated(name))
+    refusals = refused_on_cluster(name)
+    if refusals.keys() >= set(WORKERS) - {1}:
+        raise next(reversed(refusals.values()))
+    checks = checks_of_strategy(name, on_cluster, [workers for workers in WORKERS if workers not in refusals])
     return dict(found for found in examined(checks) if found[1])
 
 
-def workers_simulated(name: str) -> list[int]:
-    """The numbers of workers, of those that are looked at, with which a strategy runs on simulated ranks.
-
-    Raises:
-        ConfigurationError: there is none; says why.
-    """
+def refused_on_cluster(name: str) -> dict[int, ConfigurationError]:
+    """The numbers of workers, of those that are looked at, with which a strategy refuses to run on simulated ranks."""
     kind: type[Strategy] = STRATEGIES.load(name)
-    possible, refusals = [], []
+    refusals = {}
     for workers in WORKERS:
         try:
             Cluster(kind.ranks_for(workers)).run(kind)
-            possible.append(workers)
         except ConfigurationError as error:
-            refusals.append(error)
-    if not possible:
-        raise refusals[-1]
-    return possible
+            refusals[workers] = error
+    return refusals
 
 
 def on_cluster(ranks: int, work: Work) -> list[dict[str, Any]]:

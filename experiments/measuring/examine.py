@@ -158,10 +158,14 @@ def strategy_subject(name: str, _: DataSettings, __: ModelSettings) -> Subject:
     kind: type[Strategy] = STRATEGIES.load(name)
     make = kind.collective if issubclass(kind, AllReduce) and kind.reduce is AllReduce.reduce else None
 
+    refusals = of_strategies.refused_on_cluster(name)
+
     def checks() -> Checks:
-        workers = of_strategies.workers_simulated(name)
+        workers = [count for count in of_strategies.WORKERS if count not in refusals]
+        if not workers:
+            return {}
         trained = of_strategies.checks_of_strategy(name, of_strategies.on_cluster, workers)
-        return {**(conformance.checks_of_collective(make) if make else {}), **trained}
+        return {**(conformance.checks_of_collective(make) if make and not refusals else {}), **trained}
 
     def on_wires(transport: Transport) -> Checks:
         def on_ranks(_: int, work: of_strategies.Work) -> list[dict[str, Any]]:
@@ -171,7 +175,8 @@ def strategy_subject(name: str, _: DataSettings, __: ModelSettings) -> Subject:
         trained = of_strategies.checks_of_strategy(name, on_ranks, workers)
         return {**(_sums(make, transport) if make else {}), **trained}
 
-    left_out = (*of_strategies.NOT_LOOKED_AT, *(conformance.NOT_LOOKED_AT[1:3] if make else ()))
+    refused = (f"{count} workers on simulated ranks: {str(error).rstrip('.')}" for count, error in refusals.items())
+    left_out = (*refused, *of_strategies.NOT_LOOKED_AT, *(conformance.NOT_LOOKED_AT[1:3] if make else ()))
     return Subject("strategy", checks, on_wires, left_out, kind)
 
 
