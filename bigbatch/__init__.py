@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from bigbatch.experiments.api import compare, run, simulate
     from bigbatch.experiments.runs.run import Run
     from bigbatch.experiments.training.settings import Settings
+    from bigbatch.training.conformance import conform_task
     from bigbatch.training.session import Session, attach
 
 __version__ = version("bigbatch")
@@ -25,11 +26,23 @@ _PUBLIC = {
     "Settings": "bigbatch.experiments.training.settings",
     "attach": "bigbatch.training.session",
     "compare": "bigbatch.experiments.api",
+    "conform_task": "bigbatch.training.conformance",
     "run": "bigbatch.experiments.api",
     "simulate": "bigbatch.experiments.api",
 }
 
-__all__ = ["Cluster", "Run", "Session", "Settings", "__version__", "attach", "compare", "run", "simulate"]
+__all__ = [
+    "Cluster",
+    "Run",
+    "Session",
+    "Settings",
+    "__version__",
+    "attach",
+    "compare",
+    "conform_task",
+    "run",
+    "simulate",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -87,3 +87,10 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     """Names the closest known name, for a message about an unknown one: " (did you mean 'ring'?)", or ""."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def exit_status(error: BaseException) -> int:
+    """The exit status of a program that ends in an error: 2 for what was asked for, 1 for what went wrong."""
+    if isinstance(error, IncompleteError):
+        return INCOMPLETE
+    return 2 if isinstance(error, ConfigurationError | LaunchError) else 1

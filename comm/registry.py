@@ -2,16 +2,21 @@
 
 import ast
 import difflib
+import hashlib
 import importlib
 import importlib.util
+import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib.metadata import entry_points
+from inspect import isclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from bigbatch.comm import foreign
 from bigbatch.comm.errors import ConfigurationError
 
 
@@ -22,12 +27,18 @@ class Registry:
         kind: what is registered, for messages, such as "strategy".
         group: the entry-point group other packages add to, such as "bigbatch.strategies".
         built_in: maps each name to "module:attribute"; nothing is imported before it is asked for.
+        base: "module:Class" that what is registered derives from, if it has to.
+        function: what is registered, if it is called: "a function of the number of ranks that yields rounds".
     """
 
-    def __init__(self, kind: str, group: str, built_in: Mapping[str, str]) -> None:
+    def __init__(
+        self, kind: str, group: str, built_in: Mapping[str, str], *, base: str = "", function: str = ""
+    ) -> None:
         self.kind = kind
         self._group = group
         self._built_in = dict(built_in)
+        self._base = base
+        self._function = function
 
     def names(self) -> list[str]:
         """Every name that is known without a file, the built-in ones first."""
@@ -43,10 +54,25 @@ class Registry:
         if name in self._built_in:
             return _attribute(self._built_in[name], self.kind)
         for point in _installed(tuple(sys.path)).select(group=self._group, name=name):
-            return point.load()
+            _expect_foreign(point.module)
+            with foreign.guarded(f"The {self.kind} {name!r}", "be imported", "was imported"):
+                found = point.load()
+            return self._fitting(name, found)
         if ":" in name:
-            return _attribute(name, self.kind)
+            return self._fitting(name, _attribute(name, self.kind))
         raise unknown_name(self.kind, name, self.names(), "; or name your own as FILE.py:Name")
+
+    def _fitting(self, name: str, found: Any) -> Any:
+        """What was found under the name, if it is what is registered here."""
+        base: Any = import_object(self._base) if self._base else object
+        if self._base and not (isclass(found) and issubclass(found, base)):
+            wanted = f"a class derived from {base.__module__}.{base.__qualname__}"
+        elif self._function and not callable(found):
+            wanted = self._function
+        else:
+            return found
+        what = f"the class {found.__name__}" if isclass(found) else f"of the type {type(found).__name__}"
+        raise ConfigurationError(f"The {self.kind} {name!r} is {what}, but must be {wanted}.")
 
     def summary(self, name: str) -> str:
         """The first paragraph of a registered object's docstring, read from its source without running it.
@@ -116,27 +142,82 @@ def _attribute(path: str, kind: str) -> Any:
 
 
 def _module(name: str, path: str, kind: str) -> ModuleType:
-    try:
+    _expect_foreign(name)
+    with foreign.guarded(f"The module {name!r}, which should hold the {kind} {path!r},", "be imported", "was imported"):
         return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise ConfigurationError(
-            f"The {kind} {path!r} should be in the module {name!r}, which cannot be imported: {error}."
-        ) from error
+
+
+def _expect_foreign(module: str) -> None:
+    """Lets errors name places in the package of a module, unless that is one of ours or part of torch."""
+    top = module.partition(".")[0]
+    try:
+        spec = importlib.util.find_spec(top) if top not in ("bigbatch", "torch") else None
+    except ValueError:  # whoever imports it says what is wrong
+        return
+    if spec is not None and spec.origin is not None and spec.has_location:
+        foreign.expect_code_in(Path(spec.origin).parent)
 
 
 def _module_in_file(file: Path, kind: str) -> ModuleType:
+    """The module in a file, which is run once; its folder comes first on the path meanwhile, and last afterwards."""
     if not file.is_file():
-        raise ConfigurationError(f"The file {file}, which should hold a {kind}, does not exist.")
-    name = f"bigbatch_file_{file.stem}"
-    spec = importlib.util.spec_from_file_location(name, file)
+        state = "does not exist" if not file.exists() else "is a folder" if file.is_dir() else "is no ordinary file"
+        raise ConfigurationError(f"The file {file}, which should hold the {kind}, {state}.")
+    path, stat = file.resolve(), file.stat()
+    name = f"{_FILE}{file.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    read = _read.get(name)
+    if read is not None and read[0] == (stat.st_mtime_ns, stat.st_size):
+        return read[1]
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None, "a path that ends in .py always has a loader"
     assert spec.loader is not None, "a path that ends in .py always has a loader"
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    try:
+    foreign.expect_code_in(path.parent)
+    with (
+        _neighbours_of(path),
+        foreign.guarded(str(file), "be run", "was read"),
+    ):
         spec.loader.exec_module(module)
-    except Exception as error:
-        raise ConfigurationError(
-            f"The file {file}, which should hold a {kind}, cannot be run: {type(error).__name__}: {error}."
-        ) from error
+    _read[name] = (stat.st_mtime_ns, stat.st_size), module
     return module
+
+
+_FILE = "bigbatch_file_"
+"""What the names of modules in files begin with."""
+
+_read: dict[str, tuple[tuple[int, int], ModuleType]] = {}
+"""Name of the module in a file -> when the file was last changed and its size, and the module as it was read then."""
+
+
+@contextmanager
+def _neighbours_of(file: Path) -> Iterator[None]:
+    """Lets a file import its neighbours while it is read, and later; neighbours of files elsewhere do not count.
+
+    Within the context the file's folder is the first to be searched, as when Python runs a script, and afterwards the
+    last, so that it hides nothing from anybody else. The working directory and the arguments stay as they were.
+    """
+    folder = str(file.parent)
+    for name, other in list(sys.modules.items()):
+        theirs = Path(getattr(other, "__file__", None) or file)
+        theirs = theirs.parent if theirs.name == "__init__.py" else theirs
+        if str(theirs.parent) in _searched - {folder} and (file.parent / theirs.name).exists():
+            for one in [name, *(inner for inner in sys.modules if inner.startswith(f"{name}."))]:
+                if not one.startswith(_FILE):
+                    sys.modules.pop(one, None)
+    directory, arguments = Path.cwd(), list(sys.argv)
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        if folder in sys.path:
+            sys.path.remove(folder)
+        if folder not in sys.path:
+            sys.path.append(folder)
+        _searched.add(folder)
+        os.chdir(directory)
+        sys.argv[:] = arguments
+
+
+_searched: set[str] = set()
+"""The folders that were put on the path for the files in them."""

@@ -2,5 +2,10 @@
 
 from bigbatch.comm.registry import Registry
 
-MODELS = Registry("model", "bigbatch.models", {"decoder": "bigbatch.models.decoder:Decoder"})
+MODELS = Registry(
+    "model",
+    "bigbatch.models",
+    {"decoder": "bigbatch.models.decoder:Decoder"},
+    base="bigbatch.models.model:Model",
+)
 """All models; other packages add theirs as entry points of the group "bigbatch.models"."""

@@ -10,6 +10,7 @@ OPTIMIZERS = Registry(
     "optimizer",
     "bigbatch.optimizers",
     {name: f"bigbatch.optimizers.standard:{name}" for name in ("sgd", "adam", "adamw", "lars", "lamb")},
+    function="a class of torch's optimisers, or a function of the learning rate that returns a factory of optimisers",
 )
 """All optimisers; other packages add theirs as entry points of the group "bigbatch.optimizers"."""
 
@@ -17,6 +18,7 @@ SCHEDULES = Registry(
     "schedule",
     "bigbatch.schedules",
     {name: f"bigbatch.optimizers.rates:{name}" for name in ("constant", "linear", "cosine", "noam", "wsd")},
+    function="a function of (step, steps, steps of warm-up) that returns a factor of the peak rate",
 )
 """All schedules; other packages add theirs as entry points of the group "bigbatch.schedules"."""
 
@@ -28,5 +30,6 @@ SCALING_RULES = Registry(
         "linear": "bigbatch.optimizers.rates:linear_scaling",
         "sqrt": "bigbatch.optimizers.rates:sqrt_scaling",
     },
+    function="a function of (optimiser, batch, base batch) that changes the optimiser's rates",
 )
 """All scaling rules; other packages add theirs as entry points of the group "bigbatch.scaling_rules"."""

@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.parameters import OptimizerFactory, WholeFactory
-from bigbatch.optimizers.rates import ScalingRule, Schedule
+from bigbatch.optimizers.rates import ScalingRule, Schedule, refuse_wrong_factor, refuse_wrong_factors
 from bigbatch.optimizers.standard import Named
 
 
@@ -43,8 +43,8 @@ def scheduled(
             becomes s + (1 - s)f, so that a linear rise stays linear and ends at the same rate.
 
     Raises:
-        ConfigurationError: the warm-up is longer than the training; marked `everywhere`, since every rank finds the
-            same.
+        ConfigurationError: the warm-up is longer than the training, or a factor of the schedule is no rate; marked
+            `everywhere`, since every rank finds the same.
     """
     if warm_up > steps:
         raise ConfigurationError(
@@ -52,6 +52,8 @@ def scheduled(
             "--warmup, more --tokens or a smaller --batch-size.",
             everywhere=True,
         )
+
+    refuse_wrong_factors(schedule, steps, warm_up)
 
     def follow(optimizer: Optimizer) -> None:
         peaks: list[float] = []
@@ -62,6 +64,7 @@ def scheduled(
             updates = groups[0].get("updates", 0) + 1
             step = min(updates, steps)
             factor = schedule(step, steps, warm_up)
+            refuse_wrong_factor(schedule, factor, step, steps)
             if step <= warm_up:
                 factor = start + (1 - start) * factor
             for group in groups:

@@ -11,10 +11,14 @@ that the last step still counts, if least of all.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 from torch.optim import Optimizer, RMSprop
 
 from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.foreign import guarded
+from bigbatch.comm.schedules.schedule import name_of
 
 Schedule = Callable[[int, int, int], float]
 """A schedule: (step from 1, steps in all, steps of warm-up) -> factor of the peak rate."""
@@ -73,6 +77,52 @@ def _progress(step: int, steps: int, warm_up: int) -> float:
     """0 at the peak, 1 one step after the last."""
     peak = max(1, warm_up)
     return (step - peak) / (steps + 1 - peak)
+
+
+def wrong_factor(factor: Any) -> str:
+    """What is wrong with a factor of the learning rate, as the end of a sentence; nothing if it is a number from 0."""
+    if isinstance(factor, bool) or not isinstance(factor, int | float | np.floating | np.integer):
+        return f"{factor!r}, which is no number"
+    if not math.isfinite(factor) or factor < 0:
+        return f"{factor:g}, but must be a finite number of at least 0"
+    return ""
+
+
+MOST_STEPS_LOOKED_AT = 10_000
+"""The largest number of steps for which a schedule is looked at before a training; of more, so many of all."""
+
+
+def refuse_wrong_factors(schedule: Schedule, steps: int, warm_up: int) -> None:
+    """Refuses a schedule whose factors are no rates, before anything is trained.
+
+    Raises:
+        ConfigurationError: a factor is no finite number of at least 0, or the schedule fails; names the step, and is
+            marked `everywhere`, since every rank finds the same.
+    """
+    name = name_of(schedule)
+    every = max(1, -(-steps // MOST_STEPS_LOOKED_AT))
+    try:
+        for step in [*range(1, steps + 1, every), steps]:
+            doing = f"a factor for step {step} of {steps}"
+            with guarded(f"The schedule {name}", f"give {doing}", f"gave {doing}", schedule):
+                factor = schedule(step, steps, warm_up)
+            refuse_wrong_factor(schedule, factor, step, steps)
+    except ConfigurationError as error:
+        error.everywhere = True
+        raise
+
+
+def refuse_wrong_factor(schedule: Schedule, factor: Any, step: int, steps: int) -> None:
+    """Refuses what a schedule has returned at a step, if it is no rate.
+
+    Raises:
+        ConfigurationError: the factor is no finite number of at least 0; names the step.
+    """
+    if wrong := wrong_factor(factor):
+        raise ConfigurationError(
+            f"The schedule {name_of(schedule)} says at step {step} of {steps} that the factor of the learning rate is "
+            f"{wrong}."
+        )
 
 
 def unscaled(optimizer: Optimizer, batch: int, base: int) -> None:

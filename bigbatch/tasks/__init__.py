@@ -9,5 +9,6 @@ TASKS = Registry(
         "language-modelling": "bigbatch.tasks.language_modelling:LanguageModelling",
         "documents": "bigbatch.tasks.documents:Documents",
     },
+    base="bigbatch.tasks.task:Task",
 )
 """All tasks; other packages add theirs as entry points of the group "bigbatch.tasks"."""

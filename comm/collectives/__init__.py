@@ -29,6 +29,7 @@ ALGORITHMS = Registry(
         "naive": "bigbatch.comm.collectives.naive:naive",
         "hierarchical": "bigbatch.comm.collectives.hierarchical:hierarchical",
     },
+    function="a function of the number of ranks that yields rounds",
 )
 """All-reduce algorithms; other packages add theirs as entry points of the group "bigbatch.algorithms"."""
 

@@ -17,16 +17,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bigbatch.comm.collectives import bind
+from bigbatch.comm.collectives import Nodes, bind
 from bigbatch.comm.errors import BigBatchError
+from bigbatch.comm.foreign import StillRunning, guarded
 from bigbatch.comm.reducers.collective import Collective, Scheduled
 from bigbatch.comm.schedules import schedule
 from bigbatch.comm.schedules.account import account
-from bigbatch.comm.schedules.prove import prove
-from bigbatch.comm.schedules.schedule import Round
+from bigbatch.comm.schedules.prove import prove, wrong_sum
+from bigbatch.comm.schedules.schedule import Round, Schedule, check_repeats
 from bigbatch.comm.transports.cluster import Cluster
 from bigbatch.comm.wires.agreement import all_gather
-from bigbatch.comm.wires.transport import Transport
+from bigbatch.comm.wires.transport import Transport, consecutive_nodes
 
 Algorithm = Callable[..., Iterable[Round]]
 MakeCollective = Callable[[Transport], Collective]
@@ -35,7 +36,43 @@ RANKS = (*range(1, 10), 13)
 """Numbers of ranks that checks are executed for: all small ones, powers of two or not, and a larger prime."""
 
 PROVEN_RANKS = range(1, 65)
+MANY_RANKS = (65, 66, 67, 96, 97, 100, 127, 128, 129, 193, 255, 256, 257)
+"""Numbers of ranks above those that are proven, for which random sums are made: primes, and powers of two ± 1."""
+
 SEGMENTS = (1, 3)
+ALL_SEGMENTS = (2, 4, 5, 7, 8, 16, 33, 64)
+"""Further numbers of segments, for which the rounds of few ranks are looked at."""
+
+FEW_RANKS = (2, 3, 5, 8)
+NODES = (
+    (4, 2),
+    (6, 2),
+    (6, 3),
+    (7, 3),
+    (8, 4),
+    (9, 4),
+    (12, 4),
+    (12, 5),
+    (24, 8),
+    (40, 8),
+    (65, 8),
+    (66, 33),
+    (128, 8),
+)
+"""(ranks, ranks a node) for which the rounds of an algorithm that asks for the nodes are looked at."""
+
+NODES_EXECUTED = ((4, 2), (7, 3))
+SECONDS = 60.0
+"""Seconds that one check may take; one that takes longer ends the examination."""
+
+NOT_LOOKED_AT = (
+    f"more than {MANY_RANKS[-1]} ranks, and numbers of ranks between {PROVEN_RANKS[-1]} and that which are none of "
+    f"{', '.join(map(str, MANY_RANKS))}",
+    f"execution on more than {RANKS[-1]} ranks: for more, the rounds alone are looked at",
+    "buffers of more than a few megabytes a rank, dtypes other than float32, float64 and int64, and GPUs",
+    "how fast it is",
+)
+"""What `conform` does not look at, each as a phrase."""
 DTYPES = (torch.float32, torch.float64, torch.int64)
 CPU = torch.device("cpu")
 
@@ -61,13 +98,17 @@ def sums_exactly(collective: Collective) -> Findings:
 
 
 def sums_what_is_long(collective: Collective) -> Findings:
-    """Checks sums of buffers so long that their chunks travel in several packets, for up to three ranks."""
+    """Checks a sum over a buffer of more than a megabyte; for few ranks each chunk of it travels in several packets."""
     transport = collective.transport
-    if transport.size <= 3:
-        elements = transport.size * (2 * schedule.PACKET_BYTES + 100) // 8 + 1
-        buffer = _filled(collective, _distinct(transport.rank, transport, elements, torch.int64))
-        collective.reduce(buffer)
-        yield from _unless_sum(transport, buffer, f"{elements} × int64")
+    nbytes = transport.size * (2 * schedule.PACKET_BYTES + 100) if transport.size <= 4 else LONG_BYTES
+    elements = nbytes // 8 + 1
+    buffer = _filled(collective, _distinct(transport.rank, transport, elements, torch.int64))
+    collective.reduce(buffer)
+    yield from _unless_sum(transport, buffer, f"{elements} × int64")
+
+
+LONG_BYTES = 3 * 2**19
+"""Bytes of a buffer that is long for any algorithm, and not too long for many ranks in one process."""
 
 
 def leaves_surroundings_alone(collective: Collective) -> Findings:
@@ -172,6 +213,33 @@ def is_proven(algorithm: Algorithm, ranks: Iterable[int] = PROVEN_RANKS) -> Find
             yield f"{size} ranks: {proof}"
 
 
+def adds_up(algorithm: Algorithm) -> Findings:
+    """Checks by sums of random numbers what a proof would take too long for: many ranks, all segments and nodes."""
+    names = signature(algorithm).parameters
+    pieces = [partial(algorithm, segments=segments) for segments in ALL_SEGMENTS if "segments" in names]
+    tried: list[tuple[str, Schedule, int]] = [("", bind(algorithm, 0), size) for size in MANY_RANKS]
+    for size, cut in product(FEW_RANKS, pieces):
+        tried.append((f" in {cut.keywords['segments']} segments", bind(cut, 0), size))
+    for size, local in NODES if "nodes" in names else ():
+        layouts = consecutive_nodes(size, local), tuple(tuple(range(first, size, local)) for first in range(local))
+        tried.extend((f" on nodes of {_sizes(nodes)}", bind(algorithm, 0, nodes), size) for nodes in layouts)
+    for what, schedule_, size in tried:
+        found = wrong_sum(schedule_, size)
+        if found:
+            yield f"{size} ranks{what}: {found}"
+
+
+def _sizes(nodes: Nodes) -> str:
+    return ", ".join(str(len(node)) for node in nodes)
+
+
+def repeats_its_rounds(algorithm: Algorithm, ranks: Iterable[int]) -> Findings:
+    """Checks that the rounds are the same whenever they are made, because every rank makes them for itself."""
+    for size in ranks:
+        check_repeats(bind(algorithm, 0), size)
+    yield from ()
+
+
 # Running the checks.
 
 
@@ -180,23 +248,36 @@ def conform(algorithm: Algorithm, ranks: Sequence[int] = RANKS) -> dict[str, str
 
     Args:
         algorithm: a function of the number of ranks that yields rounds.
-        ranks: the numbers of ranks to execute it for; it is proven for 1 to 64.
+        ranks: the numbers of ranks to execute it for. It is proven for 1 to 64, and added up by its rounds for some
+            numbers above, see `MANY_RANKS`.
 
     Returns:
-        What the checks found, by name: empty if it conforms. The names are "proof", "count" and those of
-        `WIRE_CHECKS`.
+        What the checks found, by name: empty if it conforms. The names are "rounds", "proof", "count" and those of
+        `WIRE_CHECKS`. `NOT_LOOKED_AT` says what they do not look at.
     """
+    return _first_findings(checks_of(algorithm, ranks))
+
+
+def checks_of(algorithm: Algorithm, ranks: Sequence[int] = RANKS) -> dict[str, Callable[[], Findings]]:
+    """The checks of `conform`, by name; each yields what it finds wrong."""
 
     def proofs() -> Findings:
         for variant in variants(algorithm):
             yield from is_proven(variant)
+        yield from adds_up(algorithm)
 
     def counts() -> Findings:
         for size, variant in product(ranks, variants(algorithm)):
             yield from _on_cluster(size, partial(counts_as_planned, variant))
 
-    makers = [partial(Scheduled, variant) for variant in variants(algorithm)]
-    return _first_findings({"proof": proofs, **_on_clusters(makers, ranks), "count": counts})
+    makers = [partial(Scheduled, variant) for variant in (algorithm, *variants(algorithm)[1:])]
+    layouts = NODES_EXECUTED if "nodes" in signature(algorithm).parameters else ()
+    return {
+        "rounds": partial(repeats_its_rounds, algorithm, ranks),
+        "proof": proofs,
+        **_on_clusters(makers, ranks, layouts),
+        "count": counts,
+    }
 
 
 def conform_collective(make: MakeCollective, ranks: Sequence[int] = RANKS) -> dict[str, str]:
@@ -209,36 +290,70 @@ def conform_collective(make: MakeCollective, ranks: Sequence[int] = RANKS) -> di
     Returns:
         What the checks found, by name: empty if it conforms. The names are those of `WIRE_CHECKS`.
     """
-    return _first_findings(_on_clusters([make], ranks))
+    return _first_findings(checks_of_collective(make, ranks))
+
+
+def checks_of_collective(make: MakeCollective, ranks: Sequence[int] = RANKS) -> dict[str, Callable[[], Findings]]:
+    """The checks of `conform_collective`, by name; each yields what it finds wrong."""
+    return _on_clusters([make], ranks)
 
 
 def _first_findings(checks: Mapping[str, Callable[[], Findings]]) -> dict[str, str]:
-    found = {}
+    return dict(found for found in examined(checks) if found[1])
+
+
+def examined(checks: Mapping[str, Callable[[], Iterator[str]]], seconds: float = SECONDS) -> Iterator[tuple[str, str]]:
+    """Makes one check after the other; yields the name of each and the first thing that it finds, or an empty text.
+
+    What the code under examination raises, and that it takes too long, is a finding too; after the latter nothing else
+    is examined.
+
+    Args:
+        checks: the checks by name; each yields what it finds wrong, one sentence each.
+        seconds: seconds that a check may take.
+    """
     for name, check in checks.items():
+        endless = False
         try:
-            finding = next(check(), None)
+            with guarded(f"What the check {name!r} examines", "be examined", "was examined", seconds=seconds):
+                finding = next(check(), "")
         except BigBatchError as error:
             finding = str(error)
-        if finding is not None:
-            found[name] = finding
-    return found
+            endless = isinstance(error.__cause__, StillRunning)
+        yield name, finding
+        if endless:
+            return
 
 
-def _on_cluster(size: int, check: Callable[[Transport], Findings]) -> Findings:
-    for findings in Cluster(size).run(lambda transport: list(check(transport))):
-        yield from findings
+def _on_cluster(
+    size: int, check: Callable[[Transport], Findings], node_size: int = 0, *, late: bool = False
+) -> Findings:
+    cluster = Cluster(size, consecutive_nodes(size, node_size) if node_size else (), late=late)
+    for findings in cluster.run(lambda transport: list(check(transport))):
+        yield from (f"{finding}{' Sends were read late.' if late else ''}" for finding in findings)
 
 
 def _examine(check: Callable[[Collective], Findings], make: MakeCollective, transport: Transport) -> Findings:
     yield from check(make(transport))
 
 
-def _on_clusters(makers: Sequence[MakeCollective], ranks: Sequence[int]) -> dict[str, Callable[[], Findings]]:
-    def run(check: Callable[[Collective], Findings]) -> Findings:
-        for size, make in product(ranks, makers):
-            yield from _on_cluster(size, partial(_examine, check, make))
+READ_LATE = ("sum", "in flight")
+"""The checks that are made once more on a cluster that reads messages late, behind whatever the sender adds."""
 
-    return {name: partial(run, check) for name, check in WIRE_CHECKS.items()}
+MOST_READ_LATE = 6
+"""The largest number of ranks of such a cluster."""
+
+
+def _on_clusters(
+    makers: Sequence[MakeCollective], ranks: Sequence[int], layouts: Sequence[tuple[int, int]] = ()
+) -> dict[str, Callable[[], Findings]]:
+    def run(name: str, check: Callable[[Collective], Findings]) -> Findings:
+        for late in (False, True) if name in READ_LATE else (False,):
+            counted = [(size, 0) for size in ranks if size <= MOST_READ_LATE or not late]
+            for (size, local), make in product([*counted, *layouts], makers):
+                yield from _on_cluster(size, partial(_examine, check, make), local, late=late)
+
+    return {name: partial(run, name, check) for name, check in WIRE_CHECKS.items()}
 
 
 def on_wires(make: MakeCollective, transport: Transport) -> dict[str, str]:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.schedules.schedule import Round, Schedule, chunk_count, rounds_of, transfers
+from bigbatch.comm.schedules.schedule import Round, Schedule, chunk_count, name_of, rounds_of, transfers
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,89 @@ def prove(schedule: Schedule, size: int) -> Proof:
     return Proof(count)
 
 
+def refuse_unproven(schedule: Schedule, size: int, *, everywhere: bool = False) -> None:
+    """Refuses rounds that do not end with everybody's sum, at any number of ranks.
+
+    Up to `MOST_RANKS_PROVEN` ranks every contribution is followed. Beyond, where that would take minutes, random
+    numbers are added up instead: see `wrong_sum`.
+
+    Args:
+        schedule: the rounds as a function of the number of ranks.
+        size: the number of ranks.
+        everywhere: whether all ranks of a job look at the same time, and so find the same.
+
+    Raises:
+        ConfigurationError: they are no all-reduce; says where.
+    """
+    if size <= MOST_RANKS_PROVEN:
+        proof = prove(schedule, size)
+        found = "" if proof.holds else str(proof)
+    else:
+        found = wrong_sum(schedule, size)
+    if found:
+        raise ConfigurationError(
+            f"{name_of(schedule)} over {size} ranks is no all-reduce: {found}.", everywhere=everywhere
+        )
+
+
+MOST_RANKS_PROVEN = 64
+"""The largest number of ranks for which every contribution is followed."""
+
+
+def wrong_sum(schedule: Schedule, size: int) -> str:
+    """Adds up random numbers of 64 bits by the rounds; returns what is wrong with the sums, or nothing.
+
+    Every rank starts with a number of its own, the same in each chunk, and must end with the sum of all. Rounds that
+    miss a contribution or count one twice pass by chance alone, once in about 2⁶⁴ cases. It takes as many additions as
+    a rank makes, instead of that many times the number of ranks, so that it is quick for thousands of ranks.
+
+    Source: Freivalds, "Probabilistic machines can use less running time" (1977), has the idea.
+    """
+    rounds = rounds_of(schedule, size)
+    chunks = chunk_count(rounds)
+    refuse_memory(8 * size * chunks, size, chunks)
+    own = np.random.default_rng(size).integers(0, 2**64, size, dtype=np.uint64, endpoint=False)
+    held = np.repeat(own[:, None], chunks, axis=1)
+    for round_ in rounds:
+        _add(round_, held)
+    wrong = np.argwhere(held != own.sum())
+    if not len(wrong):
+        return ""
+    rank, chunk = wrong[0].tolist()
+    return f"refuted: rank {rank} ends with a wrong sum in chunk {chunk}, as {len(wrong)} of {held.size} copies do"
+
+
+def _add(round_: Round, held: NDArray[np.uint64]) -> None:
+    """Moves numbers by one round in place; at once, where the table's order does not matter."""
+    widths = round_.stop - round_.first
+    row = np.repeat(np.arange(len(round_)), widths)
+    chunk = np.arange(len(row)) - np.repeat(np.cumsum(widths) - widths, widths) + round_.first[row]
+    target, adds = round_.target[row], round_.reduce[row]
+    cell = target * held.shape[1] + chunk
+    replaced = np.unique(cell[~adds])
+    if len(replaced) == np.count_nonzero(~adds) and not np.isin(cell[adds], replaced).any():
+        arriving = held[round_.source[row], chunk]
+        np.add.at(held, (target[adds], chunk[adds]), arriving[adds])
+        held[target[~adds], chunk[~adds]] = arriving[~adds]
+        return
+    before = held.copy()
+    for source, to, first, stop, reduce in transfers(round_):
+        held[to, first:stop] = before[source, first:stop] + (held[to, first:stop] if reduce else np.uint64(0))
+
+
+MOST_BYTES = 4 * 2**30
+"""The most memory that the tables of contributions may take."""
+
+
+def refuse_memory(nbytes: int, size: int, chunks: int) -> None:
+    """Refuses to follow contributions through rounds if that takes more than `MOST_BYTES` bytes of memory."""
+    if nbytes > MOST_BYTES:
+        raise ConfigurationError(
+            f"To follow {chunks:,} chunks over {size:,} ranks takes {nbytes / 2**30:,.0f} GiB of memory, and at most "
+            f"{MOST_BYTES / 2**30:g} GiB are taken. Use fewer ranks, or fewer chunks."
+        )
+
+
 def prove_all_gather(schedule: Schedule, size: int) -> Proof:
     """Follow the chunks through an all-gather schedule for `size` ranks.
 
@@ -107,6 +190,7 @@ def follow(rounds: Sequence[Round], size: int, start: NDArray[np.int64] | None =
         size: the number of ranks.
         start: the contributions before the first round; if None, every rank has its own in every chunk.
     """
+    refuse_memory(8 * size * chunk_count(rounds) * size, size, chunk_count(rounds))
     if start is None:
         start = np.zeros((size, chunk_count(rounds), size), dtype=np.int64)
         start[np.arange(size), :, np.arange(size)] = 1

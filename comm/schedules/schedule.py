@@ -10,11 +10,13 @@ to `(c + 1)·n // k`, so that no element is lost if n is not a multiple of k.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from itertools import islice, zip_longest
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bigbatch.comm.errors import BigBatchError, ConfigurationError
+from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.foreign import guarded
 
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
@@ -78,42 +80,112 @@ def joined(rounds: Sequence[Round]) -> Round:
     return Round(*(np.concatenate([getattr(round_, field.name) for round_ in rounds]) for field in fields(Round)))
 
 
+def name_of(schedule: Callable[..., object]) -> str:
+    """The name of a schedule or an algorithm, for messages."""
+    named = getattr(schedule, "__name__", None) or getattr(getattr(schedule, "func", None), "__name__", None)
+    return str(named or schedule)
+
+
+WHOLE = ("source", "target", "first", "stop")
+"""The columns of a round that hold whole numbers."""
+
+MOST_CHUNKS = 1_000_000
+"""The largest number of chunks: more would be smaller than an element of any buffer that is sent."""
+
+
+def most_rounds(size: int) -> int:
+    """The largest number of rounds that are made for `size` ranks; an all-reduce takes far fewer."""
+    return min(1_000_000, 10_000 + 8 * size * size)
+
+
 def rounds_of(schedule: Schedule, size: int) -> list[Round]:
     """Makes all rounds of a schedule for `size` ranks, and checks that their ranks and chunks are possible.
 
     Raises:
-        ConfigurationError: the schedule fails for that many ranks, or a round has impossible ranks or chunks; names
-            them.
+        ConfigurationError: the schedule fails for that many ranks, does not end, or a round has impossible ranks or
+            chunks; names them, and the line of the schedule's source.
     """
-    name = getattr(schedule, "__name__", None) or getattr(getattr(schedule, "func", None), "__name__", str(schedule))
-    try:
-        made = list(schedule(size))
-    except BigBatchError:
-        raise
-    except Exception as error:  # it may be anyone's generator
+    name, most = name_of(schedule), most_rounds(size)
+    with guarded(name, f"make rounds for {size} ranks", f"made rounds for {size} ranks", schedule):
+        made = list(islice(schedule(size), most + 1))
+    if len(made) > most:
         raise ConfigurationError(
-            f"{name} cannot make rounds for {size} ranks: {type(error).__name__}: {error}. Look at that function."
-        ) from error
-    rounds = []
-    for number, round_ in enumerate(made, start=1):
-        where = f"Round {number} of {name} for {size} ranks"
-        if not isinstance(round_, Round):
-            raise ConfigurationError(
-                f"{where} is a {type(round_).__name__}. Yield rounds, as bigbatch.comm.schedules.schedule.moved makes "
-                "them."
+            f"{name} makes more than {most:,} rounds for {size} ranks, and would perhaps never end. Look at its loops."
+        )
+    return [
+        _checked(round_, f"Round {number} of {name} for {size} ranks", size) for number, round_ in enumerate(made, 1)
+    ]
+
+
+def _checked(round_: object, where: str, size: int) -> Round:
+    """The round, if its columns are flat and alike, and its ranks and chunks are possible."""
+    if not isinstance(round_, Round):
+        raise ConfigurationError(
+            f"{where} is a {type(round_).__name__}. Yield rounds, as bigbatch.comm.schedules.schedule.moved makes them."
+        )
+    columns = {field.name: getattr(round_, field.name) for field in fields(Round)}
+    for name, column in columns.items():
+        kinds, wanted = ("b", "truth values") if name == "reduce" else ("iu", "whole numbers")
+        if not isinstance(column, np.ndarray) or column.ndim != 1 or (column.dtype.kind not in kinds and len(column)):
+            is_now = (
+                f"an array of shape {column.shape} and type {column.dtype}"
+                if isinstance(column, np.ndarray)
+                else f"a {type(column).__name__}"
             )
-        ends = np.concatenate([round_.source, round_.target])
-        if len(ends) and not 0 <= ends.min() <= ends.max() < size:
             raise ConfigurationError(
-                f"{where} names rank {ends.min() if ends.min() < 0 else ends.max()}, but the ranks are 0 to {size - 1}."
+                f"{where} has {is_now} as its {name}, which must be a flat array of {wanted}. "
+                "bigbatch.comm.schedules.schedule.moved makes rounds of lists and numbers, too."
             )
-        if (round_.source == round_.target).any():
-            alone = round_.source[round_.source == round_.target][0]
-            raise ConfigurationError(f"{where} has rank {alone} send to itself. What a rank has it need not send.")
-        if ((round_.first < 0) | (round_.stop <= round_.first)).any():
-            raise ConfigurationError(f"{where} moves chunks from below 0, or none at all.")
-        rounds.append(round_)
-    return rounds
+    lengths = {name: len(column) for name, column in columns.items()}
+    if len(set(lengths.values())) > 1:
+        counted = ", ".join(f"{length} of {name}" for name, length in lengths.items())
+        raise ConfigurationError(
+            f"{where} has columns of different lengths: {counted}. Each transfer is one row of all."
+        )
+    ends = np.concatenate([round_.source, round_.target])
+    if len(ends) and not 0 <= ends.min() <= ends.max() < size:
+        raise ConfigurationError(
+            f"{where} names rank {ends.min() if ends.min() < 0 else ends.max()}, but the ranks are 0 to {size - 1}."
+        )
+    if (round_.source == round_.target).any():
+        alone = round_.source[round_.source == round_.target][0]
+        raise ConfigurationError(f"{where} has rank {alone} send to itself. What a rank has it need not send.")
+    if ((round_.first < 0) | (round_.stop <= round_.first)).any():
+        raise ConfigurationError(f"{where} moves chunks from below 0, or none at all.")
+    if (highest := int(round_.stop.max(initial=0))) > MOST_CHUNKS:
+        raise ConfigurationError(
+            f"{where} names chunk {highest - 1:,}, but a buffer is cut into at most {MOST_CHUNKS:,} chunks, numbered "
+            "from 0."
+        )
+    source, target, first, stop = (np.asarray(columns[name], np.int64) for name in WHOLE)
+    return Round(source, target, first, stop, np.asarray(round_.reduce, np.bool_))
+
+
+MADE_AGAIN = 3
+"""How often rounds are made again to see whether they are the same; once would miss half of what a coin decides."""
+
+
+def check_repeats(schedule: Schedule, size: int) -> None:
+    """Makes the rounds several times, and refuses a schedule whose rounds differ from call to call.
+
+    Raises:
+        ConfigurationError: they differ; names the first round that does. And what `rounds_of` raises.
+    """
+    once = rounds_of(schedule, size)
+    for _ in range(MADE_AGAIN):
+        pairs = enumerate(zip_longest(once, rounds_of(schedule, size)), start=1)
+        differs = next((number for number, (one, other) in pairs if not _same(one, other)), None)
+        if differs is not None:
+            raise ConfigurationError(
+                f"Round {differs} of {name_of(schedule)} for {size} ranks differs from one call to the next. Every "
+                "rank makes the rounds for itself, so that they must depend on nothing but the number of ranks."
+            )
+
+
+def _same(one: Round | None, other: Round | None) -> bool:
+    if one is None or other is None:
+        return False
+    return all(np.array_equal(getattr(one, field.name), getattr(other, field.name)) for field in fields(Round))
 
 
 def chunk_count(rounds: Iterable[Round]) -> int:

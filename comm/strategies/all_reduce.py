@@ -1,7 +1,7 @@
 """All-reduce: every worker ends with the same sum of gradients and makes the same update."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bigbatch.comm.collectives import Nodes, bind
+from bigbatch.comm.collectives import MOST_SEGMENTS, SEGMENT_BYTES, Nodes, bind
 from bigbatch.comm.collectives.hierarchical import hierarchical
 from bigbatch.comm.collectives.ring import ring
 from bigbatch.comm.errors import ConfigurationError
@@ -17,7 +17,8 @@ from bigbatch.comm.parameters import Bucket, OptimizerFactory, square, total
 from bigbatch.comm.reducers.collective import Collective, Reduction, Scheduled, covered
 from bigbatch.comm.reducers.library import MPIAllReduce, TorchAllReduce
 from bigbatch.comm.reducers.shared_memory import SharedMemory
-from bigbatch.comm.schedules.prove import prove
+from bigbatch.comm.schedules.prove import refuse_unproven
+from bigbatch.comm.schedules.schedule import Schedule, name_of
 from bigbatch.comm.strategies.description import Description, Workload, all_reduced
 from bigbatch.comm.strategies.replicated import Replicated
 from bigbatch.comm.strategies.strategy import Squares, StepReport
@@ -26,7 +27,7 @@ from bigbatch.comm.transports.mpi import MPITransport
 from bigbatch.comm.transports.torch_distributed import TorchTransport
 from bigbatch.comm.wires.agreement import together
 from bigbatch.comm.wires.recording import COMPUTE
-from bigbatch.comm.wires.transport import Transport
+from bigbatch.comm.wires.transport import Transport, consecutive_nodes
 
 
 class AllReduce(Replicated):
@@ -252,8 +253,15 @@ class Hierarchical(AllReduce):
         return all_reduced(hierarchical, workload, workers, nodes)
 
 
-MOST_RANKS_PROVEN = 64
-"""The largest number of ranks for which rounds are proven: beyond it a proof takes longer than a user would wait."""
+RANKS_PROVEN, RANKS_IN_PIECES = 256, 8
+"""The largest numbers of ranks for which rounds are proven before they are simulated: over a buffer in one piece, and
+in as many pieces and on nodes of as many ranks as there can be. More would take longer than a user waits."""
+
+
+@lru_cache(maxsize=256)
+def refuse_once(schedule: Schedule, size: int) -> None:
+    """As `refuse_unproven`; rounds that were looked at are not looked at again by the other ranks of this process."""
+    refuse_unproven(schedule, size, everywhere=True)
 
 
 def all_reduce_by(algorithm: Callable[..., Any]) -> type[AllReduce]:
@@ -277,16 +285,19 @@ def all_reduce_by(algorithm: Callable[..., Any]) -> type[AllReduce]:
             """The algorithm's rounds, bucket by bucket."""
             return all_reduced(algorithm, workload, workers, nodes)
 
+        @classmethod
+        def check_rounds(cls, workers: int) -> None:
+            """Proves the rounds where that is quick, which may be for fewer ranks than asked."""
+            few, many = min(workers, RANKS_IN_PIECES), min(workers, RANKS_PROVEN)
+            refuse_once(bind(algorithm, 0), many)
+            for node_size in (2, 3, few):
+                refuse_once(bind(algorithm, MOST_SEGMENTS * SEGMENT_BYTES, consecutive_nodes(few, node_size)), few)
+
         def prepare(self, optimizer: OptimizerFactory) -> None:
             """Refuse rounds that do not end with everybody's sum: a training would not show it."""
             size = self.transport.size
-            if size <= MOST_RANKS_PROVEN:
-                proof = prove(bind(algorithm, self.parameters.nbytes, self.transport.nodes), size)
-                if not proof.holds:
-                    raise ConfigurationError(
-                        f"{type(self).__name__} over {size} ranks is no all-reduce: {proof}.", everywhere=True
-                    )
+            refuse_once(bind(algorithm, self.parameters.nbytes, self.transport.nodes), size)
             super().prepare(optimizer)
 
-    ByAlgorithm.__name__ = ByAlgorithm.__qualname__ = algorithm.__name__
+    ByAlgorithm.__name__ = ByAlgorithm.__qualname__ = name_of(algorithm)
     return ByAlgorithm

@@ -99,6 +99,7 @@ def all_reduced(algorithm: Callable[..., Any], workload: Workload, workers: int,
 
 SENDS_NOTHING = frozenset(
     {
+        "check_rounds",
         "close",
         "configured",
         "connect",

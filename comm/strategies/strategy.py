@@ -252,6 +252,14 @@ class Strategy(ABC):
         """What `describe` says, or nothing if a subclass has changed what is sent and not what is said about it."""
         return cls.describe(workload, workers, nodes) if describes_itself(cls) else Description()
 
+    @classmethod  # noqa: B027 - most strategies have no rounds of a user's
+    def check_rounds(cls, workers: int) -> None:
+        """Refuses, before `workers` workers are simulated, rounds of a user that are no all-reduce.
+
+        Raises:
+            ConfigurationError: the rounds do not end with everybody's sum; says where.
+        """
+
     @classmethod
     def connect(cls, launch: Launch, device: str, deadline: float) -> Transport:  # noqa: ARG003 - for others
         """Connects the processes that `launch` tells of, which compute on `device`, by the wires that it wants."""

@@ -9,6 +9,7 @@ so that a program which relies on buffering is found out, as a deadlock. On any 
 message has left the sender's port.
 """
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
@@ -18,6 +19,7 @@ from bigbatch.comm.kinds import RANKS, Number, checked
 from bigbatch.comm.simulation.computing import MOMENT, by_rank
 from bigbatch.comm.simulation.network import FREE, Network
 from bigbatch.comm.transports.simulated.fabric import Fabric
+from bigbatch.comm.transports.simulated.messages import LateReceive
 from bigbatch.comm.transports.simulated.transport import ClusterTransport
 from bigbatch.comm.wires import DEFAULT_DEADLINE
 from bigbatch.comm.wires.transport import Transport, consecutive_nodes, work_on
@@ -37,6 +39,8 @@ class Cluster:
         network: what messages cost.
         failures: rank -> the simulated second at which it stops for ever.
         deadline: simulated seconds after which a wait for a rank that has failed gives up.
+        late: on a free network, has every message be read a random while after its sender and its receiver have met. A
+            program that changes a buffer before its send is over then sends something else.
 
     Attributes:
         network: what messages cost.
@@ -54,6 +58,8 @@ class Cluster:
         network: Network = FREE,
         failures: Mapping[int, float] | None = None,
         deadline: float = DEFAULT_DEADLINE,
+        *,
+        late: bool = False,
     ) -> None:
         size = checked("The number of ranks of a cluster", RANKS, size)
         deadline = checked("The deadline", SIMULATED_SECONDS, deadline)
@@ -63,6 +69,8 @@ class Cluster:
             if not 0 <= rank < size:
                 raise ConfigurationError(f"Rank {rank} is to fail, but the ranks are 0 to {size - 1}.")
         self.fabric = Fabric(network, size)
+        if late:
+            self.fabric.receive = partial(LateReceive, random.Random(size).random)
         self.transports = [ClusterTransport(self.fabric, rank, size) for rank in range(size)]
         if not nodes and not network.free:
             nodes = consecutive_nodes(size, network.node_size)

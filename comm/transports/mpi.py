@@ -32,6 +32,15 @@ CACHE_LINE = 64
 
 SEND, RECEIVE = "send to", "receive from"
 
+LARGEST_MESSAGE = 2**30
+"""Bytes of the largest message that is given to MPI at once. Open MPI 5 counts in 32 bits, and refuses 2 GiB."""
+
+
+def pieces(buffer: Buffer) -> list[Buffer]:
+    """A flat buffer as views of at most `LARGEST_MESSAGE` bytes each, in order: at least one, even of no bytes."""
+    step = max(1, LARGEST_MESSAGE // buffer.itemsize)
+    return [buffer[first : first + step] for first in range(0, max(1, len(buffer)), step)]
+
 
 class MPIRequest(Request):
     """A message that MPI is sending or receiving."""
@@ -77,6 +86,31 @@ class MPIRequest(Request):
             f"Rank {self._transport.rank} waited {self._transport.deadline:g} s to {self._operation} {self._named()} "
             f"({self._what()}). Either that rank is stuck, or it is slow: then allow more with --deadline.{elsewhere()}"
         )
+
+
+class PiecesRequest(Request):
+    """A message so long that it travels in several: MPI keeps those between two ranks in order.
+
+    A receive from any rank learns from the first piece who sends the others, and asks for them then. So that no other
+    receive from any rank takes them, only one of such length may wait under a tag at a time.
+
+    Args:
+        first: the request of the first piece.
+        rest: makes the requests of the other pieces, given the rank that `first` is from or to.
+        known: that rank, if it is known before; the other requests are then made at once.
+    """
+
+    def __init__(self, first: Request, rest: Callable[[int], list[Request]], known: int | None) -> None:
+        self._first = first
+        self._rest = rest
+        self._others = None if known is None else rest(known)
+
+    def wait(self) -> int:
+        """Waits until every piece has been sent or received; returns the rank at the other end."""
+        peer = self._first.wait()
+        for other in self._rest(peer) if self._others is None else self._others:
+            other.wait()
+        return peer
 
 
 class MPITransport(OnThreads):
@@ -125,11 +159,25 @@ class MPITransport(OnThreads):
         )
 
     def _isend(self, buffer: Buffer, target: int, tag: int) -> Request:
-        return MPIRequest(self, self._communicator.Isend(buffer.view(np.uint8), target, tag), SEND, target, buffer)
+        def send(piece: Buffer) -> Request:
+            pending = self._communicator.Isend(piece.view(np.uint8), target, tag)
+            return MPIRequest(self, pending, SEND, target, piece)
+
+        if buffer.nbytes <= LARGEST_MESSAGE:
+            return send(buffer)
+        first, *others = pieces(buffer)
+        return PiecesRequest(send(first), lambda _: list(map(send, others)), target)
 
     def _irecv(self, buffer: Buffer, source: int, tag: int) -> Request:
-        named = self._any if source == ANY else source
-        return MPIRequest(self, self._communicator.Irecv(buffer.view(np.uint8), named, tag), RECEIVE, source, buffer)
+        def receive(piece: Buffer, peer: int) -> Request:
+            pending = self._communicator.Irecv(piece.view(np.uint8), self._any if peer == ANY else peer, tag)
+            return MPIRequest(self, pending, RECEIVE, peer, piece)
+
+        if buffer.nbytes <= LARGEST_MESSAGE:
+            return receive(buffer, source)
+        first, *others = pieces(buffer)
+        known = None if source == ANY else source
+        return PiecesRequest(receive(first, source), lambda peer: [receive(one, peer) for one in others], known)
 
     def all_reduce(self, buffer: Buffer) -> None:
         """MPI's own all-reduce (sum) of `buffer`, (elements,), in place; it blocks.
@@ -138,7 +186,8 @@ class MPITransport(OnThreads):
         """
         sums = buffer if buffer.itemsize > 2 else buffer.astype(np.float32)  # MPI has no half precision
         self.count(messages=0, bytes_=2 * (self.size - 1) * sums.nbytes // self.size)
-        self._communicator.Allreduce(self._in_place, sums)
+        for piece in pieces(sums):
+            self._communicator.Allreduce(self._in_place, piece)
         if sums is not buffer:
             buffer[:] = sums
 

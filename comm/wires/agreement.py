@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from bigbatch.comm import errors
 from bigbatch.comm.errors import BigBatchError, DeadlineError, MismatchError
+from bigbatch.comm.foreign import explained
 from bigbatch.comm.wires.life import elsewhere
 from bigbatch.comm.wires.transport import Transport
 
@@ -41,6 +42,8 @@ def _read(transport: Transport, texts: Sequence[str | None], occasion: str) -> l
 def together(transport: Transport, attempt: Callable[[], Result]) -> Result:
     """Calls `attempt` on every rank; if it fails on some, all ranks raise the same error.
 
+    What the user's code raises in `attempt` counts as an error of ours that names its place.
+
     Raises:
         BigBatchError: the error of the lowest rank that had one, on every rank and of the same kind, so that all
             processes end with the same exit status; marked `everywhere`.
@@ -51,6 +54,10 @@ def together(transport: Transport, attempt: Callable[[], Result]) -> Result:
         result.append(attempt())
     except BigBatchError as error:
         failure = error
+    except (Exception, SystemExit) as error:
+        failure = explained(error)
+        if failure is None:
+            raise
     failures = all_gather(transport, None if failure is None else [type(failure).__name__, str(failure)])
     failed = [rank for rank, theirs in enumerate(failures) if theirs is not None]
     if not failed:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from functools import lru_cache, partial
+from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
 
 import numpy as np
@@ -26,7 +27,7 @@ Result = TypeVar("Result")
 class Transport(ABC):
     """Moves flat buffers between the ranks of one job.
 
-    A transport is a context: leaving it closes it.
+    A transport is a context: leaving it closes it, unless an error has ended the work of this rank.
 
     Attributes:
         rank: this process's number, 0 to size - 1.
@@ -301,6 +302,15 @@ class Transport(ABC):
 
     def close(self) -> None:  # noqa: B027 - most wires hold nothing
         """Give back what the transport holds; all ranks close together."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:  # else the others would not come to close with a rank that has failed
+            self.close()
 
     def abort(self, code: int) -> NoReturn:
         """End every process of the job at once, this one with exit status `code`."""

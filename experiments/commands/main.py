@@ -8,13 +8,14 @@ import click
 from click.shell_completion import CompletionItem
 
 from bigbatch.comm.errors import (
-    INCOMPLETE,
     INTERRUPTED,
     BigBatchError,
     ConfigurationError,
     IncompleteError,
     LaunchError,
+    exit_status,
 )
+from bigbatch.comm.foreign import explained
 from bigbatch.comm.registry import unknown_name
 from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.experiments.commands import COMMANDS, subcommands
@@ -141,16 +142,15 @@ def _run() -> int:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
-    except SystemExit as error:
-        return error.code if isinstance(error.code, int) else int(error.code is not None)
-    except Exception as error:  # a fault of ours, or of a user's model, task or strategy, if not one of our own errors
-        if speaks(error):
+    except (Exception, SystemExit) as raised:  # a fault of ours, or of a user's file, if not one of our own errors
+        told = explained(raised) or raised
+        if isinstance(told, SystemExit):  # ours
+            return told.code if isinstance(told.code, int) else int(told.code is not None)
+        if speaks(told):
             from bigbatch.experiments.commands.output import report
 
-            report(error)
-        if isinstance(error, IncompleteError):
-            return INCOMPLETE
-        return 2 if isinstance(error, ConfigurationError | LaunchError) else 1
+            report(told)
+        return exit_status(told)
     return 0
 
 

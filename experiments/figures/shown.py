@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bigbatch.comm.schedules.account import account
-from bigbatch.comm.schedules.prove import Proof, follow
-from bigbatch.comm.schedules.schedule import Round, Schedule, chunk_count, rounds_of, transfers
+from bigbatch.comm.schedules.prove import Proof, follow, refuse_memory
+from bigbatch.comm.schedules.schedule import Round, Schedule, check_repeats, chunk_count, rounds_of, transfers
 
 MOST_RANKS_DRAWN, MOST_CHUNKS_DRAWN = 8, 16
 """Limits of the text's table of who has what, which no longer fits on a line beyond them."""
@@ -32,16 +32,18 @@ class Shown:
         proof: whether the schedule is an all-reduce.
 
     Raises:
-        ConfigurationError: the rounds are not valid.
+        ConfigurationError: the rounds are not valid, differ from call to call, or are too many to be followed.
     """
 
     def __init__(self, name: str, schedule: Schedule, size: int) -> None:
         self.name = name
         self.size = size
         self._schedule = schedule
+        check_repeats(schedule, size)
         self.rounds = rounds_of(schedule, size)
-        self.counts: list[NDArray[np.int64]] = list(follow(self.rounds, size))
         self.chunks = chunk_count(self.rounds)
+        refuse_memory(8 * (len(self.rounds) + 1) * size * self.chunks * size, size, self.chunks)
+        self.counts: list[NDArray[np.int64]] = list(follow(self.rounds, size))
         self.proof = Proof(self.counts[-1])
 
     def text(self) -> Iterator[str]:

@@ -49,13 +49,14 @@ def strategy_named(name: str, servers: int, workers: int = 2) -> type[Strategy]:
         workers: smallest number of workers for which it will be simulated.
 
     Raises:
-        ConfigurationError: there is no such strategy, it does not run with so few workers, or it does not move its data
-            by messages over a transport of ours.
+        ConfigurationError: there is no such strategy, it does not run with so few workers, its rounds are no
+            all-reduce, or it does not move its data by messages over a transport of ours.
     """
     strategy: type[Strategy] = STRATEGIES.load(name)
     if any(option.name == "servers" for option in strategy.options.offered()):
         strategy = strategy.configured({"servers": servers})
     strategy.workers_among(strategy.ranks_for(workers))
+    strategy.check_rounds(workers)
     refusal = _refusal(strategy, workers)
     if refusal is not None:
         known = [other for other in STRATEGIES.names() if _refusal(STRATEGIES.load(other), 2) is None]

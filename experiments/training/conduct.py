@@ -1,5 +1,6 @@
 """Running an experiment in this process, in processes that a launcher started, or in processes started for it."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -8,7 +9,15 @@ from pathlib import Path
 
 import torch
 
-from bigbatch.comm.errors import INTERRUPTED, BigBatchError, CommunicationError, ConfigurationError, LaunchError
+from bigbatch.comm.errors import (
+    INTERRUPTED,
+    BigBatchError,
+    CommunicationError,
+    ConfigurationError,
+    LaunchError,
+    exit_status,
+)
+from bigbatch.comm.foreign import explained
 from bigbatch.comm.transports.launch import Launch, Launcher, detect
 from bigbatch.comm.transports.watchdog import give_way
 from bigbatch.comm.wires.life import doing, now_doing
@@ -148,6 +157,11 @@ def conduct_alone(request: Request, folder: Path) -> Run:
     return run
 
 
+SECONDS_APART, MOST_APART = 0.3, 5
+"""A fault of the user's code is often everybody's. Each rank, but not more than the first few, waits so many seconds
+longer than the one before it until it speaks: the first then ends the job, and one rank has spoken for all."""
+
+
 @contextmanager
 def connected(connect: Callable[[], Transport], failed: Failed, tell: Callable[[str], None]) -> Iterator[Transport]:
     """Provides the transport for a job, and ends the whole job on an error that only this rank knows of.
@@ -173,7 +187,7 @@ def connected(connect: Callable[[], Transport], failed: Failed, tell: Callable[[
             give_way()
         if not error.everywhere and not alone:
             failed(error, None)
-            transport.abort(1)
+            transport.abort(exit_status(error))
         transport.close()
         raise
     except KeyboardInterrupt:
@@ -182,10 +196,12 @@ def connected(connect: Callable[[], Transport], failed: Failed, tell: Callable[[
         if alone:
             raise
         transport.abort(INTERRUPTED)
-    except Exception as error:  # a fault of ours, or of a user's model, task or strategy
-        if alone:
+    except (Exception, SystemExit) as raised:  # a fault of ours, or of a user's model, task or strategy
+        told = explained(raised) or raised
+        if alone or isinstance(told, SystemExit):
             raise
-        failed(error, transport.rank)
-        transport.abort(1)
+        time.sleep(SECONDS_APART * min(transport.rank, MOST_APART))
+        failed(told, transport.rank)
+        transport.abort(exit_status(told))
     now_doing("closing the wires")
     transport.close()

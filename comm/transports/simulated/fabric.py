@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from bigbatch.comm.simulation.network import Network, Route
 from bigbatch.comm.transports.simulated.clock import Clock
-from bigbatch.comm.transports.simulated.messages import Mailbox, Send
+from bigbatch.comm.transports.simulated.messages import Mailbox, Receive, Send
 from bigbatch.comm.wires.transport import Transport
 
 
@@ -26,6 +26,7 @@ class Fabric:
         clock: the simulated time that all ranks live by.
         mailboxes: every rank's mailbox, by rank.
         charging: whether messages take their time; while they do not, ranks can get ready without moving the clock.
+        receive: makes a receive for an end of the wires, a source, a buffer and a tag.
         meter: called for every message with the sending end of the wires, the target rank and the message's bytes; None
             if nobody counts.
         shelf: rank -> its window, (nbytes,) bytes, which the other ranks of its node take from here.
@@ -40,6 +41,7 @@ class Fabric:
         self.clock = Clock(by_rank=not network.free)
         self.mailboxes = [Mailbox() for _ in range(size)]
         self.charging = True
+        self.receive: Callable[..., Receive] = Receive
         self.meter: Callable[[Transport, int, int], None] | None = None
         self.shelf: dict[int, NDArray[np.uint8]] = {}
         self.texts: list[str | None] = [None] * size

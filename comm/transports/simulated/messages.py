@@ -1,6 +1,8 @@
 """Messages in simulated time: what is sent, what is received, and the mailbox in which the two meet."""
 
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 from itertools import count
 
 from bigbatch.comm.buffers import Buffer, Phantom
@@ -70,6 +72,26 @@ class Receive(SimulatedMessage):
         if send.finished is None:
             send.finish(target, now)
         self.finish(source, send.tail if send.tail > now else now)
+
+
+class LateReceive(Receive):
+    """A receive whose message is read a random while after the two ends have met.
+
+    Until then the sender must leave its buffer alone, as the contract of `isend` says; on a cluster where messages are
+    read at once, nobody would see a sender that adds to what it still sends.
+
+    Args:
+        lateness: draws the simulated seconds from the meeting to the reading.
+    """
+
+    def __init__(self, lateness: Callable[[], float], end: End, peer: int, buffer: Buffer, tag: int) -> None:
+        super().__init__(end, peer, buffer, tag)
+        self._lateness = lateness
+
+    def take(self, send: Send) -> None:
+        """Schedules the copying of the values."""
+        clock = self.end.clock
+        clock.at(clock.now + self._lateness(), self.end.rank, partial(super().take, send))
 
 
 class Mailbox:

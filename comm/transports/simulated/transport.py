@@ -13,7 +13,7 @@ from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.simulation.network import Route
 from bigbatch.comm.transports.simulated.clock import Awaited
 from bigbatch.comm.transports.simulated.fabric import Fabric
-from bigbatch.comm.transports.simulated.messages import Receive, Send
+from bigbatch.comm.transports.simulated.messages import Send
 from bigbatch.comm.transports.simulated.threads import GreenletQueue, GreenletThread
 from bigbatch.comm.wires.queue import CommunicationQueue
 from bigbatch.comm.wires.recording import COMPUTE
@@ -179,6 +179,6 @@ class ClusterTransport(Transport):
         return send
 
     def _irecv(self, buffer: Buffer, source: int, tag: int) -> Request:
-        receive = Receive(self, source, buffer, tag)
+        receive = self._fabric.receive(self, source, buffer, tag)
         self._mailbox.post(receive)
         return receive

@@ -144,7 +144,9 @@ def test_an_exception_on_one_rank_ends_the_job(run: Run, tmp_path):
     (tmp_path / "my_file.py").write_text(OWN_STRATEGY)
     outcome = run("mpirun", "-n", "3", "bigbatch-exp", "my_file.py:Raises", *SMALL, deadline=30)
     assert outcome.status != 0
-    assert outcome.err.count("bigbatch-exp: on rank 2: ValueError: rank 2 has a fault (--debug shows where)") == 1
+    assert (
+        outcome.err.count("bigbatch-exp: on rank 2: ValueError: rank 2 has a fault (my_file.py, line 14, in step)") == 1
+    )
     assert "Traceback" not in outcome.err
     shown = run("bigbatch-exp", "my_file.py:Raises", "-n", "1", "--debug", *SMALL, deadline=30)
     assert shown.status != 0

@@ -1,0 +1,249 @@
+"""Users' files: whatever they do while they are read, or while their rounds are made, is told in one sentence."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from bigbatch.comm import foreign
+from bigbatch.comm.collectives import ALGORITHMS
+from bigbatch.comm.collectives.ring import ring
+from bigbatch.comm.errors import ConfigurationError, exit_status
+from bigbatch.comm.schedules.schedule import Round, check_repeats, rounds_of
+from bigbatch.comm.strategies import STRATEGIES
+from bigbatch.comm.transports.cluster import Cluster
+from bigbatch.comm.wires.agreement import together
+
+HELPED = "from helper import more\ndef named(size):\n    return more(size)\n"
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays(monkeypatch: pytest.MonkeyPatch):
+    """Paths and modules of one test are not those of the next."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(foreign, "_folders", list(foreign._folders))
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if name in ("helper", "inner"):
+            del sys.modules[name]
+
+
+def written(folder: Path, text: str | bytes, name: str = "mine.py") -> str:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return f"{folder / name}:named"
+
+
+WHILE_READ = {
+    "exits": ("import sys\n\nsys.exit(0)\n", r"mine.py ended the program while it was read \(.*mine.py, line 3\)"),
+    "exits hard": ("import os\nos._exit(0)\n", r"mine.py ended the program while it was read \(.*mine.py, line 2\)"),
+    "exits hard by name": ("from os import _exit\n_exit(0)\n", r"ended the program while it was read .*line 2\)"),
+    "quits": ("quit()\n", r"ended the program while it was read"),
+    "raises": ("x = 1\n\nx / 0\n", r"cannot be run: ZeroDivisionError: division by zero \(.*mine.py, line 3\)"),
+    "raises no ordinary error": ("raise BaseException('no')\n", r"cannot be run: BaseException: no \(.*line 1\)"),
+    "recurs": ("def f(): f()\nf()\n", r"cannot be run: RecursionError"),
+    "no Python": ("x = 1\ndef f(:\n", r"cannot be run: SyntaxError: .* \(.*mine.py, line 2\)"),
+    "no UTF-8": (b"x = '\xff'\n", r"cannot be run: SyntaxError: .*utf-8.*mine.py"),
+    "NUL": (b"x = 1\0\n", r"cannot be run: SyntaxError: .*null bytes"),
+    "no such neighbour": ("import nobody_here\n", r"ModuleNotFoundError: No module named 'nobody_here' \(.*line 1\)"),
+    "prints for ever": ("while True:\n    print('x' * 999)\n", r"printed more than 100,000 characters .*line 2\)"),
+    "a script": ("import argparse\nargparse.ArgumentParser().parse_args(['--no'])\n", r"ended the program .*line 2"),
+}
+
+
+@pytest.mark.parametrize("name", WHILE_READ)
+def test_what_a_file_does_while_it_is_read_is_one_sentence(tmp_path, name):
+    text, sentence = WHILE_READ[name]
+    with pytest.raises(ConfigurationError, match=sentence) as raised:
+        ALGORITHMS.load(written(tmp_path, text))
+    assert "\n" not in str(raised.value)
+    assert exit_status(raised.value) == 2
+
+
+FOR_EVER = {
+    "loops": "while True:\n    pass\n",
+    "sleeps": "import time\ntime.sleep(1000)\n",
+    "waits": "import threading\nthreading.Event().wait()\n",
+    "catches what is ordinary": "while True:\n    try:\n        1 / 0\n    except Exception:\n        pass\n",
+}
+
+
+@pytest.mark.parametrize("name", FOR_EVER)
+def test_a_file_that_takes_for_ever_is_given_up_where_it_was(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(foreign, "SECONDS", 0.3)
+    with pytest.raises(ConfigurationError, match=r"mine.py still ran after 0.3 s while it was read .*mine.py, line \d"):
+        ALGORITHMS.load(written(tmp_path, FOR_EVER[name]))
+
+
+GENERATORS = {
+    "exits": ("def named(size):\n    yield from ()\n    raise SystemExit\n", r"named ended the program .*line 3"),
+    "exits hard": ("import os\ndef named(size):\n    os._exit(0)\n    yield\n", r"named ended the program .*line 3"),
+    "raises": (
+        "def named(size):\n    yield {}[size]\n",
+        r"named cannot make rounds for 4 ranks: KeyError: 4 \(.*line 2",
+    ),
+    "takes nothing": ("def named():\n    return []\n", r"takes 0 positional arguments but 1 was given \(.*line 1\)"),
+    "takes too much": (
+        "def named(a, b):\n    return []\n",
+        r"missing 1 required positional argument: 'b' \(.*line 1\)",
+    ),
+    "gives nothing": ("def named(size):\n    pass\n", r"'NoneType' object is not iterable \(.*line 1\)"),
+    "gives no rounds": ("def named(size):\n    yield 5\n", r"Round 1 of named for 4 ranks is a int. Yield rounds"),
+    "never ends": (
+        "def named(size):\n    while True:\n        yield None\n",
+        r"makes more than 10,128 rounds for 4 ranks",
+    ),
+    "asks a neighbour": (HELPED, r"KeyError: 'oops' \(.*helper.py, line 2, in more\)"),
+}
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_what_a_generator_of_rounds_does_is_one_sentence(tmp_path, name):
+    text, sentence = GENERATORS[name]
+    written(tmp_path, "def more(size):\n    return {}['oops']\n", "helper.py")
+    algorithm = ALGORITHMS.load(written(tmp_path, text))
+    with pytest.raises(ConfigurationError, match=sentence):
+        rounds_of(algorithm, 4)
+
+
+def test_a_generator_that_takes_for_ever_is_given_up(tmp_path, monkeypatch):
+    algorithm = ALGORITHMS.load(written(tmp_path, "def named(size):\n    while size:\n        pass\n    yield\n"))
+    monkeypatch.setattr(foreign, "SECONDS", 0.3)
+    with pytest.raises(ConfigurationError, match=r"named still ran after 0.3 s .*\(.*mine.py, line \d, in named\)"):
+        rounds_of(algorithm, 4)
+
+
+NO_FILES = {
+    "missing": ("none.py:named", "none.py, which should hold the algorithm, does not exist"),
+    "folder": ("folder.py:named", "is a folder"),
+    "pipe": ("pipe.py:named", "is no ordinary file"),
+    "a number": ("number.py:named", "is of the type int, but must be a function of the number of ranks"),
+    "a name that is not there": ("number.py:nobody", "There is no 'nobody' in .*It defines: named"),
+    "no module": ("nobody.here:named", "The module .* cannot be imported: ModuleNotFoundError"),
+    "no name of a module": (":named", "cannot be imported: ValueError"),
+}
+
+
+@pytest.mark.parametrize("name", NO_FILES)
+def test_what_is_no_file_of_an_algorithm_is_one_sentence(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    Path("folder.py").mkdir()
+    os.mkfifo("pipe.py")
+    Path("number.py").write_text("named = 5\n")
+    with pytest.raises(ConfigurationError, match=NO_FILES[name][1]):
+        ALGORITHMS.load(NO_FILES[name][0])
+
+
+def test_a_neighbour_is_found_and_each_file_has_its_own(tmp_path):
+    """As Python does for a script: fairseq 2143 reports "No module named" for a user's folder."""
+    answers = {}
+    for folder in ("one", "other"):
+        written(tmp_path / folder, f"def more(size): return '{folder}'\n", "helper.py")
+        answers[folder] = ALGORITHMS.load(written(tmp_path / folder, HELPED))
+    assert {folder: answer(4) for folder, answer in answers.items()} == {"one": "one", "other": "other"}
+    assert sys.path[0] != str(tmp_path / "one"), "its folder hides nothing from others afterwards"
+    late = ALGORITHMS.load(
+        written(tmp_path / "one", "def named(size):\n    import inner\n    return inner.x\n", "b.py")
+    )
+    written(tmp_path / "one", "x = 3\n", "inner.py")
+    assert late(4) == 3, "an import when it is called finds the neighbour too"
+
+
+def test_a_file_is_read_once_until_it_changes(tmp_path):
+    path = written(tmp_path, "class named: pass\n")
+    loaded = [ALGORITHMS.load(path) for _ in range(2)]
+    assert loaded[0] is loaded[1]
+    written(tmp_path, "class named: changed = True\n")
+    assert ALGORITHMS.load(path).changed
+
+
+def test_what_a_file_prints_or_changes_leaves_the_program_as_it_was(tmp_path, capsys):
+    text = "import os, sys\nprint('hello')\nos.chdir('/')\nsys.argv.clear()\nsys.stdout.close()\nnamed = print\n"
+    directory, arguments = Path.cwd(), list(sys.argv)
+    ALGORITHMS.load(written(tmp_path, text))
+    print("still here")
+    assert (Path.cwd(), sys.argv) == (directory, arguments)
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("still here\n", "hello\n")
+
+
+def test_guards_leave_other_peoples_alarms_and_exits_alone(tmp_path):
+    ALGORITHMS.load(written(tmp_path, "def named(size): return 1\n"))
+    rung = []
+    before = signal.signal(signal.SIGALRM, lambda *_: rung.append(time.monotonic()))
+    old = signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        with foreign.guarded("it", "be", "was"):
+            pass
+        time.sleep(0.4)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, *old)
+    assert len(rung) == 1
+    child = os.fork()
+    if not child:
+        os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+def test_guards_in_several_threads_put_standard_output_back(capsys):
+    def guard():
+        for _ in range(50):
+            with foreign.guarded("it", "be", "was"):
+                print("beside", end="")
+
+    threads = [threading.Thread(target=guard) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    print("here", end="")
+    assert capsys.readouterr().out == "here"
+
+
+def test_an_error_of_a_users_code_is_told_with_its_place_by_all_ranks_alike(tmp_path):
+    breaks = ALGORITHMS.load(written(tmp_path, "def named(size):\n    raise ValueError(f'odd {size}')\n"))
+
+    def work(transport):
+        try:
+            together(transport, lambda: breaks(transport.rank) if transport.rank == 1 else None)
+        except ConfigurationError as error:
+            return str(error), error.everywhere
+        return None
+
+    (mine, _), *_ = results = Cluster(3).run(work)
+    assert mine.startswith("Rank 1: ValueError: odd 1 (")
+    assert mine.endswith("mine.py, line 2, in named).")
+    assert all(everywhere for _, everywhere in results)
+
+
+def test_rounds_that_differ_from_call_to_call_are_refused():
+    calls = []
+
+    def restless(size):
+        calls.append(size)
+        yield from list(ring(size))[: 6 - len(calls) % 2]
+
+    with pytest.raises(ConfigurationError, match="Round 6 of restless for 4 ranks differs from one call to the next"):
+        check_repeats(restless, 4)
+    check_repeats(ring, 4)
+
+
+def test_a_callable_that_has_no_name_is_an_algorithm_too(tmp_path):
+    imports = "from functools import partial\nfrom bigbatch.comm.collectives.chain import chain\n"
+    text = f"{imports}named = partial(chain, segments=3)\n"
+    strategy = STRATEGIES.load(written(tmp_path, text))
+    assert strategy.__name__ == "chain"
+    strategy.check_rounds(5)
+
+
+def test_a_round_keeps_its_contents_when_it_is_checked():
+    (first, *_), (again, *_) = rounds_of(ring, 3), ring(3)
+    assert isinstance(first, Round)
+    assert (first.source == again.source).all()
+    assert first.reduce.all()
