@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bigbatch.comm.errors import MalformedError
+from bigbatch.comm.server.network.ending import Ending
 from bigbatch.comm.server.network.membership import MOST_WORKERS, Membership, Session
-from bigbatch.comm.server.network.messages import Frame, Kind, Message, Stage
-from bigbatch.comm.server.network.shares import Shares
+from bigbatch.comm.server.network.messages import NOTHING, Frame, Kind, Message, ProtocolError, Stage
+from bigbatch.comm.server.network.shares import MOST_RANGES, Shares, ranges
 from bigbatch.comm.server.network.status import Rates, status_of
 from bigbatch.comm.server.report import Report, Waiting
 from bigbatch.comm.server.shard import Shard
@@ -21,9 +22,9 @@ from bigbatch.comm.server.shard import Shard
 LONGEST_NOTE = 64
 """The largest number of float64 values in a note."""
 
-COUNTED = ("messages", "malformed", "refused", "repeated", "dropped workers", "turned away")
-"""What a server counts: messages in all, those that were malformed, refused or repeated, workers that fell silent, and
-connections that failed for their keys or spoke no ZeroMQ."""
+COUNTED = ("messages", "malformed", "refused", "repeated", "passed", "dropped workers", "turned away")
+"""What a server counts: messages in all, those that were malformed, refused or repeated, gradients without effect since
+their share is in already, workers that fell silent, and connections that failed for their keys or spoke no ZeroMQ."""
 
 Outgoing = tuple[bytes, list[Frame]]
 """The address that a message goes to, and its frames."""
@@ -36,7 +37,10 @@ class NetworkServer:
     request may come late, twice, or out of order: a push counts once, and of the attempts to read only the last.
 
     The data are cut into shares. A worker is given the number of its next share when it reads; a share whose worker
-    goes away before its gradient has come is given to the next.
+    goes away before its gradient has come is given to the next. A gradient whose share is in already has no effect.
+
+    Several servers that hold a part of the parameters each need not talk to each other: each knows which shares are in
+    its part, the first one hands them out, and workers tell it what the others miss; see `parts`.
 
     Args:
         shard: the shard that is served.
@@ -45,15 +49,18 @@ class NetworkServer:
         facts: (what, name, value) of what workers must have as well.
         patience: seconds of silence after which a worker takes part no more.
         expected: the number of workers that must have joined before any of them reads.
-        noted: called with (session, row) for every note that arrives.
+        noted: called with (session, row, time in seconds) for every note that arrives.
         tell: called with a sentence, without its full stop, whenever a worker comes or goes.
         last: whether no other work follows this one.
+        part: number, from 0, of the part of the parameters that the shard is.
+        parts: number of parts, each with a server of its own.
 
     Attributes:
         shard: the shard that is served.
         shares: the shares of the data that are handed out.
         members: the workers' sessions.
         counts: how often each event of `COUNTED` has happened.
+        ending: when the work has ended.
     """
 
     def __init__(
@@ -64,20 +71,25 @@ class NetworkServer:
         facts: Sequence[tuple[str, str, str]] = (),
         patience: float = 5.0,
         expected: int = 1,
-        noted: Callable[[int, NDArray[np.float64]], None] = lambda *_: None,
+        noted: Callable[[int, NDArray[np.float64], float], None] = lambda *_: None,
         tell: Callable[[str], None] = lambda _: None,
         *,
         last: bool = True,
+        part: int = 0,
+        parts: int = 1,
     ) -> None:
         self.shard = shard
         self.shares = Shares(shares)
         self.members = Membership(shard, self.shares, patience, tell)
+        self.ending = Ending(self.shares, self.members, parts, tell)
         self.counts = Counter(dict.fromkeys(COUNTED, 0))
         self._announcement = announcement
         self._facts = [list(fact) for fact in facts]
         self._expected = expected
         self._noted = noted
         self._last = last
+        self._part = part
+        self._ended = ""
         self._rates = Rates(shard)
         self._copy: tuple[int, NDArray[Any]] | None = None
         self._handlers: Mapping[Kind, Callable[[bytes, Message, float], list[Outgoing]]] = {
@@ -89,6 +101,8 @@ class NetworkServer:
             Kind.NOTE: self._within(self._note),
             Kind.HEARTBEAT: self._within(self._heartbeat),
             Kind.LEAVE: self._leave,
+            Kind.MISSING: self._missing,
+            Kind.RELEASE: self._release,
         }
 
     @property
@@ -118,17 +132,13 @@ class NetworkServer:
 
     @property
     def undone(self) -> int:
-        """The number of shares whose gradient has not come yet."""
+        """The number of shares that are not in."""
         return self.shares.undone
 
-    def stage(self, now: float) -> Stage:
-        """How far the work is at `now`, in seconds. Shares that nobody comes back for in time stay undone."""
-        waits = self.shares.returned and self.undone and now < self.members.left + self.members.patience
-        if self.shares.left or waits:
-            return Stage.OPEN
-        if self.present:
-            return Stage.CLOSING
-        return Stage.FINISHED
+    @property
+    def stage(self) -> Stage:
+        """How far the work is."""
+        return self.ending.stage
 
     @property
     def progress(self) -> tuple[int, ...]:
@@ -150,9 +160,14 @@ class NetworkServer:
         try:
             message = Message.of(frames)
             handler = self._handlers[message.kind]
+        except ProtocolError as error:
+            self.counts["malformed"] += 1
+            return self._refuse(sender, Message(Kind.HELLO), str(error))
         except (MalformedError, KeyError):
             self.counts["malformed"] += 1
             return []
+        if self._ended:
+            return [(sender, answer_to(message, Kind.ENDED, self._ended))]
         try:
             return handler(sender, message, now)
         except MalformedError as error:
@@ -161,30 +176,54 @@ class NetworkServer:
 
     def tick(self, now: float) -> list[Outgoing]:
         """Drops workers that were silent for too long, and returns what to send; call it several times a second."""
+        if self._ended:
+            return []
         self._rates.look(now)
         silent = self.members.silent(now)
         for session in silent:
             self.counts["dropped workers"] += 1
-            self.members.remove(
+            self.members.lose(
                 session,
                 f"The server heard nothing of this worker for {now - session.heard:.1f} s and went on without it, at "
                 f"version {self.shard.version}",
                 now,
             )
+        self.ending.look(now)
         return self._let_read(now) if silent else []
+
+    def end(self, why: str) -> list[Outgoing]:
+        """Tells the workers that the server cannot go on; from now on it answers nothing else.
+
+        Args:
+            why: the reason, as a sentence with its full stop.
+
+        Returns:
+            The messages to send.
+        """
+        self._ended = why
+        return [
+            (session.address, Message(Kind.ENDED, session.number, session.life, payload=(why.encode(),)).frames())
+            for session in self.present
+        ]
 
     def state_dict(self) -> dict[str, Any]:
         """The state to go on from later. Gradients that wait for others are not in it; their shares are."""
         return {
             "shard": self.shard.settled_state(),
-            "next_share": self.shares.handed_out,
+            "shares": self.shares.state_dict(self.members.waiting()),
             **self.members.state_dict(),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores what `state_dict` gave; every worker must join again."""
-        self.shard.load_state_dict(state["shard"])
-        self.shares.restore(state["next_share"], state["unsettled"])
+    def load_state_dict(self, state: Any) -> None:
+        """Restores what `state_dict` gave; every worker must join again.
+
+        Raises:
+            MalformedError: it is no state of such a server.
+        """
+        if not isinstance(state, Mapping):
+            raise MalformedError("it holds no server's state")
+        self.shard.load_state_dict(state.get("shard"))
+        self.shares.load_state_dict(state.get("shares"))
         self.members.load_state_dict(state)
 
     def status(self, now: float) -> dict[str, Any]:
@@ -193,11 +232,30 @@ class NetworkServer:
 
     # Requests that need no session.
 
-    def _hello(self, sender: bytes, _: Message, now: float) -> list[Outgoing]:
-        stage = self.stage(now)
+    def _hello(self, sender: bytes, message: Message, now: float) -> list[Outgoing]:
+        if self.undone:  # whoever asks may train what is missing
+            self.members.heard = now
+        stage = self.stage
         if stage is Stage.FINISHED and not self._last:
             stage = Stage.CLOSING
-        return [(sender, Message(Kind.WELCOME, number=stage, payload=(self._announcement.encode(),)).frames())]
+        self.members.asked(message.version, now, finished=stage is Stage.FINISHED)
+        payload = (self._announcement.encode(), self._missing_here())
+        return [(sender, Message(Kind.WELCOME, number=stage, payload=payload).frames())]
+
+    def _missing_here(self) -> bytes:
+        return json.dumps(self.shares.missing()[:MOST_RANGES]).encode()
+
+    def _missing(self, sender: bytes, message: Message, _: float) -> list[Outgoing]:
+        """Hand out again what another part misses, unless somebody computes on it."""
+        self.shares.return_all(
+            ranges(message.entries(), self.shares.total), {session.share for session in self.present}
+        )
+        return [(sender, answer_to(message, Kind.NOTICED))]
+
+    def _release(self, sender: bytes, message: Message, _: float) -> list[Outgoing]:
+        if message.text() == self._announcement and not self.undone:
+            self.ending.released = True
+        return [(sender, answer_to(message, Kind.RELEASED))]
 
     def _status(self, sender: bytes, _: Message, now: float) -> list[Outgoing]:
         return [(sender, Message(Kind.STATE, payload=(json.dumps(self.status(now)).encode(),)).frames())]
@@ -214,6 +272,7 @@ class NetworkServer:
         known = session.pushed
         if message.life > session.life:
             self.members.admit(session, message.life, message.version, now)
+            session.address = sender
         answer = Message(
             Kind.JOINED,
             message.session,
@@ -222,6 +281,7 @@ class NetworkServer:
             attempt=session.notes_in_order,
             version=known,
             weight=self.members.patience,
+            payload=(self._missing_here(),),
         )
         return [(sender, answer.frames()), *self._let_read(now)]
 
@@ -229,6 +289,7 @@ class NetworkServer:
         session = self.sessions.get(message.session)
         if session is not None and session.life == message.life:
             self.members.remove(session, "It has left", now)
+            self.members.astray.pop(session.number, None)
         return [(sender, answer_to(message, Kind.LEFT)), *self._let_read(now)]
 
     # Requests of a session.
@@ -271,15 +332,21 @@ class NetworkServer:
                 message,
                 f"push {message.number} with weight {message.weight:g} does not follow {session.pushed}",
             )
-        landing = shard.landing()
-        np.copyto(landing.numpy(), gradient)
-        outcome = shard.push(session.worker, landing, message.weight, message.loss, finite=message.flag)
-        session.pushed = message.number
-        session.waiting = Waiting(now, message.weight, message.loss, outcome)
-        self.shares.done += 1
-        if session.share is not None:  # of several servers, the first's shares are computed, and the last may differ
-            session.pushes.setdefault(session.worker, []).append(session.share)
-            session.share = None
+        share = session.share if message.share == NOTHING else message.share
+        if share is None or share >= self.shares.total or (self._part == 0 and share != session.share):
+            return self._refuse(sender, message, f"share {share} of the data is not what this worker was given")
+        session.pushed, session.share = message.number, None
+        if self.shares.has(share):
+            self.counts["passed"] += 1
+            session.waiting = Waiting(now)
+            shard.pass_by(session.worker)
+        else:
+            landing = shard.landing()
+            np.copyto(landing.numpy(), gradient)
+            outcome = shard.push(session.worker, landing, message.weight, message.loss, finite=message.flag)
+            session.waiting = Waiting(now, message.weight, message.loss, outcome)
+            self.shares.put(share)
+            session.pushes.setdefault(session.worker, []).append(share)
         session.pushes = session.pending(shard)
         return [(sender, answer_to(message, Kind.TAKEN)), *self._let_read(now)]
 
@@ -296,7 +363,7 @@ class NetworkServer:
         if len(row) > LONGEST_NOTE:
             raise MalformedError(f"A note of {len(row)} numbers came; {LONGEST_NOTE} is the most.")
         if message.number not in session.notes:
-            self._noted(message.session, row)
+            self._noted(message.session, row, now)
             session.notes[message.number] = (now, row.tolist())
         return [(sender, answer_to(message, Kind.NOTED))]
 
@@ -307,7 +374,8 @@ class NetworkServer:
 
     def _let_read(self, now: float) -> list[Outgoing]:
         """Answer everyone who asks to read and may."""
-        if self._expected > len(self.present) and not self.shard.version and not self.shares.handed_out:
+        begun = self._part > 0 or self.shares.handed_out or self.shard.version  # the first part says when to begin
+        if self._expected > len(self.present) and not begun:
             return []
         return [outgoing for session in self.present for outgoing in self._answer(session, now)]
 
@@ -320,7 +388,7 @@ class NetworkServer:
         begins, again = session.answered[0] < 0, session.answered[0] == session.pushed
         if not (begins or again or self.shard.readable(worker)):
             return
-        if session.share is None:
+        if session.share is None and self._part == 0:
             session.share = self.shares.take()
         fresh = session.has != self.shard.version
         report = Report.on(self.shard, worker, waiting, now, fresh=fresh)
@@ -347,15 +415,13 @@ class NetworkServer:
 
     def _refuse(self, sender: bytes, message: Message, why: str) -> list[Outgoing]:
         self.counts["refused"] += 1
-        refusal = Message(
-            Kind.REFUSED, message.session, message.life, message.number, message.attempt, payload=(why.encode(),)
-        )
-        return [(sender, refusal.frames())]
+        return [(sender, answer_to(message, Kind.REFUSED, why))]
 
 
-def answer_to(message: Message, kind: Kind) -> list[Frame]:
-    """The frames of an answer that says no more than which request it answers."""
-    return Message(kind, message.session, message.life, message.number, message.attempt).frames()
+def answer_to(message: Message, kind: Kind, text: str = "") -> list[Frame]:
+    """The frames of an answer that says which request it answers, and no more than a text."""
+    payload = (text.encode(),) if text else ()
+    return Message(kind, message.session, message.life, message.number, message.attempt, payload=payload).frames()
 
 
 def difference(theirs: Any, ours: list[list[str]]) -> str:

@@ -1,5 +1,6 @@
 """`bigbatch-exp ps status`: asks servers on a network for their status and prints it."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -51,7 +52,7 @@ def status(settings: StatusSettings, addresses: tuple[str, ...]) -> None:
     from bigbatch.comm.server.network.keys import Keys
     from bigbatch.comm.server.network.remote_shard import RemoteShard
     from bigbatch.comm.server.network.sockets import Dialer
-    from bigbatch.experiments.commands.output import print_json
+    from bigbatch.experiments.commands.output import console, print_json
 
     pair = Keys.read(settings.keys) if settings.keys is not None else None
     states = {}
@@ -59,20 +60,37 @@ def status(settings: StatusSettings, addresses: tuple[str, ...]) -> None:
         shard = RemoteShard(Dialer(address, pair), 0, settings.deadline)
         try:
             states[address] = shard.status()
+            described(address, states[address])
         finally:
             shard.close()
     if settings.json:
         print_json(states)
         return
     for address, state in states.items():
-        print_status(address, state)
+        for block in described(address, state):
+            console().print(block)
 
 
-def print_status(address: str, state: dict[str, Any]) -> None:
-    """Print a server's status: a block of lines about the server, and a line for each worker."""
+def described(address: str, state: Any) -> list[Any]:
+    """Describes a server's status: a block of lines about the server, and a line for each worker.
+
+    Raises:
+        MismatchError: the server of another bigbatch has sent a status that is not understood.
+    """
+    from bigbatch.comm.errors import MismatchError
+
+    try:
+        return list(_blocks(address, state))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise MismatchError(
+            f"The server at {address} describes itself in a way that this bigbatch does not understand "
+            f"({type(error).__name__}: {error}). Install the same version on both sides."
+        ) from error
+
+
+def _blocks(address: str, state: dict[str, Any]) -> Iterator[Any]:
     from rich.table import Table
 
-    from bigbatch.experiments.commands.output import console
     from bigbatch.experiments.runs.table import counted
 
     shares, counts = state["shares"], state["counts"]
@@ -86,7 +104,7 @@ def print_status(address: str, state: dict[str, Any]) -> None:
     lines.add_row("gradients", f"{fates} with an earlier server")
     lines.add_row("staleness", f"mean {mean:.2f}; " + ", ".join(f"{tau}: {n}" for tau, n in state["staleness"].items()))
     lines.add_row("messages", ", ".join(f"{count} {what}" for what, count in sorted(counts.items())) or "none")
-    console().print(lines)
+    yield lines
     table = Table(box=None, padding=(0, 2, 0, 0))
     for head in ("worker", "clock", "pushed", "has version", "last heard", ""):
         table.add_column(head, justify="right" if head else "left")
@@ -95,4 +113,4 @@ def print_status(address: str, state: dict[str, Any]) -> None:
         waits = "waits" if one["waits"] else "computes"
         heard = f"{one['silent_seconds']:.1f} s ago"
         table.add_row(str(one["worker"]), str(one["clock"]), str(one["pushed"]), has, heard, waits)
-    console().print(table if state["workers"] else "no worker takes part now")
+    yield table if state["workers"] else "no worker takes part now"
