@@ -64,10 +64,11 @@ def check_optimizer(state: Any, optimizer: Optimizer) -> None:
     if not isinstance(groups, list) or not isinstance(entries, Mapping) or len(groups) != len(own["param_groups"]):
         raise MalformedError("the optimiser has other groups of parameters")
     for theirs, ours in zip(groups, own["param_groups"], strict=True):
-        if not isinstance(theirs, Mapping) or not ours.keys() <= theirs.keys() or theirs["params"] != ours["params"]:
+        whole = isinstance(theirs, Mapping) and ours.keys() <= theirs.keys() and isinstance(theirs["params"], list)
+        if not whole or not all(map(_is_count, theirs["params"])) or theirs["params"] != ours["params"]:
             raise MalformedError("the optimiser has other groups of parameters")
     known = {number for group in own["param_groups"] for number in group["params"]}
-    if not entries.keys() <= known:
+    if not all(map(_is_count, entries)) or not entries.keys() <= known:
         raise MalformedError("the optimiser's state is about other parameters")
     if not all(map(_finite, _leaves([groups, entries]))):
         raise MalformedError("the optimiser's state is not all finite")

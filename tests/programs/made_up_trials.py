@@ -107,22 +107,27 @@ class Trial(Network):
         parts: number of servers.
         shares: number of shares of the data.
         interval: seconds between two snapshots.
+        kills: whether servers and workers are killed and paused, and messages lost.
     """
 
-    def __init__(self, seed: int, rule: str, parts: int, shares: int = 40, interval: float = 3.0) -> None:
+    def __init__(
+        self, seed: int, rule: str, parts: int, shares: int = 40, interval: float = 3.0, *, kills: bool = True
+    ) -> None:
         self.rule, self.shares, self.interval = rule, shares, interval
         self.places = [Place(part) for part in range(parts)]
         self.participants: list[Participant] = []
         super().__init__(None, Faults(seed))  # type: ignore[arg-type]
         random = self.random
-        self.faults.delay = random.choice([0.01, 0.3, 2.0])
-        self.faults.drop, self.faults.twice = random.choice([0.0, 0.05, 0.1]), random.choice([0.0, 0.1])
         self.workers = int(random.integers(2, 5))
         for place in self.places:
             self.start(place)
             self.at(float(random.random() * interval), partial(self.keep_now_and_then, place))
         for _ in range(self.workers):
             self.at(float(2 * random.random()), self.join)
+        if not kills:
+            return
+        self.faults.delay = random.choice([0.01, 0.3, 2.0])
+        self.faults.drop, self.faults.twice = random.choice([0.0, 0.05, 0.1]), random.choice([0.0, 0.1])
         length = 1.2 * shares / self.workers * (1 if rule == "async" else 1.5)
         for place in self.places:
             for _ in range(int(random.integers(0, 5))):

@@ -208,16 +208,16 @@ class Membership:
             MalformedError: it is no such state.
         """
         why = f"The server was started again and goes on from version {self._shard.version}"
-        try:
-            self.lost = counted(state["lost"])
-            for number, kept in state["sessions"].items():
-                notes = {counted(key): (float(when), [float(one) for one in row]) for key, when, *row in kept["notes"]}
-                life, pushed = counted(kept["life"]), counted(kept["pushed"])
-                self.sessions[int(number)] = Session(int(number), life, pushed=pushed, why=why, notes=notes)
-                if not kept["left"]:
-                    self.astray[int(number)] = math.inf  # since this server's first look
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise MalformedError("it does not say which workers there were") from error
+        sessions, lost = state.get("sessions"), state.get("lost")
+        if not isinstance(sessions, Mapping) or not _is_count(lost) or not all(map(_is_session, sessions.items())):
+            raise MalformedError("it does not say which workers there were")
+        self.lost = lost
+        for name, kept in sessions.items():
+            number = int(name)
+            notes = {key: (when, row) for key, when, *row in kept["notes"]}
+            self.sessions[number] = Session(number, kept["life"], pushed=kept["pushed"], why=why, notes=notes)
+            if not kept["left"]:
+                self.astray[number] = math.inf  # since this server's first look
 
     def _forget_some(self) -> None:
         """Forget the oldest of those who have gone and left no notes, if there are too many."""
@@ -226,12 +226,23 @@ class Membership:
             del self.sessions[number]
 
 
-def counted(value: Any) -> int:
-    """Reads a count that was kept.
+def _is_session(entry: tuple[Any, Any]) -> bool:
+    """Whether an entry of what was kept is a session's."""
+    name, kept = entry
+    whole = isinstance(name, str) and name.isdecimal() and len(name) <= 20 and isinstance(kept, Mapping)
+    return (
+        whole
+        and all(_is_count(kept.get(key)) for key in ("life", "pushed"))
+        and type(kept.get("left")) is bool
+        and isinstance(kept.get("notes"), list)
+        and all(map(_is_note, kept["notes"]))
+    )
 
-    Raises:
-        ValueError: it is no count.
-    """
-    if type(value) is not int or not 0 <= value < 2**63:
-        raise ValueError(value)
-    return value
+
+def _is_note(note: Any) -> bool:
+    whole = isinstance(note, list) and len(note) >= 2 and _is_count(note[0])
+    return whole and all(type(value) is float for value in note[1:]) and math.isfinite(note[1])
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63

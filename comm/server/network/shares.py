@@ -1,7 +1,7 @@
 """Shares of the data: who computes on which, what becomes of a worker's that goes away, and which are in."""
 
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -97,13 +97,12 @@ class Shares:
         Raises:
             MalformedError: it is no such state.
         """
-        try:
-            handed_out, there = state["handed_out"], ranges(state["in"], self.total)
-        except (KeyError, TypeError, IndexError) as error:
-            raise MalformedError("it does not say which shares of the data are in") from error
+        if not isinstance(state, Mapping) or not {"handed_out", "in"} <= state.keys():
+            raise MalformedError("it does not say which shares of the data are in")
+        handed_out, there = state["handed_out"], ranges(state["in"], self.total)
         if type(handed_out) is not int or not (there[-1][1] if there else 0) <= handed_out <= self.total:
             raise MalformedError(
-                f"it says that {handed_out!r} shares of {self.total} were handed out, of which others are in"
+                f"it says that {str(handed_out)[:40]} shares of {self.total} were handed out, of which others are in"
             )
         self.handed_out = handed_out
         self._in[:] = False
