@@ -34,6 +34,8 @@ class RemoteServers(Strategy):
         super().__init__(transport)
         self._shards = shards
         self._facts = facts
+        for shard in shards:
+            shard.beside = [other for other in shards if other is not shard]
 
     @classmethod
     def in_step(cls) -> bool:
@@ -79,7 +81,12 @@ class RemoteServers(Strategy):
         )
 
     def _finish(self) -> list[Report]:
-        reports = [shard.finish(self._values.array[first:stop]) for shard, first, stop in self._parts()]
+        places = [(shard, self._values.array[first:stop]) for shard, first, stop in self._parts()]
+        attempts = [shard.attempt(values) for shard, values in places]
+        reports = [
+            shard.finish(values) if report is None else report
+            for (shard, values), report in zip(places, attempts, strict=True)
+        ]
         self._values.deliver()
         back = [shard for shard in self._shards if shard.rejoined]
         tell_missing(self._shards[0], [shard for shard in back if shard is not self._shards[0]])

@@ -244,6 +244,7 @@ class Trial(Network):
             pass
         except CommunicationError as error:
             participant.error = error
+            assert any(place.closed for place in self.places), f"a worker gives up: {error}, {self.standing()}"
             if not all(place.closed for place in self.places):  # its user starts another
                 self.at(self.time + 5, self.join)
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from bigbatch.comm.errors import MalformedError
 from bigbatch.comm.server.network.ending import Ending
+from bigbatch.comm.server.network.facts import difference
 from bigbatch.comm.server.network.membership import MOST_WORKERS, Membership, Session
 from bigbatch.comm.server.network.messages import NOTHING, Frame, Kind, Message, ProtocolError, Stage
 from bigbatch.comm.server.network.shares import MOST_RANGES, Shares, ranges
@@ -167,7 +168,7 @@ class NetworkServer:
             self.counts["malformed"] += 1
             return []
         if self._ended:
-            return [(sender, answer_to(message, Kind.ENDED, self._ended))]
+            return [(sender, message.answer(Kind.ENDED, self._ended))]
         try:
             return handler(sender, message, now)
         except MalformedError as error:
@@ -250,12 +251,12 @@ class NetworkServer:
         self.shares.return_all(
             ranges(message.entries(), self.shares.total), {session.share for session in self.present}
         )
-        return [(sender, answer_to(message, Kind.NOTICED))]
+        return [(sender, message.answer(Kind.NOTICED))]
 
     def _release(self, sender: bytes, message: Message, _: float) -> list[Outgoing]:
         if message.text() == self._announcement and not self.undone:
             self.ending.released = True
-        return [(sender, answer_to(message, Kind.RELEASED))]
+        return [(sender, message.answer(Kind.RELEASED))]
 
     def _status(self, sender: bytes, _: Message, now: float) -> list[Outgoing]:
         return [(sender, Message(Kind.STATE, payload=(json.dumps(self.status(now)).encode(),)).frames())]
@@ -290,7 +291,7 @@ class NetworkServer:
         if session is not None and session.life == message.life:
             self.members.remove(session, "It has left", now)
             self.members.astray.pop(session.number, None)
-        return [(sender, answer_to(message, Kind.LEFT)), *self._let_read(now)]
+        return [(sender, message.answer(Kind.LEFT)), *self._let_read(now)]
 
     # Requests of a session.
 
@@ -314,7 +315,7 @@ class NetworkServer:
         assert session.worker is not None, "who takes part has a number"
         if message.number <= session.pushed:
             self.counts["repeated"] += 1
-            return [(sender, answer_to(message, Kind.TAKEN))]
+            return [(sender, message.answer(Kind.TAKEN))]
         shard = self.shard
         gradient = message.array(0, shard.values.numpy().dtype, len(shard.values))
         if len(message.payload) != 1:
@@ -348,7 +349,7 @@ class NetworkServer:
             self.shares.put(share)
             session.pushes.setdefault(session.worker, []).append(share)
         session.pushes = session.pending(shard)
-        return [(sender, answer_to(message, Kind.TAKEN)), *self._let_read(now)]
+        return [(sender, message.answer(Kind.TAKEN)), *self._let_read(now)]
 
     def _read(self, sender: bytes, session: Session, message: Message, now: float) -> list[Outgoing]:
         asked = (message.number, message.attempt)
@@ -365,10 +366,10 @@ class NetworkServer:
         if message.number not in session.notes:
             self._noted(message.session, row, now)
             session.notes[message.number] = (now, row.tolist())
-        return [(sender, answer_to(message, Kind.NOTED))]
+        return [(sender, message.answer(Kind.NOTED))]
 
     def _heartbeat(self, sender: bytes, _: Session, message: Message, now: float) -> list[Outgoing]:  # noqa: ARG002 - like the others
-        return [(sender, answer_to(message, Kind.ALIVE))]
+        return [(sender, message.answer(Kind.ALIVE))]
 
     # What several requests need.
 
@@ -415,23 +416,4 @@ class NetworkServer:
 
     def _refuse(self, sender: bytes, message: Message, why: str) -> list[Outgoing]:
         self.counts["refused"] += 1
-        return [(sender, answer_to(message, Kind.REFUSED, why))]
-
-
-def answer_to(message: Message, kind: Kind, text: str = "") -> list[Frame]:
-    """The frames of an answer that says which request it answers, and no more than a text."""
-    payload = (text.encode(),) if text else ()
-    return Message(kind, message.session, message.life, message.number, message.attempt, payload=payload).frames()
-
-
-def difference(theirs: Any, ours: list[list[str]]) -> str:
-    """The first thing in which a worker's facts differ from the server's, in words."""
-    if not isinstance(theirs, list):
-        return "it did not say what it has"
-    for place, (what, name, value) in enumerate(ours):
-        if place >= len(theirs):
-            return f"the worker lacks the {what} {name!r} ({value})"
-        if theirs[place] != [what, name, value]:
-            text = " ".join(map(str, theirs[place])) if isinstance(theirs[place], list) else str(theirs[place])
-            return f"the worker has {text[:200]!r} where the server has the {what} {name!r}, {value}"
-    return f"the worker has {str(theirs[len(ours)])[:200]} besides, which the server lacks"
+        return [(sender, message.answer(Kind.REFUSED, why))]

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 
 from bigbatch.comm.errors import CommunicationError
 from bigbatch.comm.server.network.messages import Kind, Message
-from bigbatch.comm.server.network.remote_shard import RemoteShard, Wire
+from bigbatch.comm.server.network.remote_shard import RemoteShard
+from bigbatch.comm.server.network.wire import Wire
 
 BEATS = 5
 """Number of heartbeats within the seconds of silence after which a server goes on without a worker."""

@@ -208,7 +208,8 @@ class Membership:
             MalformedError: it is no such state.
         """
         why = f"The server was started again and goes on from version {self._shard.version}"
-        sessions, lost = state.get("sessions"), state.get("lost")
+        sessions: Any = state.get("sessions")
+        lost: Any = state.get("lost")
         if not isinstance(sessions, Mapping) or not _is_count(lost) or not all(map(_is_session, sessions.items())):
             raise MalformedError("it does not say which workers there were")
         self.lost = lost

@@ -160,6 +160,11 @@ class Message:
         )
         return [header, *self.payload]
 
+    def answer(self, kind: Kind, text: str = "") -> list[Frame]:
+        """The frames of an answer that says which request it answers, and no more than a text."""
+        payload = (text.encode(),) if text else ()
+        return Message(kind, self.session, self.life, self.number, self.attempt, payload=payload).frames()
+
     @classmethod
     def of(cls, frames: Sequence[Frame]) -> Self:
         """Reads a message from the frames that have arrived.

@@ -1,7 +1,6 @@
 """The worker's side of a server on a network: a shard that the server holds."""
 
 import json
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
@@ -14,6 +13,7 @@ from bigbatch.comm.buffers import Buffer
 from bigbatch.comm.errors import CommunicationError, DeadlineError, MalformedError, MismatchError
 from bigbatch.comm.server.network.messages import NOTHING, Frame, Kind, Message, Stage
 from bigbatch.comm.server.network.shares import Ranges, ranges
+from bigbatch.comm.server.network.wire import Wire
 from bigbatch.comm.server.report import Report
 
 FIRST_RETRY, LONGEST_RETRY = 1.0, 60.0
@@ -29,35 +29,6 @@ LOOK_SECONDS = 0.1
 
 ASLEEP_SECONDS = 2.0
 """A worker that has not looked for so long was stopped; that the server is silent is no fault of the server's."""
-
-
-class Wire(ABC):
-    """Carries messages to one server and back. They may come late, twice, out of order or not at all.
-
-    Attributes:
-        name: the server's address, for errors.
-    """
-
-    name: str
-
-    @abstractmethod
-    def send(self, frames: Sequence[Frame]) -> None:
-        """Send one message; its buffers must stay as they are until it is answered."""
-
-    @abstractmethod
-    def receive(self, seconds: float) -> list[Frame] | None:
-        """Waits up to `seconds` for the next message; returns its frames, or None if none came.
-
-        Raises:
-            CommunicationError: nothing can ever come: the server refuses to talk.
-        """
-
-    @abstractmethod
-    def now(self) -> float:
-        """The time in seconds, of which only differences mean anything."""
-
-    def close(self) -> None:  # noqa: B027 - most hold nothing
-        """Closes the connection, if the wire has one."""
 
 
 @dataclass
@@ -107,6 +78,7 @@ class RemoteShard:
         acknowledged: the number of gradients that the server has acknowledged.
         missing: the ranges of shares that were not in when this worker joined or asked last.
         rejoined: whether it has joined again since that was set to False.
+        beside: other shards of this worker's, whose requests go on while it waits for this one.
         hurry: if set to True, every open request is sent again at once.
         tell: called with what a user should know, as given.
     """
@@ -127,6 +99,7 @@ class RemoteShard:
         self.acknowledged = 0
         self.missing: Ranges = ()
         self.rejoined = False
+        self.beside: Sequence[RemoteShard] = ()
         self.hurry = False
         self.tell = tell
         self._wire = wire
@@ -134,7 +107,7 @@ class RemoteShard:
         self._deadline = deadline
         self._first_retry = self._retry_after = first_retry
         self._facts: bytes = b""
-        self._work = ""
+        self._work = self._gone = ""
         self._pending: dict[Kind, Pending] = {}
         self._notes: list[Buffer] = []
         self._notes_open: dict[int, Pending] = {}
@@ -233,12 +206,25 @@ class RemoteShard:
             DeadlineError: the server does not answer any more.
             MismatchError: the server refuses what it was sent.
         """
-        while True:
-            try:
-                answer = self._wait_for(Kind.READ)
-                break
-            except GoneError as gone:
-                self._join_again(str(gone))
+        report = self.attempt(values)
+        while report is None:
+            self._join_again(self._gone)
+            report = self.attempt(values)
+        return report
+
+    def attempt(self, values: Buffer) -> Report | None:
+        """Does what `finish` does, but returns None if this worker must join again first, which `finish` sees to.
+
+        Whoever has joined is waited for. So with several servers a worker joins one again when it is through with the
+        others, else two workers can wait for each other at two servers.
+        """
+        if self._gone:
+            return None
+        try:
+            answer = self._wait_for(Kind.READ)
+        except GoneError as gone:
+            self._gone = str(gone)
+            return None
         report = Report.of(answer.array(0, np.float64, len(fields(Report))))
         if report.fresh:
             np.copyto(values, answer.array(1, values.dtype, len(values)))
@@ -277,6 +263,7 @@ class RemoteShard:
 
     def _enter(self) -> None:
         self.life += 1
+        self._gone = ""
         self._pending.clear()
         self._answers.clear()
         self._version = NOTHING
@@ -352,6 +339,18 @@ class RemoteShard:
                     "address right, and do other workers go on? --deadline allows more."
                 )
             self._retry(now)
+            for shard in self.beside:
+                shard.keep_up()
+
+    def keep_up(self) -> None:
+        """Hears what has come and makes requests again, while the worker waits for another server."""
+        try:
+            while (frames := self._wire.receive(0.0)) is not None:
+                self._hear(frames, self._wire.now())
+        except GoneError as gone:
+            self._gone = str(gone)
+        if not self._gone:
+            self._retry(self._wire.now())
 
     def _retry(self, now: float) -> None:
         hurry, self.hurry = self.hurry, False

@@ -12,7 +12,7 @@ from zmq.utils.monitor import recv_monitor_message
 from bigbatch.comm.errors import CommunicationError, ConfigurationError
 from bigbatch.comm.server.network.keys import Keys
 from bigbatch.comm.server.network.messages import Frame
-from bigbatch.comm.server.network.remote_shard import Wire
+from bigbatch.comm.server.network.wire import Wire
 
 FAILED_HANDSHAKES = 5
 """After so many failed handshakes in a row a worker takes the server's key for another one; a single failure can mean

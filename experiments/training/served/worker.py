@@ -14,7 +14,8 @@ from bigbatch.comm.errors import CommunicationError, ConfigurationError, Mismatc
 from bigbatch.comm.server.network.heartbeat import Heartbeat
 from bigbatch.comm.server.network.messages import Stage
 from bigbatch.comm.server.network.parts import agree, ask, release
-from bigbatch.comm.server.network.remote_shard import RemoteShard, Wire
+from bigbatch.comm.server.network.remote_shard import RemoteShard
+from bigbatch.comm.server.network.wire import Wire
 from bigbatch.comm.strategies.remote import RemoteServers
 from bigbatch.comm.transports.alone import Alone
 from bigbatch.experiments.training.arm import train
@@ -162,7 +163,9 @@ class NetworkWorker:
         try:
             settings = Settings.of({**entries, "text": self.text})
         except ConfigurationError as error:
-            raise MismatchError(f"The server's settings are not those of this bigbatch ({error}).") from error
+            raise MismatchError(
+                f"The settings of the server at {self.addresses[0]} are not those of this bigbatch ({error})."
+            ) from error
         for what, name, given, known in (
             ("task", settings.data.task, self.task, TASKS.names()),
             ("model", settings.model.model, self.model, MODELS.names()),
