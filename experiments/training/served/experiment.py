@@ -63,7 +63,7 @@ class ServedExperiment:
         self._snapshots = snapshots
         self._interval = interval
         self._tell = tell
-        self._server: NetworkServer | None = None
+        self._server: NetworkServer | None = None  # what workers talk to
 
     def run(self) -> None:
         """Serve until everything is trained, and write the run's folder.
@@ -94,7 +94,6 @@ class ServedExperiment:
         results, endpoint = [] if earlier is None else earlier.results, ""
         for arm in arms[len(results) :]:
             served = ServedArm(self._offer, assembly, arm, writer, self._tell, last=arm is arms[-1])
-            self._server = served.server
             if earlier is not None:
                 earlier.go_on(served)
                 self._tell(
@@ -105,6 +104,7 @@ class ServedExperiment:
             if not endpoint:
                 endpoint = self._listener.open(served.server.largest)
                 self._tell(f"Serving at {endpoint}, {self._listener.audience}")
+            self._server = served.server
             self._serve(served, results)
             results.append(served.summary())
         workers = max(result["workers"] for result in results)
