@@ -8,10 +8,13 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from bigbatch.comm.errors import MalformedError
 from bigbatch.comm.gradients import GradientViews
 from bigbatch.comm.parameters import OptimizerFactory, Piece
 from bigbatch.comm.server.consistency import Clocks, Consistency
+from bigbatch.comm.server.kept import check_optimizer, check_settled
 from bigbatch.comm.server.staleness import StaleGradients
 from bigbatch.comm.update import Outcome, make_update
 
@@ -43,11 +46,13 @@ class Gathering:
         gradients: the gradients, by worker.
         folded: workers whose gradients are in `total` already.
         total: (elements,) the sum of the gradients of `folded`; None as long as there is none.
+        passing: workers that have no gradient for this update, and are not waited for.
     """
 
     gradients: dict[int, Gradient] = field(default_factory=dict)
     folded: set[int] = field(default_factory=set)
     total: Tensor | None = None
+    passing: set[int] = field(default_factory=set)
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of everything but the gradients that are in the sum already, whose memory is used again."""
@@ -58,6 +63,7 @@ class Gathering:
             },
             "folded": sorted(self.folded),
             "total": _copied(self.total),
+            "passing": sorted(self.passing),
         }
 
     @classmethod
@@ -67,7 +73,7 @@ class Gathering:
         for worker, kept in state["gradients"].items():
             values = torch.empty(0) if kept["values"] is None else kept["values"].clone()
             gradients[worker] = Gradient(**{**kept, "values": values})
-        return cls(gradients, set(state["folded"]), _copied(state["total"]))
+        return cls(gradients, set(state["folded"]), _copied(state["total"]), set(state["passing"]))
 
 
 def _copied(tensor: Tensor | None) -> Tensor | None:
@@ -132,9 +138,8 @@ class Shard:
         self.taken = self.dropped = self.skipped = 0
         self._consistency = consistency
         self._stale = stale
-        named = [(p.name, nn.Parameter(values[p.first : p.stop].view(p.shape))) for p in pieces]
-        self._views = GradientViews(named, torch.zeros_like(values), [piece.first for piece in pieces])
-        self._optimizer = optimizer(named) if pieces else None
+        self._make_optimizer, self._pieces = optimizer, pieces
+        self._optimizer, self._views = self._new_optimizer(self.values, torch.zeros_like(values))
         self._gatherings: dict[int, Gathering] = {}
         self._versions: dict[int, int] = {}
         self._remembered: dict[int, Tensor] = {}
@@ -149,6 +154,12 @@ class Shard:
     def workers(self) -> list[int]:
         """The numbers of the workers that take part."""
         return list(self.clocks.pushed)
+
+    def _new_optimizer(self, values: Tensor, mean: Tensor) -> tuple[Optimizer | None, GradientViews]:
+        """Make an optimiser that changes `values` by the gradients in `mean`; None if there are no parameters."""
+        named = [(p.name, nn.Parameter(values[p.first : p.stop].view(p.shape))) for p in self._pieces]
+        views = GradientViews(named, mean, [piece.first for piece in self._pieces])
+        return self._make_optimizer(named) if named else None, views
 
     def join(self, worker: int) -> None:
         """Lets a worker take part from the next update on; it must read first."""
@@ -192,6 +203,14 @@ class Shard:
         if not weight > 0:
             return Outcome.NO_DATA
         return Outcome.APPLIED if finite else Outcome.NOT_FINITE
+
+    def pass_by(self, worker: int) -> None:
+        """Counts a worker's next gradient as if it had come, but without any effect: the shard has it already."""
+        number = self._consistency.update_of(self.clocks, worker)
+        self.clocks.pushed[worker] += 1
+        if number is not None:
+            self._gatherings.setdefault(number, Gathering()).passing.add(worker)
+            self._advance()
 
     def readable(self, worker: int) -> bool:
         """Whether a worker may read now, to begin its next gradient."""
@@ -258,8 +277,14 @@ class Shard:
             "gatherings": {number: gathering.state_dict() for number, gathering in self._gatherings.items()},
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores what `state_dict` gave, or `settled_state`, after which every worker must read first."""
+    def load_state_dict(self, state: Any) -> None:
+        """Restores what `state_dict` gave, or `settled_state`, after which every worker must read first.
+
+        Raises:
+            MalformedError: it is no state of such a shard; nothing is restored.
+        """
+        check_settled(state, self.values)
+        self._rehearse(state["values"], state["optimizer"])
         self.values.copy_(state["values"])
         self.version = state["version"]
         self.clocks.done = state["done"]
@@ -284,17 +309,32 @@ class Shard:
         for number, kept in state["gatherings"].items():
             self._gatherings[number] = Gathering.of(kept)
 
+    def _rehearse(self, values: Tensor, state: Any) -> None:
+        """See that an optimiser can go on from a state, with a step of another one that changes nothing here."""
+        trial, _ = self._new_optimizer(values.clone(), torch.zeros_like(values))
+        if trial is None:
+            return
+        check_optimizer(state, trial)
+        try:
+            trial.load_state_dict(copy.deepcopy(state))
+            trial.step()
+        except Exception as error:  # whatever an optimiser raises on what is not its own
+            raise MalformedError(f"the optimiser cannot go on from its state ({type(error).__name__})") from error
+
     def _advance(self) -> None:
         """Make every update that is complete."""
         while True:
             gathering = self._gatherings.get(self.clocks.done, Gathering())
-            complete = self._consistency.complete(self.clocks, set(gathering.gradients))
+            complete = self._consistency.complete(self.clocks, {*gathering.gradients, *gathering.passing})
             if not complete:
                 if self._consistency.everyone:  # who will be in the sum is known, so it can begin
-                    self._fold(gathering, sorted({*self.clocks.pushed, *gathering.gradients}))
+                    self._fold(gathering, sorted({*self.clocks.pushed, *gathering.gradients} - gathering.passing))
                 return
             self._gatherings.pop(self.clocks.done)
-            self._make(gathering)
+            if gathering.gradients:
+                self._make(gathering)
+            else:
+                self.last = Update(Outcome.NO_DATA, 0.0, 0.0, 0)
             self.clocks.done += 1
 
     def _fold(self, gathering: Gathering, order: Sequence[int]) -> None:

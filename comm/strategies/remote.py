@@ -8,6 +8,7 @@ from torch import Tensor
 
 from bigbatch.comm.parameters import Bucket, FlatParameters, OnHost, OptimizerFactory, all_finite, described
 from bigbatch.comm.schedules.schedule import chunk_bounds
+from bigbatch.comm.server.network.parts import tell_missing
 from bigbatch.comm.server.network.remote_shard import RemoteShard
 from bigbatch.comm.server.report import Report
 from bigbatch.comm.strategies.strategy import StepReport, Strategy, joint_outcome
@@ -49,6 +50,8 @@ class RemoteServers(Strategy):
         super().__init__(transport)
         self._shards = shards
         self._facts = facts
+        for shard in shards:
+            shard.beside = [other for other in shards if other is not shard]
 
     @classmethod
     def in_step(cls) -> bool:
@@ -61,7 +64,7 @@ class RemoteServers(Strategy):
         self._values = OnHost(parameters.values)
         self._gradients = OnHost(parameters.gradients)
         self._bounds = chunk_bounds(len(self._values.array), len(self._shards)).tolist()
-        for shard in self._shards:
+        for shard in reversed(self._shards):  # last the first, which says when to begin: then all parts have everybody
             shard.join([*self._facts, *facts_about(parameters)])
         for shard in self._shards:
             shard.begin_read()
@@ -77,7 +80,7 @@ class RemoteServers(Strategy):
         started = self.transport.now()
         gradients = self._gradients.fetch()
         for shard, first, stop in self._parts():
-            shard.begin(gradients[first:stop], weight, loss, finite=finite)
+            shard.begin(gradients[first:stop], weight, loss, finite=finite, share=self.next_update)
         self.transport.count(messages=2 * len(self._shards), bytes_=gradients.nbytes)
         reports = self._finish()
         waited = max(report.waited for report in reports)
@@ -95,8 +98,17 @@ class RemoteServers(Strategy):
         )
 
     def _finish(self) -> list[Report]:
-        reports = [shard.finish(self._values.array[first:stop]) for shard, first, stop in self._parts()]
+        places = [(shard, self._values.array[first:stop]) for shard, first, stop in self._parts()]
+        attempts = [shard.attempt(values) for shard, values in places]
+        reports = [
+            shard.finish(values) if report is None else report
+            for (shard, values), report in zip(places, attempts, strict=True)
+        ]
         self._values.deliver()
+        back = [shard for shard in self._shards if shard.rejoined]
+        tell_missing(self._shards[0], [shard for shard in back if shard is not self._shards[0]])
+        for shard in back:
+            shard.rejoined = False
         self.version = int(min(report.version for report in reports))
         # The first server alone hands out shares.
         self.next_update = int(reports[0].next_update)

@@ -16,7 +16,8 @@ from torch import nn
 
 from bigbatch.comm.parameters import FlatParameters
 from bigbatch.comm.server.network.elastic_server import NetworkServer
-from bigbatch.comm.server.network.remote_shard import RemoteShard, Wire
+from bigbatch.comm.server.network.remote_shard import RemoteShard
+from bigbatch.comm.server.network.wire import Wire
 from bigbatch.comm.server.shard import Shard
 from bigbatch.comm.server.staleness import StaleGradients
 
@@ -132,7 +133,7 @@ class MadeUpWire(Wire):
         self.network.to_server(self.place, self.address, frames)
 
     def receive(self, seconds: float):
-        if not self.inbox:
+        if not self.inbox and seconds > 0:
             self.waits += 1
             self.network.at(self.network.time + seconds, partial(self.wake, self.waits))
             self.network.sleep()

@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from bigbatch.comm.buffers import array_of
 from bigbatch.comm.errors import MalformedError
+from bigbatch.comm.server.network.ending import Ending
+from bigbatch.comm.server.network.facts import difference
 from bigbatch.comm.server.network.membership import MOST_WORKERS, Membership, Session
-from bigbatch.comm.server.network.messages import Frame, Kind, Message, Stage
-from bigbatch.comm.server.network.shares import Shares
+from bigbatch.comm.server.network.messages import NOTHING, Frame, Kind, Message, ProtocolError, Stage
+from bigbatch.comm.server.network.shares import MOST_RANGES, Shares, ranges
 from bigbatch.comm.server.network.status import Rates, status_of
 from bigbatch.comm.server.report import Report, Waiting
 from bigbatch.comm.server.shard import Shard
@@ -22,9 +24,9 @@ from bigbatch.comm.server.shard import Shard
 LONGEST_NOTE = 64
 """The largest number of float64 values in a note."""
 
-COUNTED = ("messages", "malformed", "refused", "repeated", "dropped workers", "turned away")
-"""What a server counts: messages in all, those that were malformed, refused or repeated, workers that fell silent, and
-connections that failed for their keys or spoke no ZeroMQ."""
+COUNTED = ("messages", "malformed", "refused", "repeated", "passed", "dropped workers", "turned away")
+"""What a server counts: messages in all, those that were malformed, refused or repeated, gradients without effect since
+their share is in already, workers that fell silent, and connections that failed for their keys or spoke no ZeroMQ."""
 
 Outgoing = tuple[bytes, list[Frame]]
 """The address that a message goes to, and its frames."""
@@ -37,7 +39,10 @@ class NetworkServer:
     request may come late, twice, or out of order: a push counts once, and of the attempts to read only the last.
 
     The data are cut into shares. A worker is given the number of its next share when it reads; a share whose worker
-    goes away before its gradient has come is given to the next.
+    goes away before its gradient has come is given to the next. A gradient whose share is in already has no effect.
+
+    Several servers that hold a part of the parameters each need not talk to each other: each knows which shares are in
+    its part, the first one hands them out, and workers tell it what the others miss; see `parts`.
 
     Args:
         shard: the shard that is served.
@@ -46,15 +51,18 @@ class NetworkServer:
         facts: (what, name, value) of what workers must have as well.
         patience: seconds of silence after which a worker takes part no more.
         expected: the number of workers that must have joined before any of them reads.
-        noted: called with (session, row) for every note that arrives.
+        noted: called with (session, row, time in seconds) for every note that arrives.
         tell: called with a sentence, without its full stop, whenever a worker comes or goes.
         last: whether no other work follows this one.
+        part: number, from 0, of the part of the parameters that the shard is.
+        parts: number of parts, each with a server of its own.
 
     Attributes:
         shard: the shard that is served.
         shares: the shares of the data that are handed out.
         members: the workers' sessions.
         counts: how often each event of `COUNTED` has happened.
+        ending: when the work has ended.
     """
 
     def __init__(
@@ -65,20 +73,25 @@ class NetworkServer:
         facts: Sequence[tuple[str, str, str]] = (),
         patience: float = 5.0,
         expected: int = 1,
-        noted: Callable[[int, NDArray[np.float64]], None] = lambda *_: None,
+        noted: Callable[[int, NDArray[np.float64], float], None] = lambda *_: None,
         tell: Callable[[str], None] = lambda _: None,
         *,
         last: bool = True,
+        part: int = 0,
+        parts: int = 1,
     ) -> None:
         self.shard = shard
         self.shares = Shares(shares)
         self.members = Membership(shard, self.shares, patience, tell)
+        self.ending = Ending(self.shares, self.members, parts, tell)
         self.counts = Counter(dict.fromkeys(COUNTED, 0))
         self._announcement = announcement
         self._facts = [list(fact) for fact in facts]
         self._expected = expected
         self._noted = noted
         self._last = last
+        self._part = part
+        self._ended = ""
         self._rates = Rates(shard)
         self._copy: tuple[int, NDArray[Any]] | None = None
         self._handlers: Mapping[Kind, Callable[[bytes, Message, float], list[Outgoing]]] = {
@@ -90,6 +103,8 @@ class NetworkServer:
             Kind.NOTE: self._within(self._note),
             Kind.HEARTBEAT: self._within(self._heartbeat),
             Kind.LEAVE: self._leave,
+            Kind.MISSING: self._missing,
+            Kind.RELEASE: self._release,
         }
 
     @property
@@ -119,17 +134,13 @@ class NetworkServer:
 
     @property
     def undone(self) -> int:
-        """The number of shares whose gradient has not come yet."""
+        """The number of shares that are not in."""
         return self.shares.undone
 
-    def stage(self, now: float) -> Stage:
-        """How far the work is at `now`, in seconds. Shares that nobody comes back for in time stay undone."""
-        waits = self.shares.returned and self.undone and now < self.members.left + self.members.patience
-        if self.shares.left or waits:
-            return Stage.OPEN
-        if self.present:
-            return Stage.CLOSING
-        return Stage.FINISHED
+    @property
+    def stage(self) -> Stage:
+        """How far the work is."""
+        return self.ending.stage
 
     @property
     def progress(self) -> tuple[int, ...]:
@@ -151,9 +162,14 @@ class NetworkServer:
         try:
             message = Message.of(frames)
             handler = self._handlers[message.kind]
+        except ProtocolError as error:
+            self.counts["malformed"] += 1
+            return self._refuse(sender, Message(Kind.HELLO), str(error))
         except (MalformedError, KeyError):
             self.counts["malformed"] += 1
             return []
+        if self._ended:
+            return [(sender, message.answer(Kind.ENDED, self._ended))]
         try:
             return handler(sender, message, now)
         except MalformedError as error:
@@ -162,30 +178,54 @@ class NetworkServer:
 
     def tick(self, now: float) -> list[Outgoing]:
         """Drops workers that were silent for too long, and returns what to send; call it several times a second."""
+        if self._ended:
+            return []
         self._rates.look(now)
         silent = self.members.silent(now)
         for session in silent:
             self.counts["dropped workers"] += 1
-            self.members.remove(
+            self.members.lose(
                 session,
                 f"The server heard nothing of this worker for {now - session.heard:.1f} s and went on without it, at "
                 f"version {self.shard.version}",
                 now,
             )
+        self.ending.look(now)
         return self._let_read(now) if silent else []
+
+    def end(self, why: str) -> list[Outgoing]:
+        """Tells the workers that the server cannot go on; from now on it answers nothing else.
+
+        Args:
+            why: the reason, as a sentence with its full stop.
+
+        Returns:
+            The messages to send.
+        """
+        self._ended = why
+        return [
+            (session.address, Message(Kind.ENDED, session.number, session.life, payload=(why.encode(),)).frames())
+            for session in self.present
+        ]
 
     def state_dict(self) -> dict[str, Any]:
         """The state to go on from later. Gradients that wait for others are not in it; their shares are."""
         return {
             "shard": self.shard.settled_state(),
-            "next_share": self.shares.handed_out,
+            "shares": self.shares.state_dict(self.members.waiting()),
             **self.members.state_dict(),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores what `state_dict` gave; every worker must join again."""
-        self.shard.load_state_dict(state["shard"])
-        self.shares.restore(state["next_share"], state["unsettled"])
+    def load_state_dict(self, state: Any) -> None:
+        """Restores what `state_dict` gave; every worker must join again.
+
+        Raises:
+            MalformedError: it is no state of such a server.
+        """
+        if not isinstance(state, Mapping):
+            raise MalformedError("it holds no server's state")
+        self.shard.load_state_dict(state.get("shard"))
+        self.shares.load_state_dict(state.get("shares"))
         self.members.load_state_dict(state)
 
     def status(self, now: float) -> dict[str, Any]:
@@ -194,11 +234,30 @@ class NetworkServer:
 
     # Requests that need no session.
 
-    def _hello(self, sender: bytes, _: Message, now: float) -> list[Outgoing]:
-        stage = self.stage(now)
+    def _hello(self, sender: bytes, message: Message, now: float) -> list[Outgoing]:
+        if self.undone:  # whoever asks may train what is missing
+            self.members.heard = now
+        stage = self.stage
         if stage is Stage.FINISHED and not self._last:
             stage = Stage.CLOSING
-        return [(sender, Message(Kind.WELCOME, number=stage, payload=(self._announcement.encode(),)).frames())]
+        self.members.asked(message.version, now, finished=stage is Stage.FINISHED)
+        payload = (self._announcement.encode(), self._missing_here())
+        return [(sender, Message(Kind.WELCOME, number=stage, payload=payload).frames())]
+
+    def _missing_here(self) -> bytes:
+        return json.dumps(self.shares.missing()[:MOST_RANGES]).encode()
+
+    def _missing(self, sender: bytes, message: Message, _: float) -> list[Outgoing]:
+        """Hand out again what another part misses, unless somebody computes on it."""
+        self.shares.return_all(
+            ranges(message.entries(), self.shares.total), {session.share for session in self.present}
+        )
+        return [(sender, message.answer(Kind.NOTICED))]
+
+    def _release(self, sender: bytes, message: Message, _: float) -> list[Outgoing]:
+        if message.text() == self._announcement and not self.undone:
+            self.ending.released = True
+        return [(sender, message.answer(Kind.RELEASED))]
 
     def _status(self, sender: bytes, _: Message, now: float) -> list[Outgoing]:
         return [(sender, Message(Kind.STATE, payload=(json.dumps(self.status(now)).encode(),)).frames())]
@@ -215,6 +274,7 @@ class NetworkServer:
         known = session.pushed
         if message.life > session.life:
             self.members.admit(session, message.life, message.version, now)
+            session.address = sender
         answer = Message(
             Kind.JOINED,
             message.session,
@@ -223,6 +283,7 @@ class NetworkServer:
             attempt=session.notes_in_order,
             version=known,
             weight=self.members.patience,
+            payload=(self._missing_here(),),
         )
         return [(sender, answer.frames()), *self._let_read(now)]
 
@@ -230,7 +291,8 @@ class NetworkServer:
         session = self.sessions.get(message.session)
         if session is not None and session.life == message.life:
             self.members.remove(session, "It has left", now)
-        return [(sender, answer_to(message, Kind.LEFT)), *self._let_read(now)]
+            self.members.astray.pop(session.number, None)
+        return [(sender, message.answer(Kind.LEFT)), *self._let_read(now)]
 
     # Requests of a session.
 
@@ -254,7 +316,7 @@ class NetworkServer:
         assert session.worker is not None, "who takes part has a number"
         if message.number <= session.pushed:
             self.counts["repeated"] += 1
-            return [(sender, answer_to(message, Kind.TAKEN))]
+            return [(sender, message.answer(Kind.TAKEN))]
         shard = self.shard
         gradient = message.array(0, array_of(shard.values).dtype, len(shard.values))
         if len(message.payload) != 1:
@@ -272,17 +334,23 @@ class NetworkServer:
                 message,
                 f"push {message.number} with weight {message.weight:g} does not follow {session.pushed}",
             )
-        landing = shard.landing()
-        np.copyto(array_of(landing), gradient)
-        outcome = shard.push(session.worker, landing, message.weight, message.loss, finite=message.flag)
-        session.pushed = message.number
-        session.waiting = Waiting(now, message.weight, message.loss, outcome)
-        self.shares.done += 1
-        if session.share is not None:  # of several servers, the first's shares are computed, and the last may differ
-            session.pushes.setdefault(session.worker, []).append(session.share)
-            session.share = None
+        share = session.share if message.share == NOTHING else message.share
+        if share is None or share >= self.shares.total or (self._part == 0 and share != session.share):
+            return self._refuse(sender, message, f"share {share} of the data is not what this worker was given")
+        session.pushed, session.share = message.number, None
+        if self.shares.has(share):
+            self.counts["passed"] += 1
+            session.waiting = Waiting(now)
+            shard.pass_by(session.worker)
+        else:
+            landing = shard.landing()
+            np.copyto(array_of(landing), gradient)
+            outcome = shard.push(session.worker, landing, message.weight, message.loss, finite=message.flag)
+            session.waiting = Waiting(now, message.weight, message.loss, outcome)
+            self.shares.put(share)
+            session.pushes.setdefault(session.worker, []).append(share)
         session.pushes = session.pending(shard)
-        return [(sender, answer_to(message, Kind.TAKEN)), *self._let_read(now)]
+        return [(sender, message.answer(Kind.TAKEN)), *self._let_read(now)]
 
     def _read(self, sender: bytes, session: Session, message: Message, now: float) -> list[Outgoing]:
         asked = (message.number, message.attempt)
@@ -297,18 +365,19 @@ class NetworkServer:
         if len(row) > LONGEST_NOTE:
             raise MalformedError(f"A note of {len(row)} numbers came; {LONGEST_NOTE} is the most.")
         if message.number not in session.notes:
-            self._noted(message.session, row)
+            self._noted(message.session, row, now)
             session.notes[message.number] = (now, row.tolist())
-        return [(sender, answer_to(message, Kind.NOTED))]
+        return [(sender, message.answer(Kind.NOTED))]
 
     def _heartbeat(self, sender: bytes, _: Session, message: Message, now: float) -> list[Outgoing]:  # noqa: ARG002 - like the others
-        return [(sender, answer_to(message, Kind.ALIVE))]
+        return [(sender, message.answer(Kind.ALIVE))]
 
     # What several requests need.
 
     def _let_read(self, now: float) -> list[Outgoing]:
         """Answer everyone who asks to read and may."""
-        if self._expected > len(self.present) and not self.shard.version and not self.shares.handed_out:
+        begun = self._part > 0 or self.shares.handed_out or self.shard.version  # the first part says when to begin
+        if self._expected > len(self.present) and not begun:
             return []
         return [outgoing for session in self.present for outgoing in self._answer(session, now)]
 
@@ -321,7 +390,7 @@ class NetworkServer:
         begins, again = session.answered[0] < 0, session.answered[0] == session.pushed
         if not (begins or again or self.shard.readable(worker)):
             return
-        if session.share is None:
+        if session.share is None and self._part == 0:
             session.share = self.shares.take()
         fresh = session.has != self.shard.version
         report = Report.on(self.shard, worker, waiting, now, fresh=fresh)
@@ -348,25 +417,4 @@ class NetworkServer:
 
     def _refuse(self, sender: bytes, message: Message, why: str) -> list[Outgoing]:
         self.counts["refused"] += 1
-        refusal = Message(
-            Kind.REFUSED, message.session, message.life, message.number, message.attempt, payload=(why.encode(),)
-        )
-        return [(sender, refusal.frames())]
-
-
-def answer_to(message: Message, kind: Kind) -> list[Frame]:
-    """The frames of an answer that says no more than which request it answers."""
-    return Message(kind, message.session, message.life, message.number, message.attempt).frames()
-
-
-def difference(theirs: Any, ours: list[list[str]]) -> str:
-    """The first thing in which a worker's facts differ from the server's, in words."""
-    if not isinstance(theirs, list):
-        return "it did not say what it has"
-    for place, (what, name, value) in enumerate(ours):
-        if place >= len(theirs):
-            return f"the worker lacks the {what} {name!r} ({value})"
-        if theirs[place] != [what, name, value]:
-            text = " ".join(map(str, theirs[place])) if isinstance(theirs[place], list) else str(theirs[place])
-            return f"the worker has {text[:200]!r} where the server has the {what} {name!r}, {value}"
-    return f"the worker has {str(theirs[len(ours)])[:200]} besides, which the server lacks"
+        return [(sender, message.answer(Kind.REFUSED, why))]

@@ -3,11 +3,17 @@
 import threading
 from collections.abc import Callable, Sequence
 
+from bigbatch.comm.errors import CommunicationError
 from bigbatch.comm.server.network.messages import Kind, Message
-from bigbatch.comm.server.network.remote_shard import RemoteShard, Wire
+from bigbatch.comm.server.network.remote_shard import RemoteShard
+from bigbatch.comm.server.network.wire import Wire
 
 BEATS = 5
 """Number of heartbeats within the seconds of silence after which a server goes on without a worker."""
+
+
+LISTEN_SECONDS = 0.5
+"""Seconds, at most, until it notices that it is to stop."""
 
 
 class Heartbeat(threading.Thread):
@@ -36,6 +42,10 @@ class Heartbeat(threading.Thread):
                 for shard, wire in zip(self._shards, wires, strict=True):
                     wire.send(Message(Kind.HEARTBEAT, shard.session, shard.life).frames())
                     self._listen(shard, wire, interval / len(wires))
+        except CommunicationError:
+            # Nothing more can be heard here; the worker's own wires say the same, to somebody who can end it.
+            for shard in self._shards:
+                shard.hurry = True
         finally:
             for wire in wires:
                 wire.close()
@@ -48,7 +58,7 @@ class Heartbeat(threading.Thread):
     def _listen(self, shard: RemoteShard, wire: Wire, seconds: float) -> None:
         until = wire.now() + seconds
         while (left := until - wire.now()) > 0 and not self._ended.is_set():
-            frames = wire.receive(left)
+            frames = wire.receive(min(left, LISTEN_SECONDS))
             if frames is None:
                 if wire.now() - self._heard[shard] > shard.patience:
                     shard.tell(f"The server at {shard.name} does not answer; this worker waits for it")
@@ -56,5 +66,5 @@ class Heartbeat(threading.Thread):
                 continue
             self._heard[shard] = wire.now()
             message = Message.of(frames)
-            if message.kind is Kind.GONE and message.life == shard.life:
+            if message.kind is Kind.ENDED or (message.kind is Kind.GONE and message.life == shard.life):
                 shard.hurry = True

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
+from bigbatch.comm.errors import MalformedError
 from bigbatch.comm.server.network.shares import Shares
 from bigbatch.comm.server.report import Waiting
 from bigbatch.comm.server.shard import Shard
@@ -82,7 +83,10 @@ class Membership:
         patience: seconds of silence after which a worker takes part no more.
         most: the largest number of workers that took part at the same time.
         lost: gradients that were acknowledged and are not in the parameters, because an earlier server was ended.
-        left: when a worker last went, in seconds; minus infinity if none has.
+        heard: when a worker last went, or asked what there is to do, in seconds; None if none has since the start.
+        asking: worker -> when it last asked what there is to do, for workers that do not know yet that all is done.
+        told: when a worker was last told that all is done, in seconds.
+        astray: session number -> when it was lost, for workers that have neither come back nor said that they leave.
     """
 
     def __init__(self, shard: Shard, shares: Shares, patience: float, tell: Callable[[str], None]) -> None:
@@ -90,7 +94,10 @@ class Membership:
         self.patience = patience
         self.most = 0
         self.lost = 0
-        self.left = -math.inf
+        self.heard: float | None = None
+        self.astray: dict[int, float] = {}
+        self.asking: dict[int, float] = {}
+        self.told = -math.inf
         self._shard = shard
         self._shares = shares
         self._tell = tell
@@ -120,6 +127,7 @@ class Membership:
         self.remove(session, "It joins again", now)
         self._forget_some()
         self.sessions[session.number] = session
+        self.astray.pop(session.number, None)
         lost = max(0, acknowledged - session.pushed)
         self.lost += lost
         worker, self._next_worker = self._next_worker, self._next_worker + 1
@@ -135,10 +143,34 @@ class Membership:
             return
         self._shard.leave(session.worker)
         if session.share is not None:
-            self._shares.returned.append(session.share)
+            self._shares.give_back(session.share)
         self._tell(f"Worker {session.worker} goes: {why[0].lower()}{why[1:]}")
         session.worker, session.share, session.why = None, None, why
-        self.left = now
+        self.heard = now
+
+    def lose(self, session: Session, why: str, now: float) -> None:
+        """Goes on without a worker that fell silent; it may come back."""
+        self.remove(session, why, now)
+        self.astray[session.number] = now
+
+    def expected(self, now: float, seconds: float) -> bool:
+        """Whether workers are there, or were in the last `seconds`, that have not been told that all is done."""
+        lately = [*self.astray.values(), *self.asking.values()]
+        return bool(self.present) or any(now - since < seconds for since in lately)
+
+    def asked(self, worker: int, now: float, *, finished: bool) -> None:
+        """Notes that a worker asks what there is to do, and whether it is told that all is done."""
+        if finished:
+            self.asking.pop(worker, None)
+            self.told = now
+        elif len(self.asking) < MOST_WORKERS or worker in self.asking:
+            self.asking[worker] = now
+
+    def alone(self, now: float) -> float:
+        """For how many seconds nobody has been there or asked; call it several times a second."""
+        if self.present or self.heard is None:
+            self.heard = now
+        return now - self.heard
 
     def silent(self, now: float) -> list[Session]:
         """The present workers that were silent for longer than `patience`; call it several times a second."""
@@ -147,33 +179,71 @@ class Membership:
             for session in self.present:
                 session.heard += now - self._looked
         self._looked = now
+        self.astray = {number: min(since, now) for number, since in self.astray.items()}
         return [session for session in self.present if now - session.heard > self.patience]
 
-    def state_dict(self) -> dict[str, Any]:
-        """The state from which a new server can recognise the workers.
+    def waiting(self) -> list[int]:
+        """The shares whose gradients wait in the shard for those of other workers."""
+        pending = [session.pending(self._shard) for session in self.sessions.values()]
+        return [share for pushes in pending for shares in pushes.values() for share in shares]
 
-        Gradients that still wait for others' are not kept. Their shares are, as "unsettled", beside those that workers
-        compute on and those that have come back.
-        """
-        unsettled = [*self._shares.returned]
+    def state_dict(self) -> dict[str, Any]:
+        """The state from which a new server can recognise the workers, without gradients that wait for others'."""
         sessions = {}
         for number, session in self.sessions.items():
-            waiting = [share for shares in session.pending(self._shard).values() for share in shares]
-            unsettled += waiting if session.share is None else [*waiting, session.share]
+            waiting = sum(map(len, session.pending(self._shard).values()))
             notes = [[key, when, *row] for key, (when, row) in session.notes.items()]
-            sessions[str(number)] = {"life": session.life, "pushed": session.pushed - len(waiting), "notes": notes}
-        return {"unsettled": sorted(unsettled), "sessions": sessions, "lost": self.lost}
+            sessions[str(number)] = {
+                "life": session.life,
+                "pushed": session.pushed - waiting,
+                "left": session.worker is None and number not in self.astray,
+                "notes": notes,
+            }
+        return {"sessions": sessions, "lost": self.lost}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores the workers of `state_dict`; each must join again."""
-        self.lost = state["lost"]
+        """Restores the workers of `state_dict`; each must join again.
+
+        Raises:
+            MalformedError: it is no such state.
+        """
         why = f"The server was started again and goes on from version {self._shard.version}"
-        for number, kept in state["sessions"].items():
-            notes = {int(key): (when, row) for key, when, *row in kept["notes"]}
-            self.sessions[int(number)] = Session(int(number), kept["life"], pushed=kept["pushed"], why=why, notes=notes)
+        sessions: Any = state.get("sessions")
+        lost: Any = state.get("lost")
+        if not isinstance(sessions, Mapping) or not _is_count(lost) or not all(map(_is_session, sessions.items())):
+            raise MalformedError("it does not say which workers there were")
+        self.lost = lost
+        for name, kept in sessions.items():
+            number = int(name)
+            notes = {key: (when, row) for key, when, *row in kept["notes"]}
+            self.sessions[number] = Session(number, kept["life"], pushed=kept["pushed"], why=why, notes=notes)
+            if not kept["left"]:
+                self.astray[number] = math.inf  # since this server's first look
 
     def _forget_some(self) -> None:
         """Forget the oldest of those who have gone and left no notes, if there are too many."""
         former = [n for n, session in self.sessions.items() if session.worker is None and not session.notes]
         for number in former[: max(0, len(former) - MOST_WORKERS)]:
             del self.sessions[number]
+
+
+def _is_session(entry: tuple[Any, Any]) -> bool:
+    """Whether an entry of what was kept is a session's."""
+    name, kept = entry
+    whole = isinstance(name, str) and name.isdecimal() and len(name) <= 20 and isinstance(kept, Mapping)
+    return (
+        whole
+        and all(_is_count(kept.get(key)) for key in ("life", "pushed"))
+        and type(kept.get("left")) is bool
+        and isinstance(kept.get("notes"), list)
+        and all(map(_is_note, kept["notes"]))
+    )
+
+
+def _is_note(note: Any) -> bool:
+    whole = isinstance(note, list) and len(note) >= 2 and _is_count(note[0])
+    return whole and all(type(value) is float for value in note[1:]) and math.isfinite(note[1])
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63

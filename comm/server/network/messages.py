@@ -6,7 +6,8 @@ Nothing that arrives is ever unpickled. A message is a list of frames, the first
     byte  4     the protocol's number
     byte  5     the kind of message
     byte  6     a truth value whose meaning depends on the kind
-    bytes 8-55  life, attempt (4 bytes each), session, number, version (8 bytes each), weight, loss (a float64 each)
+    bytes 8-63  life, attempt (4 bytes each), session, number, version, share (8 bytes each), weight, loss (a float64
+                each)
 
 all in little-endian order.
 """
@@ -23,15 +24,19 @@ from numpy.typing import NDArray
 
 from bigbatch.comm.errors import MalformedError
 
-MAGIC, PROTOCOL = b"bbps", 1
-HEADER = struct.Struct("<4sBBBxIIQQQdd")
+MAGIC, PROTOCOL = b"bbps", 2
+HEADER = struct.Struct("<4sBBBxIIQQQQdd")
 MOST_FRAMES = 3
 """A header, a report and the parameters."""
 
 NOTHING = 2**64 - 1
-"""In place of a version: the worker has no parameters of the server's."""
+"""In place of a version: the worker has no parameters of the server's. In place of a share: the one handed out last."""
 
 Frame = bytes | memoryview
+
+
+class ProtocolError(MalformedError):
+    """Raised when a message arrives from another version of bigbatch, which speaks another protocol."""
 
 
 class Kind(IntEnum):
@@ -41,18 +46,20 @@ class Kind(IntEnum):
     """
 
     HELLO = 1
-    """Asks what is trained here. Needs no session."""
+    """Asks what is trained here. Needs no session. Version: a number of the worker's own, whatever its sessions."""
     WELCOME = 2
-    """Answers `HELLO`, with JSON that is the programs' own affair. Number: a `Stage`."""
+    """Answers `HELLO`, with JSON that is the programs' own affair, and with JSON of the ranges of shares that are not
+    in. Number: a `Stage`."""
     JOIN = 3
     """Asks to take part: JSON of the worker's facts, to be compared. Version: its pushes that were acknowledged
     before."""
     JOINED = 4
     """Answers `JOIN`: the worker takes part. Number: of its last push; version: how many of its pushes the server has;
     attempt: how many of its notes the server has; weight: seconds of silence after which the server goes on without
-    it."""
+    it. With JSON of the ranges of shares that are not in."""
     PUSH = 5
-    """Hands in a gradient that was computed on `version`; flag: all of it is finite. Number: 1, 2, ..."""
+    """Hands in a gradient that was computed on `version`, of the data in `share`; flag: all of it is finite. Number: 1,
+    2, ..."""
     TAKEN = 6
     """Answers `PUSH`: the push of that number was taken, now or before."""
     READ = 7
@@ -79,6 +86,16 @@ class Kind(IntEnum):
     """Answers any request of a session that takes part no more, and says why in words. The worker may `JOIN` again."""
     REFUSED = 18
     """Answers any request that does not fit, and says why in words."""
+    MISSING = 19
+    """Says which shares are not in another part: JSON of their ranges. Needs no session."""
+    NOTICED = 20
+    """Answers `MISSING`: those shares are handed out again."""
+    RELEASE = 21
+    """Says that every part has every share of the work that is announced by the payload. Needs no session."""
+    RELEASED = 22
+    """Answers `RELEASE`: the server goes on to what follows that work, or ends."""
+    ENDED = 23
+    """Answers any request to a server that cannot go on, and says why in words."""
 
 
 class Stage(IntEnum):
@@ -90,6 +107,8 @@ class Stage(IntEnum):
     """All work is handed out; there may be more to come."""
     FINISHED = 2
     """All work is done."""
+    COMPLETE = 3
+    """All shares are in here; whether they are in the other parts, only workers can say."""
 
 
 @dataclass(frozen=True)
@@ -103,10 +122,12 @@ class Message:
         number: a push, a note or what else the kind says: 0, 1, ...
         attempt: how often the request was made before: 0, 1, ...
         version: a version of the parameters.
+        share: the number of a share of the data.
         weight: a number of tokens.
         loss: the loss summed over those tokens, in nats.
         flag: a truth value.
         payload: the frames behind the header.
+        share: the number of a share of the data.
     """
 
     kind: Kind
@@ -119,6 +140,7 @@ class Message:
     loss: float = 0.0
     flag: bool = False
     payload: tuple[Frame, ...] = ()
+    share: int = NOTHING
 
     def frames(self) -> list[Frame]:
         """The frames of the message as it is sent: the header, then the payload."""
@@ -132,10 +154,16 @@ class Message:
             self.session,
             self.number,
             self.version,
+            self.share,
             self.weight,
             self.loss,
         )
         return [header, *self.payload]
+
+    def answer(self, kind: Kind, text: str = "") -> list[Frame]:
+        """The frames of an answer that says which request it answers, and no more than a text."""
+        payload = (text.encode(),) if text else ()
+        return Message(kind, self.session, self.life, self.number, self.attempt, payload=payload).frames()
 
     @classmethod
     def of(cls, frames: Sequence[Frame]) -> Self:
@@ -144,39 +172,41 @@ class Message:
         Raises:
             MalformedError: they are no message of this protocol.
         """
-        if not 1 <= len(frames) <= MOST_FRAMES or memoryview(frames[0]).nbytes != HEADER.size:
-            raise MalformedError("What arrived has no header of this protocol.")
-        magic, protocol, kind, flag, life, attempt, session, number, version, weight, loss = HEADER.unpack(frames[0])
-        if magic != MAGIC or kind not in set(Kind):
-            raise MalformedError("What arrived has no header of this protocol.")
-        if protocol != PROTOCOL:
-            raise MalformedError(
-                f"A message of protocol {protocol} arrived, but this program speaks {PROTOCOL}: use the same version "
-                "of bigbatch on both sides."
+        head = bytes(frames[0][:5]) if 1 <= len(frames) <= MOST_FRAMES else b""
+        if head[:4] == MAGIC and head[4:] and head[4] != PROTOCOL:
+            raise ProtocolError(
+                f"A message of protocol {head[4]} arrived, but this program speaks {PROTOCOL}: use the same version of "
+                "bigbatch on both sides."
             )
+        if head[:4] != MAGIC or memoryview(frames[0]).nbytes != HEADER.size:
+            raise MalformedError("What arrived has no header of this protocol.")
+        _, _, kind, flag, life, attempt, session, number, version, share, weight, loss = HEADER.unpack(frames[0])
+        if kind not in set(Kind):
+            raise MalformedError("What arrived has no header of this protocol.")
         payload = tuple(frames[1:])
-        return cls(Kind(kind), session, life, number, attempt, version, weight, loss, bool(flag), payload)
+        return cls(
+            Kind(kind), session, life, number, attempt, version, weight, loss, bool(flag), payload=payload, share=share
+        )
 
-    def text(self) -> str:
-        """Reads the payload as text.
+    def text(self, place: int = 0) -> str:
+        """Reads a frame of the payload as text.
 
         Raises:
-            MalformedError: the payload is not one frame of UTF-8.
+            MalformedError: there is no such frame, or it is not UTF-8.
         """
         try:
-            (frame,) = self.payload
-            return bytes(frame).decode()
-        except (ValueError, UnicodeDecodeError) as error:
+            return bytes(self.payload[place]).decode()
+        except (IndexError, UnicodeDecodeError) as error:
             raise MalformedError(f"A message {self.kind.name} came without its text.") from error
 
-    def entries(self) -> Any:
-        """Reads the payload as JSON, and returns the value that it stands for.
+    def entries(self, place: int = 0) -> Any:
+        """Reads a frame of the payload as JSON, and returns the value that it stands for.
 
         Raises:
-            MalformedError: the payload is not JSON.
+            MalformedError: there is no such frame, or it is not JSON.
         """
         try:
-            return json.loads(self.text())
+            return json.loads(self.text(place))
         except (ValueError, RecursionError) as error:
             raise MalformedError(f"A message {self.kind.name} came without its JSON.") from error
 

@@ -1,6 +1,9 @@
 """Snapshots: what a server keeps on disk, to go on from when it is started again."""
 
+import hashlib
+import io
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,11 @@ import torch
 from bigbatch.comm.errors import ConfigurationError
 
 CURRENT, NEXT = "snapshot.pt", "snapshot.pt.next"
+
+TITLE = b"bigbatch snapshot sha256 "
+"""How a snapshot begins. A SHA-256 in hexadecimal digits and the end of the line follow, then what torch has saved."""
+
+DIGITS = 64
 
 
 class Snapshots:
@@ -30,21 +38,31 @@ class Snapshots:
         except OSError as error:
             raise ConfigurationError(f"The folder {folder} cannot be written: {error.strerror}.") from error
 
+    @property
+    def path(self) -> Path:
+        """The file of the newest snapshot."""
+        return self._folder / CURRENT
+
     def save(self, state: dict[str, Any]) -> None:
         """Keep a state, of tensors, numbers, words, lists and dictionaries, in place of the one before.
 
         Raises:
             ConfigurationError: it cannot be written; the one before is kept.
         """
+        content = io.BytesIO()  # on a full disk torch itself would raise errors that do not say so
+        torch.save(state, content)
+        digest = hashlib.sha256(content.getbuffer()).hexdigest().encode()
         try:
             with (self._folder / NEXT).open("wb") as file:
-                torch.save(state, file)
+                file.write(TITLE + digest + b"\n")
+                file.write(content.getbuffer())
                 file.flush()
                 os.fsync(file.fileno())
-            (self._folder / NEXT).replace(self._folder / CURRENT)
+            (self._folder / NEXT).replace(self.path)
+            self._sync_folder()
         except OSError as error:
             raise ConfigurationError(
-                f"The snapshot in {self._folder} cannot be written: {error.strerror}. Make room, or name another "
+                f"The snapshot {self._folder / NEXT} cannot be written: {error.strerror}. Make room, or name another "
                 "folder with --snapshot."
             ) from error
 
@@ -52,20 +70,42 @@ class Snapshots:
         """Reads the state that was saved last; None if there is none.
 
         Raises:
-            ConfigurationError: the file is no snapshot.
+            ConfigurationError: the file cannot be read, or it is not what `save` wrote.
         """
-        path = self._folder / CURRENT
-        if not path.exists():
+        if not os.path.lexists(self.path):
             return None
+        if not self.path.is_file():
+            raise ConfigurationError(self.damaged("it is no regular file"))
         try:
-            state: dict[str, Any] = torch.load(path, weights_only=True)
+            content = self.path.read_bytes()
+        except OSError as error:
+            raise ConfigurationError(f"The snapshot {self.path} cannot be read: {error.strerror}.") from error
+        head = len(TITLE) + DIGITS + 1
+        if content[: len(TITLE)] != TITLE or len(content) < head:
+            raise ConfigurationError(self.damaged("it does not begin as one"))
+        if hashlib.sha256(memoryview(content)[head:]).hexdigest().encode() + b"\n" != content[len(TITLE) : head]:
+            raise ConfigurationError(self.damaged("its content does not have the digest that is written there"))
+        try:
+            state = torch.load(io.BytesIO(content[head:]), weights_only=True)
         except Exception as error:  # torch has no one error for what it cannot read
-            raise ConfigurationError(
-                f"{path} is no snapshot of a server ({type(error).__name__}). Remove it to begin anew."
-            ) from error
-        return state
+            raise ConfigurationError(self.damaged(f"torch cannot load it ({type(error).__name__})")) from error
+        if not isinstance(state, Mapping):
+            raise ConfigurationError(self.damaged(f"it holds a {type(state).__name__}"))
+        return dict(state)
+
+    def damaged(self, why: str) -> str:
+        """The sentences that say why the file cannot be gone on from, and what to do; `why` has no full stop."""
+        return f"{self.path} is no snapshot of a server: {why}. Remove it to begin anew."
 
     def remove(self) -> None:
         """Removes the snapshot when the work is done."""
         for name in (CURRENT, NEXT):
             (self._folder / name).unlink(missing_ok=True)
+
+    def _sync_folder(self) -> None:
+        """Make the file's new name last, too."""
+        descriptor = os.open(self._folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -13,7 +13,7 @@ from bigbatch.comm.kinds import checked
 from bigbatch.comm.server.network.address import Address, is_loopback
 from bigbatch.comm.server.network.keys import Keys
 from bigbatch.comm.server.network.messages import Frame
-from bigbatch.comm.server.network.remote_shard import Wire
+from bigbatch.comm.server.network.wire import Wire
 
 FAILED_HANDSHAKES = 5
 """After so many failed handshakes in a row a worker takes the server's key for another one; a single failure can mean

@@ -1,23 +1,25 @@
 """The experiment that servers on a network offer: what `ps serve` does."""
 
 import json
+import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 import bigbatch
-from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.errors import BigBatchError, CommunicationError, ConfigurationError, MalformedError
 from bigbatch.comm.parameters import FlatParameters, OptimizerFactory
 from bigbatch.comm.schedules.schedule import chunk_bounds
 from bigbatch.comm.server.network.elastic_server import NetworkServer
+from bigbatch.comm.server.network.ending import LONGEST_LINGER_SECONDS
 from bigbatch.comm.server.network.messages import Stage
-from bigbatch.comm.server.network.serve import serve
+from bigbatch.comm.server.network.serve import serve, steady_time
 from bigbatch.comm.server.network.snapshots import Snapshots
 from bigbatch.comm.server.network.sockets import Listener
 from bigbatch.comm.server.shard import Shard
@@ -30,8 +32,8 @@ from bigbatch.experiments.training.served.offer import OF_ONE_START, Announcemen
 from bigbatch.training.batches import Arm
 from bigbatch.training.memory import peak_bytes
 
-LINGER_SECONDS = 3.0
-"""Seconds for which a server that is done still answers its workers, who ask twice a second, that it is done."""
+FAREWELL_SECONDS = 3.0
+"""Seconds for which a server that cannot go on tells its workers so, also those that are about to connect."""
 
 
 class ServedExperiment:
@@ -61,12 +63,14 @@ class ServedExperiment:
         self._snapshots = snapshots
         self._interval = interval
         self._tell = tell
+        self._server: NetworkServer | None = None  # what workers talk to
 
     def run(self) -> Run:
         """Serve until everything is trained, write the run's folder, and return the run.
 
         Raises:
-            ConfigurationError: what was asked for cannot be done, or the snapshot is of another experiment.
+            ConfigurationError: what was asked for cannot be done, or the snapshot is damaged or of another experiment.
+            CommunicationError: another server does not have every share of an arm, and no worker has come for too long.
             KeyboardInterrupt: the user ended it; its state is kept in a snapshot, if there are any.
         """
         settings = self._offer.request.settings
@@ -75,60 +79,150 @@ class ServedExperiment:
         arms = settings.batch.chosen_arms(self._offer.plan)
         for arm in arms:
             self._offer.optimizer(assembly, arm)  # what it refuses, it refuses before anybody has come
-        earlier, endpoint = self._earlier(), ""
-        results: list[dict[str, Any]] = json.loads(earlier["results"]) if earlier else []
+        earlier = Earlier.of(self._snapshots, self._offer, [arm.name for arm in arms])
         with RunWriter(self._folder, self._tell) as writer:
             writer.config({**self._offer.written(), "environment": environment()})
-            for arm in arms[len(results) :]:
-                served = ServedArm(self._offer, assembly, arm, writer, self._tell, last=arm is arms[-1])
-                if earlier is not None:
-                    served.go_on(earlier["arm"])
-                    self._tell(
-                        f"Went on with the arm {arm.name} from version {served.server.shard.version}, kept "
-                        f"{time.time() - earlier['when']:.1f} s ago; what may have come after that is done again"
-                    )
-                    earlier = None
-                if not endpoint:
-                    endpoint = self._listener.open(served.server.largest)
-                    self._tell(f"Serving at {endpoint}, {self._listener.audience}")
-                self._serve(served, results)
-                results.append(served.summary())
-            workers = max(result["workers"] for result in results)
-            summary = summary_of(self._offer.request, workers, assembly.task, served.parameters, results)
-            writer.summary(summary)
-            finished = writer.run(summary)
-        if self._snapshots is not None:
-            self._snapshots.remove()
-        until = time.time() + LINGER_SECONDS
-        serve(self._listener, served.server, lambda now: now > until, lambda: None, LINGER_SECONDS)
-        return finished
+            try:
+                return self._serve_all(assembly, arms, writer, earlier)
+            except Exception as error:
+                self._say_farewell(
+                    f"{error}" if isinstance(error, BigBatchError) else f"{type(error).__name__}: {error}"
+                )
+                raise
+
+    def _serve_all(self, assembly: Assembly, arms: Sequence[Arm], writer: RunWriter, earlier: "Earlier | None") -> Run:
+        results, endpoint = [] if earlier is None else earlier.results, ""
+        for arm in arms[len(results) :]:
+            served = ServedArm(self._offer, assembly, arm, writer, self._tell, last=arm is arms[-1])
+            if earlier is not None:
+                earlier.go_on(served)
+                self._tell(
+                    f"Went on with the arm {arm.name} from version {served.server.shard.version}, kept "
+                    f"{max(0.0, time.time() - earlier.when):.1f} s ago; what may have come after that is done again"
+                )
+                earlier = None
+            if not endpoint:
+                endpoint = self._listener.open(served.server.largest)
+                self._tell(f"Serving at {endpoint}, {self._listener.audience}")
+            self._server = served.server
+            self._serve(served, results)
+            results.append(served.summary())
+        workers = max(result["workers"] for result in results)
+        summary = summary_of(self._offer.request, workers, assembly.task, served.parameters, results)
+        writer.summary(summary)
+        self._finish(served.server)
+        return writer.run(summary)
 
     def _serve(self, served: "ServedArm", results: list[dict[str, Any]]) -> None:
+        server = served.server
+
         def keep() -> None:
             if self._snapshots is not None:
                 asked, before = json.dumps(self._offer.written()), json.dumps(results)
-                arm = served.server.state_dict()
+                arm = server.state_dict()
                 self._snapshots.save({"when": time.time(), "asked": asked, "results": before, "arm": arm})
 
+        keep()  # a disk that is too small is one before anybody has computed
         try:
-            serve(self._listener, served.server, served.finished, keep, self._interval)
+            serve(self._listener, server, served.finished, keep, self._interval)
         except KeyboardInterrupt:
             keep()
             raise
+        if server.ending.given_up and not served.last and self._offer.setup.servers > 1:
+            raise CommunicationError(
+                f"{server.ending.missing_in_words or 'Another server may miss a share of the data'}, and no worker has "
+                "come. Start this server again, with the others and their workers, to go on from its snapshot."
+            )
 
-    def _earlier(self) -> dict[str, Any] | None:
-        """What an earlier server of the same experiment has kept."""
-        state = self._snapshots.newest() if self._snapshots is not None else None
-        if state is None:
+    def _finish(self, server: NetworkServer) -> None:
+        """Tell the workers that everything is done, also those that were away, for a while."""
+        if self._snapshots is not None:
+            if server.ending.given_up:
+                self._tell(f"The snapshot {self._snapshots.path} is kept: the same command goes on from it")
+            else:
+                self._snapshots.remove()
+        ended = steady_time()
+        serve(
+            self._listener,
+            server,
+            lambda now: not server.ending.lingers(ended, now),
+            lambda: None,
+            LONGEST_LINGER_SECONDS,
+        )
+
+    def _say_farewell(self, why: str) -> None:
+        """Tell the workers that this server cannot go on, also those that are about to connect."""
+        if self._server is None:
+            return
+        for target, frames in self._server.end(why):
+            self._listener.send(target, frames)
+        until = steady_time() + FAREWELL_SECONDS
+        serve(self._listener, self._server, lambda now: now > until, lambda: None, FAREWELL_SECONDS)
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What an earlier server of the same experiment has kept.
+
+    Attributes:
+        snapshots: where it was kept.
+        when: when it was kept, in seconds.
+        results: the summary's rows of the arms that were trained.
+        arm: the state of the arm that was served.
+    """
+
+    snapshots: Snapshots
+    when: float
+    results: list[dict[str, Any]]
+    arm: Any
+
+    @classmethod
+    def of(cls, snapshots: Snapshots | None, offer: Offer, arms: Sequence[str]) -> Self | None:
+        """Reads the newest snapshot; None if there is none.
+
+        Args:
+            snapshots: where it is kept.
+            offer: what is to be trained now.
+            arms: the names of the arms, in order.
+
+        Raises:
+            ConfigurationError: the snapshot is damaged, or of another experiment.
+        """
+        state = snapshots.newest() if snapshots is not None else None
+        if snapshots is None or state is None:
             return None
-        before, now = json.loads(state["asked"]), json.loads(json.dumps(self._offer.written()))
-        for key in now.keys() - set(OF_ONE_START):
-            if before.get(key) != now[key]:
+        try:
+            before, results, when = json.loads(state["asked"]), json.loads(state["results"]), state["when"]
+            names = [result["name"] for result in results]
+            whole = isinstance(before, dict) and isinstance(when, int | float) and math.isfinite(when)
+            whole = whole and all(type(result["workers"]) is int for result in results)
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise ConfigurationError(
+                snapshots.damaged(f"it does not say what was asked for and what came out ({type(error).__name__})")
+            ) from error
+        now = json.loads(json.dumps(offer.written()))
+        for key in sorted(now.keys() - set(OF_ONE_START)):
+            if whole and before.get(key) != now[key]:
                 raise ConfigurationError(
                     f"The snapshot is of another experiment: {key} was {before.get(key)!r} and is {now[key]!r} now. "
                     "Use the same options to go on, or another folder to begin anew."
                 )
-        return state
+        if not whole or not isinstance(results, list) or names != list(arms[: len(names)]) or len(names) >= len(arms):
+            raise ConfigurationError(
+                snapshots.damaged("the arms that it says are trained are not those of this server")
+            )
+        return cls(snapshots, when, results, state.get("arm"))
+
+    def go_on(self, served: "ServedArm") -> None:
+        """Restores the arm that was served.
+
+        Raises:
+            ConfigurationError: the snapshot is damaged.
+        """
+        try:
+            served.go_on(self.arm)
+        except MalformedError as error:
+            raise ConfigurationError(self.snapshots.damaged(str(error))) from error
 
 
 class ServedArm:
@@ -144,6 +238,7 @@ class ServedArm:
 
     Attributes:
         server: the server of this arm.
+        last: whether this is the last arm.
         parameters: number of parameters of the whole model.
     """
 
@@ -157,6 +252,7 @@ class ServedArm:
         *,
         last: bool,
     ) -> None:
+        self.last = last
         self._offer = offer
         self._arm = arm
         self._writer = writer
@@ -185,9 +281,11 @@ class ServedArm:
             [*facts_of(assembly.task), *facts_about(parameters)],
             offer.patience,
             offer.plan.workers,
-            self._noted,
+            self._record,
             tell,
             last=last,
+            part=offer.part,
+            parts=offer.setup.servers,
         )
 
     def _shard(self, parameters: FlatParameters, optimizer: OptimizerFactory) -> Shard:
@@ -202,12 +300,16 @@ class ServedArm:
             setup.treatment(),
         )
 
-    def finished(self, now: float) -> bool:
-        """Whether the arm is completely trained at the time `now`."""
-        return self.server.stage(now) is Stage.FINISHED
+    def finished(self, now: float) -> bool:  # noqa: ARG002 - the server is told the time
+        """Whether the arm is completely trained."""
+        return self.server.stage is Stage.FINISHED
 
-    def go_on(self, state: dict[str, Any]) -> None:
-        """Restores the state that an earlier server of this arm has kept, and writes its metrics again."""
+    def go_on(self, state: Any) -> None:
+        """Restores the state that an earlier server of this arm has kept, and writes its metrics again.
+
+        Raises:
+            MalformedError: it is no state of such a server.
+        """
         self.server.load_state_dict(state)
         notes = [
             (when, number, row)
@@ -217,12 +319,8 @@ class ServedArm:
         for when, number, row in sorted(notes):
             self._record(number, np.array(row), when)
 
-    def _noted(self, session: int, row: NDArray[np.float64]) -> None:
-        """A worker has noted something."""
-        self._record(session, row, time.time())
-
     def _record(self, session: int, row: NDArray[np.float64], when: float) -> None:
-        """Make a note a line of the metrics; their time is that in which any worker trained."""
+        """Make a worker's note a line of the metrics; their time is that in which any worker trained."""
         record = record_of(row)
         worker = self._workers.setdefault(session, len(self._workers))
         if record["kind"] == "update":
@@ -253,4 +351,6 @@ class ServedArm:
         there = replace(self._arm, plan=replace(self._arm.plan, workers=max(1, self.server.most_workers)))
         row = summarise(there, [*ranks, server], tokens=shard.tokens, seconds=self._busy.seconds)
         made = shard.version + shard.skipped
-        return {**row, "workers": there.plan.workers, "updates": made, "buckets": 1, "remarks": self._remarks}
+        missing = self.server.ending.missing_in_words
+        remarks = [*self._remarks, *([f"{missing}."] if missing else [])]
+        return {**row, "workers": there.plan.workers, "updates": made, "buckets": 1, "remarks": remarks}

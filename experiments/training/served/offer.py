@@ -47,11 +47,19 @@ class Announcement:
             MismatchError: the server has another version of bigbatch, or the announcement is not understood.
         """
         try:
+            theirs = entries["version"]
+            if theirs != bigbatch.__version__:
+                raise ValueError(f"it has version {theirs!s:.40}")
             announcement = cls(**entries)
-            announcement.plan.updates(announcement.examples)
-            if announcement.version != bigbatch.__version__:
-                raise ValueError(announcement.version)
-        except (TypeError, ValueError, ZeroDivisionError) as error:
+            for value, least in (
+                *((number, 1) for number in (announcement.micro_batch, announcement.accumulation, announcement.parts)),
+                *((number, 0) for number in (announcement.examples, announcement.part)),
+            ):
+                if type(value) is not int or value < least:
+                    raise ValueError(f"{value!r:.40} is none of its numbers")
+            if not isinstance(announcement.settings, dict) or not isinstance(announcement.arm, str):
+                raise TypeError("its settings are none")
+        except (KeyError, TypeError, ValueError) as error:
             raise MismatchError(
                 f"The server at {name} announces what this bigbatch, version {bigbatch.__version__}, does not "
                 f"understand ({error}). Install the same version on both sides."

@@ -13,7 +13,9 @@ import torch
 from bigbatch.comm.errors import CommunicationError, ConfigurationError, MismatchError
 from bigbatch.comm.server.network.heartbeat import Heartbeat
 from bigbatch.comm.server.network.messages import Stage
-from bigbatch.comm.server.network.remote_shard import RemoteShard, Wire
+from bigbatch.comm.server.network.parts import agree, ask, release
+from bigbatch.comm.server.network.remote_shard import RemoteShard
+from bigbatch.comm.server.network.wire import Wire
 from bigbatch.comm.strategies.remote import RemoteServers
 from bigbatch.comm.transports.alone import Alone
 from bigbatch.experiments.training.arm import train
@@ -70,13 +72,14 @@ class NetworkWorker:
         """
         torch.set_num_threads(self.threads)
         wires = [self.dial(address) for address in self.addresses]
+        worker = random.SystemRandom().getrandbits(63)
         try:
             while True:
-                shards = [self._shard(wire) for wire in wires]
+                shards = [self._shard(wire, worker) for wire in wires]
                 stage, announcement, shards = self._ask(shards)
                 if stage is Stage.FINISHED:
                     return
-                if stage is Stage.OPEN:
+                if stage is Stage.OPEN and announcement is not None:
                     self._train(announcement, shards)
                 else:
                     time.sleep(ASK_SECONDS)
@@ -84,13 +87,16 @@ class NetworkWorker:
             for wire in wires:
                 wire.close()
 
-    def _shard(self, wire: Wire) -> RemoteShard:
+    def _shard(self, wire: Wire, worker: int) -> RemoteShard:
         session = random.SystemRandom().getrandbits(64)
-        return RemoteShard(wire, session, self.deadline, tell=self.reporter.tell)
+        return RemoteShard(wire, session, self.deadline, tell=self.reporter.tell, worker=worker)
 
-    def _ask(self, shards: list[RemoteShard]) -> tuple[Stage, Announcement, list[RemoteShard]]:
+    def _ask(self, shards: list[RemoteShard]) -> tuple[Stage, Announcement | None, list[RemoteShard]]:
         """How far the servers are, what they train, and the servers in the order of the parameters."""
-        answers = [(shard, *shard.hello()) for shard in shards]
+        answers = ask(shards)
+        if any(stage is Stage.FINISHED for _, _, stage in answers):
+            release(answers)
+            return Stage.FINISHED, None, shards
         announced = {shard: Announcement.of(entries, shard.name) for shard, entries, _ in answers}
         first = next(iter(announced.values()))
         ordered = sorted(shards, key=lambda shard: announced[shard].part)
@@ -101,18 +107,15 @@ class NetworkWorker:
                 f"{', '.join(str(part + 1) for part in parts)} of {first.parts}. Name every server of one "
                 "experiment, with a --server each."
             )
-        stages = {shard: stage for shard, _, stage in answers}
-        if stages[ordered[0]] is Stage.FINISHED:  # it hands out the work
-            return Stage.FINISHED, first, ordered
         for shard in ordered:
-            if replace(announced[shard], part=first.part) != first:
-                if announced[shard].arm != first.arm:
-                    return Stage.CLOSING, first, ordered  # one of them is an arm ahead
+            # One of them may be an arm ahead, of which each plans its batches.
+            if announced[shard].arm == first.arm and replace(announced[shard], part=first.part) != first:
                 raise MismatchError(
                     f"The servers {ordered[0].name} and {shard.name} do not train the same: start them with the same "
                     "options."
                 )
-        stage = Stage.CLOSING if len(set(stages.values())) > 1 else stages[ordered[0]]
+        stages = {shard: stage for shard, _, stage in answers}
+        stage = agree(ordered, [announced[shard].arm for shard in ordered], [stages[shard] for shard in ordered])
         return stage, first, ordered
 
     def _train(self, announcement: Announcement, shards: list[RemoteShard]) -> None:
@@ -160,7 +163,9 @@ class NetworkWorker:
         try:
             settings = Settings.of({**entries, "text": self.text})
         except ConfigurationError as error:
-            raise MismatchError(f"The server's settings are not those of this bigbatch ({error}).") from error
+            raise MismatchError(
+                f"The settings of the server at {self.addresses[0]} are not those of this bigbatch ({error})."
+            ) from error
         for what, name, given, known in (
             ("task", settings.data.task, self.task, TASKS.names()),
             ("model", settings.model.model, self.model, MODELS.names()),

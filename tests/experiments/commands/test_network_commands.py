@@ -186,6 +186,68 @@ def test_a_server_that_is_killed_again_and_again_goes_on_from_its_snapshots(star
 
 
 @pytest.mark.slow
+def test_of_two_servers_that_are_killed_each_takes_every_share_once(start: Start):
+    """Kind K9: each goes on from a snapshot of another moment, and the workers bring them together."""
+    options = ["--consistency", "sync", "--arms", "small", "--tokens", "60k", "--json", "-n", 2, "--patience", 2]
+    options += ["--snapshot-seconds", "0.5", "--batch-size", "16", "--accumulate", "1"]
+    own = [[*options, "--part", f"{part}/2", "--snapshot", f"state{part}", "--out", f"out{part}"] for part in (1, 2)]
+    servers = [Served(start, *each) for each in own]
+    addresses = [word for server in servers for word in ("--server", server.address)]
+    workers = [start("bigbatch-exp", "ps", "worker", *addresses, "--deadline", 60) for _ in range(2)]
+    for place in (1, 0):
+        servers[place].goes_on()
+        time.sleep(0.7)
+        os.kill(servers[place].job.process.pid, signal.SIGKILL)
+        servers[place].job.process.wait(10)
+        servers[place] = Served(start, *own[place], port=servers[place].port)
+        assert "Went on with the arm small from version" in servers[place].job.err()
+    outcomes = [worker.wait(90) for worker in workers]
+    assert [outcome.status for outcome in outcomes] == [0, 0], outcomes
+    for server in servers:
+        outcome = server.job.wait(40)
+        assert outcome.status == 0, outcome.err
+        (arm,) = json.loads(outcome.out)["arms"]
+        assert arm["tokens"] == 60_000
+        assert arm["servers"][0]["shares_undone"] == 0
+        assert arm["remarks"] == []
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_too_small_is_said_at_once_and_workers_that_wait_are_told(start: Start, tmp_path: Path):
+    """Kind K9; https://github.com/pytorch/pytorch/issues/10577 is the same trouble with a checkpoint."""
+    (tmp_path / "state").mkdir()
+    port = free_port()
+    worker = start("bigbatch-exp", "ps", "worker", "--server", f"tcp://127.0.0.1:{port}", "--deadline", 60)
+    until(lambda: "Waiting for the server" in worker.err())
+    limited = [sys.executable, str(PROGRAMS / "small_files.py"), "60000", "ps", "serve", "--snapshot", "state"]
+    server = start(*limited, "--bind", f"tcp://127.0.0.1:{port}", *TINY)
+    outcome = server.wait(60)
+    assert outcome.status == 2, outcome.err
+    sentence = outcome.err.strip().splitlines()[-1]
+    assert "The snapshot state/snapshot.pt.next cannot be written: File too large. Make room" in sentence
+    assert "Traceback" not in outcome.err
+    told = worker.wait(20)
+    assert told.status == 1
+    assert "has ended: The snapshot state/snapshot.pt.next cannot be written" in told.err
+
+
+@pytest.mark.slow
+def test_a_worker_that_was_paused_hears_from_a_server_that_is_done(start: Start, tmp_path: Path):
+    """Kind K9: it sleeps over the end of its server, which lingers for it."""
+    server = Served(start, "--arms", "small", "--consistency", "async", "--patience", 1)
+    addresses = ["--server", server.address, "--deadline", 60]
+    paused = start(*HELD, "computing", *addresses)
+    until(lambda: "holding" in paused.err())
+    paused.process.send_signal(signal.SIGSTOP)
+    assert start("bigbatch-exp", "ps", "worker", *addresses).wait(60).status == 0
+    (tmp_path / "go").touch()
+    paused.process.send_signal(signal.SIGCONT)
+    assert paused.wait(20).status == 0, paused.err()
+    outcome = server.job.wait(40)
+    assert outcome.status == 0, outcome.err
+
+
+@pytest.mark.slow
 def test_strangers_are_refused_and_cost_nobody_anything(start: Start, run: Run, tmp_path: Path):
     mine, others = Keys.new(), Keys.new()
     mixed = Keys(mine.server_public, others.worker_public, others.worker_secret)
