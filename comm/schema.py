@@ -152,10 +152,11 @@ def _rule(schema: Any) -> Rule:
 def _object(schema: Any) -> Rule:
     hints = get_type_hints(schema, include_extras=True)
     rules = {name: _rule(hint) for name, hint in hints.items()}
+    required = [name for name in hints if name in schema.__required_keys__]
 
     def rule(value: Any, depth: int) -> None:
         _of_type(dict, value, depth)
-        for name in schema.__required_keys__:
+        for name in required:
             if name not in value:
                 raise ProblemError("is missing").within(f".{name}")
         for name, entry in value.items():
