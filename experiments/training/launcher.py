@@ -121,4 +121,5 @@ def become(command: list[str]) -> None:
     """Replace this process by a launch command, so that signals and the exit status are the launcher's own."""
     sys.stdout.flush()
     sys.stderr.flush()
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and a new program would go on ignoring it
     os.execvpe(command[0], command, launch_environment(command))  # noqa: S606 - no shell is what we want
