@@ -24,6 +24,9 @@ LARGEST = 64 * MB
 LONGEST_LINE = MB
 """Longest line of a file that is read line by line, in bytes."""
 
+BEGINNING = 4096
+"""Bytes at the beginning of a file by which it is told whether it is a text."""
+
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 NO_NUMBER = math.nan
@@ -113,6 +116,10 @@ def read_bytes(path: Path, what: str, largest: int = LARGEST) -> bytes:
 
 def read_text(path: Path, what: str, largest: int = LARGEST) -> str:
     """Reads a regular file of text in UTF-8; see `checked_file` for the arguments and the errors."""
+    checked_file(path, what, largest)
+    with path.open("rb") as file:
+        if b"\0" in file.read(BEGINNING):  # before gigabytes of it are read
+            raise damaged(what, "it is no text, but has bytes that are 0")
     content = read_bytes(path, what, largest)
     try:
         return content.decode("utf-8-sig")

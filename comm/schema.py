@@ -16,7 +16,7 @@ import types
 import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import (
     Annotated,
     Any,
@@ -42,7 +42,20 @@ LONGEST_NAME = 1000
 
 
 class ProblemError(ValueError):
-    """What is wrong with a value, as the end of a sentence that begins with the value's place."""
+    """What is wrong with a value, as the end of a sentence that begins with the value's place.
+
+    Attributes:
+        place: the place, which whoever holds the value puts together from the inside to the outside.
+    """
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.place = ""
+
+    def within(self, outside: str) -> "ProblemError":
+        """Adds the next step to the place, such as ".arms" or "[0]"."""
+        self.place = outside + self.place
+        return self
 
 
 @dataclass(frozen=True)
@@ -115,20 +128,14 @@ def check(content: Any, schema: Any, what: str, place: str = "") -> Any:
         ConfigurationError: it is something else; the message names the first place that is wrong.
     """
     try:
-        _check(content, schema, place, 0)
-    except ProblemError as problem:
-        raise damaged(what, str(problem)) from None
+        _rule(schema)(content, 0)
+    except ProblemError as error:
+        raise damaged(what, f"{(place + error.place).lstrip('.') or 'it'} {error}") from None
     return content
 
 
-def _check(value: Any, schema: Any, place: str, depth: int) -> None:
-    if depth > DEEPEST:
-        raise ProblemError(f"{place[:40]}... is nested too deeply")
-    _rule(schema)(value, place, depth)
-
-
-Rule = Callable[[Any, str, int], None]
-"""A function of a value, its place and its depth, which raises a problem."""
+Rule = Callable[[Any, int], None]
+"""A function of a value and of how deeply it lies, which raises a problem."""
 
 
 @cache
@@ -139,71 +146,82 @@ def _rule(schema: Any) -> Rule:
     make = RULES.get(get_origin(schema))
     if make is not None:
         return make(get_args(schema))
-    return _anything if schema is Any else _plain(schema)
+    return _anything if schema is Any else partial(_of_type, schema)
 
 
 def _object(schema: Any) -> Rule:
     hints = get_type_hints(schema, include_extras=True)
+    rules = {name: _rule(hint) for name, hint in hints.items()}
+    required = [name for name in hints if name in schema.__required_keys__]
 
-    def rule(value: Any, place: str, depth: int) -> None:
-        _of_type(value, dict, place)
-        for name in schema.__required_keys__:
+    def rule(value: Any, depth: int) -> None:
+        _of_type(dict, value, depth)
+        for name in required:
             if name not in value:
-                raise ProblemError(f"{_inside(place, name)} is missing")
+                raise ProblemError("is missing").within(f".{name}")
         for name, entry in value.items():
-            _check(entry, hints.get(name, Any), _inside(place, name), depth + 1)
-
-    return rule
-
-
-def _annotated(arguments: tuple[Any, ...]) -> Rule:
-    inner, *conditions = arguments
-
-    def rule(value: Any, place: str, depth: int) -> None:
-        _check(value, inner, place, depth)
-        for condition in conditions:
-            if problem := condition(value):
-                raise ProblemError(f"{place or 'it'} {problem}")
-
-    return rule
-
-
-def _list(arguments: tuple[Any, ...]) -> Rule:
-    (inner,) = arguments
-
-    def rule(value: Any, place: str, depth: int) -> None:
-        _of_type(value, list, place)
-        for number, entry in enumerate(value):
-            _check(entry, inner, f"{place}[{number}]", depth + 1)
+            try:
+                rules.get(name, _anything)(entry, depth + 1)
+            except ProblemError as error:
+                raise error.within(f".{_shown(name)}") from None
 
     return rule
 
 
 def _mapping(arguments: tuple[Any, ...]) -> Rule:
-    _, inner = arguments
+    inner = _rule(arguments[1])
 
-    def rule(value: Any, place: str, depth: int) -> None:
-        _of_type(value, dict, place)
+    def rule(value: Any, depth: int) -> None:
+        _of_type(dict, value, depth)
         for name, entry in value.items():
-            _check(entry, inner, _inside(place, name), depth + 1)
+            try:
+                inner(entry, depth + 1)
+            except ProblemError as error:
+                raise error.within(f".{_shown(name)}") from None
+
+    return rule
+
+
+def _list(arguments: tuple[Any, ...]) -> Rule:
+    inner = _rule(arguments[0])
+
+    def rule(value: Any, depth: int) -> None:
+        _of_type(list, value, depth)
+        for number, entry in enumerate(value):
+            try:
+                inner(entry, depth + 1)
+            except ProblemError as error:
+                raise error.within(f"[{number}]") from None
+
+    return rule
+
+
+def _annotated(arguments: tuple[Any, ...]) -> Rule:
+    inner, conditions = _rule(arguments[0]), arguments[1:]
+
+    def rule(value: Any, depth: int) -> None:
+        inner(value, depth)
+        for condition in conditions:
+            if problem := condition(value):
+                raise ProblemError(problem)
 
     return rule
 
 
 def _optional(arguments: tuple[Any, ...]) -> Rule:
-    (inner,) = (argument for argument in arguments if argument is not type(None))
+    (inner,) = (_rule(argument) for argument in arguments if argument is not type(None))
 
-    def rule(value: Any, place: str, depth: int) -> None:
+    def rule(value: Any, depth: int) -> None:
         if value is not None:
-            _check(value, inner, place, depth)
+            inner(value, depth)
 
     return rule
 
 
 def _literal(words: tuple[Any, ...]) -> Rule:
-    def rule(value: Any, place: str, _: int) -> None:
+    def rule(value: Any, _: int) -> None:
         if not isinstance(value, str) or value not in words:
-            raise ProblemError(f"{place} is {_named(value)}, none of {', '.join(words)}")
+            raise ProblemError(f"is {_named(value)}, none of {', '.join(words)}")
 
     return rule
 
@@ -220,21 +238,14 @@ RULES: dict[Any, Callable[[tuple[Any, ...]], Rule]] = {
 """Makes the rule for a type that has arguments, by its origin."""
 
 
-def _plain(kind: type) -> Rule:
-    def rule(value: Any, place: str, _: int) -> None:
-        _of_type(value, kind, place)
-
-    return rule
-
-
-def _anything(value: Any, place: str, depth: int) -> None:
+def _anything(value: Any, depth: int) -> None:
     """Any value that JSON has, if its numbers can be computed with."""
     if isinstance(value, dict):
-        _rule(dict[str, Any])(value, place, depth)
+        _rule(dict[str, Any])(value, depth)
     elif isinstance(value, list):
-        _rule(list[Any])(value, place, depth)
+        _rule(list[Any])(value, depth)
     elif isinstance(value, int | float) and not isinstance(value, bool):
-        _of_type(value, float, place)
+        _of_type(float, value, depth)
 
 
 NAMES = {
@@ -247,12 +258,14 @@ NAMES = {
 }
 
 
-def _of_type(value: Any, kind: type, place: str) -> None:
+def _of_type(kind: type, value: Any, depth: int) -> None:
     allowed = (int, float) if kind is float else kind
     if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
-        raise ProblemError(f"{place or 'it'} is {_named(value)}, and should be {NAMES[kind]}")
+        raise ProblemError(f"is {_named(value)}, and should be {NAMES[kind]}")
     if isinstance(value, int | float) and not abs(value) < LARGEST_NUMBER:  # not a number, too
-        raise ProblemError(f"{place or 'it'} is no number that can be computed with")
+        raise ProblemError("is no number that can be computed with")
+    if depth > DEEPEST:
+        raise ProblemError("is nested too deeply")
 
 
 def _named(value: Any) -> str:
@@ -266,6 +279,5 @@ def _named(value: Any) -> str:
     return NAMES[type(value)]
 
 
-def _inside(place: str, name: str) -> str:
-    short = name if len(name) <= 60 and name.isprintable() else f"{name[:20]!r}"
-    return f"{place}.{short}" if place else short
+def _shown(name: str) -> str:
+    return name if len(name) <= 60 and name.isprintable() else f"{name[:20]!r}"

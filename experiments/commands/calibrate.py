@@ -1,6 +1,6 @@
 """`bigbatch-exp calibrate`: measures this machine and describes it as a network for the simulator."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -58,6 +58,7 @@ def calibrate(settings: CalibrationSettings, output: FolderSettings) -> None:
         keep_network,
         source_of,
     )
+    from bigbatch.experiments.runs.results import Results
     from bigbatch.experiments.runs.run import chosen_folder, environment
 
     memory = settings.memory
@@ -67,8 +68,11 @@ def calibrate(settings: CalibrationSettings, output: FolderSettings) -> None:
         together(transport, lambda: check_file(path) if speaking else None)
         folder = together(transport, lambda: chosen_folder(output.out, "calibrate") if speaking else None)
         points = measure_points(transport, settings.seconds, memory, say=told(speaking))
+        written = None if folder is None else Results(folder)
+        if written is not None:
+            written.keep(asdict(points), "points.json")  # there may be no fit to them
         network = together(transport, lambda: fit_network(points, source=source_of(memory)))
-    if folder is None:
+    if folder is None or written is None:
         return
 
     def show() -> None:
@@ -85,7 +89,7 @@ def calibrate(settings: CalibrationSettings, output: FolderSettings) -> None:
         draw_calibration(summary, to)
 
     summary = {**calibrated(points, network, memory), "environment": environment()}
-    with results_in(folder, named=not output.json) as results:
+    with results_in(folder, named=not output.json, failures=written.failures) as results:
         results.keep(summary)
         results.attempt(f"The network {path} cannot be written", lambda: keep_network(network, path))
         results.show(show)

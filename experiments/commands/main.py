@@ -11,7 +11,6 @@ from bigbatch.comm.errors import (
     INTERRUPTED,
     BigBatchError,
     ConfigurationError,
-    IncompleteError,
     LaunchError,
     exit_status,
 )
@@ -125,7 +124,7 @@ def main() -> NoReturn:
         status = _run()
         sys.stdout.flush()
         lost, sentence = streams.failure()
-        if sentence and speaks(IncompleteError(sentence, everywhere=True)):
+        if sentence:
             print(f"bigbatch-exp: {sentence}", file=sys.stderr, flush=True)
     sys.exit(status or lost)
 

@@ -6,12 +6,10 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict
 
 import numpy as np
@@ -22,8 +20,6 @@ from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.files import damaged, read_json, read_lines, unwritable, write_whole
 from bigbatch.comm.registry import Registry
 from bigbatch.comm.schema import check
-from bigbatch.comm.tracing.perfetto import write_trace
-from bigbatch.comm.wires.recording import Span
 from bigbatch.experiments.runs.records import (
     METRICS_LINES,
     ComparisonSummary,
@@ -42,113 +38,6 @@ MB = 2**20
 
 LARGEST_METRICS = 1024 * MB
 """Largest metrics.jsonl that is read, in bytes: a million updates take about 500 MB."""
-
-
-SECONDS_TO_NEXT_TRY = 1.0
-"""Seconds after which it is tried again to write lines that found no room."""
-
-
-class RunWriter:
-    """Writes a run's folder while the run is in progress.
-
-    A disk that becomes full does not end the training: what cannot be written is told once and kept, and is written as
-    soon as there is room.
-
-    Args:
-        folder: the folder, which is made if it does not exist; an earlier run's files in it are replaced.
-        tell: called with a sentence, without its full stop, about a file that cannot be written.
-
-    Attributes:
-        failures: sentences, without their full stops, about files that could not be written.
-
-    Raises:
-        ConfigurationError: the folder cannot be written.
-    """
-
-    def __init__(self, folder: Path, tell: Callable[[str], None] = lambda _: None) -> None:
-        self.folder = folder
-        self.failures: list[str] = []
-        self._tell = tell
-        self._unwritten: list[bytes] = []
-        self._whole = 0
-        self._tried = 0.0
-        make_folder(folder)
-        try:
-            for stale in (SUMMARY, TRACE):
-                (folder / stale).unlink(missing_ok=True)
-            self._metrics = (folder / METRICS).open("wb", buffering=0)
-        except OSError as error:
-            raise unwritable(folder, error, what="folder") from error
-
-    def config(self, config: dict[str, Any]) -> None:
-        """Write config.json: the options that were asked for, and the environment of the run."""
-        self._write(CONFIG, lambda: write_json(self.folder / CONFIG, config))
-
-    def metric(self, record: dict[str, Any]) -> None:
-        """Add a line to metrics.jsonl, such as the record of an update or a validation."""
-        first = not self._unwritten
-        self._unwritten.append(json.dumps(_finite(record), default=_plain).encode() + b"\n")
-        if not first and time.monotonic() < self._tried + SECONDS_TO_NEXT_TRY:
-            return
-        error = self._flush()
-        if error is not None and first:
-            self._tell(f"{_sentence(self.folder / METRICS, error)}; training goes on, and tries again")
-
-    def trace(self, ranks: Sequence[Sequence[Span]]) -> None:
-        """Write trace.json: every rank's spans so far."""
-        self._write(TRACE, lambda: write_trace(self.folder / TRACE, ranks))
-
-    def summary(self, summary: dict[str, Any]) -> None:
-        """Write summary.json: the results of the finished run."""
-        self._write(SUMMARY, lambda: write_json(self.folder / SUMMARY, summary))
-
-    def run(self, summary: dict[str, Any]) -> "Run":
-        """Makes the run whose summary was written last, also if not all of its files could be written."""
-        error = self._flush()
-        if error is not None:
-            self.failures.append(_sentence(self.folder / METRICS, error))
-        written = _metrics(self.folder)[0]
-        later = [json.loads(line) for line in self._unwritten]
-        content = json.loads(_as_json(summary))
-        return Run(self.folder, content, [*written, *later], tuple(dict.fromkeys(self.failures)))
-
-    def _write(self, name: str, write: Callable[[], None]) -> None:
-        try:
-            write()
-        except OSError as error:
-            sentence = _sentence(self.folder / name, error)
-            self.failures.append(sentence)
-            self._tell(sentence)
-
-    def _flush(self) -> OSError | None:
-        """Write what is still unwritten of the metrics; whole lines only, so that an interrupted run leaves such."""
-        self._tried = time.monotonic()
-        lines = b"".join(self._unwritten)
-        written = 0
-        try:
-            while written < len(lines):
-                written += self._metrics.write(lines[written:])
-        except OSError as error:
-            with suppress(OSError):
-                self._metrics.truncate(self._whole)
-                self._metrics.seek(self._whole)
-            return error
-        self._whole += len(lines)
-        self._unwritten.clear()
-        return None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._flush()
-        self._metrics.close()
-
-
-def _sentence(path: Path, error: OSError) -> str:
-    return f"The file {path} cannot be written: {error.strerror or error}"
 
 
 @dataclass(frozen=True)
@@ -180,7 +69,7 @@ class Run:
                 f"{folder} holds no run of an experiment, and so no losses. Name the folder of a strategy's run or "
                 "of a comparison."
             )
-        metrics, cut = _metrics(folder)
+        metrics, cut = read_metrics(folder)
         remark = f"The last line of {folder / METRICS} was cut off while it was written, and is left out"
         return cls(folder, summary, metrics, (remark,) if cut else ())
 
@@ -219,7 +108,7 @@ class Run:
         return figure
 
 
-def _metrics(folder: Path) -> tuple[list[dict[str, Any]], bool]:
+def read_metrics(folder: Path) -> tuple[list[dict[str, Any]], bool]:
     """The whole lines of a run's metrics, and whether there is a last one that was cut off."""
     what = f"The file {folder / METRICS}"
     lines, cut = read_lines(folder / METRICS, what, LARGEST_METRICS)
@@ -481,25 +370,26 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    write_whole(path, _as_json(content))
+    write_whole(path, as_json(content))
 
 
-def _as_json(content: dict[str, Any]) -> str:
-    return json.dumps(_finite(content), indent=2, default=_plain) + "\n"
+def as_json(content: dict[str, Any]) -> str:
+    """The text of a JSON file; see `write_json`."""
+    return json.dumps(finite(content), indent=2, default=plain_value) + "\n"
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
     """A user's own number, of NumPy or torch, as one that JSON has; anything else as text, so that the rest is kept."""
     try:
-        return _finite(value.item())
+        return finite(value.item())
     except (AttributeError, ValueError, RuntimeError, TypeError):
         return str(value)
 
 
-def _finite(value: Any) -> Any:
-    """The same with null for what JSON has no number for."""
+def finite(value: Any) -> Any:
+    """The same value with null for what JSON has no number for."""
     if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
+        return {key: finite(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
+        return [finite(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

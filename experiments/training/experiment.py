@@ -14,7 +14,8 @@ from bigbatch.comm.strategies.strategy import Strategy
 from bigbatch.comm.wires.agreement import agree, all_gather, together
 from bigbatch.comm.wires.life import doing, now_doing
 from bigbatch.comm.wires.transport import Transport
-from bigbatch.experiments.runs.run import Run, RunWriter, environment
+from bigbatch.experiments.runs.run import Run, environment
+from bigbatch.experiments.runs.writer import RunWriter
 from bigbatch.experiments.training.arm import train_and_measure
 from bigbatch.experiments.training.assemble import Assembly, facts_about_task, noise_remarks, task_of
 from bigbatch.experiments.training.history import summarise, summary_of

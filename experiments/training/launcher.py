@@ -135,6 +135,7 @@ def become(command: list[str]) -> None:
     _tidy_after(os.getpid(), environment)
     sys.stdout.flush()
     sys.stderr.flush()
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and a new program would go on ignoring it
     os.execvpe(command[0], command, environment)  # noqa: S606 - no shell is what we want
 
 

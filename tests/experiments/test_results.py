@@ -24,7 +24,8 @@ from bigbatch.comm.errors import INCOMPLETE, BigBatchError, ConfigurationError, 
 from bigbatch.comm.files import replacing
 from bigbatch.experiments.commands.main import cli, main
 from bigbatch.experiments.runs.results import Results
-from bigbatch.experiments.runs.run import Run, RunWriter, read_summary
+from bigbatch.experiments.runs.run import Run, read_summary
+from bigbatch.experiments.runs.writer import RunWriter
 
 ONE_ARM = [*SMALL, "--arms", "small"]
 

@@ -24,7 +24,8 @@ from bigbatch.comm.server.network.snapshots import Snapshots
 from bigbatch.comm.server.network.sockets import Listener
 from bigbatch.comm.server.shard import Shard
 from bigbatch.comm.strategies.remote import RemoteServers, facts_about
-from bigbatch.experiments.runs.run import Run, RunWriter, environment
+from bigbatch.experiments.runs.run import Run, environment
+from bigbatch.experiments.runs.writer import RunWriter
 from bigbatch.experiments.training.assemble import Assembly, noise_remarks, task_of
 from bigbatch.experiments.training.history import summarise, summary_of
 from bigbatch.experiments.training.served.notes import Busy, rank_of, record_of

@@ -1,0 +1,132 @@
+"""Writes a run's folder while the run is in progress, and gets over a disk that becomes full."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from bigbatch.comm.files import unwritable
+from bigbatch.comm.tracing.perfetto import write_trace
+from bigbatch.comm.wires.recording import Span
+from bigbatch.experiments.runs.run import (
+    CONFIG,
+    METRICS,
+    SUMMARY,
+    TRACE,
+    Run,
+    as_json,
+    finite,
+    make_folder,
+    plain_value,
+    read_metrics,
+    write_json,
+)
+
+SECONDS_TO_NEXT_TRY = 1.0
+"""Seconds after which it is tried again to write lines that found no room."""
+
+
+class RunWriter:
+    """Writes a run's folder while the run is in progress.
+
+    A disk that becomes full does not end the training: what cannot be written is told once and kept, and is written as
+    soon as there is room.
+
+    Args:
+        folder: the folder, which is made if it does not exist; an earlier run's files in it are replaced.
+        tell: called with a sentence, without its full stop, about a file that cannot be written.
+
+    Attributes:
+        failures: sentences, without their full stops, about files that could not be written.
+
+    Raises:
+        ConfigurationError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, tell: Callable[[str], None] = lambda _: None) -> None:
+        self.folder = folder
+        self.failures: list[str] = []
+        self._tell = tell
+        self._unwritten: list[bytes] = []
+        self._whole = 0
+        self._tried = 0.0
+        make_folder(folder)
+        try:
+            for stale in (SUMMARY, TRACE):
+                (folder / stale).unlink(missing_ok=True)
+            self._metrics = (folder / METRICS).open("wb", buffering=0)
+        except OSError as error:
+            raise unwritable(folder, error, what="folder") from error
+
+    def config(self, config: dict[str, Any]) -> None:
+        """Write config.json: the options that were asked for, and the environment of the run."""
+        self._write(CONFIG, lambda: write_json(self.folder / CONFIG, config))
+
+    def metric(self, record: dict[str, Any]) -> None:
+        """Add a line to metrics.jsonl, such as the record of an update or a validation."""
+        first = not self._unwritten
+        self._unwritten.append(json.dumps(finite(record), default=plain_value).encode() + b"\n")
+        if not first and time.monotonic() < self._tried + SECONDS_TO_NEXT_TRY:
+            return
+        error = self._flush()
+        if error is not None and first:
+            self._tell(f"{_sentence(self.folder / METRICS, error)}; training goes on, and tries again")
+
+    def trace(self, ranks: Sequence[Sequence[Span]]) -> None:
+        """Write trace.json: every rank's spans so far."""
+        self._write(TRACE, lambda: write_trace(self.folder / TRACE, ranks))
+
+    def summary(self, summary: dict[str, Any]) -> None:
+        """Write summary.json: the results of the finished run."""
+        self._write(SUMMARY, lambda: write_json(self.folder / SUMMARY, summary))
+
+    def run(self, summary: dict[str, Any]) -> "Run":
+        """Makes the run whose summary was written last, also if not all of its files could be written."""
+        error = self._flush()
+        if error is not None:
+            self.failures.append(_sentence(self.folder / METRICS, error))
+        written = read_metrics(self.folder)[0]
+        later = [json.loads(line) for line in self._unwritten]
+        content = json.loads(as_json(summary))
+        return Run(self.folder, content, [*written, *later], tuple(dict.fromkeys(self.failures)))
+
+    def _write(self, name: str, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except OSError as error:
+            sentence = _sentence(self.folder / name, error)
+            self.failures.append(sentence)
+            self._tell(sentence)
+
+    def _flush(self) -> OSError | None:
+        """Write what is still unwritten of the metrics; whole lines only, so that an interrupted run leaves such."""
+        self._tried = time.monotonic()
+        lines = b"".join(self._unwritten)
+        written = 0
+        try:
+            while written < len(lines):
+                written += self._metrics.write(lines[written:])
+        except OSError as error:
+            with suppress(OSError):
+                self._metrics.truncate(self._whole)
+                self._metrics.seek(self._whole)
+            return error
+        self._whole += len(lines)
+        self._unwritten.clear()
+        return None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._flush()
+        self._metrics.close()
+
+
+def _sentence(path: Path, error: OSError) -> str:
+    return f"The file {path} cannot be written: {error.strerror or error}"
