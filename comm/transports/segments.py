@@ -98,9 +98,10 @@ def _mapped(process: int) -> set[tuple[int, int]]:
     files = set()
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{process}/maps").read_text(errors="replace").splitlines():
-            device, number = line.split(maxsplit=5)[3:5]
-            major, _, minor = device.partition(":")
-            files.add((os.makedev(int(major, 16), int(minor, 16)), int(number)))
+            fields = line.split(maxsplit=5)
+            if len(fields) == 6:  # more than memory of its own; less, where a process that ends cuts the list off
+                major, _, minor = fields[3].partition(":")
+                files.add((os.makedev(int(major, 16), int(minor, 16)), int(fields[4])))
     return files
 
 
@@ -145,7 +146,7 @@ def tidy_after(launcher: int, mark: str) -> None:
         return
     poll = select.poll()
     poll.register(ended, select.POLLIN)
-    looks = Counter(dict.fromkeys(segments(), LOOKS))
+    looks: Counter[Path] = Counter()
     own: set[Path] = set()
     over = False
     while not over:
