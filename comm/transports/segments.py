@@ -14,6 +14,7 @@ import re
 import select
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -31,6 +32,9 @@ MARK = "BIGBATCH_JOB"
 SECONDS_BETWEEN_LOOKS = 0.1
 """Seconds after which new files are looked for: much less than it takes to load MPI."""
 
+LOOKS = 5
+"""Number of looks after which a new file belongs to another job: whoever makes one has it mapped at once."""
+
 
 def segments() -> list[Path]:
     """Lists the files of MPI libraries that belong to this user."""
@@ -43,11 +47,23 @@ def segments() -> list[Path]:
     return sorted(found)
 
 
-def users(paths: Iterable[Path]) -> dict[Path, list[int]]:
+def living() -> list[int]:
+    """Lists the numbers of the processes that live; none where the system does not show them."""
+    try:
+        return [int(name) for name in os.listdir("/proc") if name.isdecimal()]  # noqa: PTH208 - much quicker
+    except OSError:
+        return []
+
+
+def users(paths: Iterable[Path], processes: Iterable[int] | None = None) -> dict[Path, list[int]]:
     """Finds the living processes that have files open or mapped.
 
     A file that a process has opened is mapped before it is closed. So whoever looks for open files first, and then for
     mapped ones, misses none.
+
+    Args:
+        paths: the files.
+        processes: the numbers of the processes to look at; None for all.
 
     Returns:
         The numbers of the processes, by file.
@@ -59,7 +75,7 @@ def users(paths: Iterable[Path]) -> dict[Path, list[int]]:
             wanted[about.st_dev, about.st_ino] = path
     found: dict[Path, list[int]] = {path: [] for path in wanted.values()}
     if wanted:
-        for process in (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()):
+        for process in living() if processes is None else processes:
             for file in _opened(process) | _mapped(process):
                 if file in wanted:
                     found[wanted[file]].append(process)
@@ -82,9 +98,10 @@ def _mapped(process: int) -> set[tuple[int, int]]:
     files = set()
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{process}/maps").read_text(errors="replace").splitlines():
-            device, number = line.split(maxsplit=5)[3:5]
-            major, _, minor = device.partition(":")
-            files.add((os.makedev(int(major, 16), int(minor, 16)), int(number)))
+            fields = line.split(maxsplit=5)
+            if len(fields) == 6:  # more than memory of its own; less, where a process that ends cuts the list off
+                major, _, minor = fields[3].partition(":")
+                files.add((os.makedev(int(major, 16), int(minor, 16)), int(fields[4])))
     return files
 
 
@@ -129,20 +146,21 @@ def tidy_after(launcher: int, mark: str) -> None:
         return
     poll = select.poll()
     poll.register(ended, select.POLLIN)
-    others, own = set(segments()), set[Path]()
+    looks: Counter[Path] = Counter()
+    own: set[Path] = set()
     over = False
     while not over:
         over = bool(poll.poll(1000 * SECONDS_BETWEEN_LOOKS))
-        for path, processes in users(set(segments()) - others - own).items():
-            if any(_marked(process, mark) for process in processes):
-                own.add(path)
-            elif processes:
-                others.add(path)
+        if new := [path for path in segments() if looks[path] < LOOKS and path not in own]:
+            looks.update(new)
+            # The job's processes first: they may be gone before all others' memory has been looked through.
+            ranks = [process for process in living() if _marked(process, mark)]
+            own |= {path for path, processes in users(new, ranks).items() if processes}
     while own:
         unused = {path for path, processes in users(own).items() if not processes}
         remove(unused)
         own = {path for path in own - unused if path.exists()}
-        time.sleep(SECONDS_BETWEEN_LOOKS if own else 0)
+        time.sleep(10 * SECONDS_BETWEEN_LOOKS if own else 0)
 
 
 def _marked(process: int, mark: str) -> bool:
