@@ -302,6 +302,11 @@ def test_all_conform_under_mpirun(run: Run, ranks):
     all_is_well(run, "mpirun", ranks, "conform", ALL_REDUCES)
 
 
+def test_what_is_too_long_for_mpi_travels_in_pieces(run: Run):
+    """mpi4py 575: Open MPI 5 counts in 32 bits."""
+    all_is_well(run, "mpirun", 3, "pieces", ["ring", "mpi"])
+
+
 def test_some_conform_under_torchrun(run: Run):
     all_is_well(run, "torchrun", 3, "conform", ["ring", "hierarchical"])
 
