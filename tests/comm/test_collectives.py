@@ -125,7 +125,7 @@ class Halved(Collective):
     ],
 )
 def test_the_other_checks_find_what_they_look_for(wrong, checks):
-    assert set(conform_collective(wrong)) == checks
+    assert set(conform_collective(wrong, ranks=[1, 2, 3, 5])) == checks
 
 
 @pytest.mark.parametrize("wrong", ["one round too few", "wrong neighbour", "sends after adding"])
