@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.foreign import guarded
 from bigbatch.comm.parameters import OptimizerFactory, WholeFactory
 from bigbatch.optimizers import OPTIMIZERS
 from bigbatch.optimizers.layerwise import LAMB, LARS
@@ -30,7 +31,8 @@ def optimizer_named(name: str, learning_rate: float) -> OptimizerFactory:
     tensors this returns a `WholeFactory`.
 
     Raises:
-        ConfigurationError: there is no such optimiser, or it must compute the loss several times in a step.
+        ConfigurationError: there is no such optimiser, it makes no factory, or it must compute the loss several times
+            in a step.
     """
     found: Any = OPTIMIZERS.load(name)
     if found is torch.optim.LBFGS:
@@ -39,8 +41,16 @@ def optimizer_named(name: str, learning_rate: float) -> OptimizerFactory:
         )
     if isinstance(found, type) and issubclass(found, torch.optim.Optimizer):
         return factory_of(found, lr=learning_rate)
-    made: OptimizerFactory = found(learning_rate)
-    return made
+    who = f"The optimizer {name!r}"
+    with guarded(who, "take a learning rate", "took a learning rate", found):
+        made: Any = found(learning_rate)
+    if not callable(made):
+        raise ConfigurationError(
+            f"{who} returns an object of the type {type(made).__name__} for a learning rate, but must return a "
+            "factory, a function of named parameters that makes a torch.optim.Optimizer."
+        )
+    factory: OptimizerFactory = made
+    return factory
 
 
 def factory_of(optimizer: Callable[..., Optimizer], **settings: Any) -> OptimizerFactory:

@@ -157,7 +157,7 @@ def conduct_alone(request: Request, folder: Path) -> Run:
     return run
 
 
-SECONDS_APART, MOST_APART = 0.3, 5
+SECONDS_APART, MOST_APART = 1.0, 3
 """A fault of the user's code is often everybody's. Each rank, but not more than the first few, waits so many seconds
 longer than the one before it until it speaks: the first then ends the job, and one rank has spoken for all."""
 

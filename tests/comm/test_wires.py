@@ -16,6 +16,7 @@ from bigbatch.comm.errors import (
 )
 from bigbatch.comm.parameters import FlatParameters
 from bigbatch.comm.strategies import STRATEGIES
+from bigbatch.comm.transports import mpi
 from bigbatch.comm.transports.alone import Alone
 from bigbatch.comm.transports.cluster import Cluster
 from bigbatch.comm.transports.meeting import nobody
@@ -180,6 +181,30 @@ def test_transports_that_do_one_thing_at_a_time_refuse_another():
     with pytest.raises(ConfigurationError, match="TorchTransport does nothing beside"):
         transport.start_thread(lambda _: None)
     transport.close()
+
+
+@pytest.mark.parametrize("transport", [Alone(), Cluster(2).transports[0]], ids=["alone", "cluster"])
+def test_leaving_a_transports_context_closes_it_unless_the_rank_has_failed(transport, monkeypatch):
+    """Under mpirun and torchrun, tests/programs/on_wires.py leaves every transport in this way."""
+    closed = []
+    monkeypatch.setattr(transport, "close", lambda: closed.append(transport))
+    with transport as entered:
+        assert entered is transport
+        assert closed == []
+    assert closed == [transport]
+    with pytest.raises(KeyError), transport:
+        raise KeyError
+    assert closed == [transport], "the others would not come to close"
+
+
+def test_long_buffers_are_cut_into_pieces_of_whole_elements(monkeypatch):
+    monkeypatch.setattr(mpi, "LARGEST_MESSAGE", 100)
+    for elements, lengths in ((0, [0]), (12, [12]), (13, [12, 1]), (36, [12, 12, 12])):
+        buffer = np.arange(elements, dtype=np.float64)
+        cut = mpi.pieces(buffer)
+        assert [len(piece) for piece in cut] == lengths
+        assert np.concatenate(cut).tolist() == buffer.tolist()
+        assert all(np.shares_memory(piece, buffer) for piece in cut if elements)
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])

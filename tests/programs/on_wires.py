@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from bodies import (
     UPDATES,
@@ -16,6 +17,7 @@ from bodies import (
 )
 
 from bigbatch.comm.measuring.conformance import on_wires
+from bigbatch.comm.transports import mpi
 from bigbatch.comm.transports.launch import detect
 
 body, names, *oracle = sys.argv[1:]
@@ -51,11 +53,28 @@ def stop_and_go_on(strategy, transport):
         assert torch.equal(result, torch.load(kept["whole"])), name
 
 
+def in_pieces(strategy, transport):
+    """Everything as usual, though MPI is given 3,000 bytes at once at most; and longer messages from whoever sends."""
+    mpi.LARGEST_MESSAGE = 3000
+    conform(strategy, transport)
+    own = np.arange(1003) + 10_000 * transport.rank
+    if transport.rank:
+        transport.isend(own, 0, tag=7).wait()
+        return
+    room = np.empty_like(own)
+    sources = []
+    for _ in range(1, transport.size):
+        sources.append(transport.irecv(room, tag=7).wait())
+        assert (room == np.arange(1003) + 10_000 * sources[-1]).all()
+    assert sorted(sources) == list(range(1, transport.size))
+
+
 BODIES = {
     "beside": lambda _, transport: ask_what_runs_in_a_thread(transport),
     "conform": conform,
     "differ": lambda strategy, transport: refuse_what_differs(strategy.collective, transport),
     "gather": lambda _, transport: gather_everything(transport),
+    "pieces": in_pieces,
     "missing": lambda strategy, transport: name_who_is_missing(strategy.collective, transport),
     **dict.fromkeys(("whole", "stopped", "resumed"), stop_and_go_on),
     "train": equal_the_oracle,
@@ -73,9 +92,9 @@ for name in names.split(","):
         traceback.print_exc()
         transport.abort(1)
     if body != "missing":
-        transport.barrier()
-        last = transport.rank == 0
-        transport.close()
+        with transport:
+            transport.barrier()
+            last = transport.rank == 0
 if body == "missing":
     # One rank was never there, so that nobody can close in good order.
     print("named", file=sys.stderr, flush=True)

@@ -1,0 +1,172 @@
+"""A user's code that fails in any phase of an experiment: one sentence with file and line, and exit status 2."""
+
+import sys
+
+import pytest
+from jobs import SMALL, Run
+
+from bigbatch.experiments.commands.main import main
+
+FILE = """
+import os
+import sys
+from helper import more
+from bigbatch.comm.collectives.ring import ring
+from bigbatch.comm.strategies.all_reduce import AllReduce
+from bigbatch.models.decoder import Decoder
+from bigbatch.tasks.language_modelling import LanguageModelling
+
+number = 5
+def factory(lr): return lambda named: more("factory")
+def takes_nothing(): return None
+def makes_none(lr): return 5
+def rates(step, steps, warm_up): return 1 / (step - 1)
+def negative(step, steps, warm_up): return -1 if step == 2 else 1
+def not_a_number(step, steps, warm_up): return float("nan")
+def rule(optimizer, batch, base): more("rule")
+def half(size): yield from list(ring(size))[: size - 1]
+
+class PrepareRaises(LanguageModelling):
+    @classmethod
+    def prepare(cls, settings):
+        more("prepare")
+
+class LossRaises(LanguageModelling):
+    def loss(self, model, batch):
+        return more("loss")
+
+class LossExits(LanguageModelling):
+    def loss(self, model, batch):
+        sys.exit(0)
+
+class LossDies(LanguageModelling):
+    def loss(self, model, batch):
+        os._exit(0)
+
+class MetricsRaises(LanguageModelling):
+    def metrics(self, model, batches):
+        return more("metrics")
+
+class BuildRaises(Decoder):
+    @classmethod
+    def build(cls, task, settings, seed):
+        more("build")
+
+class NotBuilt(Decoder.__mro__[1]):
+    pass
+
+class Begins(AllReduce):
+    def __init__(self, transport):
+        more("begins")
+
+class Updates(AllReduce):
+    def update(self, weight):
+        more("updates")
+"""
+
+CASES = {
+    "optimizer": (["ring", "--optimizer", "mine.py:factory"], "ValueError: factory (helper.py, line 2, in more)"),
+    "optimizer takes nothing": (["ring", "--optimizer", "mine.py:takes_nothing"], "was given (mine.py, line 12)"),
+    "optimizer makes none": (["ring", "--optimizer", "mine.py:makes_none"], "type int for a learning rate, but must"),
+    "optimizer is none": (
+        ["ring", "--optimizer", "mine.py:number"],
+        "is of the type int, but must be a class",
+    ),
+    "schedule": (["ring", "--schedule", "mine.py:rates"], "for step 1 of 2: ZeroDivisionError: division by zero (mine"),
+    "negative": (
+        ["ring", "--schedule", "mine.py:negative"],
+        "says at step 2 of 2 that the factor of the learning rate",
+    ),
+    "nan": (
+        ["ring", "--schedule", "mine.py:not_a_number"],
+        "at step 1 of 2 that the factor of the learning",
+    ),
+    "scaling": (["ring", "--scaling", "mine.py:rule"], "ValueError: rule (helper.py, line 2, in more)"),
+    "prepare": (["ring", "--task", "mine.py:PrepareRaises"], "ValueError: prepare (helper.py, line 2, in more)"),
+    "loss": (["ring", "--task", "mine.py:LossRaises"], "ValueError: loss (helper.py, line 2, in more)"),
+    "loss exits": (["ring", "--task", "mine.py:LossExits"], "mine.py ended the program (mine.py, line 31, in loss)"),
+    "loss dies": (["ring", "--task", "mine.py:LossDies"], "mine.py ended the program (mine.py, line 35, in loss)"),
+    "metrics": (["ring", "--task", "mine.py:MetricsRaises"], "ValueError: metrics (helper.py, line 2, in more)"),
+    "build": (["ring", "--model", "mine.py:BuildRaises"], "ValueError: build (helper.py, line 2, in more)"),
+    "no task": (["ring", "--task", "mine.py:BuildRaises"], "but must be a class derived from bigbatch.tasks.task.Task"),
+    "no model": (
+        ["ring", "--model", "mine.py:factory"],
+        "must be a class derived from bigbatch.models.model.Model",
+    ),
+    "strategy begins": (["mine.py:Begins"], "ValueError: begins (helper.py, line 2, in more)"),
+    "strategy updates": (["mine.py:Updates"], "ValueError: updates (helper.py, line 2, in more)"),
+    "strategy is none": (["mine.py:number"], "is neither a strategy"),
+    "no rounds to simulate": (
+        ["simulate", "mine.py:half", "--workers", "1024"],
+        "half over 256 ranks is no all-reduce",
+    ),
+    "on simulated ranks": (["ring", "--simulate", "2", "--task", "mine.py:LossRaises"], "ValueError: loss (helper.py"),
+    "server": (["ps", "--simulate", "2", "--optimizer", "mine.py:factory"], "ValueError: factory (helper.py, line 2"),
+}
+
+
+@pytest.fixture
+def in_folder(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(FILE)
+    (tmp_path / "helper.py").write_text("def more(what):\n    raise ValueError(what)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "helper", raising=False)
+
+
+def ended(monkeypatch, capsys, *words):
+    """The exit status, and what was said on standard error apart from progress."""
+    monkeypatch.setattr(sys, "argv", ["bigbatch-exp", *words])
+    with pytest.raises(SystemExit) as left:
+        main()
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("bigbatch-exp: ")]
+    return left.value.code, said
+
+
+@pytest.mark.usefixtures("in_folder", "own_cache")
+@pytest.mark.parametrize("name", CASES)
+def test_whatever_fails_is_one_sentence_with_its_place(monkeypatch, capsys, name):
+    words, sentence = CASES[name]
+    small = [] if words[0] == "simulate" else ["--arms", "large", "--tokens", "2k", *SMALL[2:]]
+    alone = [] if {"simulate", "--simulate"} & set(words) else ["-n", "1"]
+    status, said = ended(monkeypatch, capsys, *words, *alone, *small)
+    assert len(said) == 1
+    assert sentence in said[0]
+    assert status == 2
+
+
+@pytest.mark.usefixtures("in_folder", "own_cache")
+def test_debug_shows_where(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bigbatch-exp", "show", "mine.py:number", "--debug"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_several_ranks_speak_with_one_voice_and_find_the_neighbour(run: Run, tmp_path):
+    (tmp_path / "mine.py").write_text(FILE)
+    (tmp_path / "helper.py").write_text("def more(what):\n    raise ValueError(what)\n")
+    options = ["--task", "mine.py:LossRaises", "-n", "2", *SMALL]
+    outcome = run("bigbatch-exp", "ring", *options, deadline=60)
+    assert outcome.status == 2
+    assert outcome.err.count("on rank 0: ValueError: loss (helper.py, line 2, in more)") == 1
+    assert "Traceback" not in outcome.err
+
+
+DIES = """
+import os
+from bigbatch.tasks.language_modelling import LanguageModelling
+
+class Dies(LanguageModelling):
+    def loss(self, model, batch):
+        if os.environ["PMI_RANK"] == "1":
+            os._exit(0)
+        return super().loss(model, batch)
+"""
+
+
+def test_a_rank_that_is_ended_by_its_file_ends_the_job(run: Run, tmp_path):
+    (tmp_path / "mine.py").write_text(DIES)
+    outcome = run("bigbatch-exp", "ring", "--task", "mine.py:Dies", "-n", "2", *SMALL, deadline=60)
+    assert outcome.status == 2
+    assert outcome.err.count("on rank 1: mine.py ended the program (mine.py, line 8, in loss)") == 1
