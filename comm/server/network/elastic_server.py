@@ -90,6 +90,7 @@ class NetworkServer:
         self._noted = noted
         self._last = last
         self._part = part
+        self._restored = False
         self._ended = ""
         self._rates = Rates(shard)
         self._copy: tuple[int, NDArray[Any]] | None = None
@@ -226,6 +227,7 @@ class NetworkServer:
         self.shard.load_state_dict(state.get("shard"))
         self.shares.load_state_dict(state.get("shares"))
         self.members.load_state_dict(state)
+        self._restored = bool(self.sessions)
 
     def status(self, now: float) -> dict[str, Any]:
         """The state of the server for whoever asks, in types that JSON can write; see `status_of`."""
@@ -375,7 +377,8 @@ class NetworkServer:
 
     def _let_read(self, now: float) -> list[Outgoing]:
         """Answer everyone who asks to read and may."""
-        begun = self._part > 0 or self.shares.handed_out or self.shard.version  # the first part says when to begin
+        # The first part says when to begin. Workers of an earlier server may have begun, and wait at another part.
+        begun = self._part > 0 or self.shares.handed_out or self._restored
         if self._expected > len(self.present) and not begun:
             return []
         return [outgoing for session in self.present for outgoing in self._answer(session, now)]

@@ -128,17 +128,17 @@ class NetworkWorker:
             for shard in shards:
                 shard.note(row_of(record))
 
-        trainer = assembly.trainer(
-            strategy,
-            optimizer_named("sgd", settings.update.learning_rate),  # the servers make the updates, not this one
-            announcement.plan,
-            self.device,
-            examples=announcement.examples,
-            overlap=False,
-        )
         heartbeat = Heartbeat(shards, self.dial)
         heartbeat.start()
         try:
+            trainer = assembly.trainer(
+                strategy,
+                optimizer_named("sgd", settings.update.learning_rate),  # the servers make the updates, not this one
+                announcement.plan,
+                self.device,
+                examples=announcement.examples,
+                overlap=False,
+            )
             train(trainer, announcement.arm, settings, self.reporter, note)
             note({"kind": "peak", "bytes": peak_bytes(self.device)})
         except KeyboardInterrupt:
