@@ -189,3 +189,11 @@ def test_the_arms_of_a_snapshot_are_those_of_the_experiment(tmp_path: Path, monk
         snapshots.save(kept)
         with pytest.raises(ConfigurationError, match="is no snapshot of a server: it does not say what was asked for"):
             cli(["ps", "serve", "--snapshot", "state", *TINY], standalone_mode=False)
+
+
+def test_a_worker_of_servers_that_never_come_together_ends_by_its_deadline():
+    one = welcome({**ANNOUNCED, "parts": 2, "arm": "small"}, Stage.CLOSING)
+    other = welcome({**ANNOUNCED, "parts": 2, "part": 1, "arm": "large"})
+    with answering(one) as first, answering(other) as second:
+        said = refused("worker", "--server", first, "--server", second, "--deadline", "2", "--quiet")
+    assert f"The servers {first}, {second} have trained different arms for 2 s" in said
