@@ -243,7 +243,8 @@ class NetworkServer:
             stage = Stage.CLOSING
         self.members.asked(message.version, now, finished=stage is Stage.FINISHED)
         payload = (self._announcement.encode(), self._missing_here())
-        return [(sender, Message(Kind.WELCOME, number=stage, payload=payload).frames())]
+        welcome = Message(Kind.WELCOME, message.session, message.life, number=stage, payload=payload)
+        return [(sender, welcome.frames())]
 
     def _missing_here(self) -> bytes:
         return json.dumps(self.shares.missing()[:MOST_RANGES]).encode()
@@ -260,8 +261,8 @@ class NetworkServer:
             self.ending.released = True
         return [(sender, message.answer(Kind.RELEASED))]
 
-    def _status(self, sender: bytes, _: Message, now: float) -> list[Outgoing]:
-        return [(sender, Message(Kind.STATE, payload=(json.dumps(self.status(now)).encode(),)).frames())]
+    def _status(self, sender: bytes, message: Message, now: float) -> list[Outgoing]:
+        return [(sender, message.answer(Kind.STATE, json.dumps(self.status(now))))]
 
     def _join(self, sender: bytes, message: Message, now: float) -> list[Outgoing]:
         theirs = message.entries()

@@ -46,8 +46,11 @@ def answering(frames: list[bytes]) -> Iterator[str]:
     def answer() -> None:
         while not ended.is_set():
             if router.poll(50):
-                sender, *_ = router.recv_multipart()
-                router.send_multipart([sender, *frames])
+                sender, asked, *_ = router.recv_multipart()
+                head = frames[0]
+                if len(head) == len(asked):  # an answer names the session that asked
+                    head = head[:8] + asked[8:12] + head[12:16] + asked[16:24] + head[24:]
+                router.send_multipart([sender, head, *frames[1:]])
 
     thread = threading.Thread(target=answer)
     thread.start()
