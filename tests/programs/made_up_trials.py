@@ -55,7 +55,9 @@ class Place:
 
     Attributes:
         server: the server that runs there now; None while there is none.
-        disk: the newest snapshot.
+        disk: the arm and the state of the newest snapshot.
+        arm: the number of the arm that it serves.
+        finished: the servers of the arms that are trained.
         ended: when its work was finished, in seconds.
         closed: whether it has ended for good.
         killed: how often it was killed.
@@ -63,7 +65,9 @@ class Place:
 
     part: int
     server: NetworkServer | None = None
-    disk: dict | None = None
+    disk: tuple[int, dict] | None = None
+    arm: int = 0
+    finished: dict[int, NetworkServer] = field(default_factory=dict)
     ended: float | None = None
     closed: bool = False
     killed: int = 0
@@ -112,13 +116,22 @@ class Trial(Network):
         parts: number of servers.
         shares: number of shares of the data.
         interval: seconds between two snapshots.
+        arms: how often all of the data is trained, from the start each time.
         kills: whether servers and workers are killed and paused, and messages lost.
     """
 
     def __init__(
-        self, seed: int, rule: str, parts: int, shares: int = 40, interval: float = 3.0, *, kills: bool = True
+        self,
+        seed: int,
+        rule: str,
+        parts: int,
+        shares: int = 40,
+        interval: float = 3.0,
+        *,
+        arms: int = 1,
+        kills: bool = True,
     ) -> None:
-        self.rule, self.shares, self.interval = rule, shares, interval
+        self.rule, self.shares, self.interval, self.arms = rule, shares, interval, arms
         self.places = [Place(part) for part in range(parts)]
         self.participants: list[Participant] = []
         super().__init__(None, Faults(seed))  # type: ignore[arg-type]
@@ -145,6 +158,10 @@ class Trial(Network):
     # Servers.
 
     def start(self, place: Place) -> None:
+        place.arm = 0 if place.disk is None else place.disk[0]
+        self.serve(place)
+
+    def serve(self, place: Place) -> None:
         module = nn.Linear(self.shares * len(self.places), 1, bias=False).double()
         nn.init.zeros_(module.weight)
         parameters = FlatParameters(module)
@@ -159,16 +176,17 @@ class Trial(Network):
         place.server = NetworkServer(
             shard,
             self.shares,
-            '"work"',
+            f'"arm {place.arm}"',
             facts_about(parameters),
             PATIENCE,
             self.workers,
             tell=place.told.append,
+            last=place.arm == self.arms - 1,
             part=place.part,
             parts=len(self.places),
         )
-        if place.disk is not None:
-            place.server.load_state_dict(copy.deepcopy(place.disk))
+        if place.disk is not None and place.disk[0] == place.arm:
+            place.server.load_state_dict(copy.deepcopy(place.disk[1]))
 
     def keep_now_and_then(self, place: Place) -> None:
         if place.server is not None and place.ended is None:
@@ -177,7 +195,7 @@ class Trial(Network):
             self.at(self.time + self.interval * (0.5 + self.random.random()), partial(self.keep_now_and_then, place))
 
     def keep(self, place: Place) -> None:
-        place.disk = copy.deepcopy(place.server.state_dict())
+        place.disk = place.arm, copy.deepcopy(place.server.state_dict())
         place.server.ending.kept = place.server.ending.complete
 
     def kill(self, place: Place) -> None:
@@ -203,7 +221,14 @@ class Trial(Network):
             if server.ending.complete and not server.ending.kept:
                 self.keep(place)
             if place.ended is None and server.stage is Stage.FINISHED:
-                place.ended = self.time
+                place.finished[place.arm] = server
+                if place.arm == self.arms - 1:
+                    place.ended = self.time
+                else:
+                    assert not server.ending.given_up, "nobody came back"
+                    place.arm += 1
+                    self.serve(place)
+                    self.keep(place)
             place.closed = place.ended is not None and not server.ending.lingers(place.ended, self.time)
         for participant in self.participants:
             if self.time >= participant.paused and not participant.thread.dead:
@@ -316,17 +341,20 @@ class Trial(Network):
     def check(self) -> None:
         """Every share went exactly once into every part, or was dropped by the rule, or is named as missing."""
         for place in self.places:
-            server = place.server
-            times = -server.shard.values.numpy()
-            assert set(np.unique(times)) <= {0.0, 1.0}, f"a share counts {times.max()} times"
-            missing = {share for first, stop in server.shares.missing() for share in range(first, stop)}
-            assert not missing, server.ending.missing_in_words
-            assert int((times == 0).sum()) == server.shard.dropped
-            assert server.shard.taken == server.shard.tokens == times.sum()
-            assert self.rule == "backup" or not server.shard.dropped
+            for server in place.finished.values():
+                self.check_server(server)
+            assert len(place.finished) == self.arms
         for participant in self.participants:
             assert participant.error is None or isinstance(participant.error, DeadlineError), participant.error
             assert not participant.early, f"a worker waited in vain: {participant.error}"
+
+    def check_server(self, server: NetworkServer) -> None:
+        times = -server.shard.values.numpy()
+        assert set(np.unique(times)) <= {0.0, 1.0}, f"a share counts {times.max()} times"
+        assert not server.shares.missing(), server.ending.missing_in_words
+        assert int((times == 0).sum()) == server.shard.dropped
+        assert server.shard.taken == server.shard.tokens == times.sum()
+        assert self.rule == "backup" or not server.shard.dropped
 
 
 class Beat:

@@ -91,6 +91,7 @@ class NetworkServer:
         self._noted = noted
         self._last = last
         self._part = part
+        self._restored = False
         self._ended = ""
         self._rates = Rates(shard)
         self._copy: tuple[int, NDArray[Any]] | None = None
@@ -227,6 +228,7 @@ class NetworkServer:
         self.shard.load_state_dict(state.get("shard"))
         self.shares.load_state_dict(state.get("shares"))
         self.members.load_state_dict(state)
+        self._restored = bool(self.sessions)
 
     def status(self, now: float) -> dict[str, Any]:
         """The state of the server for whoever asks, in types that JSON can write; see `status_of`."""
@@ -242,7 +244,8 @@ class NetworkServer:
             stage = Stage.CLOSING
         self.members.asked(message.version, now, finished=stage is Stage.FINISHED)
         payload = (self._announcement.encode(), self._missing_here())
-        return [(sender, Message(Kind.WELCOME, number=stage, payload=payload).frames())]
+        welcome = Message(Kind.WELCOME, message.session, message.life, number=stage, payload=payload)
+        return [(sender, welcome.frames())]
 
     def _missing_here(self) -> bytes:
         return json.dumps(self.shares.missing()[:MOST_RANGES]).encode()
@@ -259,8 +262,8 @@ class NetworkServer:
             self.ending.released = True
         return [(sender, message.answer(Kind.RELEASED))]
 
-    def _status(self, sender: bytes, _: Message, now: float) -> list[Outgoing]:
-        return [(sender, Message(Kind.STATE, payload=(json.dumps(self.status(now)).encode(),)).frames())]
+    def _status(self, sender: bytes, message: Message, now: float) -> list[Outgoing]:
+        return [(sender, message.answer(Kind.STATE, json.dumps(self.status(now))))]
 
     def _join(self, sender: bytes, message: Message, now: float) -> list[Outgoing]:
         theirs = message.entries()
@@ -376,7 +379,8 @@ class NetworkServer:
 
     def _let_read(self, now: float) -> list[Outgoing]:
         """Answer everyone who asks to read and may."""
-        begun = self._part > 0 or self.shares.handed_out or self.shard.version  # the first part says when to begin
+        # The first part says when to begin. Workers of an earlier server may have begun, and wait at another part.
+        begun = self._part > 0 or self.shares.handed_out or self._restored
         if self._expected > len(self.present) and not begun:
             return []
         return [outgoing for session in self.present for outgoing in self._answer(session, now)]

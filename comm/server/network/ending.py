@@ -50,7 +50,7 @@ class Ending:
     @property
     def stage(self) -> Stage:
         """How far the work is."""
-        if not self.given_up and (self._shares.undone or self._shares.returned):
+        if not (self.given_up or self.released) and (self._shares.undone or self._shares.returned):
             return Stage.OPEN if self._shares.left or self._shares.returned else Stage.CLOSING
         if self._members.present:
             return Stage.CLOSING

@@ -1,5 +1,6 @@
 """Heartbeats: a thread that tells servers that their worker is alive while it computes."""
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 
@@ -22,7 +23,7 @@ class Heartbeat(threading.Thread):
     It is the first to hear that a server has forgotten the worker or was started again, and lets the worker know.
 
     Args:
-        shards: the shards that the worker has joined.
+        shards: the shards that the worker joins; it sends none before.
         dial: makes a wire to the server at an address.
     """
 
@@ -38,9 +39,11 @@ class Heartbeat(threading.Thread):
         self._heard = dict.fromkeys(self._shards, wires[0].now())
         try:
             while not self._ended.is_set():
-                interval = min(shard.patience for shard in self._shards) / BEATS
+                patience = min(shard.patience for shard in self._shards)
+                interval = patience / BEATS if patience < math.inf else LISTEN_SECONDS
                 for shard, wire in zip(self._shards, wires, strict=True):
-                    wire.send(Message(Kind.HEARTBEAT, shard.session, shard.life).frames())
+                    if shard.life:
+                        wire.send(Message(Kind.HEARTBEAT, shard.session, shard.life).frames())
                     self._listen(shard, wire, interval / len(wires))
         except CommunicationError:
             # Nothing more can be heard here; the worker's own wires say the same, to somebody who can end it.

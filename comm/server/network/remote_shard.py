@@ -376,10 +376,6 @@ class RemoteShard:
             raise type(error)(f"The server at {self.name} is not understood: {error}") from error
         if message.kind is Kind.ENDED:
             raise EndedError(f"The server at {self.name} has ended: {message.text()}")
-        if message.kind in (Kind.WELCOME, Kind.STATE):
-            self._answered(REQUEST_OF[message.kind], message)
-            self._heard = now
-            return
         if (message.session, message.life) != (self.session, self.life):
             return  # in answer to a former life
         self._heard = now

@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,8 @@ class Snapshots:
             (self._folder / NEXT).replace(self.path)
             self._sync_folder()
         except OSError as error:
+            with suppress(OSError):
+                (self._folder / NEXT).unlink(missing_ok=True)  # what there is of it takes up what room is left
             raise ConfigurationError(
                 f"The snapshot {self._folder / NEXT} cannot be written: {error.strerror}. Make room, or name another "
                 "folder with --snapshot."

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from bigbatch.comm.errors import CommunicationError, ConfigurationError, MismatchError
+from bigbatch.comm.errors import CommunicationError, ConfigurationError, DeadlineError, MismatchError
 from bigbatch.comm.server.network.heartbeat import Heartbeat
 from bigbatch.comm.server.network.messages import Stage
 from bigbatch.comm.server.network.parts import agree, ask, release
@@ -73,12 +73,22 @@ class NetworkWorker:
         torch.set_num_threads(self.threads)
         wires = [self.dial(address) for address in self.addresses]
         worker = random.SystemRandom().getrandbits(63)
+        apart: float | None = None  # since when the servers train different arms
         try:
             while True:
                 shards = [self._shard(wire, worker) for wire in wires]
                 stage, announcement, shards = self._ask(shards)
                 if stage is Stage.FINISHED:
                     return
+                if announcement is not None:
+                    apart = None
+                elif apart is None:
+                    apart = time.monotonic()
+                elif time.monotonic() - apart > self.deadline:
+                    raise DeadlineError(
+                        f"The servers {', '.join(self.addresses)} have trained different arms for {self.deadline:g} s: "
+                        "one of them was started anew, without its snapshot. Start all of them anew."
+                    )
                 if stage is Stage.OPEN and announcement is not None:
                     self._train(announcement, shards)
                 else:
@@ -92,7 +102,7 @@ class NetworkWorker:
         return RemoteShard(wire, session, self.deadline, tell=self.reporter.tell, worker=worker)
 
     def _ask(self, shards: list[RemoteShard]) -> tuple[Stage, Announcement | None, list[RemoteShard]]:
-        """How far the servers are, what they train, and the servers in the order of the parameters."""
+        """How far the servers are, what all of them train now, and the servers in the order of the parameters."""
         answers = ask(shards)
         if any(stage is Stage.FINISHED for _, _, stage in answers):
             release(answers)
@@ -116,7 +126,8 @@ class NetworkWorker:
                 )
         stages = {shard: stage for shard, _, stage in answers}
         stage = agree(ordered, [announced[shard].arm for shard in ordered], [stages[shard] for shard in ordered])
-        return stage, first, ordered
+        arms = {announcement.arm for announcement in announced.values()}
+        return stage, first if len(arms) == 1 else None, ordered
 
     def _train(self, announcement: Announcement, shards: list[RemoteShard]) -> None:
         settings = self._settings(announcement)
@@ -128,17 +139,17 @@ class NetworkWorker:
             for shard in shards:
                 shard.note(row_of(record))
 
-        trainer = assembly.trainer(
-            strategy,
-            optimizer_named("sgd", settings.update.learning_rate),  # the servers make the updates, not this one
-            announcement.plan,
-            self.device,
-            examples=announcement.examples,
-            overlap=False,
-        )
         heartbeat = Heartbeat(shards, self.dial)
         heartbeat.start()
         try:
+            trainer = assembly.trainer(
+                strategy,
+                optimizer_named("sgd", settings.update.learning_rate),  # the servers make the updates, not this one
+                announcement.plan,
+                self.device,
+                examples=announcement.examples,
+                overlap=False,
+            )
             train(trainer, announcement.arm, settings, self.reporter, note)
             note({"kind": "peak", "bytes": peak_bytes(self.device)})
         except KeyboardInterrupt:

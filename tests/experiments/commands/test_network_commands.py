@@ -219,7 +219,7 @@ def test_a_disk_that_is_too_small_is_said_at_once_and_workers_that_wait_are_told
     port = free_port()
     worker = start("bigbatch-exp", "ps", "worker", "--server", f"tcp://127.0.0.1:{port}", "--deadline", 60)
     until(lambda: "Waiting for the server" in worker.err())
-    limited = [sys.executable, str(PROGRAMS / "small_files.py"), "60000", "ps", "serve", "--snapshot", "state"]
+    limited = [sys.executable, str(PROGRAMS / "small_files.py"), "20000", "ps", "serve", "--snapshot", "state"]
     server = start(*limited, "--bind", f"tcp://127.0.0.1:{port}", *TINY)
     outcome = server.wait(60)
     assert outcome.status == 2, outcome.err

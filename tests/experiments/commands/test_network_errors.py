@@ -46,8 +46,11 @@ def answering(frames: list[bytes]) -> Iterator[str]:
     def answer() -> None:
         while not ended.is_set():
             if router.poll(50):
-                sender, *_ = router.recv_multipart()
-                router.send_multipart([sender, *frames])
+                sender, asked, *_ = router.recv_multipart()
+                head = frames[0]
+                if len(head) == len(asked):  # an answer names the session that asked
+                    head = head[:8] + asked[8:12] + head[12:16] + asked[16:24] + head[24:]
+                router.send_multipart([sender, head, *frames[1:]])
 
     thread = threading.Thread(target=answer)
     thread.start()
@@ -189,3 +192,11 @@ def test_the_arms_of_a_snapshot_are_those_of_the_experiment(tmp_path: Path, monk
         snapshots.save(kept)
         with pytest.raises(ConfigurationError, match="is no snapshot of a server: it does not say what was asked for"):
             cli(["ps", "serve", "--snapshot", "state", *TINY], standalone_mode=False)
+
+
+def test_a_worker_of_servers_that_never_come_together_ends_by_its_deadline():
+    one = welcome({**ANNOUNCED, "parts": 2, "arm": "small"}, Stage.CLOSING)
+    other = welcome({**ANNOUNCED, "parts": 2, "part": 1, "arm": "large"})
+    with answering(one) as first, answering(other) as second:
+        said = refused("worker", "--server", first, "--server", second, "--deadline", "2", "--quiet")
+    assert f"The servers {first}, {second} have trained different arms for 2 s" in said
