@@ -319,6 +319,14 @@ def test_a_folder_that_was_cleared_away_is_made_again(watching, boards):
     assert boards[1].others()[0].doing == "starting"
 
 
+def test_a_rank_that_ends_at_once_does_not_blind_one_that_begins(boards):
+    first, second = boards
+    second.leave()  # which sees nobody else yet, between the other's folder and its first sign
+    life.appear(first, 0)
+    life.show_life()
+    assert second.others()[0].doing == "starting"
+
+
 def test_the_last_rank_takes_the_folder_away(boards, sleeper):
     boards[1].write(sign_of(sleeper))
     boards[0].leave()
