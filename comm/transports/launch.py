@@ -67,9 +67,6 @@ class Launch:
 
         Args:
             deadline: seconds without a sign of life from a rank after which the job ends; None if not known yet.
-
-        Raises:
-            LaunchError: the launcher's variables contradict each other.
         """
         from bigbatch.comm.transports.watchdog import watch, watchdog
 

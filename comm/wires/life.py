@@ -63,8 +63,8 @@ class Board:
     def __init__(self, launcher: Process, attempt: str, place: int) -> None:
         _sweep()
         self.folder = _root() / f"{_prefix()}{launcher.number}-{launcher.started}-{attempt}"
-        self.folder.mkdir(mode=0o700, exist_ok=True)
-        _refuse_strangers(self.folder)
+        with contextlib.suppress(FileNotFoundError):  # a rank that ends already takes it away; `beat` makes it again
+            self._make_folder()
         self.place = place
         self._own = self.folder / str(place)
         if not self.others():  # an earlier attempt with the same name has failed
@@ -81,8 +81,12 @@ class Board:
         try:
             os.utime(self._own)
         except FileNotFoundError:
-            self.folder.mkdir(mode=0o700, exist_ok=True)
+            self._make_folder()
             self.write(sign)
+
+    def _make_folder(self) -> None:
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+        _refuse_strangers(self.folder)
 
     def last_beat(self, place: int) -> int | None:
         """When a rank last showed that it lives, in nanoseconds of a clock of its own; None if it never did."""
@@ -178,7 +182,8 @@ def appear(board: Board, rank: int) -> None:
     own = Process.numbered(os.getpid()) or Process(os.getpid())
     _station.board = board
     _station.sign = replace(_station.sign, rank=rank, number=own.number, started=own.started, since=time.monotonic())
-    board.write(_station.sign)
+    with contextlib.suppress(FileNotFoundError):  # as in `Board`
+        board.write(_station.sign)
 
 
 def show_life() -> None:

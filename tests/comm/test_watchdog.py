@@ -24,7 +24,7 @@ from bigbatch.comm.transports.waits import wait_until
 from bigbatch.comm.transports.watchdog import SECONDS_BEFORE_NOTICE, STARTED_BY, Watchdog, watchdog
 from bigbatch.comm.wires import life
 from bigbatch.comm.wires.life import Board, Sign, doing, elsewhere, somebody_takes_time
-from bigbatch.comm.wires.processes import Process, below
+from bigbatch.comm.wires.processes import PROC, Process, below
 
 WATCHED = [sys.executable, PROGRAMS / "small_launcher.py"]
 
@@ -35,6 +35,16 @@ def watched(start: Start, ranks: int, *words: object, **environment: str) -> Job
     expected = ranks - 1 if words[0] == "loading" else ranks
     until(lambda: job.out().count(str(words[0])) == expected)
     return job
+
+
+def test_mpiruns_proxy_takes_its_ranks_and_mpirun_along(start: Start):
+    """mpirun itself waits without end for a proxy that was killed."""
+    job = start(*launcher("mpirun", 2), PROGRAMS / "watched.py", "training", 300)
+    until(lambda: job.out().count("training") == 2)
+    proxy = next(number for number in job.alive() if "hydra_pmi" in (PROC / str(number) / "comm").read_text())
+    os.kill(proxy, signal.SIGKILL)
+    assert job.gone(5), job.alive()
+    assert job.err().count("ends because mpirun has ended") == 1
 
 
 @pytest.mark.parametrize("what", quick(["stopped", "killed"], lambda which: which == "stopped"))
@@ -317,6 +327,14 @@ def test_a_folder_that_was_cleared_away_is_made_again(watching, boards):
     shutil.rmtree(boards[0].folder)
     watching.look(1)
     assert boards[1].others()[0].doing == "starting"
+
+
+def test_a_rank_that_ends_at_once_does_not_blind_one_that_begins(boards):
+    first, second = boards
+    second.leave()  # which sees nobody else yet, between the other's folder and its first sign
+    life.appear(first, 0)
+    life.show_life()
+    assert second.others()[0].doing == "starting"
 
 
 def test_the_last_rank_takes_the_folder_away(boards, sleeper):
