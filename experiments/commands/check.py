@@ -79,15 +79,6 @@ def told(checks: "Checks", *, speaking: bool = True) -> int:
     return failed
 
 
-PLAIN = {"✓": "passed", "✗": "FAILED", "–": "-"}
-"""Marks, as they are printed where the output cannot show them."""
-
-
 def line(mark: str, text: str) -> None:
-    """Prints a line with a mark before it, in characters that standard output can show."""
-    encoding = sys.stdout.encoding or "ascii"
-    try:
-        mark.encode(encoding)
-    except UnicodeEncodeError:
-        mark = PLAIN[mark]
-    print(f"  {mark} {text}".encode(encoding, "replace").decode(encoding), flush=True)
+    """Prints a line with a mark before it."""
+    print(f"  {mark} {text}", flush=True)

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 PIPE_CLOSED = 141
 """The exit status of a program whose output nobody reads any more: 128 and the number of SIGPIPE, as shells have it."""
 
-WIDER = {"∞": "inf", "…": "...", "±": "+/-", "½": "1/2", "√": "sqrt ", "∝": "~"}
+WIDER = {"∞": "inf", "…": "...", "±": "+/-", "½": "1/2", "√": "sqrt ", "∝": "~", "✓": "passed", "✗": "FAILED"}
 
 TWINS = str.maketrans(
     "×÷−–—·•≈←→↑↓≤≥─━│┃┌┐└┘├┤┬┴┼╸╺αβγδηλμµσςτΔΣ²³⊙█▏“”„\u2018\u2019\u00a0\u202f",
