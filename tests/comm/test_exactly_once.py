@@ -1,7 +1,8 @@
 """Every share of the data goes into every part of the parameters exactly once, whoever is killed or paused meanwhile.
 
-Kind K9, from parameter servers that lose or repeat updates after a restart:
-https://github.com/bytedance/byteps/issues/401 and https://github.com/dmlc/ps-lite/issues/154.
+Kind K9, from parameter servers of which one is killed: https://github.com/dmlc/parameter_server/issues/32 (the others
+hang), https://github.com/alibaba/x-deeplearning/issues/53 (is the restored one far behind the others?) and
+https://github.com/tensorflow/tensorflow/issues/7767 (what each of the workers does).
 """
 
 import json
