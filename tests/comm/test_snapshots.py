@@ -1,7 +1,7 @@
 """Snapshots that somebody else wrote, or that a disk has damaged: one sentence each, and nothing is run or served.
 
-Kind K10, from checkpoints that load in silence, or with a traceback: https://github.com/pytorch/pytorch/issues/52596,
-https://github.com/Lightning-AI/pytorch-lightning/issues/9503.
+Kind K10, from checkpoints that a full disk has cut: https://github.com/facebookresearch/metaseq/issues/53,
+https://github.com/ultralytics/ultralytics/pull/25428 (what users saw), https://github.com/pytorch/pytorch/issues/10577.
 """
 
 import copy
