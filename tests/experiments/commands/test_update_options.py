@@ -82,9 +82,12 @@ def test_a_schedule_of_ones_own_hears_of_every_step_of_an_asynchronous_server(ar
     steps = [2 * arm["updates"] for arm in arms]
     lines = [tuple(map(int, line.split())) for line in (tmp_path / "steps.txt").read_text().splitlines()]
     made = [arm["servers"][0]["versions"] for arm in arms]
-    expected = [(step, total, 2) for total, count in zip(steps, made, strict=True) for step in range(1, count + 1)]
-    assert lines[-len(expected) :] == expected
-    assert set(lines[: -len(expected)]) == {(s, n, 2) for n in steps for s in range(1, n + 1)}, "looked at beforehand"
+    for total, count in zip(steps, made, strict=True):
+        heard, beforehand = [step for step, of, _ in lines if of == total], [*range(1, total + 1), total]
+        while heard[: total + 1] == beforehand:  # whoever makes an optimiser looks at all factors first
+            heard = heard[total + 1 :]
+        assert heard == list(range(1, count + 1))
+    assert {warm_up for *_, warm_up in lines} == {2}
     # Of the last, short batch a worker may have had nothing.
     assert all(total - 1 <= count <= total for total, count in zip(steps, made, strict=True))
 
