@@ -43,8 +43,8 @@ def test_mpiruns_proxy_takes_its_ranks_and_mpirun_along(start: Start):
     until(lambda: job.out().count("training") == 2)
     proxy = next(number for number in job.alive() if "hydra_pmi" in (PROC / str(number) / "comm").read_text())
     os.kill(proxy, signal.SIGKILL)
-    assert job.gone(5), job.alive()
-    assert job.err().count("ends because mpirun has ended") == 1
+    assert job.gone(5), job.alive()  # what the ranks say is lost with the proxy, through which they say it
+    assert job.process.wait(5) != 0
 
 
 @pytest.mark.parametrize("what", quick(["stopped", "killed"], lambda which: which == "stopped"))
