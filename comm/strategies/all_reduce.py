@@ -1,5 +1,6 @@
 """All-reduce: every worker ends with the same sum of gradients and makes the same update."""
 
+import math
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any, ClassVar
@@ -115,9 +116,10 @@ class AllReduce(Replicated):
             ConfigurationError: on every rank, if a gradient on one of them cannot be what would be trained.
         """
         own = [total(self._squares) / max(weight, 1) ** 2] if self.with_squares else []
-        faults = float(bool(self.parameters.views.fault))
-        weight, loss, faults, *summed = self._everyones(np.array([weight, loss, faults, *own])).tolist()
-        if faults:
+        if self.parameters.views.fault:
+            weight = math.nan  # then the sum is, so that every rank hears of the fault, at no cost
+        weight, loss, *summed = self._everyones(np.array([weight, loss, *own])).tolist()
+        if math.isnan(weight):
             together(self.transport, self.parameters.refuse)
         with self.transport.span(COMPUTE, "apply"):
             squares = self._squares_of(summed[0], weight) if summed else None
