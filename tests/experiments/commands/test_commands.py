@@ -185,7 +185,7 @@ def test_an_interrupted_run_leaves_valid_metrics_and_no_process(start: Start, tm
 
 NEVER_STARTED = {
     "does not divide": (["ring", "--batch-size", "63"], "nearest batch sizes that can are 56 and 64"),
-    "no such file": (["none.py:X"], "none.py, which should hold a strategy, does not exist"),
+    "no such file": (["none.py:X"], "none.py, which should hold the strategy, does not exist"),
     "does not agree": (["ring", "--batch-size", "64", "--micro-batch", "3", "--accumulate", "4"], "makes 24"),
     "unknown arm": (
         ["ring", "--arms", "huge"],

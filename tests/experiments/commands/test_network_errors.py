@@ -89,8 +89,8 @@ def refused(*words: str) -> str:
             "does not understand (it has version 9.9). Install the same version",
         ),
         (welcome({"version": "9.9", "new": 1}), "(it has version 9.9)"),
-        (welcome([]), "does not understand"),
-        (welcome(3), "does not understand"),
+        (welcome([]), "is damaged"),
+        (welcome(3), "is damaged"),
         (welcome({**ANNOUNCED, "examples": "many"}), "'many' is none of its numbers"),
         (welcome({**ANNOUNCED, "micro_batch": 0}), "0 is none of its numbers"),
         (welcome({**ANNOUNCED, "part": "0"}), "'0' is none of its numbers"),
@@ -117,9 +117,9 @@ def test_a_worker_says_what_is_wrong_with_its_server(frames, message):
 @pytest.mark.parametrize(
     ("frames", "message"),
     [
-        (state([]), "does not understand"),
-        (state({"versions": 3}), "does not understand"),
-        (state({"shares": 3, "counts": []}), "does not understand"),
+        (state([]), "is damaged"),
+        (state({"versions": 3}), "is damaged"),
+        (state({"shares": 3, "counts": []}), "is damaged"),
         ([MAGIC + bytes([PROTOCOL + 1])], "use the same version of bigbatch on both sides"),
     ],
 )
