@@ -1,10 +1,10 @@
 """Code that is not ours: it is run under guard, so that whatever it does becomes one sentence with its file and line.
 
-Guarded code can neither end the program (`sys.exit`, `os._exit`), nor keep it for ever, nor mix what it prints with
-the program's own output, nor go on with the program in a second process (`os.fork`). Not covered: a crash of native code, `os.abort` and signals that a process sends to itself,
-which no program can go on from (the exit status tells); loops inside native code, loops that catch every exception,
-and loops in threads, because only the main thread can be interrupted; and the end of the process, which waits for
-threads that are no daemons.
+Guarded code can neither end the program (`sys.exit`, `os._exit`), nor keep it for ever, nor mix what it prints with the
+program's own output, nor go on with the program in a second process (`os.fork`). Not covered: a crash of native code,
+`os.abort` and signals that a process sends to itself, which no program can go on from (the exit status tells); loops
+inside native code, loops that catch every exception, and loops in threads, because only the main thread can be
+interrupted; and the end of the process, which waits for threads that are no daemons.
 """
 
 import inspect
