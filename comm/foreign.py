@@ -1,10 +1,10 @@
 """Code that is not ours: it is run under guard, so that whatever it does becomes one sentence with its file and line.
 
-Guarded code can neither end the program (`sys.exit`, `os._exit`), nor keep it for ever, nor mix what it prints with
-the program's own output. Not covered: a crash of native code, `os.abort` and signals that a process sends to itself,
-which no program can go on from (the exit status tells); loops inside native code, loops that catch every exception,
-and loops in threads, because only the main thread can be interrupted; and the end of the process, which waits for
-threads that are no daemons.
+Guarded code can neither end the program (`sys.exit`, `os._exit`), nor keep it for ever, nor mix what it prints with the
+program's own output, nor go on with the program in a second process (`os.fork`). Not covered: a crash of native code,
+`os.abort` and signals that a process sends to itself, which no program can go on from (the exit status tells); loops
+inside native code, loops that catch every exception, and loops in threads, because only the main thread can be
+interrupted; and the end of the process, which waits for threads that are no daemons.
 """
 
 import inspect
@@ -89,9 +89,16 @@ def guarded(who: str, cannot: str, doing: str, code: Any = None, seconds: float 
             printed more than `MOST_PRINTED` characters; names the file and the line.
     """
     seconds = SECONDS if seconds is None else seconds
+    process = os.getpid()
     try:
         with _output_beside(), _limited(seconds):
-            yield
+            try:
+                yield
+            finally:
+                if os.getpid() != process:  # a fork that went on would do all that the program does a second time
+                    sys.stderr.write(f"{who} has forked a process while it {doing}, which ends here.\n")
+                    sys.stderr.flush()
+                    os._exit(1)
     except (BigBatchError, KeyboardInterrupt):
         raise
     except BaseException as error:

@@ -42,11 +42,13 @@ class GradientViews:
         self._firsts = torch.tensor(firsts, dtype=torch.int64, device=memory.device)
         for (_, parameter), view in zip(self._named, self._views, strict=True):
             parameter.grad = view
+        self._sent: dict[int, int] = {}
         self._rest()
 
     def begin(self) -> None:
         """Begins an update: fills the buffer with zeros, and no parameter has a gradient."""
         self.memory.zero_()
+        self._sent.clear()
         self._rest()
 
     def _rest(self) -> None:
@@ -54,10 +56,20 @@ class GradientViews:
 
     @contextmanager
     def adding(self) -> Iterator[None]:
-        """Within the context backward runs, and adds to what is in the buffer already."""
+        """Within the context backward runs, and adds to what is in the buffer already.
+
+        If an error ends it, it has added to some gradients and not to others, which is a fault.
+        """
         self.attach()
         self._find_erased()
-        yield
+        try:
+            yield
+        except BaseException as error:
+            self.found(
+                f"Backward was ended by an error ({type(error).__name__}) when it had added to some gradients and not "
+                "to others, so that no update can be made of them: go on from what was saved before."
+            )
+            raise
         self._now = [view._version for view in self._views]
 
     def attach(self) -> None:
@@ -78,6 +90,23 @@ class GradientViews:
                 self._attach(place)
             if view._version == self._without[place]:
                 self.memory[self._parts[place]].fill_(-0.0)
+
+    def sent(self, places: Sequence[int]) -> None:
+        """Notes that the parameters at these places, which are complete, have been handed over to be sent."""
+        for place in places:
+            self._sent[place] = self._views[place]._version
+
+    def find_late(self) -> None:
+        """Looks for gradients that were written to after they had been sent, by backward or by somebody's hook."""
+        for place, version in self._sent.items():
+            name, parameter = self._named[place]
+            if self._views[place]._version != version or parameter.grad is not self._views[place]:
+                self.found(
+                    f"The gradient of {name} was changed after it had been sent, by a hook or because backward took "
+                    "fewer goes to add it up before. Send gradients when backward has ended (--no-overlap, "
+                    "overlap=False); or register hooks before training begins, and use checkpoint(..., "
+                    "use_reentrant=False)."
+                )
 
     def found(self, fault: str) -> None:
         """Notes a fault, unless there is one already."""

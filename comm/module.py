@@ -1,5 +1,7 @@
 """A whole module: what is trained of it, what is fixed, and whether that is still so later."""
 
+from operator import is_
+
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
@@ -32,13 +34,13 @@ class WholeModule:
         self.trained = [(name, parameter) for name, parameter in named if parameter.requires_grad]
         if not any(parameter.numel() for _, parameter in self.trained):
             raise ConfigurationError(f"The model {self.name} has no parameter that requires a gradient.")
-        modules = dict(module.named_modules())
-        self._tables = [table for part in modules.values() for table in (part._parameters, part._modules)]
-        self._sizes = list(map(len, self._tables))
-        self._places = []
-        for name, parameter in named:
-            owner, _, own = name.rpartition(".")
-            self._places.append((modules[owner]._parameters, own, name, parameter, parameter.requires_grad))
+        self._frozen = [(name, parameter) for name, parameter in named if not parameter.requires_grad]
+        # By every module and name, whichever others share the parameter: a shared one may be replaced in one place.
+        self._tables = [
+            (f"{prefix}." if prefix else "", table, dict(table))
+            for prefix, part in module.named_modules(remove_duplicate=False)
+            for table in (part._parameters, part._modules)
+        ]
 
     @property
     def fixed(self) -> list[tuple[str, Tensor]]:
@@ -57,18 +59,23 @@ class WholeModule:
 
         A parameter may be frozen later, and trained again. It may not be replaced, or be added.
         """
-        if list(map(len, self._tables)) != self._sizes:
-            return (
-                f"The model {self.name} got other parameters or parts after training had begun, which nobody would "
-                "train: build it whole first."
-            )
-        for table, own, name, parameter, trained in self._places:
-            if table.get(own) is not parameter:
-                return (
-                    f"The parameter {name} was replaced after training had begun, and nobody would train the new one: "
-                    "change it in place."
-                )
-            if not trained and parameter.requires_grad:
+        for prefix, table, before in self._tables:
+            if len(table) == len(before) and all(map(is_, table.values(), before.values())):
+                continue
+            for own in {**before, **table}:
+                was, now = before.get(own), table.get(own)
+                if isinstance(was, nn.Parameter) and now is not was:
+                    return (
+                        f"The parameter {prefix}{own} was replaced or removed after training had begun, and nobody "
+                        "would train a new one: change it in place."
+                    )
+                if now is not was:
+                    return (
+                        f"The model {self.name} got other parameters or parts ({prefix}{own}) after training had "
+                        "begun, which nobody would train: build it whole first."
+                    )
+        for name, parameter in self._frozen:
+            if parameter.requires_grad:
                 return (
                     f"The parameter {name} was frozen when training began, so that its gradient would not be sent: let "
                     "it require a gradient then, and freeze it afterwards."

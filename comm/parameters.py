@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, zip_longest
 
 import torch
 from torch import Tensor, nn
@@ -155,13 +155,9 @@ class FlatParameters:
         """Ends the adding up of a bucket's gradients, before it is pushed; see `GradientViews.complete`."""
         self.views.complete([self._places[parameter] for parameter in bucket.parameters])
 
-    def found_late(self, parameter: nn.Parameter) -> None:
-        """Notes the fault that torch added to a gradient which had been sent already."""
-        self.views.found(
-            f"Backward added to the gradient of {self.names[self._places[parameter]]} after it had been sent, since it "
-            "took fewer goes before. Send gradients when backward has ended (--no-overlap, overlap=False), or use "
-            "checkpoint(..., use_reentrant=False)."
-        )
+    def sent(self, bucket: Bucket) -> None:
+        """Notes that a bucket was pushed, so that nobody may change its gradients any more."""
+        self.views.sent([self._places[parameter] for parameter in bucket.parameters])
 
     def check(self) -> None:
         """Sees to it that what the module trains is what the flat buffers hold; called before each update.
@@ -172,6 +168,7 @@ class FlatParameters:
         """
         if change := self.module.change():
             self.views.found(change)
+        self.views.find_late()
         for (name, parameter), address, start in zip(self._named, self._addresses, self._starts, strict=True):
             if parameter.data_ptr() == address:
                 continue
@@ -244,6 +241,21 @@ class FlatParameters:
                 first, held = stop, []
         return buckets
 
+    def digests(self) -> list[int]:
+        """Returns a number of 40 bits for each parameter, in the buffers' order, that almost surely tells its values.
+
+        It takes a pass over all values; see `looks_at`. A tensor without contents has no digest.
+        """
+        if self.values.is_meta:
+            return []
+        bits = self.values.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[self.values.element_size()])
+        ends = [*self._starts[1:], len(bits)]
+        return [int(bits[first:stop].sum()) % 2**40 for first, stop in zip(self._starts, ends, strict=True)]
+
+    def writes(self) -> list[int]:
+        """How often each parameter was written to by way of the parameter itself, in the buffers' order."""
+        return [parameter._version for _, parameter in self._named]
+
     @contextmanager
     def kept(self) -> Iterator[None]:
         """Puts the values back when the context ends, so that they can be changed within it for a look."""
@@ -252,6 +264,50 @@ class FlatParameters:
             yield
         finally:
             self.values.copy_(own)
+
+
+def looks_at(updates: int) -> bool:
+    """Whether what takes a pass over all values is done after so many updates: 0, 1, 2, 4, 8 and so on.
+
+    So it costs next to nothing in a long training, and a fault that lasts is found all the same.
+    """
+    return updates & (updates - 1) == 0
+
+
+class GivenValues:
+    """Looks whether a worker's values are those that servers gave it: they would undo any change of its own.
+
+    Args:
+        parameters: the worker's, which have the first values already.
+    """
+
+    def __init__(self, parameters: FlatParameters) -> None:
+        self._parameters = parameters
+        self._updates = 0
+        self.note()
+
+    def note(self) -> None:
+        """Notes the values that have come."""
+        self._with_digests = looks_at(self._updates)
+        self._noted = self._look()
+        self._updates += 1
+
+    def _look(self) -> list[tuple[int, int]]:
+        digests = self._parameters.digests() if self._with_digests else []
+        return list(zip_longest(self._parameters.writes(), digests, fillvalue=0))
+
+    def check(self) -> None:
+        """Notes a fault if the values are others than those that came last.
+
+        Writes to a parameter itself are seen at once, those to its `.data` when the values are looked at.
+        """
+        for name, noted, found in zip(self._parameters.names, self._noted, self._look(), strict=True):
+            if noted != found:
+                self._parameters.views.found(
+                    f"The parameter {name} was changed outside of the optimiser, which the servers would undo: load "
+                    "values before training begins, and use an all-reduce if the loop or the model (max_norm) changes "
+                    "parameters."
+                )
 
 
 def described(tensor: Tensor) -> str:

@@ -111,8 +111,6 @@ class Pushes:
         if not self._watching:
             return
         self._goes[parameter] += 1
-        if index < self._next:
-            self._parameters.found_late(parameter)
         if self._goes[parameter] == self._expected.get(parameter):
             self._left[index] -= 1
         # In order even if a later one is ready before: all workers must push alike.
@@ -125,3 +123,4 @@ class Pushes:
         if self._squares is not None:
             self._squares.complete(bucket.gradients)
         self._strategy.push(bucket)
+        self._parameters.sent(bucket)

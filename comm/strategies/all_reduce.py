@@ -14,7 +14,7 @@ from bigbatch.comm.collectives import MOST_SEGMENTS, SEGMENT_BYTES, Nodes, bind
 from bigbatch.comm.collectives.hierarchical import hierarchical
 from bigbatch.comm.collectives.ring import ring
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.parameters import Bucket, OptimizerFactory, square, total
+from bigbatch.comm.parameters import Bucket, OptimizerFactory, looks_at, square, total
 from bigbatch.comm.reducers.collective import Collective, Reduction, Scheduled, covered
 from bigbatch.comm.reducers.library import MPIAllReduce, TorchAllReduce
 from bigbatch.comm.reducers.shared_memory import SharedMemory
@@ -29,6 +29,9 @@ from bigbatch.comm.transports.torch_distributed import TorchTransport
 from bigbatch.comm.wires.agreement import together
 from bigbatch.comm.wires.recording import COMPUTE
 from bigbatch.comm.wires.transport import Transport, consecutive_nodes
+
+ROUNDING = 1e-3
+"""How far the workers' values may be apart, relative to the largest: processors of several kinds round differently."""
 
 
 class AllReduce(Replicated):
@@ -113,18 +116,48 @@ class AllReduce(Replicated):
         """Sums the last bucket, divides the gradients by the summed weight, and makes the update.
 
         Raises:
-            ConfigurationError: on every rank, if a gradient on one of them cannot be what would be trained.
+            ConfigurationError: on every rank, if a gradient on one of them cannot be what would be trained, or the
+                workers' parameters have come apart.
         """
         own = [total(self._squares) / max(weight, 1) ** 2] if self.with_squares else []
-        if self.parameters.views.fault:
-            weight = math.nan  # then the sum is, so that every rank hears of the fault, at no cost
-        weight, loss, *summed = self._everyones(np.array([weight, loss, *own])).tolist()
-        if math.isnan(weight):
+        weight, loss, faults, *summed = self._everyones(np.array([weight, loss, self._faults(), *own])).tolist()
+        if faults:
             together(self.transport, self.parameters.refuse)
+            self._refuse_unlike()
         with self.transport.span(COMPUTE, "apply"):
             squares = self._squares_of(summed[0], weight) if summed else None
             outcome = self.update(weight)
         return self.report(outcome, weight, loss, self.workers, squares)
+
+    def _faults(self) -> float:
+        """A number whose sum over all workers is 0 if none has a fault, and all have the same parameters.
+
+        It is exact: workers have whole numbers of less than 2^40, which cancel if they are alike, and halves.
+        """
+        faults = 0.5 * bool(self.parameters.views.fault)
+        if self.workers > 1 and looks_at(self.steps):
+            digest = sum(self.parameters.digests()) % 2**40
+            faults += digest * (1 - self.workers if self.worker == 0 else 1)
+        return faults
+
+    def _refuse_unlike(self) -> None:
+        """Raises an error on every rank if the workers' parameters have come apart by more than rounding."""
+        own = self.parameters.values
+        theirs = own.clone()
+        self.share([theirs])
+
+        def compare() -> None:
+            for piece in self.parameters.pieces(0, len(own)):
+                mine, other = own[piece.first : piece.stop], theirs[piece.first : piece.stop]
+                apart, largest = float((mine - other).abs().max()), float(other.abs().max())
+                if apart > ROUNDING * largest:
+                    raise ConfigurationError(
+                        f"The parameter {piece.name} has come apart from worker 0's, by up to {apart:.2g}: change "
+                        "parameters on all workers alike. An optimiser must not draw random numbers of its own, nor a "
+                        "layer change its weights by the data that it sees, as with max_norm."
+                    )
+
+        together(self.transport, compare)
 
     def _everyones(self, tally: NDArray[np.float64]) -> NDArray[np.float64]:
         """Sum a few numbers, then the last bucket; every bucket is summed when it returns.

@@ -70,11 +70,15 @@ class Description:
     total: Sum | None = None
 
 
+TOLD = 3
+"""How many numbers each worker of an all-reduce tells the others in an update: tokens, loss, and whether all is well."""
+
+
 def all_reduced(algorithm: Callable[..., Any], workload: Workload, workers: int, nodes: Nodes) -> Description:
     """What `AllReduce` sends when its collective runs an algorithm of rounds.
 
-    Every early bucket is summed after a barrier. Then come the numbers of tokens and the losses, and then the last
-    bucket.
+    Every early bucket is summed after a barrier. Then come the numbers of tokens, the losses and the faults, and then
+    the last bucket.
 
     Args:
         algorithm: yields the rounds; see `bigbatch.comm.collectives`.
@@ -89,7 +93,7 @@ def all_reduced(algorithm: Callable[..., Any], workload: Workload, workers: int,
             if number < len(workload.buckets):
                 found.append(Phase(barrier, 1, ready, itemsize=1))
             else:
-                found.append(Phase(recursive_doubling, 2, 1.0, itemsize=8))
+                found.append(Phase(recursive_doubling, TOLD, 1.0, itemsize=8))
             rounds = bind(algorithm, elements * workload.itemsize, nodes)
             found.append(Phase(rounds, elements, ready, workload.itemsize))
         return found

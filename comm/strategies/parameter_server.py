@@ -11,7 +11,7 @@ import numpy as np
 from bigbatch.comm.collectives import Nodes
 from bigbatch.comm.collectives.direct import direct
 from bigbatch.comm.errors import ConfigurationError, quoted
-from bigbatch.comm.parameters import Bucket, OnHost, OptimizerFactory, all_finite, refuse_parts
+from bigbatch.comm.parameters import Bucket, GivenValues, OnHost, OptimizerFactory, all_finite, refuse_parts
 from bigbatch.comm.schedules.schedule import chunk_bounds
 from bigbatch.comm.server.report import Report
 from bigbatch.comm.server.shard import Shard
@@ -133,6 +133,7 @@ class ParameterServer(Strategy):
         self._values = OnHost(self.parameters.values)
         self.bounds = chunk_bounds(len(self._values.array), len(self._servers)).tolist()
         self._versions = [0] * len(self._servers)
+        self._given = GivenValues(self.parameters)
         if self.transport.rank in self._servers:
             first, stop = self.bounds[self.server : self.server + 2]
             self._shard = Shard(
@@ -209,6 +210,7 @@ class ParameterServer(Strategy):
 
     def step(self, weight: float, loss: float) -> StepReport:
         """Send the weight, and wait until every server lets this worker read."""
+        self._given.check()
         self.parameters.refuse()
         # Every server must skip what one of them would: only the worker sees all of its gradient.
         finite = all_finite(self.parameters.gradients)
@@ -239,6 +241,7 @@ class ParameterServer(Strategy):
         if self._arriving:
             self._values.deliver()
         self._arriving.clear()
+        self._given.note()
         self.version = min(self._versions)
         self._communicated(self.transport.now() - started)
         return self.version
@@ -316,6 +319,7 @@ class ParameterServer(Strategy):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave on this rank."""
         super().load_state_dict(state)
+        self._given = GivenValues(self.parameters)
         self._versions = list(state["versions"])
         if self._shard is not None:
             self._shard.load_state_dict(state["shard"])

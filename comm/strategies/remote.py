@@ -6,7 +6,15 @@ from hashlib import sha256
 import torch
 from torch import Tensor
 
-from bigbatch.comm.parameters import Bucket, FlatParameters, OnHost, OptimizerFactory, all_finite, described
+from bigbatch.comm.parameters import (
+    Bucket,
+    FlatParameters,
+    GivenValues,
+    OnHost,
+    OptimizerFactory,
+    all_finite,
+    described,
+)
 from bigbatch.comm.schedules.schedule import chunk_bounds
 from bigbatch.comm.server.network.parts import tell_missing
 from bigbatch.comm.server.network.remote_shard import RemoteShard
@@ -69,12 +77,14 @@ class RemoteServers(Strategy):
         for shard in self._shards:
             shard.begin_read()
         self._finish()
+        self._given = GivenValues(parameters)
 
     def push(self, bucket: Bucket) -> None:
         """Does nothing: a gradient is sent whole in `step`, so that it counts once or not at all."""
 
     def step(self, weight: float, loss: float) -> StepReport:
         """Push to every server, and wait until all let this worker read."""
+        self._given.check()
         self.parameters.refuse()
         finite = all_finite(self.parameters.gradients)
         started = self.transport.now()
@@ -83,6 +93,7 @@ class RemoteServers(Strategy):
             shard.begin(gradients[first:stop], weight, loss, finite=finite, share=self.next_update)
         self.transport.count(messages=2 * len(self._shards), bytes_=gradients.nbytes)
         reports = self._finish()
+        self._given.note()
         waited = max(report.waited for report in reports)
         self.waiting_seconds += waited
         self._communicated(self.transport.now() - started - waited)

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import re
 from functools import partial
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from bodies import VOCABULARY, Sequences, flat, strategy_named
 from jobs import PROGRAMS, Run, launcher, quick
 from torch import nn
-from whole_module import CASES, REFUSED, Job
+from whole_module import CASES, REFUSED, Job, Plain, clamped
 
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.parameters import FlatParameters
@@ -18,6 +19,7 @@ from bigbatch.comm.strategies.remote import facts_about
 from bigbatch.comm.transports.alone import Alone
 from bigbatch.comm.transports.cluster import Cluster
 from bigbatch.training.batches import BatchPlan
+from bigbatch.training.session import attach
 from bigbatch.training.trainer import Trainer
 
 IN_PROCESS = ["ring", "halving-doubling", "ps", "ps+colocated", "ps+servers=2"]
@@ -47,7 +49,7 @@ def test_what_cannot_be_put_right_names_the_parameter_on_every_rank(case):
 def test_a_workers_fault_ends_a_job_with_servers(case):
     words, make = REFUSED[case]
     kind = strategy_named("ps")
-    with pytest.raises(ConfigurationError, match=words):
+    with pytest.raises(ConfigurationError, match=re.escape(words)):
         Cluster(3).run(lambda transport: Job(kind, transport).train(**make()))
 
 
@@ -78,6 +80,66 @@ def test_faults_on_real_wires(run: Run, case):
     outcome = run(*launcher("mpirun", 2), PROGRAMS / "whole_module.py", "ring", case, deadline=90)
     assert outcome.status == 0, outcome.err
     assert "all is well" in outcome.out
+
+
+def loads_in_between(module, updates):
+    if updates == 3:  # no update after which all values are looked at
+        module.load_state_dict(Plain().state_dict())
+
+
+@pytest.mark.parametrize("between", [clamped, loads_in_between])
+def test_servers_refuse_parameters_that_they_would_undo(between):
+    kind = strategy_named("ps")
+    with pytest.raises(ConfigurationError, match="which the servers would undo"):
+        Cluster(3).run(lambda transport: Job(kind, transport).train(Plain(), between=between))
+
+
+def test_workers_that_come_apart_are_found():
+    """Values that worker 0 alone loads, as after a checkpoint; an optimiser that draws random numbers of its own."""
+
+    def loads(module, updates, rank):
+        if updates == 1 and rank == 0:
+            module.load_state_dict(Plain().state_dict())
+
+    class Langevin(torch.optim.SGD):
+        def step(self, closure=None):
+            super().step(closure)
+            for parameter in self.param_groups[0]["params"]:
+                parameter.data += torch.randn_like(parameter) / 10
+
+    def alone(transport):
+        job = Job(strategy_named("ring"), transport)
+        job.refused("has come apart from worker 0's", module=Plain(), between=partial(loads, rank=transport.rank))
+        job.refused("has come apart", module=Plain(), make=lambda named: Langevin(named, lr=0.1))
+
+    Cluster(3).run(alone)
+
+
+def test_rounding_is_no_reason_to_refuse():
+    """Processors of several kinds round differently."""
+
+    def rounds(module, updates, rank):
+        if updates == 1:
+            module.first.weight.data *= 1 + 1e-7 * rank
+
+    def work(transport):
+        Job(strategy_named("ring"), transport).train(Plain(), between=partial(rounds, rank=transport.rank))
+
+    Cluster(3).run(work)
+
+
+def test_nothing_is_trained_of_a_backward_that_failed():
+    """A loop that skips a batch for which memory was short has part of its gradients already."""
+    module = Plain()
+    session = attach(module, torch.optim.SGD, lr=0.1, transport=Alone())
+    module.first.weight.register_hook(lambda _: (_ for _ in ()).throw(MemoryError))
+    before = flat(module)
+    with pytest.raises(MemoryError):
+        session.backward(module(torch.ones(2, 3)).sum(), 2, last=False)
+    module.first.weight._backward_hooks.clear()
+    with pytest.raises(ConfigurationError, match="Backward was ended by an error"):
+        session.backward(module(torch.ones(2, 3)).sum(), 2)
+    assert torch.equal(flat(module), before)
 
 
 class Noisy(nn.Module):

@@ -172,6 +172,16 @@ def test_what_a_file_prints_or_changes_leaves_the_program_as_it_was(tmp_path, ca
     assert (captured.out, captured.err) == ("still here\n", "hello\n")
 
 
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_a_file_that_forks_does_not_go_on_with_the_program_twice(tmp_path):
+    """Two processes would write the same results."""
+    named = ALGORITHMS.load(written(tmp_path, "import os\nCHILD = os.fork()\ndef named(size):\n    return []\n"))
+    child = named.__globals__["CHILD"]
+    if child == 0:
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+
+
 def test_guards_leave_other_peoples_alarms_and_exits_alone(tmp_path):
     ALGORITHMS.load(written(tmp_path, "def named(size): return 1\n"))
     rung = []

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.parameters import FlatParameters
+from bigbatch.comm.strategies.all_reduce import AllReduce
 from bigbatch.comm.strategies.strategy import Strategy
 from bigbatch.comm.transports.launch import detect
 from bigbatch.comm.wires.transport import Transport
@@ -325,6 +326,17 @@ def values_that_were_moved(job: Job) -> None:
     job.same(job.train(Plain(), between=between), job.plain(Plain()))
 
 
+def clamped(module: nn.Module, _: int) -> None:
+    for parameter in module.parameters():
+        parameter.data.clamp_(-0.2, 0.2)
+
+
+def parameters_that_every_worker_changes_alike(job: Job) -> None:
+    """As in a Wasserstein GAN's critic. Servers would undo it, so that they refuse it."""
+    if issubclass(job.strategy, AllReduce):
+        job.same(job.train(Plain(), between=clamped), job.plain(Plain(), between=clamped))
+
+
 CASES: list[Callable[[Job], None]] = [
     a_block_used_three_times_under_reentrant_checkpointing,
     a_loss_that_removes_gradients,
@@ -338,6 +350,7 @@ CASES: list[Callable[[Job], None]] = [
     other_dtypes_and_shapes,
     half_precision,
     values_that_were_moved,
+    parameters_that_every_worker_changes_alike,
 ]
 
 
@@ -365,6 +378,53 @@ def thawed(module: nn.Module, updates: int) -> None:
     module.first.weight.requires_grad_(updates > 0)
 
 
+class Renormed(Plain):
+    """Rows that each worker scales down when it looks them up (pytorch 28959), and so only those of its own data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = nn.Embedding(5, FEATURES, max_norm=0.5).double()
+
+    def forward(self, x: Tensor, number: int = 0) -> Tensor:
+        return super().forward(x + self.rows(torch.tensor(number % 5)))
+
+
+class Tied(Plain):
+    """Two layers that share one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.Linear(FEATURES, 4).double()
+        self.other.weight = self.first.weight
+
+
+def new_layer(module: nn.Module, updates: int) -> None:
+    if updates == 1:  # pytorch 12603
+        module.second = nn.Linear(4, 1).double()
+
+
+def untied(module: nn.Module, updates: int) -> None:
+    if updates == 1:
+        module.other.weight = nn.Parameter(module.first.weight.detach().clone())
+
+
+def without_bias() -> nn.Module:
+    module = Plain()
+    module.second = nn.Linear(4, 1, bias=False).double()
+    return module
+
+
+def given_a_bias(module: nn.Module, updates: int) -> None:
+    if updates == 1:
+        module.second.bias = nn.Parameter(torch.ones(1, dtype=torch.float64))
+
+
+def hooked(module: nn.Module, updates: int) -> None:
+    if updates == 0:  # after the session's own, which have sent the gradient by then
+        for parameter in module.parameters():
+            parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", p.grad / 2))
+
+
 class LateLayers(Plain):
     """A block that is used once in the first update, and three times later, under reentrant checkpointing."""
 
@@ -390,6 +450,11 @@ def frozen_first() -> nn.Module:
 REFUSED: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
     "erased gradients": ("was set to zero after backward", lambda: {"module": Plain(), "loss": erased}),
     "a parameter that was replaced": ("second.weight was replaced", lambda: {"module": Plain(), "between": replaced}),
+    "a layer that was replaced": ("parts (second)", lambda: {"module": Plain(), "between": new_layer}),
+    "a shared weight": ("other.weight was replaced", lambda: {"module": Tied(), "between": untied}),
+    "a late bias": ("parts (second.bias)", lambda: {"module": without_bias(), "between": given_a_bias}),
+    "a late hook": ("changed after it had been sent", lambda: {"module": Plain(), "between": hooked}),
+    "weights that a layer changes": ("The parameter rows.weight", lambda: {"module": Renormed()}),
     "a late layer": ("got other parameters or parts", lambda: {"module": Plain(), "between": grown}),
     "a late conversion": ("became float32 on cpu after training", lambda: {"module": Plain(), "between": converted}),
     "a late thaw": ("first.weight was frozen when training", lambda: {"module": frozen_first(), "between": thawed}),

@@ -304,7 +304,7 @@ def test_bytes_of_any_kind_are_counted_and_dropped(start: Start, run: Run):
     ("command", "message"),
     [
         (["serve", "--bind", "tcp://0.0.0.0:5555"], "listens only to its own machine"),
-        (["serve", "--bind", "tcp://nonsense", "--keys", "course.keys"], "cannot listen at tcp://nonsense"),
+        (["serve", "--bind", "tcp://nonsense", "--keys", "course.keys"], "'tcp://nonsense' is no address"),
         (["serve", "--keys", "course.worker.keys"], "worker's keys; a server needs"),
         (["serve", "--keys", "open.keys"], "can be read by others"),
         (["serve", "--keys", "none.keys"], "Make some with: bigbatch-exp ps keys none.keys"),
@@ -313,7 +313,7 @@ def test_bytes_of_any_kind_are_counted_and_dropped(start: Start, run: Run):
         (["serve", "--snapshot", "text.keys"], "cannot be written"),
         (["serve", "--snapshot", "broken"], "is no snapshot of a server"),
         (["serve", "--consistency", "backup", "-n", "1"], "leaves nobody of 1 workers"),
-        (["worker", "--server", "nonsense"], "is no server's address"),
+        (["worker", "--server", "nonsense"], "'nonsense' is no address"),
         (["worker", "--server", "tcp://127.0.0.1:9", "--deadline", "2"], "has not answered for 2 s"),
         (["status", "--server", "tcp://127.0.0.1:9", "--deadline", "2"], "has not answered for 2 s"),
         (["keys", "course.keys"], "keys are never overwritten"),

@@ -122,7 +122,7 @@ def test_damaged_runs_are_trained_anew(trained: Path, tmp_path: Path):
     ("strategy", "options"),
     [
         ("ring", {"target": 100.0}),
-        ("ring", {"learning_rate": 1e30, "optimizer": "sgd"}),
+        ("ring", {"learning_rate": 1e6, "optimizer": "sgd"}),
         ("ring", {"simulate": 3}),
         ("ps", {"simulate": 3, "consistency": "async", "straggler": "exponential:2"}),
     ],
@@ -140,12 +140,13 @@ def test_a_folder_may_appear_while_its_point_trains(
     folder = tmp_path / "run"
     original = module.conduct_alone
 
-    def slowly(words: list[str], part: Path) -> None:
-        original(words, part)
+    def slowly(words: list[str], part: Path) -> Run:
+        made = original(words, part)
         shutil.copytree(trained, folder)
         (folder / "theirs").write_text("")
         if not whole:
             no_summary(folder)
+        return made
 
     monkeypatch.setattr(module, "conduct_alone", slowly)
     train(Point(TINY), folder)
