@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.foreign import guarded
+from bigbatch.comm.kinds import Number, checked
 from bigbatch.comm.parameters import OptimizerFactory, WholeFactory
 from bigbatch.optimizers import OPTIMIZERS
 from bigbatch.optimizers.layerwise import LAMB, LARS
@@ -58,10 +59,25 @@ def factory_of(optimizer: Callable[..., Optimizer], **settings: Any) -> Optimize
 
     Args:
         optimizer: the class or function, which is called with named parameters and the settings.
-        settings: the keyword arguments that it is called with, such as `lr=1e-3`.
+        settings: the keyword arguments that it is called with, such as `lr=1e-3`; those that are numbers are finite.
+
+    Raises:
+        ConfigurationError: a setting is no finite number, or the optimiser cannot be made with them; on every rank,
+            before anybody waits for another.
     """
+    name = getattr(optimizer, "__name__", type(optimizer).__name__)
+    for key, value in settings.items():  # torch lets infinite rates pass, and some classes NaN
+        for number in value if isinstance(value, tuple | list) else (value,):
+            if hasattr(type(number), "__float__") and not isinstance(number, bool):
+                checked(f"The setting {key} of {name}", Number(), number)
     make = partial(optimizer, **settings)
-    name = getattr(optimizer, "__name__", "")
+    with guarded(f"The optimiser {name}", "be made", "was made", optimizer):
+        made = make([("weight", nn.Parameter(torch.zeros(1, 1)))])
+    if not isinstance(made, Optimizer):
+        raise ConfigurationError(
+            f"The optimiser {name} is made as an object of the type {type(made).__name__}, but must be a "
+            "torch.optim.Optimizer."
+        )
     return WholeFactory(f"torch.optim:{name}", make) if name in WHOLE_OF_TORCH else make
 
 
