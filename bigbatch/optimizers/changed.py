@@ -30,7 +30,7 @@ def scaled(make: OptimizerFactory, rule: ScalingRule, batch: int, base: int) -> 
     def scale(optimizer: Optimizer) -> None:
         rule(optimizer, batch, base)
         for group in optimizer.param_groups:
-            checked(f"The learning rate that the scaling rule {name_of(rule)} sets", RATE, group["lr"])
+            group["lr"] = checked(f"The learning rate that the scaling rule {name_of(rule)} sets", RATE, group["lr"])
 
     return _changed(make, scale)
 
