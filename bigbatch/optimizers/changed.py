@@ -9,7 +9,8 @@ from torch.optim import Optimizer
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.kinds import Number, checked
 from bigbatch.comm.parameters import OptimizerFactory, WholeFactory
-from bigbatch.optimizers.rates import ScalingRule, Schedule, name_of, refuse_wrong_factor, refuse_wrong_factors
+from bigbatch.comm.schedules.schedule import name_of
+from bigbatch.optimizers.rates import ScalingRule, Schedule, refuse_wrong_factor, refuse_wrong_factors
 from bigbatch.optimizers.standard import Named
 
 RATE = Number(least=0)
