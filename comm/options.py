@@ -111,6 +111,8 @@ class Options:
         Raises:
             ConfigurationError: there is no option of that name, or one does not take its value.
         """
+        if not isinstance(entries, Mapping):
+            raise ConfigurationError(f"Options cannot be {quoted(entries)}: give a dictionary of names and values.")
         known = [one.name for one in options_of(type(self))]
         for name in entries:
             if name not in known:

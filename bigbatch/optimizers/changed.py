@@ -7,9 +7,14 @@ import torch
 from torch.optim import Optimizer
 
 from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.kinds import Number, checked
 from bigbatch.comm.parameters import OptimizerFactory, WholeFactory
+from bigbatch.comm.schedules.schedule import name_of
 from bigbatch.optimizers.rates import ScalingRule, Schedule, refuse_wrong_factor, refuse_wrong_factors
 from bigbatch.optimizers.standard import Named
+
+RATE = Number(least=0)
+"""The kind of value for a learning rate that a user's code computes."""
 
 
 def scaled(make: OptimizerFactory, rule: ScalingRule, batch: int, base: int) -> OptimizerFactory:
@@ -17,12 +22,18 @@ def scaled(make: OptimizerFactory, rule: ScalingRule, batch: int, base: int) -> 
 
     Args:
         make: the factory that makes the optimisers.
-        rule: the scaling rule that changes their rates. If it cannot scale, the new factory raises ConfigurationError
-            when it makes an optimiser.
+        rule: the scaling rule that changes their rates. If it cannot scale, or what it sets is no rate, the new factory
+            raises ConfigurationError when it makes an optimiser.
         batch: number of examples behind one step.
         base: number of examples for which the unscaled rates are meant.
     """
-    return _changed(make, lambda optimizer: rule(optimizer, batch, base))
+
+    def scale(optimizer: Optimizer) -> None:
+        rule(optimizer, batch, base)
+        for group in optimizer.param_groups:
+            group["lr"] = checked(f"The learning rate that the scaling rule {name_of(rule)} sets", RATE, group["lr"])
+
+    return _changed(make, scale)
 
 
 def scheduled(

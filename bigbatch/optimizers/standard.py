@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.foreign import guarded
+from bigbatch.comm.kinds import Number, checked
 from bigbatch.comm.parameters import OptimizerFactory, WholeFactory
 from bigbatch.optimizers import OPTIMIZERS
 from bigbatch.optimizers.layerwise import LAMB, LARS
@@ -49,8 +50,7 @@ def optimizer_named(name: str, learning_rate: float) -> OptimizerFactory:
             f"{who} returns an object of the type {type(made).__name__} for a learning rate, but must return a "
             "factory, a function of named parameters that makes a torch.optim.Optimizer."
         )
-    factory: OptimizerFactory = made
-    return factory
+    return WholeFactory(made.what, _making(who, made.make)) if isinstance(made, WholeFactory) else _making(who, made)
 
 
 def factory_of(optimizer: Callable[..., Optimizer], **settings: Any) -> OptimizerFactory:
@@ -58,11 +58,41 @@ def factory_of(optimizer: Callable[..., Optimizer], **settings: Any) -> Optimize
 
     Args:
         optimizer: the class or function, which is called with named parameters and the settings.
-        settings: the keyword arguments that it is called with, such as `lr=1e-3`.
+        settings: the keyword arguments that it is called with, such as `lr=1e-3`; those that are numbers are finite.
+
+    Raises:
+        ConfigurationError: a setting is no finite number, or the optimiser cannot be made with them; on every rank,
+            before anybody waits for another.
     """
-    make = partial(optimizer, **settings)
-    name = getattr(optimizer, "__name__", "")
+    name = getattr(optimizer, "__name__", type(optimizer).__name__)
+    for key, value in settings.items():  # torch lets infinite rates pass, and some classes NaN
+        for number in value if isinstance(value, tuple | list) else (value,):
+            if hasattr(type(number), "__float__") and not isinstance(number, bool):
+                checked(f"The setting {key} of {name}", Number(), number)
+    make = _making(f"The optimiser {name}", partial(optimizer, **settings))
+    weight = nn.Parameter(torch.zeros(1, 1))
+    made = make([("weight", weight)])
+    if isinstance(optimizer, type):  # a function's optimiser may hold other parameters
+        weight.grad = torch.ones_like(weight)
+        # The random numbers that it may draw are none of the training's.
+        with torch.random.fork_rng(devices=[]), guarded(f"The optimiser {name}", "make a step", "made it", optimizer):
+            made.step()
     return WholeFactory(f"torch.optim:{name}", make) if name in WHOLE_OF_TORCH else make
+
+
+def _making(who: str, make: Callable[..., Any]) -> Callable[["Named"], Optimizer]:
+    """A factory that lets nothing through but optimisers: whatever else is made would train nothing, silently."""
+
+    def build(named: Named) -> Optimizer:
+        with guarded(who, "be made", "was made", make):
+            made = make(named)
+        if not isinstance(made, Optimizer):
+            raise ConfigurationError(
+                f"{who} is made as an object of the type {type(made).__name__}, but must be a torch.optim.Optimizer."
+            )
+        return made
+
+    return build
 
 
 Named = list[tuple[str, nn.Parameter]]

@@ -1,7 +1,15 @@
-"""The loss that models are trained with: cross-entropy, summed over tokens."""
+"""Losses, which are summed over tokens: cross-entropy, with which models are trained, and a look at anybody's loss."""
+
+from typing import Any
 
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
-from torch import Tensor
+from torch import Tensor, is_tensor
+
+from bigbatch.comm.errors import ConfigurationError, quoted
+from bigbatch.comm.kinds import Whole, checked
+
+COUNTED = Whole(least=0, most=2**53)
+"""The kind of value for the tokens behind a loss: strategies add them up as float64, which counts exactly so far."""
 
 PADDING = -100
 """The target of padding, which does not count in the loss; it is torch's default for `ignore_index`."""
@@ -19,3 +27,29 @@ def summed_cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, int]:
     """
     loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=PADDING, reduction="sum")
     return loss, int((targets != PADDING).sum())
+
+
+def checked_loss(what: str, returned: Any, *, trains: bool = True) -> tuple[Tensor, int]:
+    """Checks a loss and the number of tokens behind it, which a user's code has computed.
+
+    Args:
+        what: whose loss it is, at the start of a sentence: "The loss of the task X".
+        returned: the two.
+        trains: whether its gradient is asked for.
+
+    Raises:
+        ConfigurationError: it is no pair of a scalar tensor with a gradient and a number of tokens.
+    """
+    if not isinstance(returned, tuple) or len(returned) != 2:
+        raise ConfigurationError(
+            f"{what} cannot be {quoted(returned)}: it must be a pair of the sum over tokens and their number."
+        )
+    loss, tokens = returned
+    if not is_tensor(loss) or loss.numel() != 1:
+        found = f"a tensor of {loss.numel()} numbers" if is_tensor(loss) else quoted(loss)
+        raise ConfigurationError(f"{what} cannot be {found}: it must be one number in a tensor, a sum over tokens.")
+    if trains and not loss.requires_grad:
+        raise ConfigurationError(
+            f"{what} has no gradient: compute it from the model's parameters, without detach() and outside no_grad()."
+        )
+    return loss, checked(f"The number of tokens behind {what[0].lower()}{what[1:]}", COUNTED, tokens)

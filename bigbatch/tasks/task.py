@@ -1,15 +1,16 @@
 """Tasks: what is learnt. A task provides examples and computes a model's loss on them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from bigbatch.comm.errors import quoted
 from bigbatch.tasks.settings import DataSettings
 
 Split = Literal["training", "validation"]
@@ -68,6 +69,29 @@ class Task(ABC):
             batches: batches of held-out examples, on the model's device.
         """
         return {}
+
+
+def wrong_facts(task: Any) -> Iterator[str]:
+    """Finds what is wrong with a prepared task's description of itself; one sentence each."""
+    if not isinstance(task, Task):
+        yield f"prepare returns {quoted(task)}, but must return the task."
+        return
+    for name in ("example_tokens", "vocabulary_size"):
+        number = getattr(task, name, None)
+        if not _positive(number):
+            yield f"{name} is {quoted(number)}, but must be a whole number of at least 1."
+    sizes: Any = getattr(task, "sizes", {})
+    for split in get_args(Split):
+        size = sizes.get(split) if isinstance(sizes, Mapping) else sizes
+        if not _positive(size):
+            yield f"sizes[{split!r}] is {quoted(size)}, but must be the number of {split} examples, at least 1."
+    digest: Any = getattr(task, "corpus_sha256", None)
+    if not isinstance(digest, str):
+        yield f"corpus_sha256 is {quoted(digest)}, but must be a text that identifies the data."
+
+
+def _positive(number: Any) -> bool:
+    return isinstance(number, int | np.integer) and not isinstance(number, bool) and bool(number >= 1)
 
 
 @dataclass(frozen=True)

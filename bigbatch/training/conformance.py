@@ -24,7 +24,7 @@ from bigbatch.comm.measuring.conformance import examined
 from bigbatch.models.model import Model
 from bigbatch.models.settings import ModelSettings
 from bigbatch.tasks.loss import PADDING
-from bigbatch.tasks.task import Split, Task
+from bigbatch.tasks.task import Split, Task, wrong_facts
 
 Findings = Iterator[str]
 
@@ -110,18 +110,7 @@ def close(one: float, other: float) -> bool:
 
 def says_its_sizes(subject: Subject) -> Findings:
     """Checks that the numbers that describe the task are there and make sense."""
-    task = subject.task
-    for name in ("example_tokens", "vocabulary_size"):
-        number = getattr(task, name, None)
-        if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < 1:
-            yield f"{name} is {number!r}, but must be a whole number of at least 1."
-    for split in SPLITS:
-        size: Any = task.sizes.get(split)
-        if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
-            yield f"sizes[{split!r}] is {size!r}, but must be the number of {split} examples, at least 1."
-    digest: Any = getattr(task, "corpus_sha256", None)
-    if not isinstance(digest, str):
-        yield f"corpus_sha256 is {digest!r}, but must be a text that identifies the data."
+    yield from wrong_facts(subject.task)
 
 
 def returns_loss_and_tokens(subject: Subject) -> Findings:

@@ -16,11 +16,11 @@ from itertools import islice
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.kinds import SECONDS, Flag, checked
 from bigbatch.comm.parameters import FlatParameters
 from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.comm.strategies.strategy import StepReport, Strategy
@@ -29,6 +29,7 @@ from bigbatch.comm.wires import DEFAULT_DEADLINE
 from bigbatch.comm.wires.life import now_doing
 from bigbatch.comm.wires.transport import Transport, current_transport
 from bigbatch.optimizers.standard import factory_of
+from bigbatch.tasks.loss import checked_loss
 from bigbatch.training.pushes import Pushes
 from bigbatch.training.whole_model import SharedBuffers
 
@@ -66,13 +67,16 @@ def attach(
         settings: the keyword arguments that the optimiser is called with, such as `lr=1e-3`.
 
     Raises:
-        ConfigurationError: there is no such strategy, or it cannot train this model.
+        ConfigurationError: there is no such strategy, it cannot train this model, or the optimiser does not take its
+            settings.
         LaunchError: there are too few ranks.
         MismatchError: on every rank, if the ranks have different models.
     """
+    deadline = checked("The deadline", SECONDS, deadline)
+    overlap = checked("overlap", Flag(), overlap)
+    broadcast_buffers = checked("broadcast_buffers", Flag(), broadcast_buffers)
     kind: type[Strategy] = STRATEGIES.load(strategy).configured(options or {})
     make = factory_of(optimizer, **settings)
-    make([("weight", nn.Parameter(torch.zeros(1, 1)))])  # wrong settings are found on every rank, before anybody waits
     parameters = FlatParameters(model)
     wires = transport or current_transport()
     own = wires is None
@@ -165,11 +169,12 @@ class Session:
             `shard` makes it. See `report`.
 
         Raises:
-            ConfigurationError: the session has ended; or what torch wrote is not what would be trained, and cannot be
-                put right.
+            ConfigurationError: the session has ended; the loss is none, or the tokens no count; or what torch wrote is
+                not what would be trained, and cannot be put right.
         """
         if not self._end.alive:
             raise ConfigurationError("The session has ended: call attach again to go on.")
+        loss, tokens = checked_loss("The loss", (loss, tokens))
         now = last and not self._short
         if now:
             self._pushes.begin()

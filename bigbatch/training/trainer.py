@@ -16,6 +16,7 @@ from bigbatch.comm.parameters import FlatParameters
 from bigbatch.comm.strategies.strategy import Squares, Strategy
 from bigbatch.comm.update import Outcome
 from bigbatch.comm.wires.recording import COMPUTE
+from bigbatch.tasks.loss import checked_loss
 from bigbatch.tasks.task import Split, Task
 from bigbatch.training.batches import BatchPlan
 from bigbatch.training.compute_model import ComputeModel
@@ -275,7 +276,8 @@ class Trainer:
         return tokens, float(torch.stack(losses).double().sum())
 
     def _loss(self, split: Split, examples: NDArray[np.int64]) -> tuple[Tensor, int]:
-        return self.task.loss(self.model, self.task.batch(split, examples).to(self._device))
+        returned = self.task.loss(self.model, self.task.batch(split, examples).to(self._device))
+        return checked_loss(f"The loss of the task {type(self.task).__name__}", returned, trains=split == "training")
 
     def validate(self, examples: int | None = None) -> float | None:
         """Measures the mean loss per token on held-out examples, in nats, without changing anything about the training.

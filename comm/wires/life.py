@@ -10,13 +10,17 @@ import os
 import shutil
 import stat
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from bigbatch.comm.wires.processes import Process
+
+LONG = 10.0
+"""Seconds after which whoever listens is told what still goes on; then again each time it has taken twice as long."""
 
 ENDED = "ended"
 """Name of the file that whoever ends the job creates, so that one rank alone speaks."""
@@ -166,6 +170,7 @@ class _Station:
     def __init__(self) -> None:
         self.board: Board | None = None
         self.sign = Sign(0, 0, 0, "starting", 0.0)
+        self.tell: Callable[[str], None] | None = None
 
     def say(self, doing: str, takes_its_time: bool) -> None:
         self.sign = replace(self.sign, doing=doing, since=time.monotonic(), takes_its_time=takes_its_time)
@@ -209,6 +214,14 @@ def now_doing(what: str) -> None:
     _station.say(what, takes_its_time=False)
 
 
+def tell_what_takes_long(tell: Callable[[str], None] | None) -> None:
+    """Has somebody be told in a sentence, without its full stop, what this process is `doing` for long; None ends it.
+
+    Nobody is told of what `now_doing` says, such as training, which shows its own progress.
+    """
+    _station.tell = tell
+
+
 @contextmanager
 def doing(what: str, *, takes_its_time: bool = False) -> Iterator[None]:
     """Says what this rank does within the context, as a participle: "preparing the text".
@@ -217,12 +230,23 @@ def doing(what: str, *, takes_its_time: bool = False) -> Iterator[None]:
         what: what it does.
         takes_its_time: whether the others wait for as long as it shows that it lives, whatever their deadline.
     """
-    before = _station.sign
+    before, ended = _station.sign, threading.Event()
     _station.say(what, takes_its_time)
+    if _station.tell is not None:
+        threading.Thread(target=_tell_of, args=(what, _station.tell, ended), daemon=True).start()
     try:
         yield
     finally:
+        ended.set()
         _station.say(before.doing, before.takes_its_time)
+
+
+def _tell_of(what: str, tell: Callable[[str], None], ended: threading.Event) -> None:
+    seconds = waits = LONG
+    while not ended.wait(waits):
+        if _station.sign.doing == what:  # else something within it speaks
+            tell(f"Still {what} after {seconds:.0f} s; Ctrl-C ends it")
+        seconds, waits = 2 * seconds, seconds
 
 
 def somebody_takes_time() -> bool:

@@ -154,11 +154,18 @@ def _run() -> int:
 
 
 def begin_to_watch() -> None:
-    """Have this rank be watched, and watch the others, before anything that takes long is loaded."""
+    """Have this rank be watched, and watch the others, before anything that takes long is loaded.
+
+    Rank 0 tells the user what takes long, too.
+    """
     from bigbatch.comm.transports.launch import detect
+    from bigbatch.comm.wires.life import tell_what_takes_long
 
     with suppress(LaunchError):  # the command itself says what is wrong
-        detect().watch()
+        launch = detect()
+        launch.watch()
+        if launch.rank == 0 and "--quiet" not in sys.argv:
+            tell_what_takes_long(lambda sentence: print(f"{sentence}.", file=sys.stderr, flush=True))
 
 
 def end_together() -> None:

@@ -17,7 +17,7 @@ from bigbatch.comm.simulation.computing import Computing, Stragglers
 from bigbatch.comm.simulation.network import FloatArray, Network
 from bigbatch.comm.simulation.replay import Phase, replay_phases
 from bigbatch.comm.strategies.strategy import Strategy
-from bigbatch.experiments.planning.simulate import described, simulate_row, strategy_named
+from bigbatch.experiments.planning.simulate import described, simulate_row, simulating, strategy_named
 from bigbatch.experiments.planning.tradeoff import Tradeoff
 from bigbatch.experiments.planning.workload import Workload
 from bigbatch.models.sizes import ModelSize
@@ -198,7 +198,8 @@ def candidates(
             serving = {planned(name, number, count).ranks_for(count) - count: number for number in servers}
             say(f"{name}, {count:,} workers ...")
             for extra, number in serving.items():
-                times = composed(name, cluster.network, count, loads, number)
+                with simulating(name, count):
+                    times = composed(name, cluster.network, count, loads, number)
                 for way, load, seconds in zip(ways, loads, times, strict=True):
                     found.append(_candidate(name, count, extra, way, load, seconds, tradeoff, simulated=False))
     return found
@@ -237,7 +238,8 @@ def simulated(cluster: Deployment, tradeoff: Tradeoff, candidate: Candidate) -> 
     """Makes the candidate anew, with the time of an update simulated for exactly its workload."""
     way = candidate.micro_batch, candidate.accumulation
     load, name, count = cluster.workload(*way), candidate.strategy, candidate.workers
-    row = simulate_row(name, cluster.network, count, load, Stragglers(), servers=max(1, candidate.servers))
+    with simulating(name, count):
+        row = simulate_row(name, cluster.network, count, load, Stragglers(), servers=max(1, candidate.servers))
     return _candidate(name, count, candidate.servers, way, load, row.step_seconds, tradeoff, simulated=True)
 
 

@@ -8,7 +8,7 @@ from bigbatch.comm.simulation.computing import Stragglers, stragglers_named
 from bigbatch.comm.simulation.network import Network
 from bigbatch.comm.simulation.presets import network_named
 from bigbatch.experiments.planning.settings import ClusterSettings, SimulationRequest
-from bigbatch.experiments.planning.simulate import bare_row, simulate_row, strategy_named
+from bigbatch.experiments.planning.simulate import bare_row, simulate_row, simulating, strategy_named
 from bigbatch.experiments.planning.updates import Row
 from bigbatch.experiments.planning.workload import Workload
 from bigbatch.experiments.training.simulated import computing_on
@@ -75,14 +75,15 @@ def update_rows(strategies: Sequence[str], request: SimulationRequest, tell: Cal
     """
     network, (_, load), stragglers = network_of(request.cluster), workload_of(request), stragglers_of(request)
     for name in strategies:  # all names are looked up before anything takes long
-        strategy_named(name, request.servers, min(request.workers))
+        with simulating(name, min(request.workers)):
+            strategy_named(name, request.servers, min(request.workers))
     rows = []
     for name in strategies:
         for count in request.workers:
             tell(f"{name}, {count:,} workers ...")
-            rows.append(
-                simulate_row(name, network, count, load, stragglers, servers=request.servers, seed=request.seed)
-            )
+            with simulating(name, count):
+                row = simulate_row(name, network, count, load, stragglers, servers=request.servers, seed=request.seed)
+            rows.append(row)
     return rows
 
 
@@ -94,8 +95,9 @@ def sum_rows(strategies: Sequence[str], request: SimulationRequest) -> list[dict
     """
     assert request.bytes is not None, "whoever asks has seen that a size is given"
     network = network_of(request.cluster)
-    return [
-        bare_row(name, network, count, request.bytes, servers=request.servers)
-        for name in strategies
-        for count in request.workers
-    ]
+    rows = []
+    for name in strategies:
+        for count in request.workers:
+            with simulating(name, count):
+                rows.append(bare_row(name, network, count, request.bytes, servers=request.servers))
+    return rows

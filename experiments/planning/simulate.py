@@ -5,6 +5,7 @@ is on a `Cluster`, with a model that has a size but no contents. Both give the s
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from bigbatch.comm.errors import BigBatchError, ConfigurationError
+from bigbatch.comm.kinds import RANKS, checked
 from bigbatch.comm.schedules.schedule import Round
 from bigbatch.comm.simulation.computing import Stragglers
 from bigbatch.comm.simulation.network import FloatArray, Network, wire
@@ -21,6 +23,7 @@ from bigbatch.comm.strategies.description import Description
 from bigbatch.comm.strategies.description import Workload as Gradients
 from bigbatch.comm.strategies.strategy import Strategy
 from bigbatch.comm.transports.cluster import Cluster
+from bigbatch.comm.wires.life import doing
 from bigbatch.comm.wires.recording import Span, Trace
 from bigbatch.comm.wires.transport import Transport, consecutive_nodes
 from bigbatch.experiments.planning.timing import on_cluster, replayed
@@ -40,6 +43,11 @@ EXAMPLE = Network("example", wire(1e-6, 1e9))
 """The network on which it is tested whether a strategy can be simulated; any network would do."""
 
 
+def simulating(name: str, workers: int) -> AbstractContextManager[None]:
+    """Says that a strategy is simulated within the context, which takes hours for some strategies on many workers."""
+    return doing(f"simulating {name} on {workers:,} workers")
+
+
 def strategy_named(name: str, servers: int, workers: int = 2) -> type[Strategy]:
     """Loads a strategy that can be simulated, with `servers` servers if it has an option for that.
 
@@ -55,7 +63,8 @@ def strategy_named(name: str, servers: int, workers: int = 2) -> type[Strategy]:
     strategy: type[Strategy] = STRATEGIES.load(name)
     if any(option.name == "servers" for option in strategy.options.offered()):
         strategy = strategy.configured({"servers": servers})
-    strategy.workers_among(strategy.ranks_for(workers))
+    ranks = checked("The number of workers and servers together", RANKS, strategy.ranks_for(workers))
+    strategy.workers_among(ranks)
     strategy.check_rounds(workers)
     refusal = _refusal(strategy, workers)
     if refusal is not None:

@@ -21,7 +21,7 @@ from bigbatch.optimizers.rates import ScalingRule, Schedule, warm_up_start
 from bigbatch.optimizers.standard import optimizer_named
 from bigbatch.tasks import TASKS
 from bigbatch.tasks.settings import DataSettings
-from bigbatch.tasks.task import Task
+from bigbatch.tasks.task import Task, wrong_facts
 from bigbatch.training.batches import DEFAULT_BATCH, Arm, BatchPlan
 from bigbatch.training.compute_model import ComputeModel
 from bigbatch.training.noise import measurable
@@ -43,10 +43,13 @@ def task_of(settings: DataSettings) -> Task:
     """Prepares the task that the settings name; the last task is cached, for several experiments in one process.
 
     Raises:
-        ConfigurationError: there is no such task, or its text cannot be used.
+        ConfigurationError: there is no such task, its text cannot be used, or it describes itself wrongly.
     """
     kind: type[Task] = TASKS.load(settings.task)
-    return kind.prepare(settings)
+    task = kind.prepare(settings)
+    for wrong in wrong_facts(task):
+        raise ConfigurationError(f"The task {settings.task}: {wrong}")
+    return task
 
 
 class Assembly:

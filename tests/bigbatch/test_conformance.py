@@ -3,6 +3,7 @@
 # ruff: noqa: ARG001, ARG002, ARG003, ARG005 - those that are wrong on purpose ignore what they are given
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -389,7 +390,7 @@ WRONG_OPTIMIZERS = {
     "noisy": (factory_of(Noisy, lr=0.1), "repeatable"),
     "forgets": (factory_of(Forgets, lr=0.1), "state"),
     "drops biases": (drops_biases, "parameters"),
-    "needs a closure": (factory_of(torch.optim.LBFGS, lr=0.1), "in place"),
+    "needs a closure": (partial(torch.optim.LBFGS, lr=0.1), "in place"),
     "is none": (lambda _: 5, "parameters"),
 }
 

@@ -193,3 +193,12 @@ def test_steps_beyond_the_last_are_made_at_its_rate():
         optimizer.step()
     assert parameter.item() == -(1 + 3 * 0.5)
     assert optimizer.param_groups[0]["lr"] == 1.0
+
+
+@pytest.mark.parametrize("rate", [float("nan"), float("inf"), -1.0, "0,1", None])
+def test_what_a_scaling_rule_sets_must_be_a_rate(rate):
+    def broken(optimizer: torch.optim.Optimizer, _: int, __: int) -> None:
+        optimizer.param_groups[0]["lr"] = rate
+
+    with pytest.raises(ConfigurationError, match="The learning rate that the scaling rule broken sets cannot be "):
+        rates_of(scaled(optimizer_named("sgd", 0.1), broken, 64, 16))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from bigbatch.comm.errors import ConfigurationError
 from bigbatch.optimizers.changed import clipped, scaled, scheduled
 from bigbatch.optimizers.layerwise import LAMB, LARS
 from bigbatch.optimizers.rates import cosine, sqrt_scaling
@@ -220,3 +221,21 @@ def test_no_optimizer_of_ours_imports_torchs_compiler():
     outcome = subprocess.run([sys.executable, "-c", LEAN], capture_output=True, text=True, timeout=60, check=False)
     assert outcome.returncode == 0, outcome.stderr
     assert outcome.stdout.split() == ["hooked"] * 5
+
+
+def test_a_factory_that_makes_no_optimiser_is_refused_instead_of_training_nothing(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "def nothing(rate):\n    return lambda named: None\n\n\n"
+        "def raises(rate):\n    def build(named):\n        raise ValueError('bad\\nthing')\n    return build\n"
+    )
+    for name, said in (
+        ("nothing", "is made as an object of the type NoneType"),
+        ("raises", r"ValueError: bad thing \("),
+    ):
+        with pytest.raises(ConfigurationError, match=said):
+            optimizer_named(f"{tmp_path}/own.py:{name}", 0.1)([("weight", nn.Parameter(torch.zeros(1, 1)))])
+
+
+def test_a_class_that_cannot_step_on_dense_gradients_is_refused_before_training():
+    with pytest.raises(ConfigurationError, match="The optimiser SparseAdam cannot make a step: RuntimeError: "):
+        optimizer_named("torch.optim:SparseAdam", 0.1)

@@ -1,5 +1,7 @@
 """Sessions: a loop of one's own over strategies, against a plain loop in one process."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -188,7 +190,7 @@ def test_the_last_update_of_a_round_is_reported():
 
 
 def test_a_wrong_word_for_the_optimiser_is_found_before_anybody_waits():
-    with pytest.raises(TypeError, match="lrr"):
+    with pytest.raises(ConfigurationError, match="lrr"):
         bigbatch.attach(model(0), torch.optim.SGD, lrr=0.1, strategy="ring")
 
 
@@ -206,3 +208,47 @@ def test_an_error_of_one_rank_ends_the_job(run: Run, tmp_path):
     assert outcome.status != 0
     assert "ValueError: no such batch" in outcome.err
     assert outcome.seconds < 30, "the others' deadline is 300 s"
+
+
+HOSTILE: dict[str, object] = {
+    # a rate that YAML reads as text, allennlp 1429; infinite ones, which torch takes; True is a number to Python
+    "lr": (math.nan, math.inf, "1e-3", None, torch.tensor(math.nan), 10**400),
+    "momentum": (math.nan, "x"),
+    "deadline": (math.nan, -1, "x", True),
+    "overlap": ("no", 1),
+    "broadcast_buffers": ("yes", 2),
+    "options": ([1], {3: 4}, {"bucket": 1}),
+    "strategy": (5, "rings"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_is_no_setting_is_refused_in_a_sentence_before_anybody_waits(name):
+    for value in HOSTILE[name]:
+        settings = {"lr": 0.1, name: value}
+        with pytest.raises(ConfigurationError, match=r"^[^\n]{10,400}$"):
+            bigbatch.attach(model(0), torch.optim.SGD, **settings)
+    with pytest.raises(ConfigurationError, match=r"is made as an object of the type int, but must be a torch\.optim"):
+        bigbatch.attach(model(0), lambda _: 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda loss, _: (loss, math.nan), "tokens behind the loss cannot be nan"),
+        (lambda loss, _: (loss, -1), "cannot be -1"),
+        (lambda loss, _: (loss, 2.5), "cannot be 2.5"),
+        (lambda loss, _: (loss, 2**60), "at most 9,007,199,254,740,992"),
+        (lambda loss, _: (loss, None), "cannot be None"),
+        (lambda loss, tokens: (loss.repeat(3), tokens), "a tensor of 3 numbers"),
+        (lambda loss, tokens: (loss.item(), tokens), "must be one number in a tensor"),
+        (lambda loss, tokens: (loss.detach(), tokens), "has no gradient"),
+    ],
+)
+def test_what_is_no_loss_or_no_number_of_tokens_is_refused_before_backward(change, said):
+    module = model(0)
+    with bigbatch.attach(module, torch.optim.SGD, lr=0.1) as session:
+        loss, tokens = summed_loss(module, data(1)[0])
+        with pytest.raises(ConfigurationError, match=said):
+            session.backward(*change(loss, tokens))
+        assert session.backward(loss, np.int64(tokens)).weight == tokens

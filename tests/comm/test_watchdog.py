@@ -395,3 +395,19 @@ def test_phases_nest(boards):
             assert boards[1].others()[0].doing == "validating"
         assert boards[1].others()[0].doing == "training"
     assert boards[1].others()[0].doing == "starting"
+
+
+def test_what_takes_long_is_told_by_the_innermost_alone(monkeypatch):
+    monkeypatch.setattr(life, "LONG", 0.02)
+    told: list[str] = []
+    life.tell_what_takes_long(told.append)
+    try:
+        with doing("getting ready"), doing("preparing the text"):
+            until(lambda: len(told) >= 2)
+        said = len(told)
+        life.now_doing("training")
+        time.sleep(0.1)
+    finally:
+        life.tell_what_takes_long(None)
+    assert len(told) == said, "training shows its own progress"
+    assert all(sentence.startswith("Still preparing the text after ") for sentence in told)
