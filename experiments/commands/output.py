@@ -134,7 +134,7 @@ def results_in(folder: Path, *, named: bool = True, failures: Sequence[str] = ()
     with Results(folder, failures) as results:
         yield results
         if named:
-            results.show(lambda: close(folder))
+            results.attempt(f"The folder {folder} cannot be listed", lambda: close(folder))
 
 
 def present(
