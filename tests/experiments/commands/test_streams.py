@@ -7,6 +7,8 @@ import os
 import re
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -176,6 +178,30 @@ def test_a_stream_that_becomes_full_is_told_of_once_and_never_raises(monkeypatch
             "Standard output cannot be written: No space left on device. What belongs into files is there.",
         )
     assert full.written == b"line 0\nline 1\nline 2"[:20]
+
+
+def test_a_reader_that_is_slow_is_waited_for(monkeypatch):
+    """python/cpython 57715: a pipe that was made non-blocking by whoever reads it breaks off long output."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    text = "x" * 2**20
+    pieces: list[bytes] = []
+
+    def read() -> None:
+        time.sleep(0.2)
+        while piece := os.read(reading, 4096):
+            pieces.append(piece)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with os.fdopen(writing, "w", encoding="utf-8") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        with standard_streams() as streams:
+            print(text, flush=True)
+            assert streams.failure() == (0, "")
+    reader.join()
+    os.close(reading)
+    assert b"".join(pieces).decode() == text + "\n"
 
 
 def test_what_is_held_is_sent_in_one_piece(monkeypatch):
