@@ -22,7 +22,7 @@ from rich.console import Console
 from bigbatch.comm.errors import INCOMPLETE
 from bigbatch.experiments.commands import COMMANDS
 from bigbatch.experiments.commands.main import cli, main
-from bigbatch.experiments.commands.output import new_table, print_fitting
+from bigbatch.experiments.commands.output import console, new_table, print_fitting
 from bigbatch.experiments.commands.simulate import print_rows
 from bigbatch.experiments.commands.streams import PIPE_CLOSED, PLAIN, TWINS, Stream, standard_streams
 
@@ -236,6 +236,16 @@ def test_no_number_is_cut_off_however_narrow_the_terminal(columns, encoding):
     for number in ("4,096", "2,957.0", "56.7", "2,900,100.0", "12,000.0", "1,000,000", "1.9%", "995"):
         assert re.search(rf"(?<![\d,.]){re.escape(number)}(?![\d,.])", text), (number, text)
     assert max(map(len, text.splitlines())) <= columns
+
+
+def test_a_dumb_terminal_is_as_wide_as_it_is(monkeypatch):
+    """patonlab/GoodVibes 107: rich takes every dumb terminal to have 80 columns, and cuts wider tables."""
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setattr("bigbatch.experiments.commands.output.terminal_columns", lambda _: 120)
+    made = console()
+    assert made.is_dumb_terminal
+    assert made.size.width == made.options.max_width == 120
 
 
 def test_a_name_that_is_wider_than_the_terminal_is_folded():
