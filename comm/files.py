@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from bigbatch.comm.errors import ConfigurationError
 
@@ -77,10 +77,12 @@ def write_whole(path: Path, content: str) -> None:
         part.write_text(content, encoding="utf-8", errors="replace")
 
 
-def checked_file(path: Path, what: str, largest: int = LARGEST) -> int:
-    """Checks that there is a regular file which is not too large, and returns its size in bytes.
+@contextmanager
+def opened(path: Path, what: str, largest: int = LARGEST) -> Iterator[BinaryIO]:
+    """Opens a regular file of a sensible size for reading.
 
-    A pipe or a device is refused: it may never end.
+    A pipe or a device is refused: it may never end. What is looked at is what was opened, so that nobody can put
+    another thing under that name meanwhile.
 
     Args:
         path: the file.
@@ -88,12 +90,21 @@ def checked_file(path: Path, what: str, largest: int = LARGEST) -> int:
         largest: the largest size that is read, in bytes.
 
     Raises:
-        ConfigurationError: there is no such file.
+        ConfigurationError: there is no such file, or it cannot be read.
     """
     try:
-        status = path.stat()
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would wait for its other end
+        try:
+            _check_file(os.fstat(descriptor), path, what, largest)
+            with open(descriptor, "rb", closefd=False) as file:
+                yield file
+        finally:
+            os.close(descriptor)
     except (OSError, ValueError) as error:
         raise unreadable(what, error) from error
+
+
+def _check_file(status: os.stat_result, path: Path, what: str, largest: int) -> None:
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
         raise ConfigurationError(f"{what} cannot be read: {path} is {kind}, not a file.")
@@ -102,25 +113,21 @@ def checked_file(path: Path, what: str, largest: int = LARGEST) -> int:
             f"{what} cannot be read: {path} has {status.st_size / MB:,.0f} MB, and at most {largest / MB:,.0f} MB are "
             "read."
         )
-    return status.st_size
 
 
 def read_bytes(path: Path, what: str, largest: int = LARGEST) -> bytes:
-    """Reads a regular file; see `checked_file` for the arguments and the errors."""
-    checked_file(path, what, largest)
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise unreadable(what, error) from error
+    """Reads a regular file; see `opened` for the arguments and the errors."""
+    with opened(path, what, largest) as file:
+        return file.read(os.fstat(file.fileno()).st_size)
 
 
 def read_text(path: Path, what: str, largest: int = LARGEST) -> str:
-    """Reads a regular file of text in UTF-8; see `checked_file` for the arguments and the errors."""
-    checked_file(path, what, largest)
-    with path.open("rb") as file:
-        if b"\0" in file.read(BEGINNING):  # before gigabytes of it are read
+    """Reads a regular file of text in UTF-8; see `opened` for the arguments and the errors."""
+    with opened(path, what, largest) as file:
+        content = file.read(BEGINNING)
+        if b"\0" in content:  # before gigabytes of it are read
             raise damaged(what, "it is no text, but has bytes that are 0")
-    content = read_bytes(path, what, largest)
+        content += file.read(os.fstat(file.fileno()).st_size - len(content))
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -128,7 +135,7 @@ def read_text(path: Path, what: str, largest: int = LARGEST) -> str:
 
 
 def read_json(path: Path, what: str, largest: int = LARGEST) -> Any:
-    """Reads a regular file of JSON; see `checked_file` for the arguments.
+    """Reads a regular file of JSON; see `opened` for the arguments.
 
     Raises:
         ConfigurationError: the file cannot be read, or is not JSON.
@@ -149,23 +156,19 @@ def read_lines(path: Path, what: str, largest: int) -> tuple[list[Any], bool]:
     Raises:
         ConfigurationError: the file cannot be read, or a whole line is not JSON.
     """
-    checked_file(path, what, largest)
     found: list[Any] = []
-    try:
-        with path.open("rb") as file:
-            while line := file.readline(LONGEST_LINE):
-                where = f"line {len(found) + 1}"
-                if not line.endswith(b"\n"):
-                    if len(line) == LONGEST_LINE:
-                        raise damaged(what, f"{where} is longer than {LONGEST_LINE:,} bytes")
-                    return found, True
-                try:
-                    text = line.decode("utf-8")
-                except UnicodeDecodeError as error:
-                    raise damaged(what, f"{where} is not UTF-8") from error
-                found.append(parsed(text, what, f"{where} "))
-    except OSError as error:
-        raise unreadable(what, error) from error
+    with opened(path, what, largest) as file:
+        while line := file.readline(LONGEST_LINE):
+            where = f"line {len(found) + 1}"
+            if not line.endswith(b"\n"):
+                if len(line) == LONGEST_LINE:
+                    raise damaged(what, f"{where} is longer than {LONGEST_LINE:,} bytes")
+                return found, True
+            try:
+                text = line.decode("utf-8" if found else "utf-8-sig")
+            except UnicodeDecodeError as error:
+                raise damaged(what, f"{where} is not UTF-8") from error
+            found.append(parsed(text, what, f"{where} "))
     return found, False
 
 
@@ -181,7 +184,13 @@ def parsed(text: str, what: str, where: str = "") -> Any:
         ConfigurationError: the text is not JSON, or nested too deeply to be read.
     """
     try:
-        return json.loads(text, parse_int=_whole, parse_float=_finite, parse_constant=lambda _: NO_NUMBER)
+        return json.loads(
+            text,
+            parse_int=_whole,
+            parse_float=_finite,
+            parse_constant=lambda _: NO_NUMBER,
+            object_pairs_hook=_each_name_once,
+        )
     except RecursionError as error:
         raise damaged(what, f"{where or 'it '}is nested too deeply") from error
     except ValueError as error:
@@ -196,6 +205,15 @@ def damaged(what: str, problem: str) -> ConfigurationError:
 def unreadable(what: str, error: OSError | ValueError) -> ConfigurationError:
     """Makes the error for a file that the operating system does not let us read."""
     return ConfigurationError(f"{what} cannot be read: {getattr(error, 'strerror', None) or error}.")
+
+
+def _each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; of a name that stands there twice, nobody can tell which value was meant."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the name {next(name for name in names if names.count(name) > 1)[:40]!r} is there twice")
+    return found
 
 
 def _whole(text: str) -> int | float:

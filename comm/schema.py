@@ -275,7 +275,7 @@ def _named(value: Any) -> str:
     if isinstance(value, str):
         return f"the text {value[:20] + '...' if len(value) > 20 else value!r}"
     if isinstance(value, int | float):
-        return f"{value:g}"
+        return f"{value}"
     return NAMES[type(value)]
 
 

@@ -28,6 +28,9 @@ if TYPE_CHECKING:  # whoever only asks for help must not wait for NumPy
 COLUMNS = 100
 """Width of the output in columns where there is no terminal."""
 
+LINES = 25
+"""Height that rich is told; of a terminal that it calls dumb, it takes our width only together with a height."""
+
 NARROWEST = 30
 """Least width of the output in columns: what the widest cell takes beside a label."""
 
@@ -37,7 +40,8 @@ FOLDED = 16
 
 def console() -> Console:
     """Makes a rich console on standard output, as wide as the terminal behind it."""
-    return Console(width=max(terminal_columns(sys.stdout) or COLUMNS, NARROWEST), highlight=False)
+    width = max(terminal_columns(sys.stdout) or COLUMNS, NARROWEST)
+    return Console(width=width, height=LINES, highlight=False)
 
 
 def told(speaking: bool) -> Callable[[str], None]:
@@ -134,7 +138,7 @@ def results_in(folder: Path, *, named: bool = True, failures: Sequence[str] = ()
     with Results(folder, failures) as results:
         yield results
         if named:
-            results.show(lambda: close(folder))
+            results.attempt(f"The folder {folder} cannot be listed", lambda: close(folder))
 
 
 def present(

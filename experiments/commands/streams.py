@@ -215,6 +215,8 @@ def _stream(stream: object) -> Stream | None:
     """The stream in a `Stream`; None if it is no stream of text on bytes, or one already."""
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors=PLAIN)
+        with suppress(OSError, ValueError):  # whoever started us may want to wait for nothing, but we can wait
+            os.set_blocking(stream.fileno(), True)
         return Stream(stream)
     return Stream(None) if stream is None else None
 

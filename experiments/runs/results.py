@@ -1,6 +1,7 @@
 """The results of a command: kept first, then shown, then drawn; what fails names itself and leaves the rest."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -54,7 +55,7 @@ class Results:
 
         def write() -> None:
             try:
-                with doing(f"drawing {name}"), replacing(path) as part:
+                with doing(f"drawing {name}"), replacing(path) as part, own_look():
                     draw(part)
             except OSError as error:
                 raise unwritable(path, error, "--out") from error
@@ -97,3 +98,17 @@ class Results:
     ) -> None:
         if error is None:
             self.close()
+
+
+@contextmanager
+def own_look() -> Iterator[None]:
+    """Has Matplotlib draw in its own way within the context, not as the user has set it up for other figures.
+
+    Such a set-up may need programs that are not there, such as LaTeX, or make a figure of other colours and sizes than
+    its labels speak of.
+    """
+    import matplotlib as mpl
+
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        yield

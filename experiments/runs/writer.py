@@ -1,6 +1,7 @@
 """Writes a run's folder while the run is in progress, and gets over a disk that becomes full."""
 
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -21,7 +22,6 @@ from bigbatch.experiments.runs.run import (
     finite,
     make_folder,
     plain_value,
-    read_metrics,
     write_json,
 )
 
@@ -33,7 +33,8 @@ class RunWriter:
     """Writes a run's folder while the run is in progress.
 
     A disk that becomes full does not end the training: what cannot be written is told once and kept, and is written as
-    soon as there is room.
+    soon as there is room. Nor does it cost the results if somebody else removes or changes the folder meanwhile, since
+    nothing is read back from it.
 
     Args:
         folder: the folder, which is made if it does not exist; an earlier run's files in it are replaced.
@@ -50,14 +51,15 @@ class RunWriter:
         self.folder = folder
         self.failures: list[str] = []
         self._tell = tell
-        self._unwritten: list[bytes] = []
+        self._lines: list[bytes] = []
+        self._written = 0
         self._whole = 0
         self._tried = 0.0
         make_folder(folder)
         try:
-            for stale in (SUMMARY, TRACE):
+            for stale in (SUMMARY, TRACE, METRICS):
                 (folder / stale).unlink(missing_ok=True)
-            self._metrics = (folder / METRICS).open("wb", buffering=0)
+            self._metrics = (folder / METRICS).open("ab", buffering=0)
         except OSError as error:
             raise unwritable(folder, error, what="folder") from error
 
@@ -67,8 +69,8 @@ class RunWriter:
 
     def metric(self, record: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl, such as the record of an update or a validation."""
-        first = not self._unwritten
-        self._unwritten.append(json.dumps(finite(record), default=plain_value).encode() + b"\n")
+        first = self._written == len(self._lines)
+        self._lines.append(json.dumps(finite(record), default=plain_value).encode() + b"\n")
         if not first and time.monotonic() < self._tried + SECONDS_TO_NEXT_TRY:
             return
         error = self._flush()
@@ -88,10 +90,18 @@ class RunWriter:
         error = self._flush()
         if error is not None:
             self.failures.append(_sentence(self.folder / METRICS, error))
-        written = read_metrics(self.folder)[0]
-        later = [json.loads(line) for line in self._unwritten]
-        content = json.loads(as_json(summary))
-        return Run(self.folder, content, [*written, *later], tuple(dict.fromkeys(self.failures)))
+        elif not self._untouched():
+            self.failures.append(f"The file {self.folder / METRICS} was removed or changed while the run wrote it")
+        metrics = [json.loads(line) for line in self._lines]
+        return Run(self.folder, json.loads(as_json(summary)), metrics, tuple(dict.fromkeys(self.failures)))
+
+    def _untouched(self) -> bool:
+        """Whether the metrics are still where they were written, and as long."""
+        try:
+            found = (self.folder / METRICS).stat()
+        except OSError:
+            return False
+        return os.path.samestat(found, os.fstat(self._metrics.fileno())) and found.st_size == self._whole
 
     def _write(self, name: str, write: Callable[[], None]) -> None:
         try:
@@ -104,7 +114,7 @@ class RunWriter:
     def _flush(self) -> OSError | None:
         """Write what is still unwritten of the metrics; whole lines only, so that an interrupted run leaves such."""
         self._tried = time.monotonic()
-        lines = b"".join(self._unwritten)
+        lines = b"".join(self._lines[self._written :])
         written = 0
         try:
             while written < len(lines):
@@ -112,10 +122,9 @@ class RunWriter:
         except OSError as error:
             with suppress(OSError):
                 self._metrics.truncate(self._whole)
-                self._metrics.seek(self._whole)
             return error
         self._whole += len(lines)
-        self._unwritten.clear()
+        self._written = len(self._lines)
         return None
 
     def __enter__(self) -> Self:

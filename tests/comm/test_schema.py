@@ -43,7 +43,7 @@ def test_what_was_declared_is_let_through_and_more_than_that(more):
         ({}, "name is missing"),
         ({**GOOD, "name": ""}, "name is no name of up to 1,000 characters without control characters"),
         ({**GOOD, "name": "a\0"}, "name is no name of up to 1,000 characters without control characters"),
-        ({**GOOD, "count": 3.0}, "count is 3, and should be a whole number"),
+        ({**GOOD, "count": 3.0}, "count is 3.0, and should be a whole number"),
         ({**GOOD, "count": True}, "count is true, and should be a whole number"),
         ({**GOOD, "inner": []}, "inner is empty"),
         ({**GOOD, "inner": [*GOOD["inner"], {"kind": "six"}]}, "inner[1].share is missing"),

@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 from bigbatch.comm.errors import BigBatchError, ConfigurationError
-from bigbatch.comm.files import LARGEST
+from bigbatch.comm.files import LARGEST, opened
 from bigbatch.comm.tracing.perfetto import read_trace
 from bigbatch.experiments.commands.main import cli
 from bigbatch.experiments.figures.comparison import comparison
@@ -48,6 +48,7 @@ TEXTS = {
     "a format in a column": '{"figure": "x", "columns": [{"key": "a", "label": "a", "decimals": 3}],'
     ' "rows": [{"a": "{:>9999999999}"}]}',
     "a format for decimals": '{"figure": "x", "columns": [{"key": "a", "label": "a", "decimals": "9d"}], "rows": []}',
+    "a name that is there twice": '{"strategy": "ring", "workers": 2, "workers": 3, "parameters": 1, "arms": [{}]}',
     "no UTF-8": "\udcff\udcfe{}",
     "NUL": "\0" * 100,
     "a name of 10,000 letters": '{"runs": [{"strategy": "' + "x" * 10_000 + '", "arms": []}]}',
@@ -260,6 +261,32 @@ def test_what_is_no_ordinary_file_is_refused_and_never_waited_for(damaged, file,
         return
     assert isinstance(outcome.exception, ConfigurationError), outcome.exception
     told(str(outcome.exception))
+
+
+def test_a_mark_of_the_byte_order_and_other_ends_of_lines_are_read(damaged):
+    """hukkin/tomli 304, of JSON: an editor of another system has saved the files."""
+    before = Run.read(damaged)
+    for name in ("summary.json", "metrics.jsonl"):
+        path = damaged / name
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert Run.read(damaged) == before
+
+
+def test_a_name_that_is_there_twice_is_told_of(damaged):
+    path = damaged / "summary.json"
+    path.write_text(path.read_text().replace('"workers":', '"workers": 8, "workers":', 1))
+    with pytest.raises(ConfigurationError, match=r"the name 'workers' is there twice"):
+        Run.read(damaged)
+
+
+def test_what_was_looked_at_is_what_is_read(damaged):
+    """CWE-367: another file takes the name between the look at a file and its reading."""
+    path = damaged / "summary.json"
+    text = path.read_text()
+    with opened(path, "The file") as file:
+        path.unlink()
+        os.mkfifo(path)
+        assert file.read().decode() == text
 
 
 def test_a_trace_with_a_huge_process_number_is_refused(damaged):

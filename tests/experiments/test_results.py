@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -221,6 +222,55 @@ def test_a_bench_keeps_the_rows_that_came_before_a_size_that_failed(monkeypatch,
     assert isinstance(outcome.exception, ConfigurationError)
     assert "1.000" in outcome.stdout
     assert [row["bytes"] for row in read_summary(tmp_path / "here")["rows"]] == [4096]
+
+
+def test_figures_look_alike_whatever_the_user_has_set_up_for_others(tmp_path):
+    """matplotlib/matplotlib 17683: `text.usetex` in a matplotlibrc, on a machine without LaTeX."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    def draw(path: Path) -> None:
+        figure = Figure(figsize=(1, 1))
+        figure.subplots().set_title("losses")
+        figure.savefig(path)
+
+    with (
+        mpl.rc_context({"text.usetex": True, "savefig.dpi": 10**7, "axes.titlesize": 40}),
+        Results(tmp_path) as results,
+    ):
+        results.draw("here.png", draw)
+        assert mpl.rcParams["text.usetex"]
+    with Results(tmp_path) as results:
+        results.draw("plain.png", draw)
+    assert (tmp_path / "here.png").read_bytes() == (tmp_path / "plain.png").read_bytes()
+
+
+# Folders that somebody else removes or changes.
+
+
+@pytest.mark.parametrize(
+    ("change", "lost"),
+    [
+        (shutil.rmtree, ("metrics.jsonl", "summary.json")),
+        (lambda folder: folder.rename(folder.with_name("elsewhere")), ("metrics.jsonl", "summary.json")),
+        (lambda folder: (folder / "metrics.jsonl").write_text("of another run\n"), ("metrics.jsonl",)),
+        (lambda folder: (folder / "metrics.jsonl").replace(folder / "moved"), ("metrics.jsonl",)),
+    ],
+)
+def test_a_folder_that_somebody_else_changes_costs_no_result(tmp_path, change, lost):
+    """LlamaFactory 9819, tensorpack 273: the folder of a run is removed or replaced while it trains."""
+    records = [{"kind": "update", "arm": "small", "number": number} for number in range(5)]
+    with RunWriter(tmp_path / "run") as writer:
+        for record in records[:2]:
+            writer.metric(record)
+        change(tmp_path / "run")
+        for record in records[2:]:
+            writer.metric(record)
+        writer.summary({"arms": []})
+        run = writer.run({"arms": []})
+    assert run.metrics == records
+    assert run.summary == {"arms": []}
+    assert sorted(name for name in ("metrics.jsonl", "summary.json") if name in str(run.remarks)) == list(lost)
 
 
 # Disks that are full.

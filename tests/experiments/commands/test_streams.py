@@ -7,6 +7,8 @@ import os
 import re
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +22,7 @@ from rich.console import Console
 from bigbatch.comm.errors import INCOMPLETE
 from bigbatch.experiments.commands import COMMANDS
 from bigbatch.experiments.commands.main import cli, main
-from bigbatch.experiments.commands.output import new_table, print_fitting
+from bigbatch.experiments.commands.output import console, new_table, print_fitting
 from bigbatch.experiments.commands.simulate import print_rows
 from bigbatch.experiments.commands.streams import PIPE_CLOSED, PLAIN, TWINS, Stream, standard_streams
 
@@ -178,6 +180,30 @@ def test_a_stream_that_becomes_full_is_told_of_once_and_never_raises(monkeypatch
     assert full.written == b"line 0\nline 1\nline 2"[:20]
 
 
+def test_a_reader_that_is_slow_is_waited_for(monkeypatch):
+    """python/cpython 57715: a pipe that was made non-blocking by whoever reads it breaks off long output."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    text = "x" * 2**20
+    pieces: list[bytes] = []
+
+    def read() -> None:
+        time.sleep(0.2)
+        while piece := os.read(reading, 4096):
+            pieces.append(piece)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with os.fdopen(writing, "w", encoding="utf-8") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        with standard_streams() as streams:
+            print(text, flush=True)
+            assert streams.failure() == (0, "")
+    reader.join()
+    os.close(reading)
+    assert b"".join(pieces).decode() == text + "\n"
+
+
 def test_what_is_held_is_sent_in_one_piece(monkeypatch):
     pieces: list[str] = []
 
@@ -210,6 +236,16 @@ def test_no_number_is_cut_off_however_narrow_the_terminal(columns, encoding):
     for number in ("4,096", "2,957.0", "56.7", "2,900,100.0", "12,000.0", "1,000,000", "1.9%", "995"):
         assert re.search(rf"(?<![\d,.]){re.escape(number)}(?![\d,.])", text), (number, text)
     assert max(map(len, text.splitlines())) <= columns
+
+
+def test_a_dumb_terminal_is_as_wide_as_it_is(monkeypatch):
+    """patonlab/GoodVibes 107: rich takes every dumb terminal to have 80 columns, and cuts wider tables."""
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setattr("bigbatch.experiments.commands.output.terminal_columns", lambda _: 120)
+    made = console()
+    assert made.is_dumb_terminal
+    assert made.size.width == made.options.max_width == 120
 
 
 def test_a_name_that_is_wider_than_the_terminal_is_folded():
