@@ -237,6 +237,9 @@ SLURM = Family(
 )
 """srun. A batch script and the shell of salloc have SLURM_PROCID or none of these: they are in no step of srun."""
 
+HOST = re.compile(r"([\w-]{1,63}\.)*[\w-]{1,63}\.?|[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(%[\w.-]+)?")
+"""What the name of a machine looks like (RFC 1035, and the underscores that some have), or an address."""
+
 FAMILIES = (TORCH, MPICH, OPEN_MPI, SLURM)
 
 SPECIAL_STEPS = 0xFFFF_FFF0
@@ -385,6 +388,11 @@ def _torch(launch: Launch, environment: Mapping[str, str]) -> Launch:
                 "with torchrun."
             )
     host = environment["MASTER_ADDR"]
+    if HOST.fullmatch(host) is None:
+        raise LaunchError(
+            f"The variable MASTER_ADDR={host!r} should be the name or the address of one machine, that of rank 0: set "
+            "it on every rank, or use torchrun."
+        )
     port = _number(environment, "MASTER_PORT", launch.launcher, least=1, below=65_536)
     here = host == "localhost" or host.startswith("127.") or host == "::1"
     return replace(
