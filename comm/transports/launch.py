@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from bigbatch.comm.errors import LaunchError
 from bigbatch.comm.transports.inherited import environments_above
+from bigbatch.comm.transports.nodelists import first_host, tasks_here
 from bigbatch.comm.wires.processes import Process
 
 if TYPE_CHECKING:  # a command line that only asks who started it must not wait for NumPy
@@ -190,7 +191,7 @@ class Family:
         local_rank, local_size = rank, size
         known = local_size_name in environment
         if known:
-            here = _tasks_here(environment[local_size_name], environment.get(self.machine, ""))
+            here = tasks_here(environment[local_size_name], environment.get(self.machine, ""))
             environment = {**environment, local_size_name: here}
             local_size = _number(environment, local_size_name, self.launcher, least=1, below=size + 1)
         if local_rank_name in environment:
@@ -434,22 +435,3 @@ def _number(
         f"The variable {name}={value!r}, which {launcher.value} sets, should be a whole number of at least {least} and "
         f"{most}: start the processes with {launcher.value}, or unset it."
     )
-
-
-def _tasks_here(listed: str, machine: str) -> str:
-    """The entry for one machine of a list of tasks as Slurm writes it: machine 2 of "4(x2),3" has 3."""
-    before = int(machine) if re.fullmatch(r"[0-9]{1,10}", machine) else 0
-    entries = re.findall(r"([^,(]+)(?:\(x([0-9]{1,10})\))?", listed)
-    for count, times in entries:
-        before -= int(times or 1)
-        if before < 0:
-            return str(count)
-    return listed
-
-
-def first_host(nodelist: str) -> str:
-    """The first host of a list as Slurm writes it: "node[03-05,9],gpu1" is node03."""
-    match = re.match(r"([^\[,]+)(?:\[([^\],-]+)[^\]]*\]([^,]*))?", nodelist)
-    if match is None:
-        raise LaunchError(f"Slurm's list of nodes, SLURM_STEP_NODELIST={nodelist!r}, names no host: start with srun.")
-    return match[1] + (match[2] or "") + (match[3] or "")

@@ -7,7 +7,8 @@ import pytest
 
 from bigbatch.comm.errors import LaunchError
 from bigbatch.comm.transports.inherited import without_launchers
-from bigbatch.comm.transports.launch import Launch, Launcher, decide, first_host
+from bigbatch.comm.transports.launch import Launch, Launcher, decide
+from bigbatch.comm.transports.nodelists import first_host, tasks_here
 
 HYDRA = {"PMI_RANK": "1", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2", "PMI_FD": "9"}
 OPEN_MPI = {
@@ -256,3 +257,11 @@ def test_processes_that_are_started_inherit_no_launchers_variables():
 )
 def test_the_first_host_of_a_list_is_found(nodes, first):
     assert first_host(nodes) == first
+
+
+@pytest.mark.parametrize(
+    ("tasks", "machine", "here"),
+    [("4(x2),3", "2", "3"), ("4(x2),3", "1", "4"), ("1,2(x3),1", "3", "2"), ("6", "", "6"), ("2", "9", "2")],
+)
+def test_the_tasks_of_one_machine_are_found(tasks, machine, here):
+    assert tasks_here(tasks, machine) == here
