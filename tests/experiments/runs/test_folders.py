@@ -13,7 +13,7 @@ from bigbatch.comm.cache import write_whole
 from bigbatch.comm.errors import BigBatchError, ConfigurationError
 from bigbatch.experiments.commands.main import cli
 from bigbatch.experiments.runs import run as runs
-from bigbatch.experiments.runs.run import chosen_folder
+from bigbatch.experiments.runs.run import check_folders, chosen_folder
 from bigbatch.experiments.runs.writer import RunWriter
 
 SECOND = "20261127-190000"
@@ -114,3 +114,11 @@ def test_a_folder_has_one_writer_at_a_time(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == '{"kind": "update"}\n' * 2
     with RunWriter(tmp_path):
         assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize("names", [("a/b.py:X", "a-b.py:X"), ("Ring.py:X", "ring.py:X"), ("ps", "ring", "a:b", "a-b")])
+def test_strategies_of_one_comparison_have_a_folder_each(names):
+    """The second run would silently replace the first one's files."""
+    with pytest.raises(ConfigurationError, match=f"The strategies .* and {names[-1]} would have the same folder"):
+        check_folders(names)
+    check_folders(("ps", "ps:bounded", "ring", "a/b.py:X"))
