@@ -101,11 +101,11 @@ def _mpi(launch: Launch | None) -> Iterator[tuple[str, str, str]]:
     mpirun = find_mpirun()
     launcher = version(mpirun) if mpirun else ""
     yield "MPI launcher", f"{mpirun}: {launcher}" if mpirun else "no mpirun", "" if mpirun else MPI_HINT
-    from bigbatch.comm.transports.mpi import load_mpi
+    from bigbatch.comm.transports.mpi import library_version, load_mpi
 
     try:
         mpi = load_mpi()
-        library = " ".join(mpi.Get_library_version().split("\n")[0].strip(" \0").split())
+        library = library_version()
     except LaunchError:
         yield "MPI library", "none that mpi4py can load", MPI_HINT
         return
