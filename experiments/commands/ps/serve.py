@@ -108,7 +108,9 @@ def _serve(**parameters: Any) -> None:
     keys = Keys.read(serving.keys) if serving.keys is not None else None
     reporter = Reporter(quiet=output.quiet)
     listener = Listener(serving.bind, keys)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # the latter when the terminal is closed
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, signal.default_int_handler)
     try:
         folder = chosen_folder(output.out, f"ps-serve-{plan.workers}")
         offer = Offer(request, server, plan, part, serving.patience)
