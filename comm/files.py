@@ -4,6 +4,7 @@ What cannot be read or written is told in one sentence that names the file.
 """
 
 import errno
+import fcntl
 import json
 import math
 import os
@@ -75,6 +76,36 @@ def write_whole(path: Path, content: str) -> None:
     """
     with replacing(path) as part:
         part.write_text(content, encoding="utf-8", errors="replace")
+
+
+@contextmanager
+def claimed(folder: Path, option: str = "--out") -> Iterator[None]:
+    """Keeps a folder for one writer: while the context lasts, nobody else on this machine can claim it.
+
+    The claim ends with its process, however that ends, and leaves no file behind. Where the file system knows no locks,
+    there is no claim.
+
+    Args:
+        folder: the folder, which exists.
+        option: the option with which the user can name another folder, for the error message.
+
+    Raises:
+        ConfigurationError: somebody else has claimed it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigurationError(
+                f"The folder {folder} is being written to by another run that has not ended. Wait for its end, or name "
+                f"another folder with {option}."
+            ) from error
+        except OSError:  # no locks here
+            pass
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

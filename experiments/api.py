@@ -16,7 +16,7 @@ from bigbatch.comm.transports.launch import detect
 from bigbatch.experiments.planning.rows import sum_rows, update_rows
 from bigbatch.experiments.planning.settings import SimulationRequest
 from bigbatch.experiments.runs.results import Results
-from bigbatch.experiments.runs.run import Records, Run, chosen_folder, folder_name
+from bigbatch.experiments.runs.run import Records, Run, check_folders, chosen_folder, folder_name
 from bigbatch.experiments.runs.table import has_staleness
 from bigbatch.experiments.training import launcher
 from bigbatch.experiments.training.assemble import check, strategy_of
@@ -136,6 +136,7 @@ def compared(
         check(request, request.settings.plan(), strategy_of(request))
         if request.settings.simulation.simulate is not None:
             simulation_of(request.settings)
+    check_folders([request.strategy for request in requests])
     folder = chosen_folder(out, "compare")
     summaries: list[dict[str, Any]] = []
     for request in requests:

@@ -1,6 +1,5 @@
 """All-reduce: every worker ends with the same sum of gradients and makes the same update."""
 
-import math
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any, ClassVar

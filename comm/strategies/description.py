@@ -71,7 +71,7 @@ class Description:
 
 
 TOLD = 3
-"""How many numbers each worker of an all-reduce tells the others in an update: tokens, loss, and whether all is well."""
+"""How many numbers each worker of an all-reduce tells the others in an update: tokens, loss, and faults."""
 
 
 def all_reduced(algorithm: Callable[..., Any], workload: Workload, workers: int, nodes: Nodes) -> Description:

@@ -1,45 +1,24 @@
-"""What a process has from those above it: their names, and the variables that launchers among them have set."""
+"""What a process has from those above it: their environments, and what launchers among them have set."""
 
 import os
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+
+from bigbatch.comm.wires.processes import Process
 
 
-def ancestors() -> list[str]:
-    """Finds the names of the processes above this one, the nearest first; empty where the system does not show them.
+def environments_above(process: Process | None = None) -> Iterator[Mapping[str, str]]:
+    """Finds the environments with which the processes above one were started, the nearest first.
 
-    A Python program is called by the module or script that it runs: "torchrun" also for
-    `python -m torch.distributed.run`.
-    """
-    names: list[str] = []
-    process = os.getppid()
-    try:
-        while process > 1:
-            entry = Path(f"/proc/{process}")
-            name, _, rest = (entry / "stat").read_text().partition("(")[2].rpartition(")")
-            names.append(program(name, (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")))
-            process = int(rest.split()[1])
-    except (OSError, ValueError, IndexError):  # not Linux, or not ours to look at
-        pass
-    return names
-
-
-def program(name: str, command: Sequence[str]) -> str:
-    """What a process runs.
+    One that the system does not show, such as another user's, counts as empty.
 
     Args:
-        name: what the system calls it.
-        command: the words of its command line.
+        process: the process; None for this one.
     """
-    first, *words = command or [name]
-    if first.startswith("slurmstepd"):  # "slurmstepd: [123.0]"
-        return "slurmstepd"
-    if not Path(first).name.startswith("python"):
-        return name
-    if any(module in words[:5] for module in ("torch.distributed.run", "torch.distributed.launch")):
-        return "torchrun"
-    return next((Path(word).name for word in words if word and not word.startswith("-")), name)
+    above = (process or Process(os.getpid())).parent()
+    while above is not None and above.number > 1:
+        yield above.environment() or {}
+        above = above.parent()
 
 
 LAUNCHED = re.compile(

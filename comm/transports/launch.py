@@ -2,17 +2,18 @@
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING
 
 from bigbatch.comm.errors import LaunchError
-from bigbatch.comm.transports.inherited import ancestors
+from bigbatch.comm.transports.inherited import environments_above
+from bigbatch.comm.transports.nodelists import first_host, tasks_here
+from bigbatch.comm.wires.processes import Process
 
 if TYPE_CHECKING:  # a command line that only asks who started it must not wait for NumPy
     from bigbatch.comm.transports.mpi import MPITransport
-    from bigbatch.comm.wires.processes import Process
     from bigbatch.comm.wires.transport import Transport
 
 
@@ -76,7 +77,7 @@ class Launch:
         if deadline is not None and (watching := watchdog()) is not None:
             watching.allow(deadline)
 
-    def _guarded_by(self, process: "Process") -> bool:
+    def _guarded_by(self, process: Process) -> bool:
         """Whether a process looks after those that it started, as a launcher does.
 
         A shell may leave them to themselves: one in which somebody set torch's variables by hand, or in which those of
@@ -162,15 +163,21 @@ class Family:
         launcher: the launcher.
         names: rank and size, then the rank and the size on this machine.
         also: further variables that are looked at.
+        machine: the variable with the number of this machine, where the size on this machine is a list for all.
     """
 
     launcher: Launcher
     names: tuple[str, str, str, str]
     also: tuple[str, ...] = ()
+    machine: str = ""
 
     def present(self, environment: Mapping[str, str]) -> bool:
         """Whether the environment has this launcher's rank and size."""
         return self.names[0] in environment and self.names[1] in environment
+
+    def alike(self, one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+        """Whether two environments have the same of this launcher's variables."""
+        return all(one.get(name) == other.get(name) for name in (*self.names, *self.also))
 
     def read(self, environment: Mapping[str, str]) -> Launch:
         """Reads rank and size.
@@ -182,13 +189,13 @@ class Family:
         size = _number(environment, size_name, self.launcher, least=1)
         rank = _number(environment, rank_name, self.launcher, below=size, of=size_name)
         local_rank, local_size = rank, size
-        if local_size_name in environment:
-            # srun lists the tasks of every node, as in "4(x2),3"; the first node's serve.
-            first = re.split(r"[(,]", environment[local_size_name])[0]
-            local_size = _number({**environment, local_size_name: first}, local_size_name, self.launcher, least=1)
+        known = local_size_name in environment
+        if known:
+            here = tasks_here(environment[local_size_name], environment.get(self.machine, ""))
+            environment = {**environment, local_size_name: here}
+            local_size = _number(environment, local_size_name, self.launcher, least=1, below=size + 1)
         if local_rank_name in environment:
-            local_rank = _number(environment, local_rank_name, self.launcher)
-        known = local_size_name in environment and re.search(r"[(,]", environment[local_size_name]) is None
+            local_rank = _number(environment, local_rank_name, self.launcher, below=local_size, of=local_size_name)
         return Launch(self.launcher, rank, size, local_rank, local_size, one_machine=known and local_size == size)
 
     def said(self, environment: Mapping[str, str]) -> str:
@@ -226,47 +233,45 @@ OPEN_MPI = Family(
 SLURM = Family(
     Launcher.SLURM,
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
-    ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_STEP_NODELIST", "SLURM_RESTART_COUNT"),
+    ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_STEP_NODELIST", "SLURM_RESTART_COUNT", "SLURM_NODEID"),
+    machine="SLURM_NODEID",
 )
 """srun. A batch script and the shell of salloc have SLURM_PROCID or none of these: they are in no step of srun."""
+
+HOST = re.compile(r"([\w-]{1,63}\.)*[\w-]{1,63}\.?|[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(%[\w.-]+)?")
+"""What the name of a machine looks like (RFC 1035, and the underscores that some have), or an address."""
 
 FAMILIES = (TORCH, MPICH, OPEN_MPI, SLURM)
 
 SPECIAL_STEPS = 0xFFFF_FFF0
 """Slurm's numbers for steps that are no srun, such as salloc's interactive shell (4294967290), begin here."""
 
-PROGRAMS = {
-    "torchrun": (TORCH,),
-    **dict.fromkeys(("hydra_pmi_proxy", "mpiexec.hydra"), (MPICH,)),
-    **dict.fromkeys(("orterun", "orted", "prterun", "prted", "prte"), (OPEN_MPI,)),
-    **dict.fromkeys(("mpirun", "mpiexec"), (MPICH, OPEN_MPI)),
-    "slurmstepd": (SLURM,),
-}
-"""The processes right above those that each launcher starts, by name."""
 
-
-def detect(environment: Mapping[str, str] | None = None) -> Launch:
-    """Finds out how this process was started; see `decide`.
+def detect(process: Process | None = None) -> Launch:
+    """Finds out how a process was started; see `decide`.
 
     Args:
-        environment: the variables to look at; None for this process's own, and for those above it.
+        process: the process; None for this one.
 
     Raises:
         LaunchError: the launchers' variables contradict each other, are incomplete or hold no numbers.
     """
-    return decide(os.environ, ancestors()).launch if environment is None else decide(environment).launch
+    environment = os.environ if process is None else process.environment() or {}
+    return decide(environment, environments_above(process)).launch
 
 
-def decide(environment: Mapping[str, str], above: Sequence[str] = ()) -> Decision:
+def decide(environment: Mapping[str, str], above: Iterable[Mapping[str, str]] = ()) -> Decision:
     """Decides who started a process.
 
-    The innermost launcher counts. It is the one whose own process is the nearest above this one; where no such process
-    can be seen, as on other systems than Linux, torchrun is taken to be inside mpirun and srun, and mpirun inside srun.
+    The innermost launcher counts. It is the one that set its variables last: a process above this one has those of the
+    others, but not these. Names of programs would not do, since many start torchrun's part of torch by themselves
+    (accelerate, composer). Where no such process can be seen, as on other systems than Linux, torchrun is taken to be
+    inside mpirun and srun, and mpirun inside srun.
     Variables like torchrun's that somebody set by hand count unless they are for one process, and so left over.
 
     Args:
         environment: the environment variables of the process.
-        above: the names of the processes above it, the nearest first, as `ancestors` finds them.
+        above: the environments of the processes above it, the nearest first, as `environments_above` finds them.
 
     Raises:
         LaunchError: the variables contradict each other, are incomplete or hold no numbers.
@@ -316,15 +321,18 @@ def _counts(family: Family, environment: Mapping[str, str]) -> bool:
 
 
 def _innermost(
-    found: Mapping[Family, Launch], environment: Mapping[str, str], above: Iterable[str]
+    found: Mapping[Family, Launch], environment: Mapping[str, str], above: Iterable[Mapping[str, str]]
 ) -> tuple[Family | None, str]:
     """The launcher that counts, of those that set variables, and the reason if there are several."""
     if len(found) < 2:
         return next(iter(found), None), ""
-    for name in above:
-        near = [family for family in found if family in PROGRAMS.get(name, ())]
-        if len(near) == 1:
-            return near[0], f"; of {_listed(found)} it is the innermost, since {name} is the nearest above this process"
+    for inherited in above:
+        new = [family for family in found if not family.alike(environment, inherited)]
+        if len(new) == 1:
+            others = _listed(family for family in found if family is not new[0])
+            return new[0], f"; it is inside {others}, whose variables the processes above this one have, too"
+        if new:
+            break
     several = {family: launch for family, launch in found.items() if not launch.alone}
     if len(several) < 2:
         reason = f"; of {_listed(found)} it is the only one with several processes" if several else ""
@@ -381,6 +389,11 @@ def _torch(launch: Launch, environment: Mapping[str, str]) -> Launch:
                 "with torchrun."
             )
     host = environment["MASTER_ADDR"]
+    if HOST.fullmatch(host) is None:
+        raise LaunchError(
+            f"The variable MASTER_ADDR={host!r} should be the name or the address of one machine, that of rank 0: set "
+            "it on every rank, or use torchrun."
+        )
     port = _number(environment, "MASTER_PORT", launch.launcher, least=1, below=65_536)
     here = host == "localhost" or host.startswith("127.") or host == "::1"
     return replace(
@@ -422,11 +435,3 @@ def _number(
         f"The variable {name}={value!r}, which {launcher.value} sets, should be a whole number of at least {least} and "
         f"{most}: start the processes with {launcher.value}, or unset it."
     )
-
-
-def first_host(nodelist: str) -> str:
-    """The first host of a list as Slurm writes it: "node[03-05,9],gpu1" is node03."""
-    match = re.match(r"([^\[,]+)(?:\[([^\],-]+)[^\]]*\]([^,]*))?", nodelist)
-    if match is None:
-        raise LaunchError(f"Slurm's list of nodes, SLURM_STEP_NODELIST={nodelist!r}, names no host: start with srun.")
-    return match[1] + (match[2] or "") + (match[3] or "")

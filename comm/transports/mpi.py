@@ -142,10 +142,10 @@ class MPITransport(OnThreads):
         self.threaded = mpi.Query_thread() >= mpi.THREAD_SERIALIZED
         super().__init__(self._communicator.Get_rank(), self._communicator.Get_size(), deadline)
         if expected is not None and expected != self.size:
-            library = mpi.Get_library_version().splitlines()[0].strip()
             raise LaunchError(
-                f"The launcher started {expected} processes, but the MPI library ({library}) sees {self.size}: they "
-                "do not belong together. Use the mpirun that came with that library, or install one pair with: "
+                f"The variables of a launcher tell of {expected} processes, but the MPI library ({library_version()}) "
+                f"sees {self.size}. If they are left over from another job or shell, unset them (bigbatch-exp doctor "
+                "lists them); otherwise use the mpirun that came with that library, or install one pair with: "
                 "pip install 'bigbatch[mpich]'"
             )
 
@@ -360,6 +360,15 @@ class MPIWindows(Windows):
             "at a barrier in shared memory. Either that rank is stuck, or it is slow: then allow more with --deadline."
             f"{elsewhere()}"
         )
+
+
+def library_version() -> str:
+    """The name and the version of the MPI library, in one line.
+
+    Raises:
+        LaunchError: there is none.
+    """
+    return " ".join(str(load_mpi().Get_library_version()).splitlines()[0].strip("\0").split())
 
 
 def load_mpi() -> ModuleType:

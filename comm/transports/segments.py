@@ -9,6 +9,7 @@ nothing but Python itself, so that it is watching before MPI begins.
 """
 
 import contextlib
+import ctypes
 import os
 import re
 import select
@@ -30,7 +31,10 @@ MARK = "BIGBATCH_JOB"
 """The variable by which the processes of a job that bigbatch started are known."""
 
 SECONDS_BETWEEN_LOOKS = 0.1
-"""Seconds after which new files are looked for: much less than it takes to load MPI."""
+"""Seconds after which new files are looked for again, at most; Linux says at once when one is made."""
+
+CREATED = 0x100
+"""What inotify(7) is asked to tell: IN_CREATE."""
 
 LOOKS = 5
 """Number of looks after which a new file belongs to another job: whoever makes one has it mapped at once."""
@@ -146,11 +150,18 @@ def tidy_after(launcher: int, mark: str) -> None:
         return
     poll = select.poll()
     poll.register(ended, select.POLLIN)
+    # A job that fails as soon as MPI has begun may have its files for less time than passes between two looks.
+    created = _created_in(SHARED)
+    if created is not None:
+        poll.register(created, select.POLLIN)
     looks: Counter[Path] = Counter()
     own: set[Path] = set()
     over = False
     while not over:
-        over = bool(poll.poll(1000 * SECONDS_BETWEEN_LOOKS))
+        told = [descriptor for descriptor, _ in poll.poll(1000 * SECONDS_BETWEEN_LOOKS)]
+        over = ended in told
+        if created is not None and created in told:
+            os.read(created, 65_536)
         if new := [path for path in segments() if looks[path] < LOOKS and path not in own]:
             looks.update(new)
             # The job's processes first: they may be gone before all others' memory has been looked through.
@@ -161,6 +172,16 @@ def tidy_after(launcher: int, mark: str) -> None:
         remove(unused)
         own = {path for path in own - unused if path.exists()}
         time.sleep(10 * SECONDS_BETWEEN_LOOKS if own else 0)
+
+
+def _created_in(folder: Path) -> int | None:
+    """A descriptor at which Linux tells of every file that is made in a folder; None where it does not tell."""
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        descriptor: int = library.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
+        if descriptor >= 0 and library.inotify_add_watch(descriptor, os.fsencode(folder), CREATED) >= 0:
+            return descriptor
+    return None
 
 
 def _marked(process: int, mark: str) -> bool:

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
@@ -49,7 +49,7 @@ STARTED_BY = "BIGBATCH_STARTED_BY"
 
 STANDARD_ERROR = 2
 
-Detect = Callable[[Mapping[str, str]], "Launch"]
+Detect = Callable[[Process | None], "Launch"]
 
 
 @dataclass
@@ -73,7 +73,7 @@ class Watchdog:
         launch: how this process was started.
         launcher: the process that started this machine's ranks.
         board: where the ranks of this machine leave their signs of life.
-        detect: reads from a process's environment how it was started.
+        detect: finds out how a process was started; this one, if it is None.
         guarded: whether the launcher looks after its ranks, which end when it is gone.
 
     Attributes:
@@ -201,10 +201,9 @@ class Watchdog:
         """Finds ranks among the launcher's processes: by their places on this machine, their numbers and processes."""
         found: dict[int, tuple[int, list[Process]]] = {}
         for process in below(self._launcher):
-            environment = process.environment()
             with suppress(LaunchError):
-                launch = None if environment is None else self._detect(environment)
-                if launch is not None and _job(launch) == _job(self._launch):
+                launch = self._detect(process)
+                if _job(launch) == _job(self._launch):
                     found.setdefault(launch.local_rank, (launch.rank, []))[1].append(process)
         return found
 
@@ -282,13 +281,10 @@ def watch(detect: Detect, guards: Callable[[Process], bool]) -> None:
     """Has this process watch over the ranks beside it from now on, if the system shows who started them.
 
     Args:
-        detect: reads from a process's environment how it was started.
+        detect: finds out how a process was started; this one, if it is None.
         guards: says whether the process that started this one looks after it, so that it ends when that is gone.
     """
-    try:
-        launch = detect(os.environ)
-    except LaunchError:  # only by looking at other processes, too, can it be said who started this one
-        return
+    launch = detect(None)
     launcher = _launcher_of(launch, detect)
     if _here or launcher is None:
         return
@@ -306,9 +302,8 @@ def _launcher_of(launch: "Launch", detect: Detect) -> Process | None:
     """The nearest process above this one that is not the same rank; a rank may be started through a shell or so."""
 
     def same(process: Process) -> bool:
-        environment = process.environment()
         with suppress(LaunchError):
-            return environment is not None and detect(environment) == launch
+            return detect(process) == launch
         return False
 
     own = Process.numbered(os.getpid())

@@ -12,8 +12,13 @@ from typing import Self
 
 PROC = Path("/proc")
 
-LAUNCHERS = ("mpirun", "mpiexec", "hydra", "prterun", "prte", "orted", "srun", "torchrun")
-"""Parts of the names of programs that start the processes of a job."""
+LAUNCHERS = frozenset(
+    {
+        *("mpirun", "mpiexec", "mpiexec.hydra", "hydra_pmi_proxy", "hydra_bstrap_pr"),
+        *("orterun", "orted", "prterun", "prte", "prted", "srun", "slurmstepd", "torchrun"),
+    }
+)
+"""Names of programs that start the processes of a job, as Linux has them: cut off after 15 bytes."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +71,12 @@ class Process:
         return dict(entry.split("=", 1) for entry in content.split("\0") if "=" in entry)
 
     def launches(self) -> bool:
-        """Whether its name is a launcher's, such as mpirun."""
+        """Whether its name is a launcher's, such as mpirun; a script called run_mpirun.sh is none."""
         try:
             name = (PROC / str(self.number) / "comm").read_text()
         except OSError:
             return False
-        return any(launcher in name for launcher in LAUNCHERS)
+        return name.rstrip("\n") in LAUNCHERS
 
     def end(self, how: signal.Signals = signal.SIGKILL) -> None:
         """Sends it a signal; SIGKILL ends a stopped process, too. A later process of the same number is spared."""

@@ -39,7 +39,7 @@ class CheckSettings(Options):
 @takes(CheckSettings, RankSettings, DataSettings, ModelSettings)
 def check(settings: CheckSettings, ranks: RankSettings, data: DataSettings, model: ModelSettings, name: str) -> None:
     """Examine an algorithm, strategy, task, model, optimiser or schedule: a registered one, or FILE.py:Name."""
-    from bigbatch.comm.transports.launch import Launcher, detect
+    from bigbatch.comm.transports.launch import detect
     from bigbatch.experiments.commands.output import report
     from bigbatch.experiments.measuring.examine import subject_named
     from bigbatch.experiments.training.conduct import connected
@@ -47,7 +47,7 @@ def check(settings: CheckSettings, ranks: RankSettings, data: DataSettings, mode
 
     subject = subject_named(name, settings.kind, data, model)
     launch = detect()
-    if launch.launcher is Launcher.NONE:
+    if launch.alone:
         print(f"{name}: {subject.kind}, in this process", flush=True)
         failed = told(subject.checks())
         for phrase in subject.left_out:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from bigbatch.comm.errors import BigBatchError, LaunchError
-from bigbatch.comm.transports.inherited import ancestors
+from bigbatch.comm.transports.inherited import environments_above
 from bigbatch.comm.transports.launch import Launch, Launcher, decide, launchers_variables
 from bigbatch.comm.transports.segments import orphans, remove
 from bigbatch.experiments.training.launcher import MPI_HINT, find_mpirun, usable_cores, version
@@ -24,7 +24,7 @@ def examine() -> Iterator[tuple[str, str, str]]:
     yield "threads", f"OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'not set')}; a run sets --threads itself", ""
     launch = None
     try:
-        decision = decide(os.environ, ancestors())
+        decision = decide(os.environ, environments_above())
         launch = decision.launch
         yield "launcher", decision.why, ""
     except LaunchError as error:
@@ -101,11 +101,11 @@ def _mpi(launch: Launch | None) -> Iterator[tuple[str, str, str]]:
     mpirun = find_mpirun()
     launcher = version(mpirun) if mpirun else ""
     yield "MPI launcher", f"{mpirun}: {launcher}" if mpirun else "no mpirun", "" if mpirun else MPI_HINT
-    from bigbatch.comm.transports.mpi import load_mpi
+    from bigbatch.comm.transports.mpi import library_version, load_mpi
 
     try:
         mpi = load_mpi()
-        library = " ".join(mpi.Get_library_version().split("\n")[0].strip(" \0").split())
+        library = library_version()
     except LaunchError:
         yield "MPI library", "none that mpi4py can load", MPI_HINT
         return

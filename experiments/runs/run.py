@@ -215,6 +215,22 @@ def folder_name(strategy: str) -> str:
     return strategy.replace("/", "-").replace(":", "-")
 
 
+def check_folders(strategies: Sequence[str]) -> None:
+    """Refuses strategies of one comparison of which one would write into the folder of another.
+
+    Raises:
+        ConfigurationError: two names of strategies make the same folder; some systems do not tell a from A.
+    """
+    taken: dict[str, str] = {}
+    for strategy in strategies:
+        other = taken.setdefault(folder_name(strategy).casefold(), strategy)
+        if other != strategy:
+            raise ConfigurationError(
+                f"The strategies {other} and {strategy} would have the same folder, {folder_name(strategy)}. Compare "
+                "them from another folder, or rename a file, so that their names differ in more."
+            )
+
+
 def read_summary(folder: Path, schema: type | None = None) -> dict[str, Any]:
     """Reads the summary.json in the folder of a run, a comparison or a measurement.
 

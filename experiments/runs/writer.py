@@ -4,12 +4,12 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from bigbatch.comm.files import unwritable
+from bigbatch.comm.files import claimed, unwritable
 from bigbatch.comm.tracing.perfetto import write_trace
 from bigbatch.comm.wires.recording import Span
 from bigbatch.experiments.runs.run import (
@@ -44,7 +44,7 @@ class RunWriter:
         failures: sentences, without their full stops, about files that could not be written.
 
     Raises:
-        ConfigurationError: the folder cannot be written.
+        ConfigurationError: the folder cannot be written, or another run writes there now.
     """
 
     def __init__(self, folder: Path, tell: Callable[[str], None] = lambda _: None) -> None:
@@ -56,11 +56,14 @@ class RunWriter:
         self._whole = 0
         self._tried = 0.0
         make_folder(folder)
+        self._open = ExitStack()
+        self._open.enter_context(claimed(folder))
         try:
             for stale in (SUMMARY, TRACE, METRICS):
                 (folder / stale).unlink(missing_ok=True)
-            self._metrics = (folder / METRICS).open("ab", buffering=0)
+            self._metrics = self._open.enter_context((folder / METRICS).open("ab", buffering=0))
         except OSError as error:
+            self._open.close()
             raise unwritable(folder, error, what="folder") from error
 
     def config(self, config: dict[str, Any]) -> None:
@@ -134,7 +137,7 @@ class RunWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._flush()
-        self._metrics.close()
+        self._open.close()
 
 
 def _sentence(path: Path, error: OSError) -> str:

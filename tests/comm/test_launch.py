@@ -6,8 +6,9 @@ Values are those that the launchers were seen to set (MPICH 5.0.2, Open MPI 5.0.
 import pytest
 
 from bigbatch.comm.errors import LaunchError
-from bigbatch.comm.transports.inherited import program, without_launchers
-from bigbatch.comm.transports.launch import Launch, Launcher, decide, detect, first_host
+from bigbatch.comm.transports.inherited import without_launchers
+from bigbatch.comm.transports.launch import Launch, Launcher, decide
+from bigbatch.comm.transports.nodelists import first_host, tasks_here
 
 HYDRA = {"PMI_RANK": "1", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2", "PMI_FD": "9"}
 OPEN_MPI = {
@@ -59,7 +60,7 @@ SALLOC_STEP = {**SALLOC, **ONE_TASK, "SLURM_STEP_ID": "4294967290", "SLURM_TASKS
 SBATCH = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "4", "SLURM_JOB_ID": "7"}
 LEFT_OVER = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}  # a container's
 
-IN_HYDRA, IN_TORCHRUN, IN_SLURM = ("hydra_pmi_proxy", "mpirun"), ("torchrun",), ("slurmstepd",)
+HIDDEN = ({},)  # slurmstepd, another user's; or nothing further up is a launcher's
 
 AS_HYDRA = Launch(Launcher.MPI, 1, 4, 1, 2)
 AS_OPEN_MPI = Launch(Launcher.MPI, 3, 6, 0, 3)
@@ -68,14 +69,14 @@ AS_SRUN = Launch(Launcher.SLURM, 2, 6, 0, 2, "n07", job="40001.0.0")
 BY_ITSELF = Launch(Launcher.NONE)
 
 DECIDED = {
-    "a plain shell": ({}, ("bash", "sshd"), BY_ITSELF),
-    "mpirun of MPICH": (HYDRA, (*IN_HYDRA, "bash"), AS_HYDRA),
-    "mpirun of Open MPI": (OPEN_MPI, ("prterun", "bash"), AS_OPEN_MPI),
-    "torchrun": (TORCHRUN, (*IN_TORCHRUN, "bash"), AS_TORCHRUN),
-    "torchrun, after two restarts": (AGAIN, IN_TORCHRUN, AS_TORCHRUN),
+    "a plain shell": ({}, (), BY_ITSELF),
+    "mpirun of MPICH": (HYDRA, HIDDEN, AS_HYDRA),
+    "mpirun of Open MPI": (OPEN_MPI, HIDDEN, AS_OPEN_MPI),
+    "torchrun": (TORCHRUN, HIDDEN, AS_TORCHRUN),
+    "torchrun, after two restarts": (AGAIN, HIDDEN, AS_TORCHRUN),
     "torchrun on several machines": (
         {**TORCHRUN, "WORLD_SIZE": "4", "MASTER_ADDR": "gpu1", "GROUP_WORLD_SIZE": "2"},
-        IN_TORCHRUN,
+        HIDDEN,
         Launch(Launcher.TORCHRUN, 1, 4, 1, 2, "gpu1:44957", job="0f21"),
     ),
     "torch's variables by hand": (BY_HAND, (), Launch(Launcher.TORCHRUN, 2, 3, 2, 3, "10.0.0.1:29500")),
@@ -84,67 +85,81 @@ DECIDED = {
         (),
         Launch(Launcher.TORCHRUN, 2, 3, 2, 3, "127.0.0.1:29500", one_machine=True),
     ),
-    "srun of one task": (ONE_TASK, IN_SLURM, Launch(Launcher.SLURM)),
-    "srun of many tasks": (SRUN, IN_SLURM, AS_SRUN),
-    "srun that serves PMI": (SRUN_PMI2, IN_SLURM, AS_SRUN),
+    "srun of one task": (ONE_TASK, HIDDEN, Launch(Launcher.SLURM)),
+    "srun of many tasks": (SRUN, HIDDEN, AS_SRUN),
+    "srun with fewer tasks on the first node": (
+        {**SRUN, "SLURM_STEP_TASKS_PER_NODE": "1,2(x2),1", "SLURM_NODEID": "2", "SLURM_LOCALID": "1"},
+        HIDDEN,
+        Launch(Launcher.SLURM, 2, 6, 1, 2, "n07", job="40001.0.0"),
+    ),
+    "srun that serves PMI": (SRUN_PMI2, HIDDEN, AS_SRUN),
     "srun beside another, on one machine": (
         BESIDE,
-        IN_SLURM,
+        HIDDEN,
         Launch(Launcher.SLURM, 2, 6, 0, 6, "n07", one_machine=True, job="40001.1.0"),
     ),
     "srun in a job that was put back": (
         {**SRUN, "SLURM_RESTART_COUNT": "3"},
-        IN_SLURM,
+        HIDDEN,
         Launch(Launcher.SLURM, 2, 6, 0, 2, "n07", job="40001.0.3"),
     ),
-    "srun --pty bash": (PTY, ("bash", "slurmstepd"), Launch(Launcher.SLURM)),
-    "salloc": (SALLOC, ("bash", "salloc"), BY_ITSELF),
-    "salloc with its own step": (SALLOC_STEP, ("bash", "slurmstepd"), Launch(Launcher.SLURM)),
-    "a batch script": (SBATCH, ("slurm_script", "slurmstepd"), BY_ITSELF),
-    "a container's variables": (LEFT_OVER, ("bash",), BY_ITSELF),
-    "WORLD_SIZE alone": ({"WORLD_SIZE": "8", "MASTER_PORT": "abc"}, ("bash",), BY_ITSELF),
-    "PMI left over": ({"PMI_RANK": "0", "PMI_SIZE": "1"}, ("bash",), Launch(Launcher.MPI)),
+    "srun --pty bash": (PTY, (PTY, {}), Launch(Launcher.SLURM)),
+    "salloc": (SALLOC, (SALLOC, {}), BY_ITSELF),
+    "salloc with its own step": (SALLOC_STEP, (SALLOC_STEP, {}), Launch(Launcher.SLURM)),
+    "a batch script": (SBATCH, (SBATCH, {}), BY_ITSELF),
+    "a container's variables": (LEFT_OVER, HIDDEN, BY_ITSELF),
+    "WORLD_SIZE alone": ({"WORLD_SIZE": "8", "MASTER_PORT": "abc"}, HIDDEN, BY_ITSELF),
+    "PMI left over": ({"PMI_RANK": "0", "PMI_SIZE": "1"}, HIDDEN, Launch(Launcher.MPI)),
     # One inside another.
-    "torchrun in srun": ({**SRUN, **TORCHRUN}, (*IN_TORCHRUN, "bash", *IN_SLURM), AS_TORCHRUN),
+    "torchrun in srun": ({**SRUN, **TORCHRUN}, (SRUN, SRUN, {}), AS_TORCHRUN),
     "torchrun in srun, unseen": ({**SRUN, **TORCHRUN}, (), AS_TORCHRUN),
-    "torchrun in mpirun": ({**HYDRA, **TORCHRUN}, (*IN_TORCHRUN, *IN_HYDRA), AS_TORCHRUN),
+    "torchrun in mpirun": ({**HYDRA, **TORCHRUN}, (HYDRA, {}), AS_TORCHRUN),
     "torchrun in mpirun, unseen": (
         {**HYDRA, **TORCHRUN, "GROUP_RANK": "1", "GROUP_WORLD_SIZE": "4"},
         (),
         AS_TORCHRUN,
     ),
-    "torchrun in an interactive shell": ({**PTY, **TORCHRUN}, (*IN_TORCHRUN, "bash", *IN_SLURM), AS_TORCHRUN),
-    "mpirun in torchrun": ({**TORCHRUN, **HYDRA}, (*IN_HYDRA, *IN_TORCHRUN), AS_HYDRA),
-    "mpirun in salloc": ({**SALLOC, **HYDRA}, IN_HYDRA, AS_HYDRA),
-    "mpirun in salloc's own step": ({**SALLOC_STEP, **HYDRA}, (*IN_HYDRA, "bash", *IN_SLURM), AS_HYDRA),
-    "mpirun in a step of srun": ({**SRUN, **HYDRA}, (*IN_HYDRA, *IN_SLURM), AS_HYDRA),
+    "torchrun in an interactive shell": ({**PTY, **TORCHRUN}, (PTY, PTY, {}), AS_TORCHRUN),
+    "accelerate launch in a step of one task, through a shell": (
+        {**ONE_TASK, **TORCHRUN},
+        ({**ONE_TASK, **TORCHRUN}, ONE_TASK, {}),
+        AS_TORCHRUN,
+    ),
+    "mpirun in torchrun": ({**TORCHRUN, **HYDRA}, (TORCHRUN, TORCHRUN, {}), AS_HYDRA),
+    "mpirun in salloc": ({**SALLOC, **HYDRA}, (SALLOC, {}), AS_HYDRA),
+    "mpirun in salloc's own step": ({**SALLOC_STEP, **HYDRA}, (SALLOC_STEP, {}), AS_HYDRA),
+    "mpirun in a step of srun": ({**SRUN, **HYDRA}, (SRUN, {}), AS_HYDRA),
     "mpirun in a step of srun, unseen": ({**SRUN, **HYDRA}, (), AS_HYDRA),
     "mpirun with the step's own numbers": (
         {**SRUN_PMI2, "MPI_LOCALRANKID": "0", "MPI_LOCALNRANKS": "1"},
-        ("hydra_pmi_proxy", "slurmstepd"),
+        (SRUN_PMI2, {}),
         Launch(Launcher.MPI, 2, 6, 0, 1),
     ),
-    "mpirun -n 1 in each task of srun": ({**SRUN, "PMI_RANK": "0", "PMI_SIZE": "1"}, IN_HYDRA, Launch(Launcher.MPI)),
-    "srun in mpirun -n 1": ({**SRUN, "PMI_RANK": "0", "PMI_SIZE": "1"}, (*IN_SLURM, "srun", *IN_HYDRA), AS_SRUN),
-    "Open MPI in MPICH": ({**HYDRA, **OPEN_MPI}, ("prterun", "bash", *IN_HYDRA), AS_OPEN_MPI),
+    "mpirun -n 1 in each task of srun": (
+        {**SRUN, "PMI_RANK": "0", "PMI_SIZE": "1"},
+        (SRUN, {}),
+        Launch(Launcher.MPI),
+    ),
+    "srun in mpirun -n 1": ({**SRUN, "PMI_RANK": "0", "PMI_SIZE": "1"}, HIDDEN, AS_SRUN),
+    "Open MPI in MPICH": ({**HYDRA, **OPEN_MPI}, (HYDRA, HYDRA, {}), AS_OPEN_MPI),
     "mpirun in a container": ({**LEFT_OVER, **HYDRA}, (), AS_HYDRA),
     "srun in a container": ({**LEFT_OVER, **SRUN}, (), AS_SRUN),
     "by hand from srun's variables": (
         {**SRUN, **BY_HAND, "RANK": "2", "WORLD_SIZE": "6"},
-        IN_SLURM,
+        HIDDEN,
         Launch(Launcher.TORCHRUN, 2, 6, 2, 6, "10.0.0.1:29500"),
     ),
     "by hand in an interactive shell": (
         {**PTY, **BY_HAND},
-        ("bash", "slurmstepd"),
+        (PTY, {}),
         Launch(Launcher.TORCHRUN, 2, 3, 2, 3, "10.0.0.1:29500"),
     ),
     "an exported address and size in srun": (
         {**SRUN, "WORLD_SIZE": "6", "MASTER_ADDR": "n07", "MASTER_PORT": "29500"},
-        IN_SLURM,
+        HIDDEN,
         AS_SRUN,
     ),
-    "rank and size by hand in srun, no address": ({**SRUN, "RANK": "2", "WORLD_SIZE": "6"}, IN_SLURM, AS_SRUN),
+    "rank and size by hand in srun, no address": ({**SRUN, "RANK": "2", "WORLD_SIZE": "6"}, HIDDEN, AS_SRUN),
 }
 
 
@@ -175,6 +190,12 @@ REFUSED = {
     "no number of tasks": ({k: v for k, v in SRUN.items() if k != "SLURM_STEP_NUM_TASKS"}, ("SLURM_STEP_NUM_TASKS",)),
     "no node": ({**SRUN, "SLURM_STEP_NODELIST": ""}, ("SLURM_STEP_NODELIST=''",)),
     "a word for a port": ({**BY_HAND, "MASTER_PORT": "abc"}, ("MASTER_PORT='abc'", "65535")),
+    "a URL for a host": ({**BY_HAND, "MASTER_ADDR": "tcp://n1"}, ("MASTER_ADDR='tcp://n1'",)),
+    "brackets": ({**BY_HAND, "MASTER_ADDR": "[::1]"}, ("MASTER_ADDR='[::1]'",)),
+    "several hosts": ({**BY_HAND, "MASTER_ADDR": "n[01-02]"}, ("MASTER_ADDR='n[01-02]'",)),
+    "a host and a line's end": ({**BY_HAND, "MASTER_ADDR": "n1\n"}, ("MASTER_ADDR='n1\\n'",)),
+    "an empty label, which Python cannot encode": ({**BY_HAND, "MASTER_ADDR": "a..b"}, ("MASTER_ADDR='a..b'",)),
+    "a label that is too long": ({**BY_HAND, "MASTER_ADDR": "x" * 70}, ("MASTER_ADDR='xxx",)),
     "port 0": ({**BY_HAND, "MASTER_PORT": "0"}, ("MASTER_PORT='0'",)),
     "port 70000": ({**BY_HAND, "MASTER_PORT": "70000"}, ("MASTER_PORT='70000'",)),
     "an empty port": ({**BY_HAND, "MASTER_PORT": ""}, ("MASTER_PORT",)),
@@ -187,6 +208,8 @@ REFUSED = {
     "a space": ({**BY_HAND, "RANK": " 2"}, ("RANK=' 2'",)),
     "a plus": ({**BY_HAND, "WORLD_SIZE": "+3"}, ("WORLD_SIZE='+3'",)),
     "many digits": ({**BY_HAND, "WORLD_SIZE": "9" * 5000}, ("WORLD_SIZE=",)),
+    "a local rank that is too large": ({**TORCHRUN, "LOCAL_RANK": "2"}, ("LOCAL_RANK='2'", "LOCAL_WORLD_SIZE=2")),
+    "more here than in all": ({**TORCHRUN, "LOCAL_WORLD_SIZE": "8"}, ("LOCAL_WORLD_SIZE='8'",)),
     "a local rank": ({**TORCHRUN, "LOCAL_RANK": "one"}, ("LOCAL_RANK='one'",)),
     "tasks of a node": ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "(x3)"}, ("SLURM_STEP_TASKS_PER_NODE",)),
 }
@@ -196,22 +219,12 @@ REFUSED = {
 def test_contradictions_and_bad_values_are_refused_in_a_sentence_with_the_variables(name):
     environment, parts = REFUSED[name]
     with pytest.raises(LaunchError) as refused:
-        detect(environment)
+        decide(environment)
     sentence = str(refused.value)
     assert sentence.endswith(".")
     assert "\n" not in sentence
     for part in parts:
         assert part in sentence, sentence
-
-
-def test_programs_are_known_by_what_they_run():
-    assert program("pt_elastic", ["/usr/bin/python3", "-m", "torch.distributed.run", "--standalone"]) == "torchrun"
-    assert program("python", ["python3.11", "/opt/bin/torchrun", "--nproc-per-node", "2", "x.py"]) == "torchrun"
-    assert program("torchrun", ["/usr/bin/python", "/usr/bin/torchrun"]) == "torchrun"
-    assert program("slurmstepd", ["slurmstepd: [123.0]", ""]) == "slurmstepd"
-    assert program("hydra_pmi_proxy", ["/opt/bin/hydra_pmi_proxy", "--control-port"]) == "hydra_pmi_proxy"
-    assert program("bash", ["bash", "-c", "mpirun -n 4 x"]) == "bash"
-    assert program("kworker", [""]) == "kworker"
 
 
 def test_processes_that_are_started_inherit_no_launchers_variables():
@@ -244,3 +257,11 @@ def test_processes_that_are_started_inherit_no_launchers_variables():
 )
 def test_the_first_host_of_a_list_is_found(nodes, first):
     assert first_host(nodes) == first
+
+
+@pytest.mark.parametrize(
+    ("tasks", "machine", "here"),
+    [("4(x2),3", "2", "3"), ("4(x2),3", "1", "4"), ("1,2(x3),1", "3", "2"), ("6", "", "6"), ("2", "9", "2")],
+)
+def test_the_tasks_of_one_machine_are_found(tasks, machine, here):
+    assert tasks_here(tasks, machine) == here

@@ -365,6 +365,18 @@ def test_what_others_do_is_said_and_may_take_its_time(boards, sleeper):
     assert (elsewhere(), somebody_takes_time()) == (" Rank 0 was starting.", False)
 
 
+@pytest.mark.parametrize(("name", "launches"), [("mpirun", True), ("mpirun_all.sh", False), ("torchrun-jobs", False)])
+def test_a_users_script_is_no_launcher(tmp_path, name, launches):
+    """When a proxy is gone, what started it is ended; a script that runs one job after the other must not be."""
+    shutil.copy("/bin/sleep", tmp_path / name)
+    with subprocess.Popen([tmp_path / name, "60"]) as program:
+        process = Process.numbered(program.pid)
+        assert process is not None
+        until(lambda: (PROC / str(program.pid) / "comm").read_text().strip() == name)
+        assert process.launches() == launches
+        program.kill()
+
+
 def test_who_was_started_by_nobody_is_not_watched():
     """setsid nohup bigbatch-exp ps serve &, whose shell may end."""
     Launch(Launcher.NONE).watch(1)

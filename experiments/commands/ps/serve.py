@@ -1,6 +1,7 @@
 """`bigbatch-exp ps serve`: runs a parameter server on a network."""
 
 import signal
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -78,6 +79,7 @@ UNUSED = {
 
 def _serve(**parameters: Any) -> None:
     """Serve parameters to workers that come and go."""
+    from bigbatch.comm.files import claimed
     from bigbatch.comm.server.network.keys import Keys
     from bigbatch.comm.server.network.snapshots import Snapshots
     from bigbatch.comm.server.network.sockets import Listener
@@ -106,12 +108,15 @@ def _serve(**parameters: Any) -> None:
     keys = Keys.read(serving.keys) if serving.keys is not None else None
     reporter = Reporter(quiet=output.quiet)
     listener = Listener(serving.bind, keys)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # the latter when the terminal is closed
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, signal.default_int_handler)
     try:
         folder = chosen_folder(output.out, f"ps-serve-{plan.workers}")
         offer = Offer(request, server, plan, part, serving.patience)
         served = ServedExperiment(offer, listener, folder, snapshots, serving.snapshot_seconds, reporter.tell)
-        finished = served.run()
+        with nullcontext() if serving.snapshot is None else claimed(serving.snapshot, "--snapshot"):
+            finished = served.run()
     except KeyboardInterrupt:
         if snapshots is not None:
             reporter.tell(f"Interrupted; the same command goes on from {serving.snapshot}")

@@ -1,6 +1,7 @@
 """What a process does with what it knows about who started it: start others, refuse, speak up, explain."""
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import NoReturn
 
 import pytest
 from click.testing import CliRunner
-from jobs import TINY
+from jobs import TINY, Run
 
 import bigbatch
 from bigbatch.comm.errors import (
@@ -174,6 +175,16 @@ def test_another_rank_whose_rank_0_is_out_of_reach_says_so(monkeypatch, capfd, r
     assert sentence.startswith(
         f"bigbatch-exp: Rank {rank} could not meet the other 2 ranks at 127.0.0.1:1 within 0.5 s"
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("environment", [{"PMI_RANK": "0", "PMI_SIZE": "2"}, {**PTY, "SLURM_STEP_NUM_TASKS": "4"}])
+def test_a_launcher_that_is_not_there_is_told_from_a_wrong_library(run: Run, environment):
+    """Variables of a job that has ended; `srun -n 4 --pty bash`, whose shell is not four processes."""
+    outcome = run(sys.executable, "-m", "bigbatch.experiments", "bench", **environment)
+    assert outcome.status == 2
+    assert re.search(r"variables of a launcher tell of [24] processes, but .* sees 1\. .* unset them", outcome.err)
+    assert len(outcome.err.splitlines()) == 1
 
 
 def examined(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], *options: str) -> str:

@@ -25,7 +25,7 @@ DOES = {
     "training": "training the arm small",
     "validation": "validating the arm small",
     "writing": "writing the run's folder",
-    "drawing": "drawing the figures",
+    "drawing": "drawing comparison.png",
     "closing": "closing the wires",
 }
 """What is said that a rank did which was stopped in a phase."""

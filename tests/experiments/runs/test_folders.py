@@ -13,7 +13,8 @@ from bigbatch.comm.cache import write_whole
 from bigbatch.comm.errors import BigBatchError, ConfigurationError
 from bigbatch.experiments.commands.main import cli
 from bigbatch.experiments.runs import run as runs
-from bigbatch.experiments.runs.run import chosen_folder
+from bigbatch.experiments.runs.run import check_folders, chosen_folder
+from bigbatch.experiments.runs.writer import RunWriter
 
 SECOND = "20261127-190000"
 
@@ -101,3 +102,23 @@ def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path):
     with pytest.raises(OSError, match="directory"):
         write_whole(tmp_path / "network.toml", "x")
     assert [path.name for path in tmp_path.iterdir()] == ["network.toml"]
+
+
+def test_a_folder_has_one_writer_at_a_time(tmp_path):
+    """The user starts the same command with the same --out twice, or two servers with the same --snapshot."""
+    with RunWriter(tmp_path) as first:
+        first.metric({"kind": "update"})
+        with pytest.raises(ConfigurationError, match=f"folder {tmp_path} is being written to by another .* --out"):
+            RunWriter(tmp_path)
+        first.metric({"kind": "update"})
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"kind": "update"}\n' * 2
+    with RunWriter(tmp_path):
+        assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize("names", [("a/b.py:X", "a-b.py:X"), ("Ring.py:X", "ring.py:X"), ("ps", "ring", "a:b", "a-b")])
+def test_strategies_of_one_comparison_have_a_folder_each(names):
+    """The second run would silently replace the first one's files."""
+    with pytest.raises(ConfigurationError, match=f"The strategies .* and {names[-1]} would have the same folder"):
+        check_folders(names)
+    check_folders(("ps", "ps:bounded", "ring", "a/b.py:X"))
