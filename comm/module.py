@@ -2,6 +2,7 @@
 
 from operator import is_
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
@@ -30,6 +31,12 @@ class WholeModule:
             if isinstance(parameter, UninitializedParameter):
                 raise ConfigurationError(
                     f"Parameter {name} of the model {self.name} has no shape yet: let the model compute a batch first."
+                )
+        for name, tensor in [*named, *module.named_buffers()]:
+            if kind := _unlike_others(tensor):
+                raise ConfigurationError(
+                    f"The tensor {name} of the model {self.name} is {kind}, but only dense tensors with "
+                    "memory for each element can be given to all ranks: keep it outside the model's buffers."
                 )
         self.trained = [(name, parameter) for name, parameter in named if parameter.requires_grad]
         if not any(parameter.numel() for _, parameter in self.trained):
@@ -81,3 +88,14 @@ class WholeModule:
                     "it require a gradient then, and freeze it afterwards."
                 )
         return ""
+
+
+def _unlike_others(tensor: Tensor) -> str:
+    """Says what keeps a tensor from being sent and written as a block of memory; mostly nothing."""
+    if tensor.is_quantized:
+        return "quantised"
+    if tensor.is_nested or tensor.layout is not torch.strided:
+        return "sparse or nested"
+    if any(stride == 0 and length > 1 for stride, length in zip(tensor.stride(), tensor.shape, strict=True)):
+        return "expanded"
+    return ""

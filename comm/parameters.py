@@ -41,6 +41,25 @@ class WholeFactory:
         return self.make(named)
 
 
+def optimizer_for(make: OptimizerFactory, named: list[tuple[str, nn.Parameter]]) -> Optimizer:
+    """Makes the optimiser of named parameters, and sees to it that it holds no others.
+
+    Raises:
+        ConfigurationError: it holds others: whatever they are, they get no gradients from here.
+    """
+    made = make(named)
+    own = {parameter for _, parameter in named}
+    others = [p for group in made.param_groups for p in group["params"] if p not in own]
+    if others:
+        raise ConfigurationError(
+            f"The optimiser {type(made).__name__} holds {len(others)} parameters that it was not given, the first of "
+            f"shape {list(others[0].shape)}; they would not be trained. Make it of the parameters that it is called "
+            "with, and put all parameters into the model.",
+            everywhere=True,
+        )
+    return made
+
+
 def refuse_parts(optimizer: OptimizerFactory, parts: int) -> None:
     """Refuse to give parts of the parameters to an optimiser that must see the whole.
 

@@ -189,6 +189,7 @@ class Session:
         """Push what backward has not pushed, make the update, and begin to add up anew."""
         self._pushes.finish()
         self._parameters.check()
+        self._buffers.check()
         self.report = report = self.strategy.step(self._tokens, self._loss)
         self._parameters.refuse()
         self.strategy.pull()

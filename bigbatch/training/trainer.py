@@ -200,6 +200,7 @@ class Trainer:
                 with self._random:
                     tokens, loss = self._accumulate(number)
                 self.parameters.check()
+                self._buffers.check()
                 report = strategy.step(tokens, loss)
                 self.parameters.refuse()
                 strategy.pull()

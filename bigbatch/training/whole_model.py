@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bigbatch.comm.parameters import described
 from bigbatch.comm.strategies.strategy import Strategy
 
 
@@ -110,6 +111,21 @@ class SharedBuffers:
         self._strategy = strategy
         self._several = strategy.workers > 1
         self._broadcast = broadcast and self._several and strategy.in_step()
+        self._layout = self._described()
+
+    def _described(self) -> list[tuple[str, str]]:
+        return [(name, described(buffer)) for name, buffer in self._strategy.parameters.module.buffers]
+
+    def check(self) -> None:
+        """Notes a fault if the model has other buffers than at the start; called before each update."""
+        if not self._broadcast or (now := self._described()) == self._layout:
+            return
+        changed = sorted({name for name, _ in set(now) ^ set(self._layout)}) or ["of the model"]
+        self._strategy.parameters.views.found(
+            f"The buffer {changed[0]} was added, removed or got another shape after training had begun, so that the "
+            "workers' buffers can no longer be kept alike: keep its shape, or let each worker have its own "
+            "(--no-broadcast-buffers, broadcast_buffers=False)."
+        )
 
     def _tensors(self) -> list[Tensor]:
         return [buffer for _, buffer in self._strategy.parameters.module.buffers]

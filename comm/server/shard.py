@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from bigbatch.comm.errors import MalformedError
 from bigbatch.comm.gradients import GradientViews
-from bigbatch.comm.parameters import OptimizerFactory, Piece
+from bigbatch.comm.parameters import OptimizerFactory, Piece, optimizer_for
 from bigbatch.comm.server.consistency import Clocks, Consistency
 from bigbatch.comm.server.kept import check_optimizer, check_settled
 from bigbatch.comm.server.staleness import StaleGradients
@@ -159,7 +159,7 @@ class Shard:
         """Make an optimiser that changes `values` by the gradients in `mean`; None if there are no parameters."""
         named = [(p.name, nn.Parameter(values[p.first : p.stop].view(p.shape))) for p in self._pieces]
         views = GradientViews(named, mean, [piece.first for piece in self._pieces])
-        return self._make_optimizer(named) if named else None, views
+        return optimizer_for(self._make_optimizer, named) if named else None, views
 
     def join(self, worker: int) -> None:
         """Lets a worker take part from the next update on; it must read first."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bigbatch.comm.parameters import Bucket, OptimizerFactory
+from bigbatch.comm.parameters import Bucket, OptimizerFactory, optimizer_for
 from bigbatch.comm.strategies.strategy import Squares, StepReport, Strategy
 from bigbatch.comm.update import Outcome, make_update
 
@@ -28,7 +28,7 @@ class Replicated(Strategy):
 
     def prepare(self, optimizer: OptimizerFactory) -> None:
         """Makes this worker's optimiser, and sets its counts of steps and tokens to 0."""
-        self.optimizer = optimizer(self.parameters.named_parameters())
+        self.optimizer = optimizer_for(optimizer, self.parameters.named_parameters())
         self.steps, self.tokens = 0, 0.0
         self._kept: dict[str, dict[int, Tensor]] = {}
 

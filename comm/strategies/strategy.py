@@ -91,16 +91,14 @@ def share(transport: Transport, tensors: Sequence[Tensor]) -> None:
     filled = [tensor for tensor in tensors if tensor.numel()]
     if not filled or transport.size == 1:
         return
-    flats = [tensor.detach().reshape(-1) for tensor in filled]
-    together = flats[0] if len(flats) == 1 else torch.cat([flat.view(torch.uint8) for flat in flats])
+    flats = [tensor.detach().resolve_conj().resolve_neg().reshape(-1).view(torch.uint8) for tensor in filled]
+    together = flats[0] if len(flats) == 1 else torch.cat(flats)
     values = OnHost(together)
     execute(broadcast, transport, values.fetch(), START_TAG)
     values.deliver()
-    if len(flats) > 1:
-        parts = torch.split(together, [flat.nbytes for flat in flats])
-        flats = [part.clone().view(flat.dtype) for part, flat in zip(parts, flats, strict=True)]
-    for tensor, flat in zip(filled, flats, strict=True):
-        tensor.detach().copy_(flat.view(tensor.shape))
+    parts = [together] if len(flats) == 1 else [part.clone() for part in torch.split(together, list(map(len, flats)))]
+    for tensor, part in zip(filled, parts, strict=True):
+        tensor.detach().copy_(part.view(tensor.dtype).view(tensor.shape))
 
 
 BUCKET_BYTES = 25 * 2**20

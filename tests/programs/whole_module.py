@@ -265,12 +265,15 @@ def frozen_parameters_and_buffers_are_rank_0s(job: Job) -> None:
         made.register_buffer("count", torch.tensor(5 * rank))
         made.register_buffer("mask", torch.tensor([rank > 0, True]))
         made.register_buffer("none", torch.empty(0))
+        made.register_buffer("eighth", torch.full((3,), 1.0 + rank).to(torch.float8_e5m2))
+        made.register_buffer("turned", torch.full((2, 3), 1j * rank).t().conj())
         return made
 
     trained = job.train(module(job.transport.rank))
     job.same(trained, job.plain(module(0)))
     assert torch.equal(trained.shift, torch.zeros(2, 2))
     assert (int(trained.count), trained.mask.tolist()) == (0, [False, True])
+    assert (trained.eighth.float().tolist(), trained.turned.abs().sum()) == ([1.0] * 3, 0)
 
 
 def norms_have_worker_0s_means(job: Job) -> None:
@@ -447,6 +450,20 @@ def frozen_first() -> nn.Module:
     return module
 
 
+def with_buffer(tensor: Tensor) -> nn.Module:
+    module = Plain()
+    module.register_buffer("odd", tensor)
+    return module
+
+
+def with_more(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD([*[p for _, p in parameters], nn.Parameter(torch.ones(2, 7))], lr=0.1)
+
+
+def growing(module: nn.Module, updates: int) -> None:
+    module.odd = torch.zeros(2 + updates)
+
+
 REFUSED: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
     "erased gradients": ("was set to zero after backward", lambda: {"module": Plain(), "loss": erased}),
     "a parameter that was replaced": ("second.weight was replaced", lambda: {"module": Plain(), "between": replaced}),
@@ -459,6 +476,19 @@ REFUSED: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
     "a late conversion": ("became float32 on cpu after training", lambda: {"module": Plain(), "between": converted}),
     "a late thaw": ("first.weight was frozen when training", lambda: {"module": frozen_first(), "between": thawed}),
     "more goes than before": ("after it had been sent", lambda: {"module": LateLayers()}),
+    "an optimiser of other parameters": (
+        "holds 1 parameters that it was not given, the first of shape [2, 7]",
+        lambda: {"module": Plain(), "make": with_more},
+    ),
+    "a buffer that grows": (
+        "The buffer odd was added, removed or got another shape",
+        lambda: {"module": with_buffer(torch.zeros(2)), "between": growing},
+    ),
+    "an expanded buffer": (
+        "odd of the model Plain is expanded",
+        lambda: {"module": with_buffer(torch.ones(1).expand(3))},
+    ),
+    "a sparse buffer": ("is sparse or nested", lambda: {"module": with_buffer(torch.eye(2).to_sparse())}),
     "complex numbers": ("complex64, but only", lambda: {"module": nn.Linear(2, 2, dtype=torch.complex64)}),
     "mixed dtypes": (
         "one flat buffer holds one dtype",
