@@ -119,9 +119,9 @@ def test_a_worker_says_what_is_wrong_with_its_server(frames, message):
 @pytest.mark.parametrize(
     ("frames", "message"),
     [
-        (state([]), "does not understand"),
-        (state({"versions": 3}), "does not understand"),
-        (state({"shares": 3, "counts": []}), "does not understand"),
+        (state([]), "is damaged: "),
+        (state({"versions": 3}), "is damaged: "),
+        (state({"shares": 3, "counts": []}), "is damaged: "),
         ([MAGIC + bytes([PROTOCOL + 1])], "use the same version of bigbatch on both sides"),
     ],
 )
