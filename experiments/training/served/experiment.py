@@ -279,7 +279,7 @@ class ServedArm:
             self._shard(parameters, offer.optimizer(assembly, arm)),
             announcement.plan.updates(assembly.examples),
             json.dumps(asdict(announcement)),
-            [*facts_of(assembly.task), *facts_about(parameters)],
+            [*facts_of(assembly.task, announcement.settings), *facts_about(parameters)],
             offer.patience,
             offer.plan.workers,
             self._record,

@@ -1,5 +1,7 @@
 """The offer of a server on a network: what it trains, and what it announces to its workers."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -72,9 +74,18 @@ class Announcement:
         return BatchPlan(self.micro_batch, self.accumulation, workers=1)
 
 
-def facts_of(task: Task) -> Facts:
-    """Lists the facts about a task that must be the same on servers and workers."""
-    return [("corpus", name, str(value)) for name, value in facts_about_task(task).items()]
+def facts_of(task: Task, settings: Mapping[str, Any]) -> Facts:
+    """Lists the facts about an experiment that must be the same on servers and workers, whenever a worker joins.
+
+    At the address of a server that has ended, one of another experiment may listen, with a model of the same shapes.
+
+    Args:
+        task: the task, as it was prepared here.
+        settings: the settings of the experiment, as they were announced.
+    """
+    corpus = [("corpus", name, str(value)) for name, value in facts_about_task(task).items()]
+    options = [("option", name, json.dumps(settings[name])) for name in sorted(settings) if name not in OF_ONE_START]
+    return [*corpus, *options]
 
 
 @dataclass(frozen=True)

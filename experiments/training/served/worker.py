@@ -133,7 +133,7 @@ class NetworkWorker:
         settings = self._settings(announcement)
         assembly = Assembly(settings, task_of(settings.data))
         reset_peak(self.device)
-        strategy = RemoteServers(Alone(), shards, facts_of(assembly.task))
+        strategy = RemoteServers(Alone(), shards, facts_of(assembly.task, announcement.settings))
 
         def note(record: dict[str, Any]) -> None:
             for shard in shards:

@@ -13,12 +13,14 @@ from jobs import SMALL
 
 import bigbatch
 from bigbatch.comm.errors import BigBatchError, CommunicationError, ConfigurationError, MismatchError
+from bigbatch.comm.server.network.facts import difference
 from bigbatch.comm.server.network.heartbeat import Heartbeat
 from bigbatch.comm.server.network.keys import Keys
 from bigbatch.comm.server.network.messages import MAGIC, PROTOCOL, Kind, Message, Stage
 from bigbatch.comm.server.network.remote_shard import RemoteShard
 from bigbatch.comm.server.network.wire import Wire
 from bigbatch.experiments.commands.main import cli
+from bigbatch.experiments.training.served import offer
 from bigbatch.experiments.training.served.offer import Announcement
 
 TINY = [word for word in SMALL if word not in ("--deadline", "60")]
@@ -200,3 +202,16 @@ def test_a_worker_of_servers_that_never_come_together_ends_by_its_deadline():
     with answering(one) as first, answering(other) as second:
         said = refused("worker", "--server", first, "--server", second, "--deadline", "2", "--quiet")
     assert f"The servers {first}, {second} have trained different arms for 2 s" in said
+
+
+def test_what_an_experiment_is_must_be_alike_whenever_a_worker_joins(monkeypatch):
+    """At the address of a server that was killed, one of another experiment was started, with the same shapes."""
+    monkeypatch.setattr(offer, "facts_about_task", lambda _: {"tokens": 5})
+
+    def facts(**settings: object) -> list[list[str]]:
+        return [list(fact) for fact in offer.facts_of(None, {"seed": 0, "width": 16, "threads": 1, **settings})]
+
+    assert facts(threads=2) == facts(), "a server may go on from its snapshot with other threads"
+    assert difference(facts(), facts(seed=7)) == (
+        "the worker has 'option seed 0' where the server has the option 'seed', 7"
+    )

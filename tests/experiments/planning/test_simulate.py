@@ -166,7 +166,7 @@ def test_a_ring_that_pushes_nothing_is_not_taken_for_a_ring():
     )
     assert counting.step_seconds == ring.step_seconds
     assert lazy.step_seconds < ring.step_seconds
-    assert lazy.busiest_port_bytes == 3 * 16  # three rounds of two numbers
+    assert lazy.busiest_port_bytes == 3 * 24  # three rounds of three numbers
 
 
 def test_what_never_repeats_itself_is_averaged_and_marked():
