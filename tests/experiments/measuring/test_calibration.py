@@ -226,7 +226,7 @@ def test_a_file_that_cannot_be_written_is_known_before_it_is_measured(tmp_path):
 
 def test_validate_starts_its_ranks_itself(monkeypatch):
     monkeypatch.setenv("PMI_RANK", "0")
-    monkeypatch.setenv("PMI_SIZE", "1")
+    monkeypatch.setenv("PMI_SIZE", "2")
     result = CliRunner().invoke(cli, ["validate"])
     assert isinstance(result.exception, LaunchError)
     assert "run it without mpirun or torchrun" in str(result.exception)
