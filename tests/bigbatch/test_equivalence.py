@@ -71,6 +71,7 @@ def test_all_under_mpirun(run: Run, oracle):
     trains_like_the_oracle(run, "mpirun", 2, [*ALL, *COLOCATED], oracle)
 
 
+@pytest.mark.slow
 def test_an_odd_number_of_ranks_under_mpirun(run: Run, oracle):
     names = [
         "ring",

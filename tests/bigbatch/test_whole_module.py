@@ -64,7 +64,7 @@ def test_a_workers_fault_ends_a_job_with_servers(case):
             ("torchrun", 2, "allreduce"),
             ("mpirun", 2, "allreduce"),
         ],
-        lambda case: case in [("mpirun", 2, "ring,shared"), ("mpirun", 3, "ps"), ("mpirun", 2, "allreduce")],
+        lambda case: case == ("mpirun", 2, "ring,shared"),
     ),
 )
 def test_on_real_wires(run: Run, name, ranks, strategies):
@@ -73,9 +73,7 @@ def test_on_real_wires(run: Run, name, ranks, strategies):
     assert "all is well" in outcome.out
 
 
-@pytest.mark.parametrize(
-    "case", quick(["more goes than before", *REFUSED], lambda case: case == "more goes than before")
-)
+@pytest.mark.parametrize("case", quick(list(REFUSED), lambda case: case == "more goes than before"))
 def test_faults_on_real_wires(run: Run, case):
     outcome = run(*launcher("mpirun", 2), PROGRAMS / "whole_module.py", "ring", case, deadline=90)
     assert outcome.status == 0, outcome.err

@@ -186,6 +186,7 @@ WITNESS = """<script>addEventListener("load", () => {
 });</script></body>"""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on the PATH to open a page in")
 def test_a_browser_shows_the_page_without_a_network(runs, tmp_path):
     folder = figure_folder(tmp_path / "figure", runs / "ring" / "comparison.png")

@@ -35,6 +35,7 @@ def summary(folder: Path) -> dict:
     return json.loads((folder / "summary.json").read_text())
 
 
+@pytest.mark.slow
 def test_on_the_command_line(run: Run, installed, tmp_path):
     listed = run("bigbatch-exp", "--help", PYTHONPATH=path(installed))
     assert "A ring of somebody else's." in listed.out

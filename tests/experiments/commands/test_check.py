@@ -178,6 +178,7 @@ def test_every_kind_has_its_kit():
     assert all(callable(import_object(path)) for path in KITS.values())
 
 
+@pytest.mark.slow
 def test_real_ranks_follow_when_all_is_well(run: Run, file):
     outcome = run("bigbatch-exp", "check", f"{file}:Strategy", "-n", "2", deadline=100)
     assert outcome.status == 0, outcome.err

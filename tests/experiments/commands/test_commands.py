@@ -157,7 +157,7 @@ def test_an_exception_on_one_rank_ends_the_job(run: Run, tmp_path):
     ("command", "number"),
     [
         ("mpirun -n 2 bigbatch-exp ring", signal.SIGINT),
-        ("bigbatch-exp ps -n 2", signal.SIGTERM),
+        pytest.param("bigbatch-exp ps -n 2", signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param("bigbatch-exp ps -n 2 --colocated", signal.SIGINT, marks=pytest.mark.slow),
         pytest.param("bigbatch-exp ps -n 1 --colocated", signal.SIGINT, marks=pytest.mark.slow),
         ("bigbatch-exp ring -n 1", signal.SIGINT),

@@ -165,6 +165,7 @@ class Dies(LanguageModelling):
 """
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_ended_by_its_file_ends_the_job(run: Run, tmp_path):
     (tmp_path / "mine.py").write_text(DIES)
     outcome = run("bigbatch-exp", "ring", "--task", "mine.py:Dies", "-n", "2", *SMALL, deadline=60)

@@ -61,6 +61,7 @@ def test_a_figure_in_a_file(run: Command, tmp_path: Path):
     assert "Traceback" not in outcome.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "told"),
     [

@@ -53,6 +53,7 @@ def test_an_arm_ends_with_its_target(run: Run, tmp_path: Path):
         assert measured[-2]["seconds"] <= arm["seconds_to_target"] <= measured[-1]["seconds"]
 
 
+@pytest.mark.slow
 def test_a_target_that_was_reached_before_the_start_is_told(run: Run, tmp_path: Path):
     folder = tmp_path / "run"
     words = [*SMALL, "--arms", "large,small", "--target", 100, "--out", folder]
