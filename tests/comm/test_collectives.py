@@ -10,7 +10,7 @@ import torch
 from bodies import refuse_what_differs
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jobs import PROGRAMS, Run, launcher
+from jobs import PROGRAMS, Run, launcher, quick
 
 from bigbatch.comm.collectives import ALGORITHMS, bind, segments_for
 from bigbatch.comm.collectives.hierarchical import hierarchical
