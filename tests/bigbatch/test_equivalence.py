@@ -93,6 +93,7 @@ def test_more_ranks_than_cores_under_mpirun(run: Run, oracle):
 
 
 @pytest.mark.parametrize("ranks", [1, pytest.param(4, marks=pytest.mark.slow)])  # 2, 3 and 5 are above
+@pytest.mark.slow
 def test_torch_distributed_under_mpirun(run: Run, oracle, ranks):
     trains_like_the_oracle(run, "mpirun", ranks, ["allreduce"], oracle)
 

@@ -43,6 +43,7 @@ def test_a_text_without_spaces_is_prepared_in_seconds(tmp_path, name):
     assert (again.encode((text[:1000],)) == vocabulary.encode((text[:1000],))).all()
 
 
+@pytest.mark.slow
 def test_an_ordinary_text_has_the_vocabulary_that_it_has_without_the_cut(cache, tmp_path):
     """The oracle is the library's own byte-level training, to which the cut of long words was added."""
     corpus = standard_library(cache)

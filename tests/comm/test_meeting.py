@@ -124,7 +124,8 @@ def test_rank_0_says_that_somebody_else_listens_at_its_port(capfd):
         address = f"127.0.0.1:{stranger.getsockname()[1]}"
         with pytest.raises(CommunicationError, match=f"Rank 0 cannot listen at {address}: Address already in use"):
             at_address(ranks(2, address)[0], 0.5)
-    assert capfd.readouterr().err == ""
+    # Torch may still say something about a store of an earlier test, from a thread of its own.
+    assert address.rpartition(":")[2] not in capfd.readouterr().err
 
 
 def steps(job: str, size: int = 2) -> list[Launch]:

@@ -336,6 +336,7 @@ def test_what_cannot_be_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch
     assert message in str(refused.value)
 
 
+@pytest.mark.slow
 def test_a_command_that_is_refused_says_so_in_one_line_and_a_status(run: Run):
     outcome = run("bigbatch-exp", "ps", "serve", "--bind", "tcp://0.0.0.0:5555")
     assert outcome.status == 2

@@ -72,7 +72,7 @@ def losing(folder: str, updates: int, training: float | None, first: float | Non
     return Run(Path(folder), {"strategy": folder, "arms": [{"name": "a"}]}, metrics)
 
 
-@pytest.mark.parametrize("first", [None, 3.0])
+@pytest.mark.parametrize("first", [None, pytest.param(3.0, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("training", "scale"), [((None, None, None), "linear"), ((2.0, None, None), "linear"), ((2.0, 1.0, None), "log")]
 )
