@@ -197,8 +197,7 @@ class Trainer:
             communicated, waited = strategy.communication_seconds, strategy.waiting_seconds
             communicated_in_all = strategy.total_communication_seconds
             with transport.update(number + 1):
-                with self._random:
-                    tokens, loss = self._accumulate(number)
+                tokens, loss = self._accumulate(number)
                 self.parameters.check()
                 self._buffers.check()
                 report = strategy.step(tokens, loss)
@@ -261,7 +260,8 @@ class Trainer:
         self._compute_model.begin()
         for places in micro_batches:
             spend(backward, "backward")
-            with span(COMPUTE, "forward"):
+            # No longer than the forward: in a simulation other ranks of this process go on while this one waits.
+            with span(COMPUTE, "forward"), self._random:
                 loss, counted = self._loss("training", self._order.at(places))
             if places is micro_batches[-1]:
                 self._pushes.begin()

@@ -19,6 +19,7 @@ from bigbatch.comm.strategies.remote import facts_about
 from bigbatch.comm.transports.alone import Alone
 from bigbatch.comm.transports.cluster import Cluster
 from bigbatch.training.batches import BatchPlan
+from bigbatch.training.compute_model import ComputeModel
 from bigbatch.training.session import attach
 from bigbatch.training.trainer import Trainer
 
@@ -185,6 +186,31 @@ def test_every_worker_drops_others():
     assert [len(masks) for masks in trained] == [10, 10, 10]
     everything = [mask for masks in trained for mask in masks]
     assert not any(torch.equal(one, other) for one, other in itertools.combinations(everything, 2))
+
+
+class Slow(ComputeModel):
+    """Computes for another while on each worker, so that the ranks of a simulation take turns within an update."""
+
+    def __init__(self, worker):
+        self.seconds = 1.0 + 0.3 * worker
+
+    def begin(self):
+        pass
+
+    def forward(self, tokens):
+        return self.seconds * tokens
+
+    backward = forward
+
+
+def test_ranks_that_take_turns_in_one_process_draw_what_they_draw_by_themselves():
+    def work(transport, *, slow):
+        model = Slow(transport.rank) if slow else None
+        return finish(trainer_of(transport, compute_model=model)).model.masks
+
+    plain, slow = (Cluster(3).run(partial(work, slow=which)) for which in (False, True))
+    for one, other in zip(plain, slow, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def test_a_warm_up_a_look_and_other_random_numbers_leave_no_trace():
