@@ -183,7 +183,7 @@ class _Beside:
         return sys.stderr.write(text)
 
     def flush(self) -> None:
-        """Flushes standard error."""
+        """Flushes standard error, where guarded code prints to."""
         sys.stderr.flush()
 
     def close(self) -> None:

@@ -98,16 +98,16 @@ def not_empty(value: Any) -> str:
 
 
 Count = Annotated[int, AtLeast(0)]
-"""A number of things."""
+"""The type of a whole number of at least 0, as a count of something is."""
 
 Amount = Annotated[float, AtLeast(0)]
 """A number of 0 or more, such as seconds."""
 
 Positive = Annotated[float, Above(0)]
-"""A number above 0."""
+"""The type of a finite number above 0."""
 
 NameText = Annotated[str, plain_name]
-"""A name of something."""
+"""The type of a text that names something, and so is not empty."""
 
 
 def plain(content: Mapping[str, object]) -> dict[str, Any]:

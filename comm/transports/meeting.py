@@ -275,7 +275,7 @@ class Signpost:
                 asking.sendall(self._told)
 
     def close(self) -> None:
-        """Gives the port back."""
+        """Stops answering at the port, which others may then use."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()

@@ -48,7 +48,7 @@ class Sign:
 
     @property
     def process(self) -> Process:
-        """The rank's process."""
+        """Returns the process that the rank runs in, which may have ended since."""
         return Process(self.number, self.started)
 
 

@@ -65,7 +65,7 @@ class Stream(io.TextIOBase):
 
     @property
     def encoding(self) -> str:  # type: ignore[override]  # typeshed has an attribute
-        """The stream's encoding."""
+        """Returns the name of the encoding in which the stream writes characters."""
         return "ascii" if self._text is None else self._text.encoding
 
     @property

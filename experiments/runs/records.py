@@ -49,7 +49,7 @@ class ArmRow(TypedDict):
 
 
 class Simulated(TypedDict):
-    """What was simulated."""
+    """Describes the simulated cluster on which a run was trained, as its summary has it."""
 
     workers: Whole
     network: str

@@ -42,7 +42,7 @@ class Results:
         self.attempt(f"The file {path} cannot be written", lambda: write_json(path, content))
 
     def show(self, show: Callable[[], object]) -> None:
-        """Print something."""
+        """Prints results by calling `show`; if that fails, the other steps go on."""
         self.attempt("The results cannot be printed", show)
 
     def draw(self, name: str, draw: Callable[[Path], object]) -> None:
