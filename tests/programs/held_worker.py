@@ -37,10 +37,10 @@ def before(name: str, nth: int = 1) -> None:
 {
     "joining": lambda: before("join"),
     "joined": lambda: before("begin_read"),
-    "reading": lambda: before("finish"),
+    "reading": lambda: before("attempt"),
     "computing": lambda: before("begin", 3),
     "pushing": lambda: before("begin_read", 4),  # the push is out, the read is not
-    "waiting": lambda: before("finish", 4),
+    "waiting": lambda: before("attempt", 4),
 }[PHASE]()
 sys.argv[1:1] = ["ps", "worker"]
 main()

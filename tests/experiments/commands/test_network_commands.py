@@ -140,6 +140,7 @@ def test_a_worker_that_is_killed_in_any_phase_holds_nobody_back(start: Start):
 def test_a_worker_that_is_paused_is_dropped_and_told_so_and_joins_again(start: Start, tmp_path: Path):
     server = Served(start, "--tokens", "50M", "--arms", "small", "--patience", 1)
     start("bigbatch-exp", "ps", "worker", "--server", server.address)
+    until(lambda: server.status()["versions"])
     paused = start(*HELD, "computing", "--server", server.address)
     until(lambda: "holding" in paused.err())
     assert len(server.status()["workers"]) == 2
