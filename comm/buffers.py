@@ -69,6 +69,16 @@ Buffer = NDArray[Any]
 """A flat, contiguous NumPy array, which is sent from and received into without a copy."""
 
 
+def add_in_place(values: Buffer, arrived: Buffer) -> None:
+    """Adds what arrived to `values`, both (elements,); a sum that is not finite is for the strategy to find.
+
+    NumPy would warn of it, once for every place in the code, while the trainer counts and reports every update that
+    was skipped for it.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        np.add(values, arrived, out=values)
+
+
 @lru_cache(maxsize=1)
 def bfloat16() -> "np.dtype[Any]":
     """NumPy's dtype for torch.bfloat16, which NumPy itself does not have."""

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bigbatch.comm.buffers import Buffer, array_dtype, tensor_of
+from bigbatch.comm.buffers import Buffer, add_in_place, array_dtype, tensor_of
 from bigbatch.comm.collectives import bind
 from bigbatch.comm.collectives.ring import ring
 from bigbatch.comm.errors import ConfigurationError
@@ -130,7 +130,7 @@ class SharedMemory(Collective):
 
 def _add_up(total: Buffer, others: list[Buffer], block: slice) -> None:
     for other in others:
-        np.add(total, other[block], out=total)
+        add_in_place(total, other[block])
 
 
 def _hand_out(total: Buffer, others: list[Buffer], block: slice) -> None:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, Self, TypeVar
 
 import numpy as np
 
-from bigbatch.comm.buffers import Buffer
+from bigbatch.comm.buffers import Buffer, add_in_place
 from bigbatch.comm.errors import CommunicationError, ConfigurationError, DeadlineError
 from bigbatch.comm.kinds import SECONDS, checked
 from bigbatch.comm.wires import DEFAULT_DEADLINE
@@ -298,7 +298,7 @@ class Transport(ABC):
                 self._add(values, arrived)
 
     def _add(self, values: Buffer, arrived: Buffer) -> None:
-        np.add(values, arrived, out=values)
+        add_in_place(values, arrived)
 
     def close(self) -> None:  # noqa: B027 - most wires hold nothing
         """Give back what the transport holds; all ranks close together."""

@@ -336,10 +336,12 @@ def test_a_configuration_file_gives_defaults_and_the_command_line_goes_first(run
 
 
 @pytest.mark.slow
-def test_gradients_that_are_not_finite_are_skipped_and_counted(run: Run):
-    outcome = run("bigbatch-exp", "ring", "-n", "2", "--optimizer", "sgd", "--learning-rate", "1e30", "--json",
+@pytest.mark.parametrize("strategy", ["ring", "shared"])
+def test_gradients_that_are_not_finite_are_skipped_and_counted_without_a_warning(run: Run, strategy):
+    outcome = run("bigbatch-exp", strategy, "-n", "2", "--optimizer", "sgd", "--learning-rate", "1e6", "--json",
                   "--arms", "small", *SMALL)  # fmt: skip
     assert outcome.status == 0, outcome.err
+    assert "Warning" not in outcome.err
     (arm,) = json.loads(outcome.out)["arms"]
     assert 0 < arm["skipped_updates"] < arm["updates"]
     assert arm["validation_loss"] is None or arm["validation_loss"] > 100
