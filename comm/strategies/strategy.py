@@ -141,6 +141,10 @@ class Strategy(ABC):
     launchers: ClassVar[tuple[str, ...]] = ("mpirun",)
     """The programs that can start the processes, best first: "mpirun", "torchrun"."""
 
+    exact: ClassVar[bool] = True
+    """Whether updates that workers make in step are those of one process that sums all their gradients, but for
+    rounding. A strategy that leaves out, rounds or changes gradients on purpose says False."""
+
     tells_squares: ClassVar[bool] = False
     """Whether every worker has the mean gradient after `step`, so that the report can have `squares` of all."""
 

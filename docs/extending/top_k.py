@@ -27,6 +27,7 @@ class TopK(AllReduce):
     """
 
     options = Sparsity()
+    exact = False
 
     def reduce(self, bucket: Bucket) -> None:
         """Exchange the largest elements of what this worker has not sent yet."""

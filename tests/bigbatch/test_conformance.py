@@ -513,10 +513,10 @@ class Stalls(AllReduce):
     ("name", "checks"),
     [
         ("Twice", {"plain loop"}),
-        ("Apart", {"alike"}),
+        ("Apart", {"alike", "plain loop"}),
         ("Idle", {"trains"}),
         ("TakesAnything", {"not finite", "no data"}),
-        ("Stalls", {"trains", "alike", "no data", "not finite"}),
+        ("Stalls", {"trains", "alike", "plain loop", "no data", "not finite"}),
     ],
 )
 def test_wrong_strategies_are_found(tmp_path, name, checks):
