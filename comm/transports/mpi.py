@@ -5,7 +5,8 @@ import math
 import os
 import socket
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -31,6 +32,9 @@ CACHE_LINE = 64
 
 
 SEND, RECEIVE = "send to", "receive from"
+
+PMIX = ("PMIX_NAMESPACE", "PMIX_RANK", "PMIX_VERSION")
+"""The variables by which MPICH recognises a launcher that serves PMIx."""
 
 LARGEST_MESSAGE = 2**30
 """Bytes of the largest message that is given to MPI at once. Open MPI 5 counts in 32 bits, and refuses 2 GiB."""
@@ -145,8 +149,8 @@ class MPITransport(OnThreads):
             raise LaunchError(
                 f"The variables of a launcher tell of {expected} processes, but the MPI library ({library_version()}) "
                 f"sees {self.size}. If they are left over from another job or shell, unset them (bigbatch-exp doctor "
-                "lists them); otherwise use the mpirun that came with that library, or install one pair with: "
-                "pip install 'bigbatch[mpich]'"
+                "lists them); otherwise use the mpirun that came with that library (under Slurm: srun --mpi=pmi2), or "
+                "install one pair with: pip install 'bigbatch[mpich]'"
             )
 
         on_node = self._communicator.Split_type(mpi.COMM_TYPE_SHARED, self.rank)
@@ -389,8 +393,29 @@ def load_mpi() -> ModuleType:
         ) from error
     module: ModuleType = MPI
     if not MPI.Is_initialized():
-        _initialize(module)
+        with _without_foreign_pmix(str(MPI.Get_library_version())):
+            _initialize(module)
     return module
+
+
+@contextmanager
+def _without_foreign_pmix(library: str) -> Iterator[None]:
+    """Hides the variables of PMIx from an MPICH that would end this process for them, without a word that helps.
+
+    Open MPI's mpirun and srun --mpi=pmix set them for all that they start, also for the shells in which somebody then
+    uses MPICH's mpirun. MPICH wants them neither beside PMI's own variables nor if it was built without PMIx. Without
+    them it sees the ranks that its own mpirun started, or this one alone, which `MPITransport` compares with what the
+    launcher says.
+
+    Args:
+        library: the MPI library's version, whole, with the words that it was configured with.
+    """
+    foreign = library.startswith("MPICH") and ("PMI_SIZE" in os.environ or "pmix" not in library)
+    hidden = {name: os.environ.pop(name) for name in PMIX if foreign and name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def _initialize(mpi: ModuleType) -> None:

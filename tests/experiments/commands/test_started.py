@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import pytest
 from click.testing import CliRunner
-from jobs import TINY, Run
+from jobs import SMALL, TINY, Run
 
 import bigbatch
 from bigbatch.comm.errors import (
@@ -178,13 +178,29 @@ def test_another_rank_whose_rank_0_is_out_of_reach_says_so(monkeypatch, capfd, r
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("environment", [{"PMI_RANK": "0", "PMI_SIZE": "2"}, {**PTY, "SLURM_STEP_NUM_TASKS": "4"}])
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"PMI_RANK": "0", "PMI_SIZE": "2"},
+        {**PTY, "SLURM_STEP_NUM_TASKS": "4"},
+        {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2", "PMIX_NAMESPACE": "7", "PMIX_RANK": "0"},
+    ],
+)
 def test_a_launcher_that_is_not_there_is_told_from_a_wrong_library(run: Run, environment):
-    """Variables of a job that has ended; `srun -n 4 --pty bash`, whose shell is not four processes."""
+    """Variables of a job that has ended; `srun -n 4 --pty bash`, whose shell is not four processes; Open MPI's mpirun
+    with the library of MPICH, which would end the process at once where it sees PMIx."""
     outcome = run(sys.executable, "-m", "bigbatch.experiments", "bench", **environment)
     assert outcome.status == 2
     assert re.search(r"variables of a launcher tell of [24] processes, but .* sees 1\. .* unset them", outcome.err)
     assert len(outcome.err.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_mpirun_works_in_a_shell_that_a_launcher_with_pmix_started(run: Run):
+    """`srun --mpi=pmix --pty bash`, and then `mpirun`: MPICH 5 refuses to start beside these variables."""
+    pmix = {"PMIX_NAMESPACE": "slurm.pmix.7.0", "PMIX_RANK": "0"}
+    outcome = run("mpirun", "-n", "2", "bigbatch-exp", "ring", "--arms", "small", *SMALL, **pmix)
+    assert outcome.status == 0, outcome.err
 
 
 def examined(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], *options: str) -> str:
