@@ -195,7 +195,8 @@ def _neighbours_of(file: Path) -> Iterator[None]:
     """Lets a file import its neighbours while it is read, and later; neighbours of files elsewhere do not count.
 
     Within the context the file's folder is the first to be searched, as when Python runs a script, and afterwards the
-    last, so that it hides nothing from anybody else. The working directory and the arguments stay as they were.
+    last, so that it hides nothing from anybody else. The working directory and the arguments stay as they were, and the
+    path keeps all that was on it.
     """
     folder = str(file.parent)
     for name, other in list(sys.modules.items()):
@@ -206,14 +207,16 @@ def _neighbours_of(file: Path) -> Iterator[None]:
                 if not one.startswith(_FILE):
                     sys.modules.pop(one, None)
     directory, arguments = Path.cwd(), list(sys.argv)
-    sys.path.insert(0, folder)
+    path, before = sys.path, list(sys.path)
+    path.insert(0, folder)
     try:
         yield
     finally:
-        if folder in sys.path:
-            sys.path.remove(folder)
-        if folder not in sys.path:
-            sys.path.append(folder)
+        after = [entry for entry in sys.path or () if isinstance(entry, str)]
+        if folder in after:
+            after.remove(folder)
+        path[:] = dict.fromkeys([*after, *before, folder])
+        sys.path = path
         _searched.add(folder)
         os.chdir(directory)
         sys.argv[:] = arguments
