@@ -15,6 +15,7 @@ Each message says what happened, to whom, and what to do.
 
 import difflib
 import re
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -90,7 +91,19 @@ def suggestion(name: object, known: Iterable[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def memory_missing(error: BaseException) -> str:
+def in_words(error: BaseException) -> str:
+    """Tells an error that others raise, and that need not be a fault of ours, in a sentence; else returns ""."""
+    if isinstance(error, ImportError):
+        return (
+            f"Something that bigbatch needs cannot be imported ({error}): install it anew, by {sys.executable} -m pip "
+            "install --force-reinstall bigbatch."
+        )
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename} cannot be used: {error.strerror}."
+    return _memory_missing(error)
+
+
+def _memory_missing(error: BaseException) -> str:
     """Says that memory did not suffice, if that is what Python, NumPy or torch means by an error; else ""."""
     said = str(error)
     if not isinstance(error, MemoryError) and "memory" not in said:
