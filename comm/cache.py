@@ -9,12 +9,19 @@ import platformdirs
 
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.files import read_json, write_whole
+from bigbatch.comm.kinds import File, checked
 from bigbatch.comm.schema import check
 
 
 def cache_folder() -> Path:
-    """The folder that keeps prepared texts, vocabularies and measurements; BIGBATCH_CACHE names another one."""
-    return Path(os.environ.get("BIGBATCH_CACHE") or platformdirs.user_cache_path("bigbatch"))
+    """The folder that keeps prepared texts, vocabularies and measurements; BIGBATCH_CACHE names another one.
+
+    Raises:
+        ConfigurationError: BIGBATCH_CACHE is no path.
+    """
+    named = os.environ.get("BIGBATCH_CACHE") or platformdirs.user_cache_path("bigbatch")
+    folder: Path = checked("The environment variable BIGBATCH_CACHE", File(), named)
+    return folder
 
 
 def keep(path: Path, content: str) -> bool:
@@ -41,7 +48,7 @@ def kept_json(path: Path, schema: Any) -> Any:
         path: the file.
         schema: what it must hold; see `bigbatch.comm.schema.check`.
     """
-    if not path.exists():
+    if not os.path.exists(path):  # noqa: PTH110 - unlike Path's, it says no of a folder that cannot be looked into
         return None
     try:
         what = f"The file {path} in the cache"

@@ -14,6 +14,8 @@ Each message says what happened, to whom, and what to do.
 """
 
 import difflib
+import re
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -87,6 +89,33 @@ def suggestion(name: object, known: Iterable[str]) -> str:
     """Names the closest known name, for a message about an unknown one: " (did you mean 'ring'?)", or ""."""
     close = difflib.get_close_matches(str(name), list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def in_words(error: BaseException) -> str:
+    """Tells an error that others raise, and that need not be a fault of ours, in a sentence; else returns ""."""
+    if isinstance(error, ImportError):
+        return (
+            f"Something that bigbatch needs cannot be imported ({error}): install it anew, by {sys.executable} -m pip "
+            "install --force-reinstall bigbatch."
+        )
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename} cannot be used: {error.strerror}."
+    return _memory_missing(error)
+
+
+def _memory_missing(error: BaseException) -> str:
+    """Says that memory did not suffice, if that is what Python, NumPy or torch means by an error; else ""."""
+    said = str(error)
+    if not isinstance(error, MemoryError) and "memory" not in said:
+        return ""
+    asked = re.search(r"allocate ([0-9.]+ ?[A-Za-z]+)", said, re.IGNORECASE)
+    if asked is None and not isinstance(error, MemoryError):
+        return ""
+    wanted = f": {asked[1]} more were asked for" if asked else ""
+    return (
+        f"There is not enough memory for this{wanted}. Take a smaller batch, context, vocabulary or model, or fewer "
+        "ranks."
+    )
 
 
 def exit_status(error: BaseException) -> int:

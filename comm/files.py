@@ -141,8 +141,7 @@ def _check_file(status: os.stat_result, path: Path, what: str, largest: int) -> 
         raise ConfigurationError(f"{what} cannot be read: {path} is {kind}, not a file.")
     if status.st_size > largest:
         raise ConfigurationError(
-            f"{what} cannot be read: {path} has {status.st_size / MB:,.0f} MB, and at most {largest / MB:,.0f} MB are "
-            "read."
+            f"{what} cannot be read: {path} has {status.st_size:,} bytes, and at most {largest:,} are read."
         )
 
 
@@ -150,6 +149,24 @@ def read_bytes(path: Path, what: str, largest: int = LARGEST) -> bytes:
     """Reads a regular file; see `opened` for the arguments and the errors."""
     with opened(path, what, largest) as file:
         return file.read(os.fstat(file.fileno()).st_size)
+
+
+def utf8(content: bytes, what: str) -> str:
+    """Reads what a user wrote as text in UTF-8, without the byte-order mark that some editors put first.
+
+    Args:
+        content: the content of a file.
+        what: what it is, at the start of a sentence, such as "The text notes.txt".
+
+    Raises:
+        ConfigurationError: it is in another encoding, such as the UTF-16 that PowerShell 5 writes.
+    """
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(
+            f"{what} is not in UTF-8: byte {error.start} fits no character. Convert it to UTF-8 first."
+        ) from error
 
 
 def read_text(path: Path, what: str, largest: int = LARGEST) -> str:

@@ -4,9 +4,11 @@ Guarded code can neither end the program (`sys.exit`, `os._exit`), nor keep it f
 program's own output, nor go on with the program in a second process (`os.fork`). Not covered: a crash of native code,
 `os.abort` and signals that a process sends to itself, which no program can go on from (the exit status tells); loops
 inside native code, loops that catch every exception, and loops in threads, because only the main thread can be
-interrupted; and the end of the process, which waits for threads that are no daemons.
+interrupted; the end of the process, which waits for threads that are no daemons; and what is done to Python's own
+modules, such as `sys.modules.clear()`.
 """
 
+import dis
 import inspect
 import os
 import signal
@@ -27,6 +29,9 @@ SECONDS = 60.0
 
 MOST_PRINTED = 100_000
 """The largest number of characters that guarded code may print."""
+
+MOST_SAID = 400
+"""Length at which what an error says is cut off, in characters: a message must stay a sentence."""
 
 _OURS = (str(Path(__file__).parent.parent) + os.sep, sysconfig.get_path("stdlib") + os.sep)
 _INSTALLED = ("site-packages", "dist-packages")
@@ -99,9 +104,9 @@ def guarded(who: str, cannot: str, doing: str, code: Any = None, seconds: float 
                     sys.stderr.write(f"{who} has forked a process while it {doing}, which ends here.\n")
                     sys.stderr.flush()
                     os._exit(1)
-    except (BigBatchError, KeyboardInterrupt):
-        raise
     except BaseException as error:
+        if isinstance(error, BigBatchError) or interrupted(error):
+            raise
         place = _innermost(error) or _beginning(code)
         named = f" ({place})" if place else ""
         if isinstance(error, SystemExit):
@@ -119,12 +124,13 @@ def explained(error: BaseException) -> ConfigurationError | None:
     """Makes the error for something that foreign code raised where it was not guarded: in a loss, in an optimiser.
 
     Args:
-        error: what was raised, an exception or a SystemExit.
+        error: what was raised, of whatever kind: a KeyboardInterrupt or a SystemExit, too.
 
     Returns:
-        An error whose message names the file, the line and the function; None if no foreign code was running.
+        An error whose message names the file, the line and the function; None if no foreign code was running, or if the
+        user has interrupted it.
     """
-    place = None if isinstance(error, BigBatchError) else _innermost(error)
+    place = None if isinstance(error, BigBatchError) or interrupted(error) else _innermost(error)
     if place is None:
         return None
     if isinstance(error, SystemExit):
@@ -135,9 +141,28 @@ def explained(error: BaseException) -> ConfigurationError | None:
     return made
 
 
+def interrupted(error: BaseException | None) -> bool:
+    """Whether an error is the user's interruption, by Ctrl-C, and not a KeyboardInterrupt that code has raised itself.
+
+    An interruption comes between any two instructions; what code raises comes from an instruction that raises.
+    """
+    if not isinstance(error, KeyboardInterrupt):
+        return False
+    if interrupted(error.__context__):  # code has answered to an interruption by raising another
+        return True
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is None or dis.opname[trace.tb_frame.f_code.co_code[trace.tb_lasti]] != "RAISE_VARARGS"
+
+
 def _what(error: BaseException) -> str:
-    said = str(error.msg if isinstance(error, SyntaxError) else error)
-    return f"{type(error).__name__}: {' '.join(said.split()).rstrip('.')}" if said else type(error).__name__
+    try:
+        said = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
+    except Exception:  # an error that cannot even be written is told by its name
+        said = ""
+    cut = said if len(said) <= MOST_SAID else f"{said[:MOST_SAID]}…"
+    return f"{type(error).__name__}: {cut.rstrip('.')}" if said else type(error).__name__
 
 
 def _innermost(error: BaseException) -> str | None:
@@ -166,31 +191,37 @@ def shown(file: str) -> str:
 
 
 class _Beside:
-    """Standard output while foreign code runs: what is printed goes to standard error, up to `MOST_PRINTED`."""
+    """Standard output while foreign code runs: what is printed goes to standard error, up to `MOST_PRINTED`.
 
-    def __init__(self, own: Any) -> None:
-        self._own = own
+    Args:
+        own: standard output as it was before.
+        errors: standard error as it was before.
+    """
+
+    def __init__(self, own: Any, errors: Any) -> None:
+        self.own = own
+        self.errors = errors
         self._printed = 0
         self.guarding = True
 
     def write(self, text: str) -> int:
         """Writes to standard error; after the guard has ended, to where it would have gone without."""
         if not self.guarding:
-            return int(self._own.write(text))
+            return int(self.own.write(text))
         self._printed += len(text)
         if self._printed > MOST_PRINTED:
             raise PrintsTooMuch
-        return sys.stderr.write(text)
+        return int(self.errors.write(text))
 
     def flush(self) -> None:
         """Flushes standard error, where guarded code prints to."""
-        sys.stderr.flush()
+        self.errors.flush()
 
     def close(self) -> None:
         """Does nothing, because the program goes on to print."""
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._own, name)
+        return getattr(self.own, name)
 
 
 _lock = threading.Lock()
@@ -199,9 +230,12 @@ _guards: list[_Beside] = []
 
 @contextmanager
 def _output_beside() -> Iterator[None]:
-    """Lets standard output go to standard error, until the last of several guards, in whichever threads, has ended."""
+    """Lets standard output go to standard error, until the last of several guards, in whichever threads, has ended.
+
+    Then both are what they were before the first.
+    """
     with _lock:
-        beside = _Beside(_guards[0]._own if _guards else sys.stdout)
+        beside = _Beside(_guards[0].own, _guards[0].errors) if _guards else _Beside(sys.stdout, sys.stderr)
         _guards.append(beside)
         sys.stdout = beside
     try:
@@ -210,7 +244,7 @@ def _output_beside() -> Iterator[None]:
         with _lock:
             _guards.remove(beside)
             beside.guarding = False
-            sys.stdout = _guards[-1] if _guards else beside._own
+            sys.stdout, sys.stderr = _guards[-1] if _guards else beside.own, beside.errors
 
 
 @contextmanager

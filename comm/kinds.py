@@ -277,7 +277,8 @@ class Count(Kind):
 
     Args:
         things: the name of what is counted, such as "tokens".
-        units: maps each unit to the number of things it stands for.
+        units: maps each unit to the number of things it stands for. A unit may be written as here, or in small or in
+            capital letters throughout; other mixtures mean something else: Mb are megabits, kB are 1,000 bytes.
         example: three ways to write the same number, for error messages.
         metavar: the placeholder for the value in help texts.
         most: the largest number allowed.
@@ -289,7 +290,7 @@ class Count(Kind):
         self.things = things
         self.most = most
         self.metavar = metavar  # type: ignore[misc]  # of this one alone
-        self._units = {unit.lower(): factor for unit, factor in units.items()}
+        self._units = {one: units[unit] for unit in units for one in (unit, unit.lower(), unit.upper())}
         self._spelled = units
         self._example = example
 
@@ -305,7 +306,7 @@ class Count(Kind):
         """The number in a text times its unit; None if there is no such unit, or a part of what has no parts."""
         text = text.strip(" ")
         digits = text.rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
-        number, factor = numeral(digits), self._units.get(text[len(digits) :].lower())
+        number, factor = numeral(digits), self._units.get(text[len(digits) :])
         if factor == 1:
             return _without_parts(digits, number)
         return None if number is None or factor is None else number * factor

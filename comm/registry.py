@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import importlib.util
 import os
+import stat
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -160,13 +161,19 @@ def _expect_foreign(module: str) -> None:
 
 def _module_in_file(file: Path, kind: str) -> ModuleType:
     """The module in a file, which is run once; its folder comes first on the path meanwhile, and last afterwards."""
-    if not file.is_file():
-        state = "does not exist" if not file.exists() else "is a folder" if file.is_dir() else "is no ordinary file"
-        raise ConfigurationError(f"The file {file}, which should hold the {kind}, {state}.")
-    path, stat = file.resolve(), file.stat()
+    what = f"The file {file}, which should hold the {kind},"
+    try:
+        path, status = file.resolve(), file.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigurationError(f"{what} does not exist.") from None
+    except (OSError, RuntimeError) as error:  # a folder that nobody may look into, or links in a circle
+        raise ConfigurationError(f"{what} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+    if not stat.S_ISREG(status.st_mode):
+        state = "a folder" if stat.S_ISDIR(status.st_mode) else "no ordinary file"
+        raise ConfigurationError(f"{what} is {state}.")
     name = f"{_FILE}{file.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     read = _read.get(name)
-    if read is not None and read[0] == (stat.st_mtime_ns, stat.st_size):
+    if read is not None and read[0] == (status.st_mtime_ns, status.st_size):
         return read[1]
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None, "a path that ends in .py always has a loader"
@@ -179,7 +186,7 @@ def _module_in_file(file: Path, kind: str) -> ModuleType:
         foreign.guarded(str(file), "be run", "was read"),
     ):
         spec.loader.exec_module(module)
-    _read[name] = (stat.st_mtime_ns, stat.st_size), module
+    _read[name] = (status.st_mtime_ns, status.st_size), module
     return module
 
 
@@ -195,7 +202,8 @@ def _neighbours_of(file: Path) -> Iterator[None]:
     """Lets a file import its neighbours while it is read, and later; neighbours of files elsewhere do not count.
 
     Within the context the file's folder is the first to be searched, as when Python runs a script, and afterwards the
-    last, so that it hides nothing from anybody else. The working directory and the arguments stay as they were.
+    last, so that it hides nothing from anybody else. The working directory and the arguments stay as they were, and the
+    path keeps all that was on it.
     """
     folder = str(file.parent)
     for name, other in list(sys.modules.items()):
@@ -206,14 +214,16 @@ def _neighbours_of(file: Path) -> Iterator[None]:
                 if not one.startswith(_FILE):
                     sys.modules.pop(one, None)
     directory, arguments = Path.cwd(), list(sys.argv)
-    sys.path.insert(0, folder)
+    path, before = sys.path, list(sys.path)
+    path.insert(0, folder)
     try:
         yield
     finally:
-        if folder in sys.path:
-            sys.path.remove(folder)
-        if folder not in sys.path:
-            sys.path.append(folder)
+        after = [entry for entry in sys.path or () if isinstance(entry, str)]
+        if folder in after:
+            after.remove(folder)
+        path[:] = dict.fromkeys([*after, *before, folder])
+        sys.path = path
         _searched.add(folder)
         os.chdir(directory)
         sys.argv[:] = arguments

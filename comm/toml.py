@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.files import MB, read_bytes
+from bigbatch.comm.files import MB, read_bytes, utf8
 
 
 def read_toml(path: Path, what: str) -> dict[str, Any]:
@@ -19,11 +19,9 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
         ConfigurationError: there is no such file, it is no regular one of up to a megabyte, or not TOML; the message
             names the line.
     """
-    content = read_bytes(path, what, MB)
+    content = utf8(read_bytes(path, what, MB), what)
     try:
-        return tomllib.loads(content.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{what} is not TOML: byte {error.start} is not UTF-8.") from error
+        return tomllib.loads(content)
     except RecursionError:
         raise ConfigurationError(f"{what} is not TOML that can be read: it is nested too deeply.") from None
     except ValueError as error:  # TOMLDecodeError, or Python's own about a number of thousands of digits

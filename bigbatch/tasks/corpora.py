@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bigbatch.comm.cache import keep, kept_json
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.files import read_bytes
+from bigbatch.comm.files import read_bytes, utf8
 
 HELD_OUT = 10
 """One document (or character) in this many is held out for validation."""
@@ -94,16 +94,11 @@ def text_file(path: Path) -> Corpus:
     Raises:
         ConfigurationError: the file is missing, unreadable, too large, empty or not text.
     """
-    content = read_bytes(path, f"The text {path}", LARGEST_TEXT)
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(
-            f"The file {path} is not text: byte {error.start} is not UTF-8. Convert it to UTF-8 first."
-        ) from error
+    what = f"The text {path}"
+    text = utf8(read_bytes(path, what, LARGEST_TEXT), what)
     if "\0" in text:
         raise ConfigurationError(f"The file {path} is not text: character {text.index(chr(0))} is NUL.")
     if not text.strip():
-        raise ConfigurationError(f"The text {path} is empty. Name a file with something to learn from.")
+        raise ConfigurationError(f"{what} is empty. Name a file with something to learn from.")
     border = len(text) - len(text) // HELD_OUT
     return Corpus(path.name, (text[:border],), (text[border:],))

@@ -10,7 +10,7 @@ to `(c + 1)·n // k`, so that no element is lost if n is not a multiple of k.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from itertools import islice, zip_longest
+from itertools import zip_longest
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -98,8 +98,14 @@ def most_rounds(size: int) -> int:
     return min(1_000_000, 10_000 + 8 * size * size)
 
 
-def rounds_of(schedule: Schedule, size: int) -> list[Round]:
+def rounds_of(schedule: Schedule, size: int, admit: Callable[[int, Round], None] | None = None) -> list[Round]:
     """Makes all rounds of a schedule for `size` ranks, and checks that their ranks and chunks are possible.
+
+    Args:
+        schedule: the schedule.
+        size: the number of ranks.
+        admit: called with each round and its number, from 1 on, before the next is made: rounds for many ranks can take
+            more time and memory than there are, and an error that it raises ends that.
 
     Raises:
         ConfigurationError: the schedule fails for that many ranks, does not end, or a round has impossible ranks or
@@ -107,14 +113,17 @@ def rounds_of(schedule: Schedule, size: int) -> list[Round]:
     """
     name, most = name_of(schedule), most_rounds(size)
     with guarded(name, f"make rounds for {size} ranks", f"made rounds for {size} ranks", schedule):
-        made = list(islice(schedule(size), most + 1))
-    if len(made) > most:
-        raise ConfigurationError(
-            f"{name} makes more than {most:,} rounds for {size} ranks, and would perhaps never end. Look at its loops."
-        )
-    return [
-        _checked(round_, f"Round {number} of {name} for {size} ranks", size) for number, round_ in enumerate(made, 1)
-    ]
+        made: list[Round] = []
+        for number, round_ in enumerate(schedule(size), start=1):
+            if number > most:
+                raise ConfigurationError(
+                    f"{name} makes more than {most:,} rounds for {size} ranks, and would perhaps never end. Look at "
+                    "its loops."
+                )
+            made.append(_checked(round_, f"Round {number} of {name} for {size} ranks", size))
+            if admit is not None:
+                admit(number, made[-1])
+    return made
 
 
 def _checked(round_: object, where: str, size: int) -> Round:

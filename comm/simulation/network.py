@@ -164,6 +164,12 @@ class Network:
                 "NIC, so that there cannot be more of them. Give nics at most node_size."
             )
 
+        if self.oversubscription > 1 and not self.leaf_size:
+            raise ConfigurationError(
+                f"The network {self.name} has an oversubscription of {self.oversubscription:g}, but all its nodes "
+                "share one switch, above which there is nothing. Give leaf_size, the number of nodes at a leaf switch."
+            )
+
     @property
     def free(self) -> bool:
         """Whether neither messages nor adding takes any time."""

@@ -54,7 +54,7 @@ def together(transport: Transport, attempt: Callable[[], Result]) -> Result:
         result.append(attempt())
     except BigBatchError as error:
         failure = error
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         failure = explained(error)
         if failure is None:
             raise

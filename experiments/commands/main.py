@@ -14,7 +14,6 @@ from bigbatch.comm.errors import (
     LaunchError,
     exit_status,
 )
-from bigbatch.comm.foreign import explained
 from bigbatch.comm.registry import unknown_name
 from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.experiments.commands import COMMANDS, subcommands
@@ -141,15 +140,14 @@ def _run() -> int:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
-    except (Exception, SystemExit) as raised:  # a fault of ours, or of a user's file, if not one of our own errors
-        told = explained(raised) or raised
-        if isinstance(told, SystemExit):  # ours
-            return told.code if isinstance(told.code, int) else int(told.code is not None)
-        if speaks(told):
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except Exception as error:  # a fault of ours, if not one of our own errors
+        if speaks(error):
             from bigbatch.experiments.commands.output import report
 
-            report(told)
-        return exit_status(told)
+            report(error)
+        return exit_status(error)
     return 0
 
 

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Column, Table
 
-from bigbatch.comm.errors import BigBatchError, ConfigurationError
+from bigbatch.comm.errors import BigBatchError, ConfigurationError, in_words
 from bigbatch.experiments.commands.options import OutputSettings
 from bigbatch.experiments.commands.streams import Stream
 from bigbatch.experiments.training.progress import terminal_columns
@@ -116,7 +116,8 @@ def report(error: Exception, rank: int | None = None) -> None:
     if debug:
         traceback.print_exception(error)
     where = "" if rank is None else f"on rank {rank}: "
-    what = str(error) if isinstance(error, BigBatchError) else f"{type(error).__name__}: {error}"
+    what = str(error) if isinstance(error, BigBatchError) else in_words(error)
+    what = what or f"{type(error).__name__}: {error}"
     hint = "" if debug or isinstance(error, BigBatchError) else " (--debug shows where)"
     print(f"bigbatch-exp: {where}{what}{hint}", file=sys.stderr, flush=True)
 

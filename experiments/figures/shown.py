@@ -39,10 +39,14 @@ class Shown:
         self.name = name
         self.size = size
         self._schedule = schedule
+        self.chunks = 1
+
+        def admit(number: int, round_: Round) -> None:
+            self.chunks = max(self.chunks, chunk_count([round_]))
+            refuse_memory(8 * (number + 1) * size * self.chunks * size, size, self.chunks)
+
+        self.rounds = rounds_of(schedule, size, admit)
         check_repeats(schedule, size)
-        self.rounds = rounds_of(schedule, size)
-        self.chunks = chunk_count(self.rounds)
-        refuse_memory(8 * (len(self.rounds) + 1) * size * self.chunks * size, size, self.chunks)
         self.counts: list[NDArray[np.int64]] = list(follow(self.rounds, size))
         self.proof = Proof(self.counts[-1])
 

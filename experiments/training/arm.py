@@ -45,7 +45,8 @@ def train(
             record({"kind": "validation", "arm": arm, **asdict(history.validations[-1])})
 
     meet = trainer.plan.workers > 1  # once all have ended, whatever the number of their last update is
-    trainer.warm_up()
+    with doing(f"computing the first micro-batch of the arm {arm}"):
+        trainer.warm_up()
     validate(0)
     with reporter.arm(arm, updates) as bar:
         for update in trainer.updates():
@@ -78,7 +79,8 @@ def train_and_measure(
 ) -> tuple[History, dict[str, float] | None]:
     """Train one arm on a worker as `train` does; then worker 0 measures the task's other metrics."""
     history = train(trainer, arm, settings, reporter, record)
-    return history, trainer.metrics(math.ceil(settings.data.validation_tokens / trainer.task.example_tokens))
+    with doing(f"measuring the arm {arm} at its end"):
+        return history, trainer.metrics(math.ceil(settings.data.validation_tokens / trainer.task.example_tokens))
 
 
 def validation_points(updates: int, *, to_target: bool) -> list[int]:

@@ -1,5 +1,6 @@
 """Assembling an experiment: the one place where settings become a task, a model, optimisers and a trainer."""
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -11,6 +12,7 @@ from bigbatch.comm.parameters import FlatParameters, OptimizerFactory
 from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.comm.strategies.strategy import Strategy
 from bigbatch.comm.transports.launch import Launch
+from bigbatch.experiments.training.launcher import usable_cores
 from bigbatch.experiments.training.settings import UNSCALED, Request, Settings
 from bigbatch.models import MODELS
 from bigbatch.models.model import Model
@@ -258,7 +260,7 @@ def resolve_device(name: str, launch: Launch) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
+    if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index is not None):
         raise ConfigurationError(f"Unknown device {name!r}. Use auto, cpu, cuda or cuda:N.")
     if device.type == "cpu":
         return device
@@ -269,6 +271,16 @@ def resolve_device(name: str, launch: Launch) -> torch.device:
             "or install a torch that was built for your GPU."
         )
     return device if device.index is not None else torch.device("cuda", launch.local_rank % gpus)
+
+
+def use_threads(threads: int, tell: Callable[[str], None]) -> None:
+    """Has torch compute on so many threads in this process from now on, and says if they are more than it has cores."""
+    if threads > (cores := usable_cores()):
+        tell(
+            f"Torch uses {threads} threads, as --threads asks for, but each process may use {cores} core(s), so that "
+            f"threads wait for each other; --threads {cores} is the largest number that makes sense here"
+        )
+    torch.set_num_threads(threads)
 
 
 def facts_about_task(task: Task) -> dict[str, Any]:

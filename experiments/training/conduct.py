@@ -190,15 +190,14 @@ def connected(connect: Callable[[], Transport], failed: Failed, tell: Callable[[
             transport.abort(exit_status(error))
         transport.close()
         raise
-    except KeyboardInterrupt:
-        if transport.rank == 0:
-            tell("Interrupted; what was measured so far is in the run's folder")
-        if alone:
-            raise
-        transport.abort(INTERRUPTED)
-    except (Exception, SystemExit) as raised:  # a fault of ours, or of a user's model, task or strategy
+    except BaseException as raised:  # a fault of ours, or of a user's model, task or strategy, or the user's Ctrl-C
         told = explained(raised) or raised
-        if alone or isinstance(told, SystemExit):
+        if isinstance(told, KeyboardInterrupt):
+            if transport.rank == 0:
+                tell("Interrupted; what was measured so far is in the run's folder")
+            if not alone:
+                transport.abort(INTERRUPTED)
+        if alone or not isinstance(told, Exception):
             raise
         time.sleep(SECONDS_APART * min(transport.rank, MOST_APART))
         failed(told, transport.rank)

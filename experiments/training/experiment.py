@@ -17,7 +17,7 @@ from bigbatch.comm.wires.transport import Transport
 from bigbatch.experiments.runs.run import Run, environment
 from bigbatch.experiments.runs.writer import RunWriter
 from bigbatch.experiments.training.arm import train_and_measure
-from bigbatch.experiments.training.assemble import Assembly, facts_about_task, noise_remarks, task_of
+from bigbatch.experiments.training.assemble import Assembly, facts_about_task, noise_remarks, task_of, use_threads
 from bigbatch.experiments.training.history import summarise, summary_of
 from bigbatch.experiments.training.progress import Reporter
 from bigbatch.experiments.training.settings import Request
@@ -61,7 +61,7 @@ class Experiment:
             BigBatchError: on every rank, if the ranks were asked for different things or one cannot do its part.
         """
         threads = torch.get_num_threads()
-        torch.set_num_threads(self.request.settings.machine.threads)
+        use_threads(self.request.settings.machine.threads, self.reporter.tell)
         try:
             return self._run(transport)
         finally:

@@ -112,7 +112,7 @@ def test_vocabulary_writes_any_text_and_is_learnt_from_training_text_alone(tmp_p
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "cannot be read"), (b"", "empty"), (b" \n", "empty"), (b"a\xff\xfe", "not UTF-8"), (b"a\0b", "NUL")],
+    [(None, "cannot be read"), (b"", "empty"), (b" \n", "empty"), (b"a\xff\xfe", "not in UTF-8"), (b"a\0b", "NUL")],
 )
 def test_a_text_that_is_none_is_refused(tmp_path, content, message):
     path = tmp_path / "text"

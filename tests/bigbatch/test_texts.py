@@ -70,7 +70,7 @@ def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path):
     assert text_file(tmp_path / "text") == plain
     assert plain.training[0].startswith("F")
     (tmp_path / "text").write_text(content, encoding="utf-16")
-    with pytest.raises(ConfigurationError, match=r"is not text: byte 0 is not UTF-8\. Convert it"):
+    with pytest.raises(ConfigurationError, match=r"text is not in UTF-8: byte 0 fits no character\. Convert it"):
         text_file(tmp_path / "text")
 
 
@@ -98,5 +98,5 @@ def test_a_text_that_is_long_enough_for_a_shorter_context_says_which(tmp_path):
 def test_a_text_too_large_is_refused_before_it_is_read(tmp_path):
     with (tmp_path / "text").open("wb") as file:
         file.truncate(2**30 + 2**20)  # a file of zeros that takes no room on the disk
-    with pytest.raises(ConfigurationError, match="has 1,025 MB, and at most 1,024 MB are read"):
+    with pytest.raises(ConfigurationError, match="has 1,074,790,400 bytes, and at most 1,073,741,824 are read"):
         text_file(tmp_path / "text")

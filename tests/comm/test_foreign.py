@@ -1,5 +1,6 @@
 """Users' files: whatever they do while they are read, or while their rounds are made, is told in one sentence."""
 
+import io
 import os
 import signal
 import sys
@@ -46,6 +47,15 @@ WHILE_READ = {
     "quits": ("quit()\n", r"ended the program while it was read"),
     "raises": ("x = 1\n\nx / 0\n", r"cannot be run: ZeroDivisionError: division by zero \(.*mine.py, line 3\)"),
     "raises no ordinary error": ("raise BaseException('no')\n", r"cannot be run: BaseException: no \(.*line 1\)"),
+    "interrupts itself": ("raise KeyboardInterrupt\n", r"cannot be run: KeyboardInterrupt \(.*mine.py, line 1\)"),
+    "raises what cannot be written": (
+        "class E(Exception):\n    def __str__(self):\n        raise ValueError\nraise E\n",
+        r"cannot be run: E \(.*mine.py, line 4\)",
+    ),
+    "raises a book": (
+        "raise ValueError('x ' * 10**6)\n",
+        r"cannot be run: ValueError: [x ]{400}… \(.*mine.py, line 1\)",
+    ),
     "recurs": ("def f(): f()\nf()\n", r"cannot be run: RecursionError"),
     "no Python": ("x = 1\ndef f(:\n", r"cannot be run: SyntaxError: .* \(.*mine.py, line 2\)"),
     "no UTF-8": (b"x = '\xff'\n", r"cannot be run: SyntaxError: .*utf-8.*mine.py"),
@@ -95,7 +105,7 @@ GENERATORS = {
     "gives nothing": ("def named(size):\n    pass\n", r"'NoneType' object is not iterable \(.*line 1\)"),
     "gives no rounds": ("def named(size):\n    yield 5\n", r"Round 1 of named for 4 ranks is a int. Yield rounds"),
     "never ends": (
-        "def named(size):\n    while True:\n        yield None\n",
+        "from bigbatch.comm.collectives.ring import ring\ndef named(size):\n    while 1: yield from ring(size)\n",
         r"makes more than 10,128 rounds for 4 ranks",
     ),
     "asks a neighbour": (HELPED, r"KeyError: 'oops' \(.*helper.py, line 2, in more\)"),
@@ -170,6 +180,41 @@ def test_what_a_file_prints_or_changes_leaves_the_program_as_it_was(tmp_path, ca
     assert (Path.cwd(), sys.argv) == (directory, arguments)
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("still here\n", "hello\n")
+
+
+@pytest.mark.parametrize("change", ["sys.path.clear()", "sys.path = None", "sys.path = ['mine']", "del sys.path[3:]"])
+def test_a_file_that_empties_the_path_leaves_all_that_was_on_it(tmp_path, change):
+    before, path = list(sys.path), sys.path
+    ALGORITHMS.load(written(tmp_path, f"import io, sys\n{change}\nnamed = print\n"))
+    assert sys.path is path
+    assert [entry for entry in sys.path if entry in before] == list(dict.fromkeys(before))
+    assert sys.path[-1] == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change", ["sys.stderr = None", "sys.stderr.close()", "sys.stdout = sys.stderr = io.StringIO()"]
+)
+def test_a_file_that_takes_standard_error_away_gives_it_back(tmp_path, monkeypatch, change):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BytesIO()) if "close" in change else sys.stderr)
+    before = sys.stdout, sys.stderr
+    ALGORITHMS.load(written(tmp_path, f"import io, sys\n{change}\nnamed = print\n"))
+    assert (sys.stdout, sys.stderr) == before
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "signal.raise_signal(signal.SIGINT)\n",
+        "try:\n    signal.raise_signal(signal.SIGINT)\nexcept KeyboardInterrupt:\n    raise\n",
+        "try:\n    signal.raise_signal(signal.SIGINT)\nfinally:\n    raise KeyboardInterrupt('me too')\n",
+        "with open(__file__):\n    signal.raise_signal(signal.SIGINT)\n",
+    ],
+)
+def test_ctrl_c_while_a_file_is_read_is_no_fault_of_the_file(tmp_path, text):
+    with pytest.raises(KeyboardInterrupt) as raised:
+        ALGORITHMS.load(written(tmp_path, f"import signal\n{text}"))
+    assert foreign.explained(raised.value) is None
 
 
 @pytest.mark.filterwarnings("ignore:.*fork")

@@ -53,6 +53,9 @@ def test_what_is_no_numeral_is_refused_by_every_kind(text):
         (TOKENS, "1.3e9", 1_300_000_000),
         (TOKENS, "0.1M", 100_000),
         (BYTES, "0.1MB", 104_858),
+        (BYTES, "1mb", 2**20),
+        (BYTES, "1 MIB", 2**20),
+        (TOKENS, "3K", 3000),
     ],
 )
 def test_a_numeral_is_read_exactly(kind, value, read):
@@ -88,6 +91,9 @@ def test_a_numeral_is_read_exactly(kind, value, read):
         (TOKENS, "0", "at least 1"),
         (TOKENS, "-5k", "at least 1"),
         (TOKENS, "5KB", "not a number of tokens"),
+        (BYTES, "1Mb", "not a number of bytes"),  # a megabit
+        (BYTES, "256kB", "a KB has 1024 bytes"),  # 1,000 bytes, in the SI
+        (BYTES, "1mB", "not a number of bytes"),
         (BYTES, "1e9GB", "at most 1,125,899,906,842,624"),
         (Several(BYTES), "4,096", "comma inside a number"),
         (Several(BYTES), "1,000KB", "comma inside a number"),

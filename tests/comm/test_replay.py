@@ -246,6 +246,7 @@ def test_messages_by_size_pay_what_their_piece_says():
         ),
         ("alpha = 1\nbandwidth = 1\nnics = 2", "Give nics at most node_size"),
         ("alpha = 1\nbandwidth = 1\noversubscription = 0.5", "oversubscription cannot be 0.5"),
+        ("alpha = 1\nbandwidth = 1\noversubscription = 4", "all its nodes share one switch"),
         ("alpha = 1\nbandwidth = 1\ninside = 3", "inside must be a table"),
         ("alpha = 1\nbandwidth = 1\ngamma = 'x'", "gamma cannot be 'x': that is no finite number"),
         ("alpha = ", "is not TOML"),

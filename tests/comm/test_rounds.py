@@ -1,5 +1,6 @@
 """Rounds that make no sense are refused in one sentence; rounds that are no all-reduce are refuted, for any number."""
 
+import time
 from functools import partial
 
 import numpy as np
@@ -114,3 +115,12 @@ def test_rounds_are_proven_before_they_are_simulated():
     all_reduce_by(wrong_on_many_ranks).check_rounds(65)
     with pytest.raises(ConfigurationError, match="over 256 ranks is no all-reduce"):
         all_reduce_by(wrong_on_many_ranks).check_rounds(1024)
+
+
+@pytest.mark.parametrize(("name", "ranks"), [("ring", 50_000), ("halving-doubling", 65_536), ("chain", 100_000)])
+def test_rounds_for_too_many_ranks_are_refused_before_they_are_all_made(name, ranks):
+    """The rounds of a ring over 20,000 ranks alone took more memory than machines have, before anybody looked."""
+    started = time.process_time()
+    with pytest.raises(ConfigurationError, match=rf"over {ranks:,} ranks takes .* GiB of memory, and at most 4 GiB"):
+        Shown(name, ALGORITHMS.load(name), ranks)
+    assert time.process_time() - started < 10

@@ -54,11 +54,11 @@ def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
     [
         (b"alpha = 1\nalpha = 2\n", "is not TOML: Cannot overwrite a value"),
         (b"alpha\n", "is not TOML: Expected '='"),
-        ("alpha = 1".encode("utf-16"), "is not TOML: byte 0 is not UTF-8"),
-        (b"alpha = '\xff'", "is not TOML: byte 9 is not UTF-8"),
+        ("alpha = 1".encode("utf-16"), "is not in UTF-8: byte 0 fits no character. Convert it"),
+        (b"alpha = '\xff'", "is not in UTF-8: byte 9 fits no character. Convert it"),
         (b"alpha = " + b"9" * 5000, "is not TOML: "),
         (b"alpha = " + b"[" * 5000 + b"]" * 5000, "is not TOML that can be read: it is nested too deeply"),
-        (b"#" * (2 * MB), "has 2 MB, and at most 1 MB are read"),
+        (b"#" * (2 * MB), "has 2,097,152 bytes, and at most 1,048,576 are read"),
     ],
 )
 def test_what_is_no_toml_is_refused_with_the_files_name(tmp_path, content, sentence):

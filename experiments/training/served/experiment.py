@@ -26,7 +26,7 @@ from bigbatch.comm.server.shard import Shard
 from bigbatch.comm.strategies.remote import RemoteServers, facts_about
 from bigbatch.experiments.runs.run import Run, environment
 from bigbatch.experiments.runs.writer import RunWriter
-from bigbatch.experiments.training.assemble import Assembly, noise_remarks, task_of
+from bigbatch.experiments.training.assemble import Assembly, noise_remarks, task_of, use_threads
 from bigbatch.experiments.training.history import summarise, summary_of
 from bigbatch.experiments.training.served.notes import Busy, rank_of, record_of
 from bigbatch.experiments.training.served.offer import OF_ONE_START, Announcement, Offer, facts_of
@@ -75,7 +75,7 @@ class ServedExperiment:
             KeyboardInterrupt: the user ended it; its state is kept in a snapshot, if there are any.
         """
         settings = self._offer.request.settings
-        torch.set_num_threads(settings.machine.threads)
+        use_threads(settings.machine.threads, self._tell)
         assembly = Assembly(settings, task_of(settings.data))
         arms = settings.batch.chosen_arms(self._offer.plan)
         for arm in arms:

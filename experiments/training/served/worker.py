@@ -19,7 +19,7 @@ from bigbatch.comm.server.network.wire import Wire
 from bigbatch.comm.strategies.remote import RemoteServers
 from bigbatch.comm.transports.alone import Alone
 from bigbatch.experiments.training.arm import train
-from bigbatch.experiments.training.assemble import Assembly, task_of
+from bigbatch.experiments.training.assemble import Assembly, task_of, use_threads
 from bigbatch.experiments.training.progress import Reporter
 from bigbatch.experiments.training.served.notes import row_of
 from bigbatch.experiments.training.served.offer import Announcement, facts_of
@@ -70,7 +70,7 @@ class NetworkWorker:
             MismatchError: the servers do not belong together, or train something that this worker does not have.
             CommunicationError: a server refuses the connection, or does not answer any more.
         """
-        torch.set_num_threads(self.threads)
+        use_threads(self.threads, self.reporter.tell)
         wires = [self.dial(address) for address in self.addresses]
         worker = random.SystemRandom().getrandbits(63)
         apart: float | None = None  # since when the servers train different arms

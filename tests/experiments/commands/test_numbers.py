@@ -14,8 +14,11 @@ import pytest
 import bigbatch
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.kinds import Count, Flag, Number, Several, Whole
+from bigbatch.comm.transports.launch import Launch, Launcher
 from bigbatch.experiments.commands.main import cli, main
 from bigbatch.experiments.commands.options import Flagged, Value, read_entries
+from bigbatch.experiments.training import assemble
+from bigbatch.experiments.training.assemble import resolve_device, use_threads
 
 TEXTS = ("nan", "NaN", "inf", "-inf", "Infinity", "0", "-1", "-0.5", "1e30", "1e-320", "1e400", "18446744073709551616",
          "9" * 400, "", " ", "0,5", "0,002M", "1,5k", "1.000", "1__0", "0x10", "٣", "４", "½", "--", "1 2",
@@ -196,6 +199,26 @@ def test_the_rows_of_the_list_of_faults_are_refused_in_one_sentence(words, tmp_p
     sentences = [line for line in said.err.splitlines() if line.startswith(("Error: ", "bigbatch-exp: "))]
     assert len(sentences) == 1
     assert sorted(tmp_path.iterdir()) == sorted(tmp_path / f"{name}.toml" for name in FILES)
+
+
+def test_more_threads_than_cores_are_told_of_with_the_largest_number_that_makes_sense(monkeypatch):
+    """No number that torch takes is refused: a configuration may have been written for a larger machine."""
+    told, used = [], []
+    monkeypatch.setattr(assemble, "usable_cores", lambda: 2)
+    monkeypatch.setattr(assemble.torch, "set_num_threads", used.append)
+    for threads in (1, 2, 1000):
+        use_threads(threads, told.append)
+    assert used == [1, 2, 1000]
+    assert len(told) == 1
+    assert "--threads 2 is the largest number that makes sense here" in told[0]
+
+
+@pytest.mark.parametrize(
+    "name", ["cpu:7", "cpu:0", "cuda:99999999999999999999", "cuda:-1", "cuda:٣", "cuda:1e3", "tpu"]
+)
+def test_a_device_has_a_number_only_where_there_can_be_several(name):
+    with pytest.raises(ConfigurationError, match=f"Unknown device '{name}'. Use auto, cpu, cuda or cuda:N"):
+        resolve_device(name, Launch(Launcher.NONE))
 
 
 def test_a_configuration_with_a_byte_order_mark_is_read(tmp_path):

@@ -1,11 +1,15 @@
 """A user's code that fails in any phase of an experiment: one sentence with file and line, and exit status 2."""
 
 import sys
+from pathlib import Path
 
 import pytest
 from jobs import SMALL, Run
 
+from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.registry import Registry
 from bigbatch.experiments.commands.main import main
+from bigbatch.experiments.commands.options import Command
 
 FILE = """
 import os
@@ -42,6 +46,16 @@ class LossExits(LanguageModelling):
 class LossDies(LanguageModelling):
     def loss(self, model, batch):
         os._exit(0)
+
+class Hidden(LanguageModelling):
+    def loss(self, model, batch):
+        raise self.error
+
+class Interrupts(Hidden):
+    error = KeyboardInterrupt
+
+class Asks(Hidden):
+    error = EOFError("no answer")
 
 class MetricsRaises(LanguageModelling):
     def metrics(self, model, batches):
@@ -86,6 +100,8 @@ CASES = {
     "loss": (["ring", "--task", "mine.py:LossRaises"], "ValueError: loss (helper.py, line 2, in more)"),
     "loss exits": (["ring", "--task", "mine.py:LossExits"], "mine.py ended the program (mine.py, line 31, in loss)"),
     "loss dies": (["ring", "--task", "mine.py:LossDies"], "mine.py ended the program (mine.py, line 35, in loss)"),
+    "loss interrupts": (["ring", "--task", "mine.py:Interrupts"], "KeyboardInterrupt (mine.py, line 39, in loss)"),
+    "loss asks": (["ring", "--task", "mine.py:Asks"], "EOFError: no answer (mine.py, line 39, in loss)"),
     "metrics": (["ring", "--task", "mine.py:MetricsRaises"], "ValueError: metrics (helper.py, line 2, in more)"),
     "build": (["ring", "--model", "mine.py:BuildRaises"], "ValueError: build (helper.py, line 2, in more)"),
     "no task": (["ring", "--task", "mine.py:BuildRaises"], "but must be a class derived from bigbatch.tasks.task.Task"),
@@ -133,6 +149,27 @@ def test_whatever_fails_is_one_sentence_with_its_place(monkeypatch, capsys, name
     assert len(said) == 1
     assert sentence in said[0]
     assert status == 2
+
+
+@pytest.mark.usefixtures("in_folder")
+@pytest.mark.parametrize(
+    ("raised", "sentence"),
+    [
+        ("KeyboardInterrupt", "KeyboardInterrupt"),
+        ("EOFError('no answer')", "EOFError: no answer"),
+        ("BrokenPipeError(32, 'gone')", r"BrokenPipeError: \[Errno 32\] gone"),
+        ("click.exceptions.Exit(0)", "Exit: 0"),
+        ("click.Abort", "Abort"),
+        ("click.UsageError('no such thing')", "UsageError: no such thing"),
+        ("GeneratorExit", "GeneratorExit"),
+    ],
+)
+def test_what_click_takes_for_its_own_is_told_when_a_users_code_raises_it(raised, sentence):
+    """Click ends without a word for an EOFError, a KeyboardInterrupt or a BrokenPipeError, and with 0 for an Exit."""
+    Path("raises.py").write_text(f"import click\ndef f():\n    raise {raised}\n")
+    command = Command("some", callback=Registry("function", "none", {}).load("raises.py:f"))
+    with pytest.raises(ConfigurationError, match=rf"^{sentence} \(raises.py, line 3, in f\)\.$"):
+        command.main([], standalone_mode=False)
 
 
 @pytest.mark.usefixtures("in_folder", "own_cache")
