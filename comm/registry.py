@@ -5,7 +5,6 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
-import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -132,13 +131,17 @@ def unknown_name(kind: str, name: str, known: Iterable[str], otherwise: str = ""
 def _attribute(path: str, kind: str) -> Any:
     place, _, attribute = path.rpartition(":")
     module = _module_in_file(Path(place), kind) if place.endswith(".py") else _module(place, path, kind)
-    try:
-        return getattr(module, attribute)
-    except AttributeError:
+    with foreign.guarded(f"The {kind} {path!r}", "be looked up", "was looked up"):  # a module may have its own way
+        found = getattr(module, attribute, _MISSING)
+    if found is _MISSING:
         raise ConfigurationError(
             f"There is no {attribute!r} in {place}, which should hold the {kind} {path!r}. It defines: "
             f"{', '.join(name for name in vars(module) if not name.startswith('_')) or 'nothing'}."
-        ) from None
+        )
+    return found
+
+
+_MISSING = object()
 
 
 def _module(name: str, path: str, kind: str) -> ModuleType:
@@ -195,7 +198,7 @@ def _neighbours_of(file: Path) -> Iterator[None]:
     """Lets a file import its neighbours while it is read, and later; neighbours of files elsewhere do not count.
 
     Within the context the file's folder is the first to be searched, as when Python runs a script, and afterwards the
-    last, so that it hides nothing from anybody else. The working directory and the arguments stay as they were.
+    last, so that it hides nothing from anybody else.
     """
     folder = str(file.parent)
     for name, other in list(sys.modules.items()):
@@ -205,7 +208,6 @@ def _neighbours_of(file: Path) -> Iterator[None]:
             for one in [name, *(inner for inner in sys.modules if inner.startswith(f"{name}."))]:
                 if not one.startswith(_FILE):
                     sys.modules.pop(one, None)
-    directory, arguments = Path.cwd(), list(sys.argv)
     sys.path.insert(0, folder)
     try:
         yield
@@ -215,8 +217,6 @@ def _neighbours_of(file: Path) -> Iterator[None]:
         if folder not in sys.path:
             sys.path.append(folder)
         _searched.add(folder)
-        os.chdir(directory)
-        sys.argv[:] = arguments
 
 
 _searched: set[str] = set()

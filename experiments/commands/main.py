@@ -14,7 +14,7 @@ from bigbatch.comm.errors import (
     LaunchError,
     exit_status,
 )
-from bigbatch.comm.foreign import explained
+from bigbatch.comm.foreign import end_program, explained, may_end_process
 from bigbatch.comm.registry import unknown_name
 from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.experiments.commands import COMMANDS, subcommands
@@ -120,13 +120,14 @@ def main() -> NoReturn:
     It is 0, 1 for an error, 2 for a wrong command line, 3 if the results are there but not all of them could be
     written, printed or drawn, 130 for an interruption, or 141 if nobody reads the output any more.
     """
+    may_end_process()
     with standard_streams() as streams:
         status = _run()
         sys.stdout.flush()
         lost, sentence = streams.failure()
         if sentence:
             print(f"bigbatch-exp: {sentence}", file=sys.stderr, flush=True)
-    sys.exit(status or lost)
+    end_program(status or lost)
 
 
 def _run() -> int:
