@@ -5,6 +5,7 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -167,7 +168,7 @@ def _module_in_file(file: Path, kind: str) -> ModuleType:
         state = "does not exist" if not file.exists() else "is a folder" if file.is_dir() else "is no ordinary file"
         raise ConfigurationError(f"The file {file}, which should hold the {kind}, {state}.")
     path, stat = file.resolve(), file.stat()
-    name = f"{_FILE}{file.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    name = f"{_FILE}{file.stem}_{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
     read = _read.get(name)
     if read is not None and read[0] == (stat.st_mtime_ns, stat.st_size):
         return read[1]

@@ -15,7 +15,7 @@ import bigbatch
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.files import read_bytes
 from bigbatch.experiments.laboratory.claim import Column
-from bigbatch.experiments.runs.results import Results
+from bigbatch.experiments.runs.results import Results, own_look
 from bigbatch.experiments.runs.run import Run, is_comparison, is_run, names_of, read_config, read_summary, runs_in
 from bigbatch.experiments.runs.table import TableSection, compared_verdict, incomparable, setting, table_of, verdict
 
@@ -239,9 +239,10 @@ def _overlay(runs: Sequence[Run], failed: Callable[[str], object]) -> Picture | 
     drawn = BytesIO()
 
     def draw() -> None:
-        from bigbatch.experiments.figures.overlay import draw_overlay
+        with own_look():
+            from bigbatch.experiments.figures.overlay import draw_overlay
 
-        draw_overlay(runs, drawn)
+            draw_overlay(runs, drawn)
 
     results = Results(runs[0].folder)
     results.attempt("The losses of the runs cannot be drawn", draw)

@@ -13,7 +13,7 @@ import pytest
 from jobs import quick
 
 from bigbatch.comm import foreign
-from bigbatch.comm.collectives import ALGORITHMS
+from bigbatch.comm.collectives import ALGORITHMS, bind
 from bigbatch.comm.collectives.ring import ring
 from bigbatch.comm.errors import ConfigurationError, exit_status
 from bigbatch.comm.schedules.schedule import Round, check_repeats, rounds_of
@@ -151,6 +151,15 @@ def test_what_is_no_file_of_an_algorithm_is_one_sentence(tmp_path, monkeypatch, 
     Path("number.py").write_text("named = 5\n")
     with pytest.raises(ConfigurationError, match=NO_FILES[name][1]):
         ALGORITHMS.load(NO_FILES[name][0])
+
+
+def test_a_function_that_does_not_say_what_it_takes_is_no_algorithm():
+    with pytest.raises(ConfigurationError, match="sleep cannot be an algorithm: ValueError: no signature"):
+        bind(ALGORITHMS.load("time:sleep"), 1)
+
+
+def test_a_file_whose_name_is_not_in_utf_8_is_read(tmp_path):
+    assert callable(ALGORITHMS.load(written(tmp_path, "def named(size): return []\n", "caf\udce9.py")))
 
 
 def test_a_neighbour_is_found_and_each_file_has_its_own(tmp_path):

@@ -245,6 +245,15 @@ def test_figures_look_alike_whatever_the_user_has_set_up_for_others(tmp_path):
     assert (tmp_path / "here.png").read_bytes() == (tmp_path / "plain.png").read_bytes()
 
 
+def test_a_backend_that_this_version_does_not_have_costs_no_figure(tmp_path):
+    """matplotlib/matplotlib 29713: names of backends come and go, and MPLBACKEND outlives them in a shell's profile."""
+    text = "import sys\nfrom pathlib import Path\nfrom bigbatch.experiments.runs.results import own_look\n"
+    text += "with own_look():\n    from matplotlib.figure import Figure\n    Figure().savefig(sys.argv[1])\n"
+    environment = {**os.environ, "MPLBACKEND": "Qt4Agg"}
+    subprocess.run([sys.executable, "-c", text, str(tmp_path / "here.png")], check=True, env=environment, timeout=60)
+    assert (tmp_path / "here.png").read_bytes().startswith(b"\x89PNG")
+
+
 # Folders that somebody else removes or changes.
 
 
