@@ -1,5 +1,6 @@
 """The program `bigbatch-exp`: a strategy's name runs an experiment over it, and other words name other commands."""
 
+import os
 import sys
 from contextlib import suppress
 from typing import NoReturn
@@ -121,6 +122,7 @@ def main() -> NoReturn:
     written, printed or drawn, 130 for an interruption, or 141 if nobody reads the output any more.
     """
     may_end_process()
+    os.environ.pop("MPLBACKEND", None)  # that of a notebook which started us may not be here; our figures need none
     with standard_streams() as streams:
         status = _run()
         sys.stdout.flush()

@@ -1,6 +1,5 @@
 """The results of a command: kept first, then shown, then drawn; what fails names itself and leaves the rest."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -108,11 +107,7 @@ def own_look() -> Iterator[None]:
     Such a set-up may need programs that are not there, such as LaTeX, or make a figure of other colours and sizes than
     its labels speak of.
     """
-    try:
-        import matplotlib as mpl
-    except ValueError:  # MPLBACKEND names a backend that this version does not have; our figures need none
-        os.environ.pop("MPLBACKEND", None)
-        import matplotlib as mpl
+    import matplotlib as mpl
 
     with mpl.rc_context():
         mpl.rcdefaults()

@@ -301,6 +301,14 @@ def test_metrics_of_other_arms_are_told_of(damaged):
     assert remarks == f"{path} says nothing about the arm small, whose losses are left out"
 
 
+def test_a_table_that_no_browser_could_show_is_cut_and_says_so(tmp_path):
+    rows = [{f"key {number}": number} for number in range(2000)]
+    (tmp_path / "summary.json").write_text(json.dumps({"rows": rows}))
+    page = make_page([tmp_path])
+    assert "the first 50 of 2,000 rows" in page
+    assert page.count("<tr>") < 100
+
+
 def test_what_was_looked_at_is_what_is_read(damaged):
     """CWE-367: another file takes the name between the look at a file and its reading."""
     path = damaged / "summary.json"
