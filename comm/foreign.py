@@ -1,34 +1,32 @@
 """Code that is not ours: it is run under guard, so that whatever it does becomes one sentence with its file and line.
 
-Guarded code can neither end the program (`sys.exit`, `os._exit`), nor keep it for ever, nor mix what it prints with the
-program's own output, nor go on with the program in a second process (`os.fork`). Not covered: a crash of native code,
-`os.abort` and signals that a process sends to itself, which no program can go on from (the exit status tells); loops
-inside native code, loops that catch every exception, and loops in threads, because only the main thread can be
-interrupted; the end of the process, which waits for threads that are no daemons; and what is done to Python's own
-modules, such as `sys.modules.clear()`.
+Guarded code can neither end the program (`sys.exit`, `os._exit`, `os.execv`), nor keep it for ever, nor mix what it
+prints with the program's own output, nor go on with the program in a second process (`os.fork`), nor change what the
+interpreter has for everybody: built-in names, streams, the working directory. Where no exception can stop it, the
+program ends with a sentence. Not covered: a crash of native code, and signals that a process sends to itself, which no
+program can go on from (the exit status tells).
 """
 
+import builtins
 import dis
 import inspect
 import os
-import signal
 import sys
 import sysconfig
-import threading
-import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import wraps
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
+from bigbatch.comm import bounds
+from bigbatch.comm.bounds import MOST_PRINTED, PrintsTooMuch, StillRunning, ended, limited, output_beside
 from bigbatch.comm.errors import BigBatchError, ConfigurationError
 
 SECONDS = 60.0
 """Seconds that guarded code may take, such as a file while it is read."""
-
-MOST_PRINTED = 100_000
-"""The largest number of characters that guarded code may print."""
 
 MOST_SAID = 400
 """Length at which what an error says is cut off, in characters: a message must stay a sentence."""
@@ -39,36 +37,33 @@ _folders: list[str] = []
 
 
 class Ended(SystemExit):
-    """Raised instead of ending the process, where foreign code calls `os._exit`."""
-
-
-class StillRunning(BaseException):
-    """Raised in guarded code that takes too long; no handler of ordinary exceptions stops it."""
-
-
-class PrintsTooMuch(BaseException):
-    """Raised in guarded code that prints too much; no handler of ordinary exceptions stops it."""
+    """Raised instead of ending the process, where foreign code calls `os._exit` or replaces the program by another."""
 
 
 def expect_code_in(folder: Path) -> None:
     """Remembers that the Python files in a folder are foreign code, which errors may then name.
 
-    From the first call on, `os._exit` raises an error where foreign code of this process calls it.
+    From the first call on, `os._exit` and the like raise an error where foreign code of this process calls them.
     """
     if not _folders:
-        _watch_exits(os._exit, os.getpid())
+        for name in ("_exit", "abort", "execv", "execve"):
+            setattr(os, name, _unless_foreign(getattr(os, name), os.getpid()))
     name = str(folder) + os.sep
     if name not in _folders:
         _folders.append(name)
 
 
-def _watch_exits(end: Callable[[int], NoReturn], process: int) -> None:
-    def end_unless_foreign(status: int) -> NoReturn:
-        if os.getpid() == process and _foreign(sys._getframe(1).f_code.co_filename):
-            raise Ended(status)
-        end(status)
+def _unless_foreign(end: Callable[..., NoReturn], process: int) -> Callable[..., NoReturn]:
+    @wraps(end)
+    def end_unless_foreign(*arguments: Any, **named: Any) -> NoReturn:
+        caller = sys._getframe(1)
+        while caller.f_back is not None and caller.f_globals.get("__name__") == "os":  # `os.execvp` calls `os.execv`
+            caller = caller.f_back
+        if os.getpid() == process and _foreign(caller.f_code.co_filename):
+            raise Ended
+        end(*arguments, **named)
 
-    os._exit = end_unless_foreign
+    return end_unless_foreign
 
 
 def _foreign(file: str) -> bool:
@@ -94,9 +89,15 @@ def guarded(who: str, cannot: str, doing: str, code: Any = None, seconds: float 
             printed more than `MOST_PRINTED` characters; names the file and the line.
     """
     seconds = SECONDS if seconds is None else seconds
+    overdue = f"{who} still ran after {seconds:g} s while it {doing}"
     process = os.getpid()
+
+    def stuck(frame: FrameType) -> str:
+        place = _place_of(reversed(traceback.extract_stack(frame)))
+        return f"{overdue}{f' ({place})' if place else ''}, and nothing stops it. Look for a loop that does not end."
+
     try:
-        with _output_beside(), _limited(seconds):
+        with output_beside(), ended(seconds, stuck), limited(seconds), _as_it_was():
             try:
                 yield
             finally:
@@ -112,7 +113,7 @@ def guarded(who: str, cannot: str, doing: str, code: Any = None, seconds: float 
         if isinstance(error, SystemExit):
             said = f"{who} ended the program while it {doing}{named}. Take the exit out."
         elif isinstance(error, StillRunning):
-            said = f"{who} still ran after {seconds:g} s while it {doing}{named}. Look for a loop that does not end."
+            said = f"{overdue}{named}. Look for a loop that does not end."
         elif isinstance(error, PrintsTooMuch):
             said = f"{who} printed more than {MOST_PRINTED:,} characters while it {doing}{named}. Let it print less."
         else:
@@ -157,10 +158,9 @@ def interrupted(error: BaseException | None) -> bool:
 
 
 def _what(error: BaseException) -> str:
-    try:
+    said = ""
+    with suppress(Exception, SystemExit, StillRunning), limited(1.0):  # what makes the text may be foreign code, too
         said = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
-    except Exception:  # an error that cannot even be written is told by its name
-        said = ""
     cut = said if len(said) <= MOST_SAID else f"{said[:MOST_SAID]}…"
     return f"{type(error).__name__}: {cut.rstrip('.')}" if said else type(error).__name__
 
@@ -169,7 +169,12 @@ def _innermost(error: BaseException) -> str | None:
     """The innermost place in foreign code that an error comes from: its file, line and function."""
     if isinstance(error, SyntaxError) and _foreign(error.filename or ""):
         return f"{shown(error.filename or '')}, line {error.lineno or 1}"
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+    return _place_of(reversed(traceback.extract_tb(error.__traceback__)))
+
+
+def _place_of(frames: Iterable[traceback.FrameSummary]) -> str | None:
+    """The first of some frames that is foreign code: its file, line and function."""
+    for frame in frames:
         if _foreign(frame.filename):
             function = "" if frame.name == "<module>" else f", in {frame.name}"
             return f"{shown(frame.filename)}, line {frame.lineno}{function}"
@@ -190,79 +195,32 @@ def shown(file: str) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file
 
 
-class _Beside:
-    """Standard output while foreign code runs: what is printed goes to standard error, up to `MOST_PRINTED`.
-
-    Args:
-        own: standard output as it was before.
-        errors: standard error as it was before.
-    """
-
-    def __init__(self, own: Any, errors: Any) -> None:
-        self.own = own
-        self.errors = errors
-        self._printed = 0
-        self.guarding = True
-
-    def write(self, text: str) -> int:
-        """Writes to standard error; after the guard has ended, to where it would have gone without."""
-        if not self.guarding:
-            return int(self.own.write(text))
-        self._printed += len(text)
-        if self._printed > MOST_PRINTED:
-            raise PrintsTooMuch
-        return int(self.errors.write(text))
-
-    def flush(self) -> None:
-        """Flushes standard error, where guarded code prints to."""
-        self.errors.flush()
-
-    def close(self) -> None:
-        """Does nothing, because the program goes on to print."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.own, name)
-
-
-_lock = threading.Lock()
-_guards: list[_Beside] = []
-
-
 @contextmanager
-def _output_beside() -> Iterator[None]:
-    """Lets standard output go to standard error, until the last of several guards, in whichever threads, has ended.
-
-    Then both are what they were before the first.
-    """
-    with _lock:
-        beside = _Beside(_guards[0].own, _guards[0].errors) if _guards else _Beside(sys.stdout, sys.stderr)
-        _guards.append(beside)
-        sys.stdout = beside
+def _as_it_was() -> Iterator[None]:
+    """Puts back what guarded code may change for everybody, such as the working directory; what it adds stays."""
+    names, path, entries, modules = dict(vars(builtins)), sys.path, list(sys.path), dict(sys.modules)
+    arguments, depth, keyboard = list(sys.argv), sys.getrecursionlimit(), sys.stdin
+    directory = os.open(".", os.O_RDONLY | os.O_CLOEXEC)
     try:
         yield
     finally:
-        with _lock:
-            _guards.remove(beside)
-            beside.guarding = False
-            sys.stdout, sys.stderr = _guards[-1] if _guards else beside.own, beside.errors
+        vars(builtins).update(names)  # before anything else, which may need them
+        sys.setrecursionlimit(depth)
+        sys.stdin = keyboard
+        sys.argv[:] = arguments
+        kept = [entry for entry in sys.path or () if isinstance(entry, str)]
+        path[:] = [*kept, *(entry for entry in entries if entry not in kept)]
+        sys.path = path
+        for name, module in modules.items():
+            if sys.modules.get(name) is not module and not _foreign(getattr(module, "__file__", None) or ""):
+                sys.modules[name] = module
+        with suppress(OSError):  # foreign code has closed it
+            os.fchdir(directory)
+            os.close(directory)
 
 
-@contextmanager
-def _limited(seconds: float) -> Iterator[None]:
-    """Raises `StillRunning` in what the main thread does within the context, if that takes longer."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(*_: Any) -> NoReturn:
-        raise StillRunning
-
-    before = signal.signal(signal.SIGALRM, stop)
-    began, (left, interval) = time.monotonic(), signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, signal.SIG_DFL if before is None else before)
-        if left:  # somebody else's alarm goes on
-            signal.setitimer(signal.ITIMER_REAL, max(1e-3, left - (time.monotonic() - began)), interval)
+def end_program(status: int) -> NoReturn:
+    """Ends the program, also if a user's file has left threads that go on, or work for its end that does."""
+    if _folders:
+        bounds.end_program(status)
+    sys.exit(status)

@@ -133,13 +133,17 @@ def unknown_name(kind: str, name: str, known: Iterable[str], otherwise: str = ""
 def _attribute(path: str, kind: str) -> Any:
     place, _, attribute = path.rpartition(":")
     module = _module_in_file(Path(place), kind) if place.endswith(".py") else _module(place, path, kind)
-    try:
-        return getattr(module, attribute)
-    except AttributeError:
+    with foreign.guarded(f"The {kind} {path!r}", "be looked up", "was looked up"):  # a module may have its own way
+        found = getattr(module, attribute, _MISSING)
+    if found is _MISSING:
         raise ConfigurationError(
             f"There is no {attribute!r} in {place}, which should hold the {kind} {path!r}. It defines: "
             f"{', '.join(name for name in vars(module) if not name.startswith('_')) or 'nothing'}."
-        ) from None
+        )
+    return found
+
+
+_MISSING = object()
 
 
 def _module(name: str, path: str, kind: str) -> ModuleType:
@@ -171,7 +175,7 @@ def _module_in_file(file: Path, kind: str) -> ModuleType:
     if not stat.S_ISREG(status.st_mode):
         state = "a folder" if stat.S_ISDIR(status.st_mode) else "no ordinary file"
         raise ConfigurationError(f"{what} is {state}.")
-    name = f"{_FILE}{file.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    name = f"{_FILE}{file.stem}_{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
     read = _read.get(name)
     if read is not None and read[0] == (status.st_mtime_ns, status.st_size):
         return read[1]
@@ -202,8 +206,7 @@ def _neighbours_of(file: Path) -> Iterator[None]:
     """Lets a file import its neighbours while it is read, and later; neighbours of files elsewhere do not count.
 
     Within the context the file's folder is the first to be searched, as when Python runs a script, and afterwards the
-    last, so that it hides nothing from anybody else. The working directory and the arguments stay as they were, and the
-    path keeps all that was on it.
+    last, so that it hides nothing from anybody else.
     """
     folder = str(file.parent)
     for name, other in list(sys.modules.items()):
@@ -213,20 +216,15 @@ def _neighbours_of(file: Path) -> Iterator[None]:
             for one in [name, *(inner for inner in sys.modules if inner.startswith(f"{name}."))]:
                 if not one.startswith(_FILE):
                     sys.modules.pop(one, None)
-    directory, arguments = Path.cwd(), list(sys.argv)
-    path, before = sys.path, list(sys.path)
-    path.insert(0, folder)
+    sys.path.insert(0, folder)
     try:
         yield
     finally:
-        after = [entry for entry in sys.path or () if isinstance(entry, str)]
-        if folder in after:
-            after.remove(folder)
-        path[:] = dict.fromkeys([*after, *before, folder])
-        sys.path = path
+        if folder in sys.path:
+            sys.path.remove(folder)
+        if folder not in sys.path:
+            sys.path.append(folder)
         _searched.add(folder)
-        os.chdir(directory)
-        sys.argv[:] = arguments
 
 
 _searched: set[str] = set()

@@ -40,6 +40,9 @@ LARGEST_NUMBER = 1e100
 
 LONGEST_NAME = 1000
 
+MOST_DIGITS = 18
+"""The largest number of digits of a whole number that is the name of an entry."""
+
 
 class ProblemError(ValueError):
     """What is wrong with a value, as the end of a sentence that begins with the value's place.
@@ -85,16 +88,49 @@ class Above:
         )
 
 
+BREAKS = ("Cc", "Zl", "Zp")
+"""Unicode's categories of control characters, and of characters that end a line or a paragraph."""
+
+TURNS = ("LRE", "RLE", "LRO", "RLO", "LRI", "RLI", "FSI")
+"""Unicode's bidirectional classes of characters that turn what follows them, such as the numbers of a table."""
+
+
 def plain_name(value: Any) -> str:
     """A condition on a text, for `Annotated`: a name that can be shown on one line and be part of a path."""
-    if not value or len(value) > LONGEST_NAME or any(unicodedata.category(letter) == "Cc" for letter in value):
+    breaks = (unicodedata.category(letter) in BREAKS or unicodedata.bidirectional(letter) in TURNS for letter in value)
+    if not value or len(value) > LONGEST_NAME or any(breaks):
         return f"is no name of up to {LONGEST_NAME:,} characters without control characters"
     return ""
 
 
-def not_empty(value: Any) -> str:
-    """A condition on a list or a mapping, for `Annotated`: it must hold something."""
-    return "" if value else "is empty"
+@dataclass(frozen=True)
+class Entries:
+    """A condition on a list or a mapping, for `Annotated`: it must hold `least` to `most` entries."""
+
+    least: int = 1
+    most: int = 1_000_000
+
+    def __call__(self, value: Any) -> str:
+        """Says what is wrong with a value; "" if nothing is."""
+        if len(value) > self.most:
+            return f"has {len(value):,} entries, of which at most {self.most:,} are read"
+        if len(value) < self.least:
+            return f"has {len(value):,} of at least {self.least:,} entries" if value else "is empty"
+        return ""
+
+
+@dataclass(frozen=True)
+class NumberedFrom:
+    """A condition on a mapping, for `Annotated`: its names are whole numbers of at least `least`, in digits."""
+
+    least: int
+
+    def __call__(self, value: Any) -> str:
+        """Says what is wrong with a value; "" if nothing is."""
+        for name in value:
+            if not (name.isascii() and name.isdigit() and len(name) <= MOST_DIGITS and int(name) >= self.least):
+                return f"has the name {_shown(name)}, and should have whole numbers of at least {self.least}"
+        return ""
 
 
 Count = Annotated[int, AtLeast(0)]

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
+from bigbatch.comm.foreign import guarded
 from bigbatch.comm.registry import Registry
 
 if TYPE_CHECKING:  # a command line that only names algorithms must not wait for NumPy
@@ -62,6 +63,7 @@ def bind(algorithm: Callable[..., Any], nbytes: int, nodes: Nodes = ()) -> "Sche
 
 @lru_cache(maxsize=256)
 def _bound(algorithm: Callable[..., Any], segments: int, nodes: Nodes) -> "Schedule":
-    wanted = set(inspect.signature(algorithm).parameters) - set(getattr(algorithm, "keywords", ()))
+    with guarded(str(getattr(algorithm, "__name__", algorithm)), "be an algorithm", "was looked at", algorithm):
+        wanted = set(inspect.signature(algorithm).parameters) - set(getattr(algorithm, "keywords", ()))
     extra = {name: value for name, value in (("segments", segments), ("nodes", nodes)) if name in wanted}
     return partial(algorithm, **extra) if extra else algorithm

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bigbatch.comm.bounds import StillRunning
 from bigbatch.comm.collectives import Nodes, bind
 from bigbatch.comm.errors import BigBatchError
-from bigbatch.comm.foreign import StillRunning, guarded
+from bigbatch.comm.foreign import guarded
 from bigbatch.comm.reducers.collective import Collective, Scheduled
 from bigbatch.comm.schedules import schedule
 from bigbatch.comm.schedules.account import account
@@ -71,6 +72,7 @@ NOT_LOOKED_AT = (
     f"execution on more than {RANKS[-1]} ranks: for more, the rounds alone are looked at",
     "buffers of more than a few megabytes a rank, dtypes other than float32, float64 and int64, and GPUs",
     "how fast it is",
+    "rounds that depend on more than the number of ranks, such as the time, where that does not show in two calls",
 )
 """What `conform` does not look at, each as a phrase."""
 DTYPES = (torch.float32, torch.float64, torch.int64)

@@ -4,14 +4,14 @@ import json
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 
 from bigbatch.comm.cache import cache_folder, keep, kept_json
 from bigbatch.comm.reducers.collective import Collective
 from bigbatch.comm.reducers.measure import Reducing, measure
-from bigbatch.comm.schema import Positive, not_empty
+from bigbatch.comm.schema import Entries, NumberedFrom, Positive
 from bigbatch.comm.wires.agreement import all_gather
 from bigbatch.comm.wires.transport import Transport
 
@@ -22,14 +22,7 @@ SECONDS_A_SIZE = 0.5
 """About how many seconds to measure each size."""
 
 
-def whole_sizes(value: Any) -> str:
-    """A condition on a mapping, for `Annotated`: its keys are sizes in bytes."""
-    return (
-        "" if all(key.isascii() and key.isdigit() and int(key[:12]) for key in value) else "has a key that is no size"
-    )
-
-
-KeptTuning = Annotated[dict[str, Annotated[dict[str, Positive], not_empty]], not_empty, whole_sizes]
+KeptTuning = Annotated[dict[str, Annotated[dict[str, Positive], Entries()]], Entries(), NumberedFrom(1)]
 """The schema of the table in the cache: seconds by size in bytes and by the name of the all-reduce."""
 
 

@@ -1,5 +1,6 @@
 """The program `bigbatch-exp`: a strategy's name runs an experiment over it, and other words name other commands."""
 
+import os
 import sys
 from contextlib import suppress
 from typing import NoReturn
@@ -7,6 +8,7 @@ from typing import NoReturn
 import click
 from click.shell_completion import CompletionItem
 
+from bigbatch.comm.bounds import may_end_process
 from bigbatch.comm.errors import (
     INTERRUPTED,
     BigBatchError,
@@ -14,6 +16,7 @@ from bigbatch.comm.errors import (
     LaunchError,
     exit_status,
 )
+from bigbatch.comm.foreign import end_program
 from bigbatch.comm.registry import unknown_name
 from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.experiments.commands import COMMANDS, subcommands
@@ -119,13 +122,15 @@ def main() -> NoReturn:
     It is 0, 1 for an error, 2 for a wrong command line, 3 if the results are there but not all of them could be
     written, printed or drawn, 130 for an interruption, or 141 if nobody reads the output any more.
     """
+    may_end_process()
+    os.environ.pop("MPLBACKEND", None)  # that of a notebook which started us may not be here; our figures need none
     with standard_streams() as streams:
         status = _run()
         sys.stdout.flush()
         lost, sentence = streams.failure()
         if sentence:
             print(f"bigbatch-exp: {sentence}", file=sys.stderr, flush=True)
-    sys.exit(status or lost)
+    end_program(status or lost)
 
 
 def _run() -> int:

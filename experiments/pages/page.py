@@ -15,7 +15,7 @@ import bigbatch
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.files import read_bytes
 from bigbatch.experiments.laboratory.claim import Column
-from bigbatch.experiments.runs.results import Results
+from bigbatch.experiments.runs.results import Results, own_look
 from bigbatch.experiments.runs.run import Run, is_comparison, is_run, names_of, read_config, read_summary, runs_in
 from bigbatch.experiments.runs.table import TableSection, compared_verdict, incomparable, setting, table_of, verdict
 
@@ -55,6 +55,10 @@ class Picture:
     height: int
     alternative: str
     caption: str
+
+
+MOST_CELLS = 100_000
+"""The largest number of cells of a table in the page; a browser takes seconds to show so many."""
 
 
 @dataclass(frozen=True)
@@ -199,8 +203,12 @@ def _measurements(section: Section, summary: dict[str, Any]) -> None:
 
 
 def _grid(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], caption: str = "") -> Grid:
-    """Rows as a table with those columns; with none, all keys there are, as they are."""
+    """Rows as a table with those columns, or else all keys there are; of more than `MOST_CELLS`, the first rows."""
     heads = {column.key: column.label for column in columns} or {key: _words(key) for row in rows for key in row}
+    most = max(1, MOST_CELLS // max(1, len(heads)))
+    if len(rows) > most:
+        caption = f"{f'{caption}; ' if caption else ''}the first {most:,} of {len(rows):,} rows"
+        rows = rows[:most]
     texts = {column.key: column.text for column in columns}
     numbers = [all(row.get(key) is None or _is_number(row[key]) for row in rows) for key in heads]
     cells = [[texts.get(key, _text)(row.get(key)) for key in heads] for row in rows]
@@ -239,9 +247,10 @@ def _overlay(runs: Sequence[Run], failed: Callable[[str], object]) -> Picture | 
     drawn = BytesIO()
 
     def draw() -> None:
-        from bigbatch.experiments.figures.overlay import draw_overlay
+        with own_look():
+            from bigbatch.experiments.figures.overlay import draw_overlay
 
-        draw_overlay(runs, drawn)
+            draw_overlay(runs, drawn)
 
     results = Results(runs[0].folder)
     results.attempt("The losses of the runs cannot be drawn", draw)

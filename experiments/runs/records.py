@@ -2,17 +2,20 @@
 
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
-from bigbatch.comm.schema import Amount, AtLeast, Count, NameText, Positive, not_empty
+from bigbatch.comm.schema import Amount, AtLeast, Count, Entries, NameText, NumberedFrom, Positive
 
 Whole = Annotated[int, AtLeast(1)]
 """A number of things of which there is at least one."""
+
+MOST_ARMS, MOST_RUNS = 100, 1000
+"""The largest numbers of arms of a run, and of runs of a comparison: no figure or table could show more."""
 
 
 class ServerCounts(TypedDict):
     """What one server of an arm has counted; a strategy of the user's own may count other things."""
 
     consistency: NotRequired[NameText]
-    staleness: NotRequired["dict[str, Count]"]
+    staleness: NotRequired[Annotated["dict[str, Count]", NumberedFrom(0)]]
     gradients_dropped: NotRequired[Count]
 
 
@@ -66,7 +69,7 @@ class RunSummary(TypedDict):
     target: NotRequired[float | None]
     corpus_sha256: NotRequired[str | None]
     parameters: Count
-    arms: Annotated[list[ArmRow], not_empty]
+    arms: Annotated[list[ArmRow], Entries(most=MOST_ARMS)]
     simulated: NotRequired[Simulated | None]
     environment: NotRequired[dict[str, Any]]
 
@@ -74,7 +77,7 @@ class RunSummary(TypedDict):
 class ComparisonSummary(TypedDict):
     """The summary of a comparison: that of each of its runs."""
 
-    runs: Annotated[list[RunSummary], not_empty]
+    runs: Annotated[list[RunSummary], Entries(most=MOST_RUNS)]
 
 
 class UpdateRecord(TypedDict):

@@ -70,8 +70,14 @@ class Run:
                 "of a comparison."
             )
         metrics, cut = read_metrics(folder)
-        remark = f"The last line of {folder / METRICS} was cut off while it was written, and is left out"
-        return cls(folder, summary, metrics, (remark,) if cut else ())
+        remarks = [f"The last line of {folder / METRICS} was cut off while it was written, and is left out"] * cut
+        told = {record["arm"] for record in metrics}
+        remarks += [
+            f"{folder / METRICS} says nothing about the arm {arm['name']}, whose losses are left out"
+            for arm in summary["arms"]
+            if arm["name"] not in told
+        ]
+        return cls(folder, summary, metrics, tuple(remarks))
 
     def config(self) -> dict[str, Any]:
         """What was asked for; empty if the folder does not say.
@@ -247,14 +253,23 @@ def read_summary(folder: Path, schema: type | None = None) -> dict[str, Any]:
         what = f"The summary of {folder}"
         summary: dict[str, Any] = check(read_json(folder / SUMMARY, what), dict[str, Any], what)
         check(summary, schema or _schema_of(summary), what)
-        if is_comparison(summary):
-            _check_alike(summary["runs"], what)
+        if schema is None:
+            runs = summary["runs"] if is_comparison(summary) else [summary] if is_run(summary) else []
+            _check_arms(runs, what)
+            _check_alike(runs, what)
         return summary
     if (folder / CONFIG).is_file() or (folder / METRICS).is_file():
         raise ConfigurationError(f"The run {folder} has not finished: it has no {SUMMARY}. Wait, or run it again.")
     inner = sorted(str(path.parent) for path in folder.glob(f"*/{SUMMARY}"))
     advice = f"name one of {', '.join(inner)}" if inner else "name one that a run has written"
     raise ConfigurationError(f"The folder {folder} is no run, since it has no {SUMMARY}: {advice}.")
+
+
+def _check_arms(runs: Sequence[dict[str, Any]], what: str) -> None:
+    """Refuse a run of which two arms have one name, since their metrics cannot be told apart."""
+    for names in ([arm["name"] for arm in run["arms"]] for run in runs):
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise damaged(what, f"two arms have the name {twice[0]}")
 
 
 def _check_alike(runs: Sequence[dict[str, Any]], what: str) -> None:

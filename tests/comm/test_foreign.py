@@ -2,16 +2,19 @@
 
 import io
 import os
+import re
 import signal
+import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
+from jobs import quick
 
 from bigbatch.comm import foreign
-from bigbatch.comm.collectives import ALGORITHMS
+from bigbatch.comm.collectives import ALGORITHMS, bind
 from bigbatch.comm.collectives.ring import ring
 from bigbatch.comm.errors import ConfigurationError, exit_status
 from bigbatch.comm.schedules.schedule import Round, check_repeats, rounds_of
@@ -62,6 +65,16 @@ WHILE_READ = {
     "NUL": (b"x = 1\0\n", r"cannot be run: SyntaxError: .*null bytes"),
     "no such neighbour": ("import nobody_here\n", r"ModuleNotFoundError: No module named 'nobody_here' \(.*line 1\)"),
     "prints for ever": ("while True:\n    print('x' * 999)\n", r"printed more than 100,000 characters .*line 2\)"),
+    "becomes another": ("import os\nos.execvp('true', ['true'])\n", r"ended the program while it was read .*line 2"),
+    "aborts": ("import os\nos.abort()\n", r"ended the program while it was read .*line 2"),
+    "says nothing": (
+        "class E(Exception):\n    def __str__(self): raise SystemExit\nraise E\n",
+        r"cannot be run: E \(.*mine.py, line 3\)",
+    ),
+    "has no names of its own": (
+        "def __getattr__(name):\n    return 1 / 0\n",
+        r"cannot be looked up: ZeroDivisionError: .*line 2, in __getattr__",
+    ),
     "a script": ("import argparse\nargparse.ArgumentParser().parse_args(['--no'])\n", r"ended the program .*line 2"),
 }
 
@@ -149,6 +162,15 @@ def test_what_is_no_file_of_an_algorithm_is_one_sentence(tmp_path, monkeypatch, 
         ALGORITHMS.load(NO_FILES[name][0])
 
 
+def test_a_function_that_does_not_say_what_it_takes_is_no_algorithm():
+    with pytest.raises(ConfigurationError, match="sleep cannot be an algorithm: ValueError: no signature"):
+        bind(ALGORITHMS.load("time:sleep"), 1)
+
+
+def test_a_file_whose_name_is_not_in_utf_8_is_read(tmp_path):
+    assert callable(ALGORITHMS.load(written(tmp_path, "def named(size): return []\n", "caf\udce9.py")))
+
+
 def test_a_neighbour_is_found_and_each_file_has_its_own(tmp_path):
     """As Python does for a script: fairseq 2143 reports "No module named" for a user's folder."""
     answers = {}
@@ -172,6 +194,110 @@ def test_a_file_is_read_once_until_it_changes(tmp_path):
     assert ALGORITHMS.load(path).changed
 
 
+CHANGES = {
+    "a built-in function": "import builtins\nbuiltins.len = lambda _: 0\n",
+    "print": "import builtins\nbuiltins.print = None\n",
+    "isinstance": "import builtins\ndel builtins.isinstance\n",
+    "the recursion limit": "import sys\nsys.setrecursionlimit(100)\n",
+    "standard error": "import sys\nsys.stderr = None\n",
+    "the path": "import sys\nsys.path.clear()\n",
+    "all modules": "import sys\nsys.modules.clear()\n",
+    "the directory": "import os\nos.chdir('/')\n",
+    "Ctrl-C": "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n",
+    "signals": "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])\n",
+    "descriptors": "import os\nos.close(1)\nos.close(2)\n",
+}
+
+
+def interpreter() -> list[object]:
+    """What a file may change for everybody."""
+    directory, mask = Path.cwd(), signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    descriptors = [os.fstat(number).st_ino for number in (1, 2)]
+    own = [id(len), id(print), id(isinstance), sys.getrecursionlimit(), sys.stderr, "json" in sys.modules]
+    return [*own, list(sys.path), directory, signal.getsignal(signal.SIGINT), mask, descriptors]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_a_file_changes_for_everybody_is_put_back(tmp_path, change):
+    """hynek/structlog 404: a stream is replaced for the whole program; hydra 2414: results in another folder."""
+    written(tmp_path, "def named(size):\n    return []\n")
+    other = "other.py", "def named(size):\n    " + CHANGES[change].replace("\n", "\n    ") + "return []\n"
+    makes_rounds = ALGORITHMS.load(written(tmp_path, other[1], other[0]))
+    before = interpreter()
+    ALGORITHMS.load(written(tmp_path, CHANGES[change] + "def named(size): return []\n"))
+    assert interpreter() == before
+    rounds_of(makes_rounds, 4)
+    assert interpreter() == before
+
+
+NEVER_STOPPED = {
+    "ignores the alarm": "import signal\nsignal.signal(signal.SIGALRM, signal.SIG_IGN)\nwhile True:\n    pass\n",
+    "switches it off": "import signal\nsignal.setitimer(signal.ITIMER_REAL, 0)\nwhile True:\n    pass\n",
+    "catches everything": "while True:\n    try:\n        while True: pass\n    except: pass\n",
+    "waits for another program": "import os\nos.system('sleep 20')\n",
+}
+PROGRAM = """
+import sys
+from bigbatch.comm import bounds, foreign, registry
+foreign.SECONDS, bounds.SECONDS_OF_GRACE = 0.3, 0.3
+bounds.may_end_process()
+try:
+    registry.Registry("algorithm", "", {}).load(sys.argv[1])
+except Exception as error:
+    print(error, file=sys.stderr)
+    foreign.end_program(2)
+foreign.end_program(0)
+"""
+
+
+def ended(name: str) -> "subprocess.CompletedProcess[str]":
+    """The end of a program that reads what a file holds under this name."""
+    command = [sys.executable, "-c", PROGRAM, name]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+
+
+@pytest.mark.parametrize("name", quick(NEVER_STOPPED, lambda name: name == "ignores the alarm"))
+def test_a_file_that_no_exception_stops_ends_the_program_in_a_sentence(tmp_path, name):
+    """sematic-ai/sematic 932: the user's code has its own handler of SIGALRM."""
+    done = ended(written(tmp_path, NEVER_STOPPED[name].replace("sleep 20", "exec sleep 20 >&- 2>&-")))
+    assert done.returncode == 2
+    assert re.fullmatch(r".*mine.py still ran after 0.3 s while it was read \(.*mine.py, line \d\).*\.\n", done.stderr)
+
+
+@pytest.mark.slow
+def test_a_loop_in_native_code_ends_the_program_all_the_same(tmp_path):
+    done = ended(written(tmp_path, "sum(range(10**15))\n"))
+    assert done.returncode == 1
+    assert re.search(r"mine.py\", line 1 in <module>", done.stderr)
+
+
+LEFT = {
+    "a thread": "import threading, time\nthreading.Thread(target=time.sleep, args=(20,)).start()\n",
+    "a pool": "import concurrent.futures, time\nconcurrent.futures.ThreadPoolExecutor().submit(time.sleep, 20)\n",
+    "work for the end": "import atexit, time\natexit.register(time.sleep, 20)\n",
+}
+
+
+@pytest.mark.parametrize("left", quick(LEFT, lambda left: left == "a thread"))
+def test_what_a_file_has_left_running_does_not_keep_the_program(tmp_path, left):
+    """streamlit/streamlit 17022: the interpreter joins a script's threads at its end, which may never be."""
+    began = time.monotonic()
+    done = ended(written(tmp_path, LEFT[left] + "def named(size): return []\n"))
+    assert done.returncode == 0
+    assert time.monotonic() - began < 15
+    assert left == "work for the end" or done.stderr.startswith(
+        "bigbatch-exp: A user's file has left something running"
+    )
+
+
+def test_what_other_programs_print_for_a_file_is_no_output_of_ours(tmp_path):
+    text = (
+        "import os, subprocess\nos.write(1, b'raw\\n')\nsubprocess.run(['echo', 'child'])\ndef named(size): return []\n"
+    )
+    done = ended(written(tmp_path, text))
+    assert (done.stdout, done.stderr) == ("", "raw\nchild\n")
+
+
 def test_what_a_file_prints_or_changes_leaves_the_program_as_it_was(tmp_path, capsys):
     text = "import os, sys\nprint('hello')\nos.chdir('/')\nsys.argv.clear()\nsys.stdout.close()\nnamed = print\n"
     directory, arguments = Path.cwd(), list(sys.argv)
@@ -187,7 +313,7 @@ def test_a_file_that_empties_the_path_leaves_all_that_was_on_it(tmp_path, change
     before, path = list(sys.path), sys.path
     ALGORITHMS.load(written(tmp_path, f"import io, sys\n{change}\nnamed = print\n"))
     assert sys.path is path
-    assert [entry for entry in sys.path if entry in before] == list(dict.fromkeys(before))
+    assert list(dict.fromkeys(entry for entry in sys.path if entry in before)) == list(dict.fromkeys(before))
     assert sys.path[-1] == str(tmp_path)
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.files import LONGEST_LINE, NO_NUMBER, parsed, read_lines
-from bigbatch.comm.schema import Above, AtLeast, NameText, check, not_empty
+from bigbatch.comm.schema import Above, AtLeast, Entries, NameText, NumberedFrom, check
 
 
 class Inner(TypedDict):
@@ -20,9 +20,10 @@ class Inner(TypedDict):
 class Outer(TypedDict):
     name: NameText
     count: int
-    inner: Annotated[list[Inner], not_empty]
+    inner: Annotated[list[Inner], Entries(most=1000)]
     rate: NotRequired[Annotated[float, Above(0)] | None]
     by_name: NotRequired[dict[str, bool]]
+    by_number: NotRequired[Annotated[dict[str, bool], NumberedFrom(1)]]
 
 
 GOOD: dict[str, Any] = {"name": "a", "count": 3, "inner": [{"kind": "one", "share": 1}]}
@@ -42,10 +43,14 @@ def test_what_was_declared_is_let_through_and_more_than_that(more):
         ([], "it is a list, and should be an object"),
         ({}, "name is missing"),
         ({**GOOD, "name": ""}, "name is no name of up to 1,000 characters without control characters"),
-        ({**GOOD, "name": "a\0"}, "name is no name of up to 1,000 characters without control characters"),
+        *(
+            ({**GOOD, "name": f"a{letter}"}, "name is no name of up to 1,000 characters without control characters")
+            for letter in "\0\x9b\u2028\u202e\u2067"  # CVE-2021-42574: what follows is shown from right to left
+        ),
         ({**GOOD, "count": 3.0}, "count is 3.0, and should be a whole number"),
         ({**GOOD, "count": True}, "count is true, and should be a whole number"),
         ({**GOOD, "inner": []}, "inner is empty"),
+        ({**GOOD, "inner": GOOD["inner"] * 1001}, "inner has 1,001 entries, of which at most 1,000 are read"),
         ({**GOOD, "inner": [*GOOD["inner"], {"kind": "six"}]}, "inner[1].share is missing"),
         ({**GOOD, "inner": [{"kind": "six", "share": 1}]}, "inner[0].kind is the text 'six', none of one, two"),
         ({**GOOD, "inner": [{"kind": "one", "share": 1.5}]}, "inner[0].share is 1.5, which is too large"),
@@ -53,6 +58,13 @@ def test_what_was_declared_is_let_through_and_more_than_that(more):
         ({**GOOD, "rate": 0}, "rate is 0, not above 0"),
         ({**GOOD, "rate": NO_NUMBER}, "rate is no number that can be computed with"),
         ({**GOOD, "by_name": {"x\ny": 1}}, "by_name.'x\\ny' is 1, and should be true or false"),
+        *(
+            (
+                {**GOOD, "by_number": {"7": True, name: True}},
+                f"by_number has the name {shown}, and should have whole numbers of at least 1",
+            )
+            for name, shown in (("many", "many"), ("0", "0"), ("\u0663", "\u0663"), ("9" * 5000, repr("9" * 20)))
+        ),
         ({**GOOD, "later": [[{"a": NO_NUMBER}]]}, "later[0][0].a is no number that can be computed with"),
     ],
 )  # fmt: skip

@@ -279,6 +279,36 @@ def test_a_name_that_is_there_twice_is_told_of(damaged):
         Run.read(damaged)
 
 
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        (["small", "small"], r"two arms have the name small"),
+        ([f"arm {number}" for number in range(50_000)], r"arms has 50,000 entries, of which at most 100 are read"),
+    ],
+)
+def test_arms_that_no_figure_can_tell_apart_are_refused(damaged, names, sentence):
+    path = damaged / "summary.json"
+    summary = json.loads(path.read_text())
+    path.write_text(json.dumps({**summary, "arms": [{**summary["arms"][0], "name": name} for name in names]}))
+    with pytest.raises(ConfigurationError, match=sentence):
+        Run.read(damaged)
+
+
+def test_metrics_of_other_arms_are_told_of(damaged):
+    path = damaged / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"small"', '"smaller"'))
+    remarks = " ".join(Run.read(damaged).remarks)
+    assert remarks == f"{path} says nothing about the arm small, whose losses are left out"
+
+
+def test_a_table_that_no_browser_could_show_is_cut_and_says_so(tmp_path):
+    rows = [{f"key {number}": number} for number in range(2000)]
+    (tmp_path / "summary.json").write_text(json.dumps({"rows": rows}))
+    page = make_page([tmp_path])
+    assert "the first 50 of 2,000 rows" in page
+    assert page.count("<tr>") < 100
+
+
 def test_what_was_looked_at_is_what_is_read(damaged):
     """CWE-367: another file takes the name between the look at a file and its reading."""
     path = damaged / "summary.json"

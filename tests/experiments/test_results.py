@@ -245,6 +245,15 @@ def test_figures_look_alike_whatever_the_user_has_set_up_for_others(tmp_path):
     assert (tmp_path / "here.png").read_bytes() == (tmp_path / "plain.png").read_bytes()
 
 
+@pytest.mark.slow
+def test_a_backend_that_is_not_here_costs_no_figure(tmp_path):
+    """bmaltais/kohya_ss 2521, deeptools/deepTools 1416: a notebook's MPLBACKEND, where its backend is not."""
+    command = [sys.executable, "-m", "bigbatch.experiments", "show", "ring", "--out", str(tmp_path)]
+    environment = {**os.environ, "MPLBACKEND": "Qt4Agg"}
+    subprocess.run(command, check=True, env=environment, timeout=60, capture_output=True)
+    assert (tmp_path / "rounds.png").read_bytes().startswith(b"\x89PNG")
+
+
 # Folders that somebody else removes or changes.
 
 
