@@ -13,7 +13,7 @@ from jobs import PROGRAMS, Run, launcher, quick
 from torch import nn
 from whole_module import CASES, REFUSED, Job, Plain, clamped
 
-from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.errors import ConfigurationError, MismatchError
 from bigbatch.comm.parameters import FlatParameters
 from bigbatch.comm.strategies.remote import facts_about
 from bigbatch.comm.transports.alone import Alone
@@ -86,11 +86,28 @@ def loads_in_between(module, updates):
         module.load_state_dict(Plain().state_dict())
 
 
-@pytest.mark.parametrize("between", [clamped, loads_in_between])
+def turned(module, updates):
+    if updates == 3:
+        module.second.weight.data = module.second.weight.data.reshape(2, 2).t().reshape(1, 4)
+
+
+@pytest.mark.parametrize("between", [clamped, loads_in_between, turned])
 def test_servers_refuse_parameters_that_they_would_undo(between):
     kind = strategy_named("ps")
     with pytest.raises(ConfigurationError, match="which the servers would undo"):
         Cluster(3).run(lambda transport: Job(kind, transport).train(Plain(), between=between))
+
+
+class Quantised(Plain):
+    """A codebook that each worker moves towards its own data (vector-quantize-pytorch 222)."""
+
+    def __init__(self):
+        super().__init__()
+        self.book = nn.Parameter(torch.zeros(3, dtype=torch.float64), requires_grad=False)
+
+    def forward(self, x, _=0):
+        self.book.data.lerp_(x.mean(0), 0.1)
+        return super().forward(x)
 
 
 def test_workers_that_come_apart_are_found():
@@ -110,6 +127,7 @@ def test_workers_that_come_apart_are_found():
         job = Job(strategy_named("ring"), transport)
         job.refused("has come apart from worker 0's", module=Plain(), between=partial(loads, rank=transport.rank))
         job.refused("has come apart", module=Plain(), make=lambda named: Langevin(named, lr=0.1))
+        job.refused("The parameter book has come apart", module=Quantised())
 
     Cluster(3).run(alone)
 
@@ -272,6 +290,38 @@ def test_everybody_validates_the_same_model(strategy, broadcast):
     for said, *_ in trained:
         if kind.in_step():
             assert said == pytest.approx(float(loss) / tokens, rel=1e-6)
+
+
+@pytest.mark.parametrize("strategy", ["ring", "ps:async"])
+def test_a_look_at_models_with_other_buffers_is_refused_on_every_worker(strategy):
+    said = []
+
+    def work(transport):
+        trainer = trainer_of(transport, strategy, broadcast_buffers=False)
+
+        def train():
+            finish(trainer)
+            if trainer.worker == 1:
+                trainer.model.register_buffer("late", torch.ones(2))
+            with pytest.raises(MismatchError, match="Rank 1 has the buffer 'late'"):
+                trainer.validate()
+            said.append(trainer.worker)
+
+        trainer.strategy.run(train)
+
+    Cluster(strategy_named(strategy).ranks_for(3)).run(work)
+    assert sorted(said) == [0, 1, 2]
+
+
+def test_tied_columns_are_no_shared_memory():
+    """Two parameters that are the columns of one matrix, as those of attention may be."""
+    module, whole = Plain(), torch.randn(4, 2 * 3, dtype=torch.float64)
+    module.first.weight = nn.Parameter(whole[:, :3])
+    module.other = nn.Parameter(whole[:, 3:])
+    assert torch.equal(FlatParameters(module).named_parameters()[0][1], whole[:, 3:])
+    module.first.weight, module.other = nn.Parameter(whole[:, :3]), nn.Parameter(whole[:, 2:5])
+    with pytest.raises(ConfigurationError, match="share memory"):
+        FlatParameters(module)
 
 
 def test_a_worker_on_a_network_must_have_the_same_fixed_tensors():
