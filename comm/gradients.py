@@ -15,6 +15,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.values import MOVED
+
 
 class GradientViews:
     """Ties parameters to their parts of a flat buffer, in which torch adds up their gradients.
@@ -32,6 +35,7 @@ class GradientViews:
     def __init__(self, named: Sequence[tuple[str, nn.Parameter]], memory: Tensor, starts: Sequence[int]) -> None:
         self.memory = memory
         self.fault = ""
+        self._address = memory.data_ptr()
         self._named = list(named)
         self._parts = [slice(start, start + p.numel()) for (_, p), start in zip(named, starts, strict=True)]
         # Through `.data`, every view counts by itself how often it was written to: `Tensor._version`.
@@ -59,7 +63,13 @@ class GradientViews:
         """Within the context backward runs, and adds to what is in the buffer already.
 
         If an error ends it, it has added to some gradients and not to others, which is a fault.
+
+        Raises:
+            ConfigurationError: the buffer itself was moved, so that nothing can be sent safely; on this rank alone.
         """
+        if self.memory.data_ptr() != self._address:
+            self.found(MOVED)
+            raise ConfigurationError(MOVED)
         removed = [place for place, (_, parameter) in enumerate(self._named) if parameter.grad is None]
         self.attach()
         self._find_erased(set(removed))

@@ -9,6 +9,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+MOVED = (
+    "The memory of the model was moved after training had begun, by share_memory() or by sending the model to another "
+    "process: give others a copy (copy.deepcopy(model))."
+)
+"""What is said when torch has put a flat buffer elsewhere: whoever sends and receives has its old place."""
+
 
 class ValueViews:
     """Ties parameters to their parts of a flat buffer of values; from then on a parameter is a view of its part.
@@ -28,6 +34,7 @@ class ValueViews:
             part.copy_(parameter.detach())
             parameter.data = part
         self._places = [_place(parameter) for _, parameter in self._named]
+        self._memory, self._address = memory, memory.data_ptr()
 
     def restore(self) -> str:
         """Brings values that were moved elsewhere, or turned, back to their part of the buffer.
@@ -37,6 +44,8 @@ class ValueViews:
         Returns:
             What cannot be brought back, as a sentence; mostly nothing.
         """
+        if self._memory.data_ptr() != self._address:
+            return MOVED
         for (name, parameter), part, place in zip(self._named, self._parts, self._places, strict=True):
             if _place(parameter) == place:
                 continue

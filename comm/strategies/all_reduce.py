@@ -136,7 +136,8 @@ class AllReduce(Replicated):
         faults = 0.5 * bool(self.parameters.views.fault)
         if self.workers > 1 and looks_at(self.steps):
             frozen = [digest(tensor) for _, tensor in self.parameters.module.frozen]
-            whole = sum([*self.parameters.digests(), *frozen]) % 2**40
+            numbered = enumerate([*self.parameters.digests(), *frozen], start=1)
+            whole = sum(number * one for number, one in numbered) % 2**40
             faults += whole * (1 - self.workers if self.worker == 0 else 1)
         return faults
 

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 import re
 from functools import partial
 
@@ -14,7 +15,7 @@ from torch import nn
 from whole_module import CASES, REFUSED, Job, Plain, clamped
 
 from bigbatch.comm.errors import ConfigurationError, MismatchError
-from bigbatch.comm.parameters import FlatParameters
+from bigbatch.comm.parameters import FlatParameters, digest
 from bigbatch.comm.strategies.remote import facts_about
 from bigbatch.comm.transports.alone import Alone
 from bigbatch.comm.transports.cluster import Cluster
@@ -130,6 +131,41 @@ def test_workers_that_come_apart_are_found():
         job.refused("The parameter book has come apart", module=Quantised())
 
     Cluster(3).run(alone)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(3, 5), (70, 70)])
+def test_a_digest_tells_round_values_and_their_order(dtype, shape):
+    tensor = torch.arange(math.prod(shape)).reshape(shape).fmod(37).to(dtype)
+    others = [
+        tensor.t(),
+        tensor.flip(0),
+        tensor.flip(1),
+        tensor.roll(1),
+        2 * tensor,
+        -tensor,
+        tensor * 0,
+        tensor * 0 + 1,
+    ]
+    assert len({digest(one) for one in [tensor, *others]}) == len(others) + 1
+    assert digest(tensor.t().clone()) == digest(tensor.t())
+    assert digest(tensor[:0]) == digest(tensor.to("meta")) == 0
+
+
+def test_layers_that_one_worker_alone_exchanges_are_found():
+    def exchanges(module, updates, rank):
+        if (updates, rank) == (1, 1):
+            one, other = module.first.weight.data, module.other.weight.data
+            module.first.weight.data, module.other.weight.data = other, one
+
+    def work(transport):
+        module = Plain()
+        module.other = nn.Linear(3, 4).double()
+        Job(strategy_named("ring"), transport).refused(
+            "has come apart", module=module, between=partial(exchanges, rank=transport.rank)
+        )
+
+    Cluster(2).run(work)
 
 
 def test_rounding_is_no_reason_to_refuse():

@@ -507,6 +507,11 @@ class Careless(torch.optim.SGD):
             parameter.data -= 0.1 * parameter.grad.data
 
 
+def put_into_shared_memory(module: nn.Module, updates: int) -> None:
+    if updates == 1:
+        module.share_memory()
+
+
 REFUSED: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
     "erased gradients": ("was set to zero after backward", lambda: {"module": Plain(), "loss": erased}),
     "a parameter that was replaced": ("second.weight was replaced", lambda: {"module": Plain(), "between": replaced}),
@@ -534,6 +539,10 @@ REFUSED: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
     "a buffer that is a weight": (
         "share memory",
         lambda: {"module": with_buffer_of_a_weight()},
+    ),
+    "a model that is moved": (
+        "by share_memory() or by sending",
+        lambda: {"module": Plain(), "between": put_into_shared_memory},
     ),
     "a model made for inference": ("under torch.inference_mode", lambda: {"module": made_for_inference()}),
     "no module": ("must be a torch.nn.Module, but is [Parameter", lambda: {"module": list(Plain().parameters())}),
