@@ -146,7 +146,10 @@ class SharedBuffers:
         Raises:
             MismatchError: on every worker, if one of them has other buffers by now than the others.
         """
-        if together and self._several and self._strategy.total(np.array([float(self._changed())])).any():
+        changed = self._changed()
+        # A model that never had buffers is looked at without a message, so that no simulated clock moves.
+        asked = together and self._several and (self._layout or changed)
+        if asked and self._strategy.total(np.array([float(changed)])).any():
             self._strategy.agree("buffer", self._described())
         buffers = self._tensors()
         if not (together and self._several and buffers):
