@@ -10,6 +10,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraint
 
 export OMP_NUM_THREADS ?= 1
 
+# What you have set for other Pythons (PYTHONOPTIMIZE, PYTHONPATH, PYTHONHOME ...) is not meant for the one in .venv.
+unexport $(filter PYTHON%,$(.VARIABLES))
+
 .PHONY: demo test test-slow test-all bench check format clean
 
 demo: .venv/installed

@@ -117,8 +117,21 @@ def guarded(who: str, cannot: str, doing: str, code: Any = None, seconds: float 
         elif isinstance(error, PrintsTooMuch):
             said = f"{who} printed more than {MOST_PRINTED:,} characters while it {doing}{named}. Let it print less."
         else:
-            said = f"{who} cannot {cannot}: {_what(error)}{named}."
+            said = failure(who, cannot, error, code)
         raise ConfigurationError(said) from error
+
+
+def failure(who: str, cannot: str, error: BaseException, code: Any = None) -> str:
+    """Says in a sentence that code which is not ours cannot do something, why, and in which file and line.
+
+    Args:
+        who: whose code it is, as for `guarded`.
+        cannot: what it has to do.
+        error: what it has raised.
+        code: the function that was called, whose place is named where the error has none in foreign code.
+    """
+    place = _innermost(error) or _beginning(code)
+    return f"{who} cannot {cannot}: {_what(error)}{f' ({place})' if place else ''}."
 
 
 def explained(error: BaseException) -> ConfigurationError | None:

@@ -15,6 +15,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.values import MOVED
+
 
 class GradientViews:
     """Ties parameters to their parts of a flat buffer, in which torch adds up their gradients.
@@ -32,6 +35,7 @@ class GradientViews:
     def __init__(self, named: Sequence[tuple[str, nn.Parameter]], memory: Tensor, starts: Sequence[int]) -> None:
         self.memory = memory
         self.fault = ""
+        self._address = memory.data_ptr()
         self._named = list(named)
         self._parts = [slice(start, start + p.numel()) for (_, p), start in zip(named, starts, strict=True)]
         # Through `.data`, every view counts by itself how often it was written to: `Tensor._version`.
@@ -59,9 +63,16 @@ class GradientViews:
         """Within the context backward runs, and adds to what is in the buffer already.
 
         If an error ends it, it has added to some gradients and not to others, which is a fault.
+
+        Raises:
+            ConfigurationError: the buffer itself was moved, so that nothing can be sent safely; on this rank alone.
         """
+        if self.memory.data_ptr() != self._address:
+            self.found(MOVED)
+            raise ConfigurationError(MOVED)
+        removed = [place for place, (_, parameter) in enumerate(self._named) if parameter.grad is None]
         self.attach()
-        self._find_erased()
+        self._find_erased(set(removed))
         try:
             yield
         except BaseException as error:
@@ -159,12 +170,20 @@ class GradientViews:
                 view.copy_(grad.to_dense() if grad.is_sparse else grad)
         parameter.grad = view
 
-    def _find_erased(self) -> None:
-        """Looks for gradients that were set to zero since backward added to them, within the same update."""
+    def _find_erased(self, removed: set[int]) -> None:
+        """Looks for gradients that were set to zero, or removed, within the same update.
+
+        What the loop itself has added by a backward of its own, such as that of another model's loss, may be removed.
+        What was added within `adding` may not, and the two are in one sum.
+
+        Args:
+            removed: the places of the parameters that had no gradient.
+        """
         for place, (view, known) in enumerate(zip(self._views, self._now, strict=True)):
-            if view._version == known or view.is_meta or view.any():
+            if view._version == known or view.is_meta or (place not in removed and view.any()):
                 continue
-            if known == self._without[place]:  # there was nothing to erase
+            if known == self._without[place]:
+                view.zero_()
                 self._without = [*self._without[:place], view._version, *self._without[place + 1 :]]
             else:
                 self.found(

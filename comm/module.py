@@ -1,12 +1,12 @@
 """A whole module: what is trained of it, what is fixed, and whether that is still so later."""
 
-from operator import is_
+from operator import is_, itemgetter
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.errors import ConfigurationError, quoted
 
 
 class WholeModule:
@@ -20,10 +20,13 @@ class WholeModule:
         trained: (name, parameter) of every parameter that requires a gradient, in the module's order.
 
     Raises:
-        ConfigurationError: there is nothing to train, or a parameter has no shape yet.
+        ConfigurationError: it is no module, there is nothing to train, or a parameter has no shape yet, cannot be
+            changed, or shares memory with something else.
     """
 
     def __init__(self, module: nn.Module) -> None:
+        if not isinstance(module, nn.Module):
+            raise ConfigurationError(f"The model must be a torch.nn.Module, but is {quoted(module)}.")
         self._module = module
         self.name = type(module).__name__
         named = list(module.named_parameters())
@@ -31,6 +34,11 @@ class WholeModule:
             if isinstance(parameter, UninitializedParameter):
                 raise ConfigurationError(
                     f"Parameter {name} of the model {self.name} has no shape yet: let the model compute a batch first."
+                )
+            if parameter.is_inference():
+                raise ConfigurationError(
+                    f"Parameter {name} of the model {self.name} was made under torch.inference_mode, so that nothing "
+                    "can train it: build the model outside of it."
                 )
         for name, tensor in [*named, *module.named_buffers()]:
             if kind := _unlike_others(tensor):
@@ -41,6 +49,7 @@ class WholeModule:
         self.trained = [(name, parameter) for name, parameter in named if parameter.requires_grad]
         if not any(parameter.numel() for _, parameter in self.trained):
             raise ConfigurationError(f"The model {self.name} has no parameter that requires a gradient.")
+        self._refuse_shared_memory()
         self._frozen = [(name, parameter) for name, parameter in named if not parameter.requires_grad]
         # By every module and name, whichever others share the parameter: a shared one may be replaced in one place.
         self._tables = [
@@ -49,12 +58,39 @@ class WholeModule:
             for table in (part._parameters, part._modules)
         ]
 
+    def _refuse_shared_memory(self) -> None:
+        """Refuses a trained parameter whose memory is another tensor's, too: training moves it, and would part the two.
+
+        Raises:
+            ConfigurationError: names the two.
+        """
+        trained = {parameter for _, parameter in self.trained}
+        everything = [*self._module.named_parameters(), *self._module.named_buffers()]
+        spans = sorted(
+            ((tensor.data_ptr(), _span(tensor), name, tensor) for name, tensor in everything if _span(tensor)),
+            key=itemgetter(0),
+        )
+        before: list[tuple[int, str, Tensor]] = []
+        for first, length, name, tensor in spans:
+            before = [entry for entry in before if entry[0] > first]
+            for _, other_name, other in before:
+                if not trained.isdisjoint((tensor, other)) and _share_memory(tensor, other):
+                    raise ConfigurationError(
+                        f"{other_name} and {name} of the model {self.name} share memory, but are two tensors, which "
+                        "training would part: let both names have one parameter (a.weight = b.weight, without .data), "
+                        "or give one a copy (clone())."
+                    )
+            before.append((first + length, name, tensor))
+
+    @property
+    def frozen(self) -> list[tuple[str, Tensor]]:
+        """(name, tensor) of every parameter that was frozen at the start, and so is not trained."""
+        return [(name, parameter.detach()) for name, parameter in self._frozen]
+
     @property
     def fixed(self) -> list[tuple[str, Tensor]]:
         """(name, tensor) of what no optimiser touches: frozen parameters, and buffers."""
-        trained = {parameter for _, parameter in self.trained}
-        frozen = [(name, p.detach()) for name, p in self._module.named_parameters() if p not in trained]
-        return [*frozen, *self.buffers]
+        return [*self.frozen, *self.buffers]
 
     @property
     def buffers(self) -> list[tuple[str, Tensor]]:
@@ -99,3 +135,26 @@ def _unlike_others(tensor: Tensor) -> str:
     if any(stride == 0 and length > 1 for stride, length in zip(tensor.stride(), tensor.shape, strict=True)):
         return "expanded"
     return ""
+
+
+def _span(tensor: Tensor) -> int:
+    """Bytes from a tensor's first element to the end of its last; 0 if it has none, or no memory."""
+    if tensor.is_meta or not tensor.numel():
+        return 0
+    last = sum((length - 1) * stride for length, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (last + 1) * tensor.element_size()
+
+
+def _share_memory(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors, which lie in overlapping spans, have an element in common; columns of one matrix may not."""
+    if all(_span(tensor) == tensor.numel() * tensor.element_size() for tensor in (one, other)):
+        return True
+    return bool(torch.isin(_addresses(one), _addresses(other)).any())
+
+
+def _addresses(tensor: Tensor) -> Tensor:
+    """(elements,) where each element lies in memory."""
+    offsets = torch.zeros((), dtype=torch.int64)
+    for length, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        offsets = offsets[..., None] + torch.arange(length) * stride
+    return tensor.data_ptr() + offsets.flatten() * tensor.element_size()

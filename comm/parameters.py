@@ -14,6 +14,7 @@ from bigbatch.comm.buffers import Buffer, array_dtype, array_of, phantom
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.gradients import GradientViews
 from bigbatch.comm.module import WholeModule
+from bigbatch.comm.values import ValueViews
 
 TRAINED_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """The dtypes that parameters may have."""
@@ -125,6 +126,7 @@ class FlatParameters:
         module: all that the module holds.
         names: the parameters' names, in the buffers' order.
         values: (elements,) the values of all parameters.
+        value_views: the parameters' parts of the values, and whether the values are there.
         views: the parameters' parts of the gradients, and what torch has done to them.
 
     Raises:
@@ -154,11 +156,7 @@ class FlatParameters:
                 )
         *self._starts, elements = accumulate((parameter.numel() for _, parameter in named), initial=0)
         self.values = torch.empty(elements, dtype=first.dtype, device=first.device)
-        for (_, parameter), start in zip(named, self._starts, strict=True):
-            where = slice(start, start + parameter.numel())
-            self.values[where] = parameter.detach().reshape(-1)
-            parameter.data = self.values[where].view(parameter.shape)
-        self._addresses = [parameter.data_ptr() for _, parameter in named]
+        self.value_views = ValueViews(named, self.values, self._starts)
         self.place_gradients(torch.zeros_like(self.values))
 
     @property
@@ -188,18 +186,8 @@ class FlatParameters:
         if change := self.module.change():
             self.views.found(change)
         self.views.find_late()
-        for (name, parameter), address, start in zip(self._named, self._addresses, self._starts, strict=True):
-            if parameter.data_ptr() == address:
-                continue
-            own = self.values[start : start + parameter.numel()].view(parameter.shape)
-            if (parameter.dtype, parameter.device) != (own.dtype, own.device):
-                self.views.found(
-                    f"The parameter {name} became {_plain(parameter.dtype)} on {parameter.device} after training had "
-                    f"begun with {_plain(own.dtype)} on {own.device}: convert the model first."
-                )
-                return
-            own.copy_(parameter.detach())
-            parameter.data = own
+        if lost := self.value_views.restore():
+            self.views.found(lost)
 
     def refuse(self) -> None:
         """Raises an error if what torch wrote is not what would be trained.
@@ -267,9 +255,8 @@ class FlatParameters:
         """
         if self.values.is_meta:
             return []
-        bits = self.values.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[self.values.element_size()])
-        ends = [*self._starts[1:], len(bits)]
-        return [int(bits[first:stop].sum()) % 2**40 for first, stop in zip(self._starts, ends, strict=True)]
+        ends = [*self._starts[1:], len(self.values)]
+        return [digest(self.values[first:stop]) for first, stop in zip(self._starts, ends, strict=True)]
 
     def writes(self) -> list[int]:
         """How often each parameter was written to by way of the parameter itself, in the buffers' order."""
@@ -283,6 +270,26 @@ class FlatParameters:
             yield
         finally:
             self.values.copy_(own)
+
+
+ROW = 1021
+"""Numbers in a row when a tensor's are added up for its digest: a prime, since shapes are not."""
+
+
+def digest(tensor: Tensor) -> int:
+    """A number of 40 bits that almost surely tells a tensor's values and their order; 0 for one without contents.
+
+    The bits of its elements are laid out in rows, and the sum of each row and column is multiplied by its own number.
+    """
+    if tensor.is_meta:
+        return 0
+    elements = tensor.resolve_conj().resolve_neg().reshape(-1)
+    bits = elements.view({1: torch.int8, 2: torch.int16}.get(elements.element_size(), torch.int32))
+    whole = len(bits) // ROW * ROW
+    rows = bits[:whole].view(-1, ROW)
+    sums = torch.cat([rows.sum(0), rows.sum(1), bits[whole:].long()])
+    added = int((sums * torch.arange(1, len(sums) + 1, device=sums.device)).sum())
+    return (added * 0x9E37_79B9_7F4A_7C15) % 2**64 >> 24  # the golden ratio's: round values differ in their high bits
 
 
 def looks_at(updates: int) -> bool:

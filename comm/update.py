@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from bigbatch.comm.errors import MalformedError
+from bigbatch.comm.errors import BigBatchError, ConfigurationError, MalformedError
+from bigbatch.comm.foreign import failure
 from bigbatch.comm.gradients import GradientViews
 from bigbatch.comm.parameters import all_finite
+from bigbatch.comm.values import ValueViews
 
 BLOCK_ELEMENTS = 1 << 17
 """Elements of a block: so many of the sum, a gradient and the mean stay in a core's second-level cache, of 2 MB on
@@ -52,6 +54,7 @@ def make_update(
     total: Tensor,
     weight: float,
     *,
+    values: ValueViews,
     rest: Sequence[Tensor] = (),
     finite: bool = True,
     rate: float = 1.0,
@@ -67,12 +70,17 @@ def make_update(
         total: (elements,) the sum of gradients, which may be that memory; else what it holds afterwards is not
             specified.
         weight: the number of tokens behind all the gradients.
+        values: the optimiser's parameters and the memory of their values, where they are brought back to if the
+            optimiser puts new ones elsewhere.
         rest: further gradients to add to `total`, (elements,) each.
         finite: whether all gradients have been found finite so far.
         rate: what the optimiser's learning rates are multiplied by, for this update alone.
 
     Returns:
         What became of the update. Unless it was applied, the parameters are what they were.
+
+    Raises:
+        ConfigurationError: the optimiser cannot make its step. It may have changed some of the parameters.
     """
     if not weight > 0:
         return Outcome.NO_DATA
@@ -84,12 +92,20 @@ def make_update(
     length = BLOCK_ELEMENTS if total.device.type == "cpu" else max(1, len(total))
     for first in range(0, len(total), length):
         block = slice(first, first + length)
-        for values in rest:
-            total[block].add_(values[block])
+        for gradient in rest:
+            total[block].add_(gradient[block])
         if not all_finite(torch.div(total[block], weight, out=mean[block])):
             return Outcome.NOT_FINITE
-    with views.without(absent):
-        _step(optimizer, rate)
+    try:
+        with views.without(absent):
+            _step(optimizer, rate)
+    except BigBatchError:
+        raise
+    except Exception as error:
+        views.found(failure(f"The optimiser {type(optimizer).__name__}", "make its step", error))
+        raise ConfigurationError(views.fault) from error
+    if lost := values.restore():
+        raise ConfigurationError(lost)
     return Outcome.APPLIED
 
 

@@ -116,11 +116,15 @@ class SharedBuffers:
     def _described(self) -> list[tuple[str, str]]:
         return [(name, described(buffer)) for name, buffer in self._strategy.parameters.module.buffers]
 
+    def _changed(self) -> bool:
+        """Whether this worker has other buffers than at the start, when all workers had the same."""
+        return self._described() != self._layout
+
     def check(self) -> None:
         """Notes a fault if the model has other buffers than at the start; called before each update."""
-        if not self._broadcast or (now := self._described()) == self._layout:
+        if not (self._broadcast and self._changed()):
             return
-        changed = sorted({name for name, _ in set(now) ^ set(self._layout)}) or ["of the model"]
+        changed = sorted({name for name, _ in set(self._described()) ^ set(self._layout)}) or ["of the model"]
         self._strategy.parameters.views.found(
             f"The buffer {changed[0]} was added, removed or got another shape after training had begun, so that the "
             "workers' buffers can no longer be kept alike: keep its shape, or let each worker have its own "
@@ -137,7 +141,16 @@ class SharedBuffers:
 
     @contextmanager
     def looking(self, *, together: bool) -> Iterator[None]:
-        """Gives every worker worker 0's buffers within the context, if all look together at one model."""
+        """Gives every worker worker 0's buffers within the context, if all look together at one model.
+
+        Raises:
+            MismatchError: on every worker, if one of them has other buffers by now than the others.
+        """
+        changed = self._changed()
+        # A model that never had buffers is looked at without a message, so that no simulated clock moves.
+        asked = together and self._several and (self._layout or changed)
+        if asked and self._strategy.total(np.array([float(changed)])).any():
+            self._strategy.agree("buffer", self._described())
         buffers = self._tensors()
         if not (together and self._several and buffers):
             yield

@@ -17,6 +17,7 @@ from bigbatch.comm.server.consistency import Clocks, Consistency
 from bigbatch.comm.server.kept import check_optimizer, check_settled
 from bigbatch.comm.server.staleness import StaleGradients
 from bigbatch.comm.update import Outcome, make_update
+from bigbatch.comm.values import ValueViews
 
 
 @dataclass
@@ -139,7 +140,7 @@ class Shard:
         self._consistency = consistency
         self._stale = stale
         self._make_optimizer, self._pieces = optimizer, pieces
-        self._optimizer, self._views = self._new_optimizer(self.values, torch.zeros_like(values))
+        self._optimizer, self._views, self._value_views = self._new_optimizer(self.values)
         self._gatherings: dict[int, Gathering] = {}
         self._versions: dict[int, int] = {}
         self._remembered: dict[int, Tensor] = {}
@@ -155,11 +156,12 @@ class Shard:
         """The numbers of the workers that take part."""
         return list(self.clocks.pushed)
 
-    def _new_optimizer(self, values: Tensor, mean: Tensor) -> tuple[Optimizer | None, GradientViews]:
-        """Make an optimiser that changes `values` by the gradients in `mean`; None if there are no parameters."""
+    def _new_optimizer(self, values: Tensor) -> tuple[Optimizer | None, GradientViews, ValueViews]:
+        """Makes an optimiser that changes `values`, and its gradients; None if there are no parameters."""
         named = [(p.name, nn.Parameter(values[p.first : p.stop].view(p.shape))) for p in self._pieces]
-        views = GradientViews(named, mean, [piece.first for piece in self._pieces])
-        return optimizer_for(self._make_optimizer, named) if named else None, views
+        starts = [piece.first for piece in self._pieces]
+        views, value_views = GradientViews(named, torch.zeros_like(values), starts), ValueViews(named, values, starts)
+        return optimizer_for(self._make_optimizer, named) if named else None, views, value_views
 
     def join(self, worker: int) -> None:
         """Lets a worker take part from the next update on; it must read first."""
@@ -311,7 +313,7 @@ class Shard:
 
     def _rehearse(self, values: Tensor, state: Any) -> None:
         """See that an optimiser can go on from a state, with a step of another one that changes nothing here."""
-        trial, _ = self._new_optimizer(values.clone(), torch.zeros_like(values))
+        trial, *_ = self._new_optimizer(values.clone())
         if trial is None:
             return
         check_optimizer(state, trial)
@@ -372,6 +374,7 @@ class Shard:
             self._views,
             total,
             weight,
+            values=self._value_views,
             rest=rest,
             finite=all(gradient.finite for gradient in gradients),
             rate=sum(shares) / weight if weight else 1.0,

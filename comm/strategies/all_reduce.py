@@ -13,7 +13,7 @@ from bigbatch.comm.collectives import MOST_SEGMENTS, SEGMENT_BYTES, Nodes, bind
 from bigbatch.comm.collectives.hierarchical import hierarchical
 from bigbatch.comm.collectives.ring import ring
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.parameters import Bucket, OptimizerFactory, looks_at, square, total
+from bigbatch.comm.parameters import Bucket, OptimizerFactory, digest, looks_at, square, total
 from bigbatch.comm.reducers.collective import Collective, Reduction, Scheduled, covered
 from bigbatch.comm.reducers.library import MPIAllReduce, TorchAllReduce
 from bigbatch.comm.reducers.shared_memory import SharedMemory
@@ -135,23 +135,33 @@ class AllReduce(Replicated):
         """
         faults = 0.5 * bool(self.parameters.views.fault)
         if self.workers > 1 and looks_at(self.steps):
-            digest = sum(self.parameters.digests()) % 2**40
-            faults += digest * (1 - self.workers if self.worker == 0 else 1)
+            frozen = [digest(tensor) for _, tensor in self.parameters.module.frozen]
+            numbered = enumerate([*self.parameters.digests(), *frozen], start=1)
+            whole = sum(number * one for number, one in numbered) % 2**40
+            faults += whole * (1 - self.workers if self.worker == 0 else 1)
         return faults
 
     def _refuse_unlike(self) -> None:
         """Raises an error on every rank if the workers' parameters have come apart by more than rounding."""
-        own = self.parameters.values
-        theirs = own.clone()
-        self.share([theirs])
+        parameters = self.parameters
+        trained = [
+            (piece.name, parameters.values[piece.first : piece.stop])
+            for piece in parameters.pieces(0, len(parameters.values))
+        ]
+        everything = [*trained, *parameters.module.frozen]
+        theirs = [tensor.clone() for _, tensor in everything]
+        self.share(theirs)
 
         def compare() -> None:
-            for piece in self.parameters.pieces(0, len(own)):
-                mine, other = own[piece.first : piece.stop], theirs[piece.first : piece.stop]
-                apart, largest = float((mine - other).abs().max()), float(other.abs().max())
+            for (name, mine), other in zip(everything, theirs, strict=True):
+                if torch.equal(mine, other):
+                    continue
+                wide = torch.complex128 if mine.is_complex() else torch.float64
+                apart = float((mine.to(wide) - other.to(wide)).abs().max())
+                largest = float(other.to(wide).abs().max())
                 if apart > ROUNDING * largest:
                     raise ConfigurationError(
-                        f"The parameter {piece.name} has come apart from worker 0's, by up to {apart:.2g}: change "
+                        f"The parameter {name} has come apart from worker 0's, by up to {apart:.2g}: change "
                         "parameters on all workers alike. An optimiser must not draw random numbers of its own, nor a "
                         "layer change its weights by the data that it sees, as with max_norm."
                     )

@@ -52,7 +52,10 @@ class Replicated(Strategy):
 
     def update(self, weight: float) -> Outcome:
         """Divide the gradients by `weight`, the tokens behind them, and let the optimiser make its step."""
-        return make_update(self.optimizer, self.parameters.views, self.parameters.gradients, weight)
+        parameters = self.parameters
+        return make_update(
+            self.optimizer, parameters.views, parameters.gradients, weight, values=parameters.value_views
+        )
 
     def step(self, weight: float, loss: float) -> StepReport:
         """Makes this worker's own update, and reports it."""

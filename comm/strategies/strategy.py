@@ -364,6 +364,10 @@ class Strategy(ABC):
         """Gives every worker the contents that worker 0's tensors have, in place; their shapes and dtypes are alike."""
         share(self._group, tensors)
 
+    def agree(self, what: str, entries: Sequence[tuple[str, Any]]) -> None:
+        """Makes sure that every worker has the same entries; see `bigbatch.comm.wires.agreement.agree`."""
+        agree(self._group, what, entries)
+
     def total(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """The sum of every worker's `values`, (elements,), on every worker: the same bytes everywhere."""
         result = values.astype(np.float64)

@@ -73,13 +73,19 @@ class Stream(io.TextIOBase):
         """Name of the handler of characters that the encoding does not have."""
         return PLAIN
 
+    def _open(self) -> bool:
+        """Whether the stream can be written; one that somebody else has closed is lost."""
+        if self._text is not None and self._text.closed and self.lost is None:
+            self.lost = OSError("it is closed")
+        return self.lost is None
+
     def write(self, text: str | bytes) -> int:  # click writes bytes for shells, in UTF-8
         """Writes text, or drops it once the stream is lost."""
         if isinstance(text, bytes):
             text = text.decode("utf-8")
         if self._held is not None:
             self._held.append(text)
-        elif self._text is not None and self.lost is None:
+        elif self._text is not None and self._open():
             try:
                 self._text.write(text)
             except OSError as error:
@@ -105,7 +111,7 @@ class Stream(io.TextIOBase):
 
     def flush(self) -> None:
         """Sends on what was written, unless it is held."""
-        if self._held is None and self._text is not None and self.lost is None:
+        if self._held is None and self._text is not None and self._open():
             try:
                 self._text.flush()
             except OSError as error:
@@ -114,7 +120,7 @@ class Stream(io.TextIOBase):
 
     def isatty(self) -> bool:
         """Whether a terminal is behind the stream."""
-        return self._text is not None and self._text.isatty()
+        return self._text is not None and self._open() and self._text.isatty()
 
     def fileno(self) -> int:
         """The number of the stream's file descriptor.

@@ -25,6 +25,7 @@ def check(parameters: FlatParameters, micro_batches: int) -> None:
     parameters.refuse()
     with parameters.views.without(parameters.views.absent([parameters.gradients])):
         pass
+    parameters.value_views.restore()
 
 
 def check_ratio() -> float:

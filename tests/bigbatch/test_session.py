@@ -1,5 +1,6 @@
 """Sessions: a loop of one's own over strategies, against a plain loop in one process."""
 
+import copy
 import math
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import nn
 
 import bigbatch
 from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.transports.alone import Alone
 from bigbatch.comm.transports.cluster import Cluster
 
 FEATURES, OUTPUTS = 5, 3
@@ -153,6 +155,31 @@ def test_a_gradient_that_was_given_counts_as_torch_counts_it():
         parameter.grad /= tokens
     optimizer.step()
     torch.testing.assert_close(flat(module), flat(expected), rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("to_none", [True, False])
+def test_two_models_are_trained_against_each_other(to_none):
+    """A generator's loss reaches its critic's parameters (Lightning 591): `zero_grad` removes that, as in torch."""
+    torch.manual_seed(3)
+    maker, critic = nn.Linear(FEATURES, FEATURES).double(), nn.Linear(FEATURES, 1).double()
+    models = [maker, critic, copy.deepcopy(maker), copy.deepcopy(critic)]
+    sessions = [bigbatch.attach(m, torch.optim.SGD, lr=0.1, transport=Alone()) for m in models[:2]]
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in models[2:]]
+
+    def losses(maker, critic, x):
+        yield 1, lambda: critic(x).sum() - critic(maker(x).detach()).pow(2).sum()
+        yield 0, lambda: critic(maker(x)).pow(2).sum()
+
+    for x, _ in data(4):
+        for which, loss in losses(*models[:2], x):
+            models[which].zero_grad(set_to_none=to_none)
+            sessions[which].backward(loss(), len(x))
+        for which, loss in losses(*models[2:], x):
+            optimizers[which].zero_grad()
+            (loss() / len(x)).backward()
+            optimizers[which].step()
+    for trained, expected in zip(models[:2], models[2:], strict=True):
+        torch.testing.assert_close(flat(trained), flat(expected), rtol=1e-12, atol=1e-13)
 
 
 def test_a_session_that_has_ended_is_refused():

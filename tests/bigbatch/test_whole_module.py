@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 import re
 from functools import partial
 
@@ -13,8 +14,8 @@ from jobs import PROGRAMS, Run, launcher, quick
 from torch import nn
 from whole_module import CASES, REFUSED, Job, Plain, clamped
 
-from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.parameters import FlatParameters
+from bigbatch.comm.errors import ConfigurationError, MismatchError
+from bigbatch.comm.parameters import FlatParameters, digest
 from bigbatch.comm.strategies.remote import facts_about
 from bigbatch.comm.transports.alone import Alone
 from bigbatch.comm.transports.cluster import Cluster
@@ -86,11 +87,28 @@ def loads_in_between(module, updates):
         module.load_state_dict(Plain().state_dict())
 
 
-@pytest.mark.parametrize("between", [clamped, loads_in_between])
+def turned(module, updates):
+    if updates == 3:
+        module.second.weight.data = module.second.weight.data.reshape(2, 2).t().reshape(1, 4)
+
+
+@pytest.mark.parametrize("between", [clamped, loads_in_between, turned])
 def test_servers_refuse_parameters_that_they_would_undo(between):
     kind = strategy_named("ps")
     with pytest.raises(ConfigurationError, match="which the servers would undo"):
         Cluster(3).run(lambda transport: Job(kind, transport).train(Plain(), between=between))
+
+
+class Quantised(Plain):
+    """A codebook that each worker moves towards its own data (vector-quantize-pytorch 222)."""
+
+    def __init__(self):
+        super().__init__()
+        self.book = nn.Parameter(torch.zeros(3, dtype=torch.float64), requires_grad=False)
+
+    def forward(self, x, _=0):
+        self.book.data.lerp_(x.mean(0), 0.1)
+        return super().forward(x)
 
 
 def test_workers_that_come_apart_are_found():
@@ -110,8 +128,44 @@ def test_workers_that_come_apart_are_found():
         job = Job(strategy_named("ring"), transport)
         job.refused("has come apart from worker 0's", module=Plain(), between=partial(loads, rank=transport.rank))
         job.refused("has come apart", module=Plain(), make=lambda named: Langevin(named, lr=0.1))
+        job.refused("The parameter book has come apart", module=Quantised())
 
     Cluster(3).run(alone)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(3, 5), (70, 70)])
+def test_a_digest_tells_round_values_and_their_order(dtype, shape):
+    tensor = torch.arange(math.prod(shape)).reshape(shape).fmod(37).to(dtype)
+    others = [
+        tensor.t(),
+        tensor.flip(0),
+        tensor.flip(1),
+        tensor.roll(1),
+        2 * tensor,
+        -tensor,
+        tensor * 0,
+        tensor * 0 + 1,
+    ]
+    assert len({digest(one) for one in [tensor, *others]}) == len(others) + 1
+    assert digest(tensor.t().clone()) == digest(tensor.t())
+    assert digest(tensor[:0]) == digest(tensor.to("meta")) == 0
+
+
+def test_layers_that_one_worker_alone_exchanges_are_found():
+    def exchanges(module, updates, rank):
+        if (updates, rank) == (1, 1):
+            one, other = module.first.weight.data, module.other.weight.data
+            module.first.weight.data, module.other.weight.data = other, one
+
+    def work(transport):
+        module = Plain()
+        module.other = nn.Linear(3, 4).double()
+        Job(strategy_named("ring"), transport).refused(
+            "has come apart", module=module, between=partial(exchanges, rank=transport.rank)
+        )
+
+    Cluster(2).run(work)
 
 
 def test_rounding_is_no_reason_to_refuse():
@@ -272,6 +326,38 @@ def test_everybody_validates_the_same_model(strategy, broadcast):
     for said, *_ in trained:
         if kind.in_step():
             assert said == pytest.approx(float(loss) / tokens, rel=1e-6)
+
+
+@pytest.mark.parametrize("strategy", ["ring", "ps:async"])
+def test_a_look_at_models_with_other_buffers_is_refused_on_every_worker(strategy):
+    said = []
+
+    def work(transport):
+        trainer = trainer_of(transport, strategy, broadcast_buffers=False)
+
+        def train():
+            finish(trainer)
+            if trainer.worker == 1:
+                trainer.model.register_buffer("late", torch.ones(2))
+            with pytest.raises(MismatchError, match="Rank 1 has the buffer 'late'"):
+                trainer.validate()
+            said.append(trainer.worker)
+
+        trainer.strategy.run(train)
+
+    Cluster(strategy_named(strategy).ranks_for(3)).run(work)
+    assert sorted(said) == [0, 1, 2]
+
+
+def test_tied_columns_are_no_shared_memory():
+    """Two parameters that are the columns of one matrix, as those of attention may be."""
+    module, whole = Plain(), torch.randn(4, 2 * 3, dtype=torch.float64)
+    module.first.weight = nn.Parameter(whole[:, :3])
+    module.other = nn.Parameter(whole[:, 3:])
+    assert torch.equal(FlatParameters(module).named_parameters()[0][1], whole[:, 3:])
+    module.first.weight, module.other = nn.Parameter(whole[:, :3]), nn.Parameter(whole[:, 2:5])
+    with pytest.raises(ConfigurationError, match="share memory"):
+        FlatParameters(module)
 
 
 def test_a_worker_on_a_network_must_have_the_same_fixed_tensors():

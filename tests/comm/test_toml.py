@@ -102,7 +102,7 @@ def test_every_key_of_a_network_takes_its_kind_of_value_and_no_other(tmp_path, k
             own = {**PLAIN, **({"bytes": "100"} if table == "larger" else {}), inner: literal}
             lines += ["[[larger]]" if table == "larger" else "[inside]"]
             lines += [f"{name} = {value}" for name, value in own.items()]
-        file.write_text("\n".join(lines))
+        file.write_text("\n".join(lines), encoding="utf-8")
         network, refused = None, ""
         try:
             network = read_network(file)

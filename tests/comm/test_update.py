@@ -20,21 +20,24 @@ from bigbatch.comm.strategies.replicated import Replicated
 from bigbatch.comm.transports.alone import Alone
 from bigbatch.comm.transports.cluster import Cluster
 from bigbatch.comm.update import BLOCK_ELEMENTS, Outcome, make_update
+from bigbatch.comm.values import ValueViews
 
 
 def parameter(elements):
     one = torch.nn.Parameter(torch.arange(elements, dtype=torch.float64))
-    return one, GradientViews([("one", one)], torch.zeros(elements, dtype=torch.float64), [0])
+    named = [("one", one)]
+    views = GradientViews(named, torch.zeros(elements, dtype=torch.float64), [0])
+    return one, views, ValueViews(named, torch.empty(elements, dtype=torch.float64), [0])
 
 
 @pytest.mark.parametrize("elements", [1, 1003, 2 * BLOCK_ELEMENTS + 7])
 @pytest.mark.parametrize("rate", [1.0, 0.25])
 def test_a_sum_is_divided_once_and_the_rate_is_for_this_update_alone(elements, rate):
-    one, views = parameter(elements)
+    one, views, values = parameter(elements)
     sgd = torch.optim.SGD([one], lr=0.5)
     parts = [torch.arange(elements, dtype=torch.float64) * factor for factor in (1, 10, 100)]
     expected = torch.arange(elements) - 0.5 * rate * sum(parts) / 8
-    outcome = make_update(sgd, views, parts[0].clone(), 8.0, rest=parts[1:], rate=rate)
+    outcome = make_update(sgd, views, parts[0].clone(), 8.0, values=values, rest=parts[1:], rate=rate)
     assert outcome is Outcome.APPLIED
     torch.testing.assert_close(one.detach(), expected, rtol=1e-15, atol=0)
     assert sgd.param_groups[0]["lr"] == 0.5
@@ -52,16 +55,18 @@ def test_a_sum_is_divided_once_and_the_rate_is_for_this_update_alone(elements, r
 )
 @pytest.mark.parametrize("place", [0, BLOCK_ELEMENTS + 3])
 def test_what_cannot_be_an_update_leaves_the_parameters(weight, finite, bad, outcome, place):
-    one, views = parameter(BLOCK_ELEMENTS + 5)
+    one, views, values = parameter(BLOCK_ELEMENTS + 5)
     adam = torch.optim.Adam([one], lr=1.0)
     one.grad[place] = bad
-    assert make_update(adam, views, one.grad, weight, finite=finite) is outcome
+    assert make_update(adam, views, one.grad, weight, values=values, finite=finite) is outcome
     assert torch.equal(one.detach(), torch.arange(len(one), dtype=torch.float64))
     assert not adam.state
 
 
 def test_who_has_no_parameters_makes_updates_too():
-    assert make_update(None, GradientViews([], torch.empty(0), []), torch.empty(0), 1.0) is Outcome.APPLIED
+    nothing = torch.empty(0)
+    views, values = GradientViews([], nothing, []), ValueViews([], nothing, [])
+    assert make_update(None, views, nothing, 1.0, values=values) is Outcome.APPLIED
 
 
 def test_an_outcome_travels_as_a_number_and_is_written_as_a_word():

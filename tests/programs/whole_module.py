@@ -206,6 +206,22 @@ def an_optimiser_that_removes_gradients(job: Job) -> None:
         job.same(job.train(Plain(), zeroing), job.plain(Plain(), zeroing))
 
 
+class Replacing(torch.optim.Optimizer):
+    """Puts new values elsewhere, as many a first optimiser does; servers and saved states have the flat buffer's."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {"lr": 0.1})
+
+    def step(self, _: Any = None) -> None:
+        for parameter in self.param_groups[0]["params"]:
+            if parameter.grad is not None:
+                parameter.data = (parameter.data - 0.1 * parameter.grad).t().clone().t()
+
+
+def an_optimiser_that_replaces_values(job: Job) -> None:
+    job.same(job.train(Plain(), Replacing), job.plain(Plain(), Replacing))
+
+
 def a_gradient_that_was_replaced(job: Job) -> None:
     def loss(module: nn.Module, batch: Batch) -> Tensor:
         weight = module.first.weight
@@ -344,6 +360,7 @@ CASES: list[Callable[[Job], None]] = [
     a_block_used_three_times_under_reentrant_checkpointing,
     a_loss_that_removes_gradients,
     an_optimiser_that_removes_gradients,
+    an_optimiser_that_replaces_values,
     a_gradient_that_was_replaced,
     sparse_gradients,
     parameters_without_a_gradient,
@@ -464,6 +481,37 @@ def growing(module: nn.Module, updates: int) -> None:
     module.odd = torch.zeros(2 + updates)
 
 
+def with_buffer_of_a_weight() -> nn.Module:
+    module = Plain()
+    module.register_buffer("odd", module.first.weight.data[1:])
+    return module
+
+
+def tied_by_data() -> nn.Module:
+    module = Plain()  # huggingface/accelerate 3154 ties weights anew; by `.data` they are one in torch, too
+    module.other = nn.Linear(FEATURES, 4).double()
+    module.other.weight.data = module.first.weight.data
+    return module
+
+
+def made_for_inference() -> nn.Module:
+    with torch.inference_mode():
+        return Plain()
+
+
+class Careless(torch.optim.SGD):
+    """Does not ask whether a parameter has a gradient."""
+
+    def step(self, _: Any = None) -> None:
+        for parameter in self.param_groups[0]["params"]:
+            parameter.data -= 0.1 * parameter.grad.data
+
+
+def put_into_shared_memory(module: nn.Module, updates: int) -> None:
+    if updates == 1:
+        module.share_memory()
+
+
 REFUSED: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
     "erased gradients": ("was set to zero after backward", lambda: {"module": Plain(), "loss": erased}),
     "a parameter that was replaced": ("second.weight was replaced", lambda: {"module": Plain(), "between": replaced}),
@@ -473,13 +521,31 @@ REFUSED: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
     "a late hook": ("changed after it had been sent", lambda: {"module": Plain(), "between": hooked}),
     "weights that a layer changes": ("The parameter rows.weight", lambda: {"module": Renormed()}),
     "a late layer": ("got other parameters or parts", lambda: {"module": Plain(), "between": grown}),
-    "a late conversion": ("became float32 on cpu after training", lambda: {"module": Plain(), "between": converted}),
+    "a late conversion": (
+        "became float32 of shape [1] on cpu after training",
+        lambda: {"module": Plain(), "between": converted},
+    ),
     "a late thaw": ("first.weight was frozen when training", lambda: {"module": frozen_first(), "between": thawed}),
     "more goes than before": ("after it had been sent", lambda: {"module": LateLayers()}),
     "an optimiser of other parameters": (
         "holds 1 parameters that it was not given, the first of shape [2, 7]",
         lambda: {"module": Plain(), "make": with_more},
     ),
+    "an optimiser that cannot make a step": (
+        "The optimiser Careless cannot make its step: AttributeError: 'NoneType'",
+        lambda: {"module": Branching(lambda _: False), "make": Careless},
+    ),
+    "weights tied by .data": ("first.weight and other.weight of the model", lambda: {"module": tied_by_data()}),
+    "a buffer that is a weight": (
+        "share memory",
+        lambda: {"module": with_buffer_of_a_weight()},
+    ),
+    "a model that is moved": (
+        "by share_memory() or by sending",
+        lambda: {"module": Plain(), "between": put_into_shared_memory},
+    ),
+    "a model made for inference": ("under torch.inference_mode", lambda: {"module": made_for_inference()}),
+    "no module": ("must be a torch.nn.Module, but is [Parameter", lambda: {"module": list(Plain().parameters())}),
     "a buffer that grows": (
         "The buffer odd was added, removed or got another shape",
         lambda: {"module": with_buffer(torch.zeros(2)), "between": growing},

@@ -180,6 +180,16 @@ def test_a_stream_that_becomes_full_is_told_of_once_and_never_raises(monkeypatch
     assert full.written == b"line 0\nline 1\nline 2"[:20]
 
 
+def test_a_stream_that_somebody_else_has_closed_is_lost():
+    """A user's file may close sys.__stdout__; and the interpreter flushes what is left when it ends (python -X dev)."""
+    below = io.TextIOWrapper(io.BytesIO())
+    stream = Stream(below)
+    below.close()
+    assert (stream.isatty(), stream.write("x")) == (False, 1)
+    stream.flush()
+    assert (str(stream.lost), stream.dropped) == ("it is closed", True)
+
+
 def test_a_reader_that_is_slow_is_waited_for(monkeypatch):
     """python/cpython 57715: a pipe that was made non-blocking by whoever reads it breaks off long output."""
     reading, writing = os.pipe()
