@@ -15,7 +15,8 @@ PROC = Path("/proc")
 LAUNCHERS = frozenset(
     {
         *("mpirun", "mpiexec", "mpiexec.hydra", "hydra_pmi_proxy", "hydra_bstrap_pr"),
-        *("orterun", "orted", "prterun", "prte", "prted", "srun", "slurmstepd", "torchrun"),
+        *("orterun", "orted", "prterun", "prte", "prted", "srun", "slurmstepd", "torchrun", "deepspeed"),
+        *("mpirun_rsh", "mpispawn", "flux-shell"),
     }
 )
 """Names of programs that start the processes of a job, as Linux has them: cut off after 15 bytes."""

@@ -19,7 +19,8 @@ from typing import NoReturn
 import pytest
 from jobs import PROGRAMS, Job, Start, launcher, quick, slowdown, until
 
-from bigbatch.comm.transports.launch import Launch, Launcher
+from bigbatch.comm.transports.families import Launcher
+from bigbatch.comm.transports.launch import Launch
 from bigbatch.comm.transports.waits import wait_until
 from bigbatch.comm.transports.watchdog import SECONDS_BEFORE_NOTICE, STARTED_BY, Watchdog, watchdog
 from bigbatch.comm.wires import life
