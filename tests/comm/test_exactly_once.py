@@ -13,7 +13,7 @@ from jobs import quick
 from made_up_network import FACTS, FOREVER, Faults, Network, Worker, new_server
 from made_up_trials import RULES, Trial
 
-from bigbatch.comm.errors import MalformedError
+from bigbatch.comm.errors import MalformedError, MismatchError
 from bigbatch.comm.server.consistency import Asynchronous, Synchronous
 from bigbatch.comm.server.network.ending import ALONE_SECONDS, ALONE_SECONDS_IN_PARTS
 from bigbatch.comm.server.network.messages import NOTHING, Kind, Message, Stage
@@ -155,6 +155,37 @@ def test_a_server_lingers_until_its_workers_have_heard_that_all_is_done():
     waiting.receive(b"", Message(Kind.HELLO, version=7).frames(), 10.0)
     assert waiting.ending.lingers(0.0, 12.0)
     assert not waiting.ending.lingers(0.0, 14.0)
+
+
+def test_a_server_does_not_linger_for_a_worker_that_was_refused_or_failed():
+    server = new_server(Asynchronous(), shares=3)
+    network = Network(server)
+
+    def refused(shard: RemoteShard) -> None:
+        shard.hello()
+        with pytest.raises(MismatchError):
+            shard.join([*FACTS, ("optimizer", "name", "its own")])
+        shard.end(2.0)
+
+    def failed(shard: RemoteShard) -> None:
+        shard.hello()
+        shard.join(FACTS)
+        shard.note(np.zeros(3))
+        shard.end(2.0)
+
+    def hung(shard: RemoteShard) -> None:
+        shard.hello()
+        shard.join(FACTS)
+
+    for work in (refused, failed):
+        network.add(work)
+    network.run()
+    assert not server.present
+    assert not server.ending.lingers(network.time, network.time + 3.1)
+    assert [len(session.notes) for session in server.sessions.values()] == [1]
+    network.add(hung)
+    network.run()
+    assert server.ending.lingers(network.time, network.time + 3.1)
 
 
 def joined(server, session: int = 1) -> None:

@@ -166,6 +166,10 @@ class Membership:
         elif len(self.asking) < MOST_WORKERS or worker in self.asking:
             self.asking[worker] = now
 
+    def ends(self, worker: int) -> None:
+        """Notes that a worker ends, so that it need not be told that all is done."""
+        self.asking.pop(worker, None)
+
     def alone(self, now: float) -> float:
         """For how many seconds nobody has been there or asked; call it several times a second."""
         if self.present or self.heard is None:
