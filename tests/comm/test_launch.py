@@ -328,6 +328,25 @@ def test_processes_that_are_started_inherit_no_launchers_variables():
     assert decide(without_launchers({**everything, **kept})).launch == BY_ITSELF
 
 
+OTHER_MACHINES = {
+    "PBS_NODEFILE": "/var/spool/nodes",
+    "PBS_ENVIRONMENT": "PBS_BATCH",
+    "LSB_MCPU_HOSTS": "n1 2 n2 2",
+    "PE_HOSTFILE": "/var/spool/hosts",
+    "COBALT_NODEFILE": "/var/spool/nodes",
+    "HYDRA_HOST_FILE": "hosts",
+    "HYDRA_RMK": "pbs",
+    "I_MPI_HYDRA_HOST_FILE": "hosts",
+    "PRTE_MCA_prte_default_hostfile": "hosts",
+    "PRTE_MCA_ras": "tm",
+}
+
+
+def test_processes_that_are_started_hear_of_no_other_machine():
+    kept = {"PBS_O_WORKDIR": "/home/ada", "HYDRA_DEBUG": "1", "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe"}
+    assert without_launchers({**OTHER_MACHINES, **kept}) == kept
+
+
 @pytest.mark.parametrize(
     ("nodes", "first"),
     [("gpu1,gpu2", "gpu1"), ("node[03-05,9]", "node03"), ("n07", "n07"), ("r[1-2]n.site.org,x", "r1n.site.org")],
