@@ -90,6 +90,14 @@ class Process:
         return status if status is not None and int(status[19]) == self.started else None
 
 
+def namespace() -> str:
+    """Names the processes among which a process number means the same: those of this container, or of this machine."""
+    try:
+        return str((PROC / "self/ns/pid").readlink()).strip("pid:[]")
+    except OSError:
+        return "0"
+
+
 def below(ancestor: Process) -> list[Process]:
     """Lists the processes that an ancestor has started, directly or not; none where there is no /proc."""
     parents: dict[int, list[int]] = {}

@@ -318,6 +318,7 @@ def test_bytes_of_any_kind_are_counted_and_dropped(start: Start, run: Run):
         (["status", "--server", "tcp://127.0.0.1:9", "--deadline", "2"], "has not answered for 2 s"),
         (["keys", "course.keys"], "keys are never overwritten"),
         (["keys", "nowhere/course.keys"], "cannot be written"),
+        (["keys", "."], "There is a file . already"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command, message):
