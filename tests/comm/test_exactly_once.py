@@ -113,6 +113,21 @@ def test_a_server_that_was_started_again_waits_for_its_workers():
     assert again.ending.lingers(1030.0, 1040.0)  # its worker is somewhere
 
 
+@pytest.mark.parametrize(("now", "expected"), [(100.0, [98.0, 99.5, 100.0]), (600.0, [500.0, 501.5, 502.0])])
+def test_what_was_noted_before_a_clock_was_set_back_is_not_ahead_of_what_comes(now, expected):
+    """Time trained is counted from the notes; it stood still until the clock was where it had been before."""
+    server = new_server(Asynchronous(), shares=3)
+    joined(server, session=1)
+    joined(server, session=2)
+    for session, number, when in ((1, 0, 500.0), (2, 0, 501.5), (1, 1, 502.0)):
+        note = Message(Kind.NOTE, session, life=1, number=number, payload=(np.zeros(3).tobytes(),))
+        server.receive(b"", note.frames(), when)
+    again = new_server(Asynchronous(), shares=3)
+    again.load_state_dict(server.state_dict())
+    again.members.date_back(now)
+    assert sorted(when for one in again.sessions.values() for when, _ in one.notes.values()) == expected
+
+
 def test_a_complete_part_waits_for_the_word_that_the_others_are_and_not_for_ever():
     server = new_server(Asynchronous(), shares=0, patience=3.0, parts=2)
     server.tick(0.0)

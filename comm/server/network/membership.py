@@ -224,6 +224,17 @@ class Membership:
             if not kept["left"]:
                 self.astray[number] = math.inf  # since this server's first look
 
+    def date_back(self, now: float) -> None:
+        """Moves all notes back in time, if the machine's clock was set back since they came, so that none lies ahead.
+
+        Else what comes next would seem to be earlier, and would take no time.
+        """
+        notes = [session.notes for session in self.sessions.values()]
+        ahead = max((when for some in notes for when, _ in some.values()), default=now) - now
+        if ahead > 0:
+            for some in notes:
+                some.update({number: (when - ahead, row) for number, (when, row) in some.items()})
+
     def _forget_some(self) -> None:
         """Forget the oldest of those who have gone and left no notes, if there are too many."""
         former = [n for n, session in self.sessions.items() if session.worker is None and not session.notes]
