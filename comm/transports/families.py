@@ -164,6 +164,9 @@ OPEN_MPI = Family(
     ),
 )
 
+PLATFORM = Family(Launcher.MPI, ("MPI_RANKID", "MPI_NRANKS", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"))
+"""IBM's Platform MPI (ROCm/rocm-systems 2791)."""
+
 SPECTRUM = Family(
     Launcher.MPI,
     ("JSM_NAMESPACE_RANK", "JSM_NAMESPACE_SIZE", "JSM_NAMESPACE_LOCAL_RANK", "JSM_NAMESPACE_LOCAL_SIZE"),
@@ -181,7 +184,7 @@ SLURM = Family(
 )
 """srun. A batch script and the shell of salloc have SLURM_PROCID or none of these: they are in no step of srun."""
 
-FAMILIES = (TORCH, DEEPSPEED, MPICH, CRAY, MVAPICH, MVAPICH_3, OPEN_MPI, SPECTRUM, FLUX, SLURM)
+FAMILIES = (TORCH, DEEPSPEED, MPICH, CRAY, MVAPICH, MVAPICH_3, OPEN_MPI, PLATFORM, SPECTRUM, FLUX, SLURM)
 """All launchers, those that are usually inside others first. Where the same numbers come by several names, the last
 counts: the one that serves the others' names."""
 

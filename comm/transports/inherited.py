@@ -24,7 +24,7 @@ def environments_above(process: Process | None = None) -> Iterator[Mapping[str, 
 LAUNCHED = re.compile(
     r"(RANK|WORLD_SIZE|LOCAL_(RANK|SIZE|WORLD_SIZE)|(GROUP|CROSS)_(RANK|SIZE|WORLD_SIZE)|ROLE_.*|MASTER_(ADDR|PORT)"
     r"|TORCHELASTIC_.*|PET_.*|HOROVOD_(RANK|SIZE|LOCAL_.*|CROSS_.*)"
-    r"|PMI_.*|MPI_LOCAL.*|PMIX_(?!MCA_|PREFIX).*|OMPI_(?!MCA_|ALLOW_).*|OMPI_MCA_(orte_|ess|pmix|initial_wdir|num_procs).*"
+    r"|PMI_.*|MPI_(LOCAL.*|RANKID|NRANKS)|PMIX_(?!MCA_|PREFIX).*|OMPI_(?!MCA_|ALLOW_).*|OMPI_MCA_(orte_|ess|pmix|initial_wdir|num_procs).*"
     r"|MV[2P]_COMM_.*|MPISPAWN_.*|JSM_NAMESPACE_.*|PALS_.*|ALPS_APP_.*"
     r"|PRTE_LAUNCHED|SLURM_.*|SLURMD_.*|FLUX_(TASK|JOB)_.*)"
 )

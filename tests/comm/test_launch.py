@@ -27,6 +27,7 @@ MVAPICH = {
 }
 MVAPICH_3 = {name.replace("MV2", "MVP"): value for name, value in MVAPICH.items()}
 CRAY = {"PMI_RANK": "5", "PMI_SIZE": "8", "PMI_LOCAL_RANK": "1", "PMI_LOCAL_SIZE": "4", "PALS_RANKID": "5"}
+PLATFORM = {"MPI_RANKID": "1", "MPI_NRANKS": "4", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
 JSRUN = {
     "JSM_NAMESPACE_RANK": "3",
     "JSM_NAMESPACE_SIZE": "6",
@@ -147,6 +148,7 @@ DECIDED = {
         AS_HYDRA,
     ),
     "mpiexec of Cray": (CRAY, HIDDEN, Launch(Launcher.MPI, 5, 8, 1, 4)),
+    "mpirun of Platform MPI": (PLATFORM, HIDDEN, AS_HYDRA),
     "jsrun": (JSRUN, HIDDEN, AS_OPEN_MPI),
     "jsrun with Open MPI's names": ({**JSRUN, **OPEN_MPI}, HIDDEN, AS_OPEN_MPI),
     "flux run without PMI": (FLUX, HIDDEN, AS_FLUX),  # flux-framework/flux-core 669
@@ -307,6 +309,7 @@ def test_processes_that_are_started_inherit_no_launchers_variables():
         **MVAPICH_3,
         **CRAY,
         **JSRUN,
+        **PLATFORM,
         **FLUX,
         **DEEPSPEED,
         **PRUN,
