@@ -11,7 +11,7 @@ import os
 import random
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -105,6 +105,8 @@ def claimed(folder: Path, option: str = "--out") -> Iterator[None]:
             pass
         yield
     finally:
+        with suppress(OSError):  # a copy that the program has made of itself may have the folder open, too
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bigbatch.comm.errors import BigBatchError, ConfigurationError, LaunchError
+from bigbatch.comm.files import claimed
 from bigbatch.comm.kinds import File, Several, checked
 from bigbatch.comm.strategies import NAMED
 from bigbatch.comm.transports.launch import detect
@@ -139,20 +140,21 @@ def compared(
     check_folders([request.strategy for request in requests])
     folder = chosen_folder(out, "compare")
     summaries: list[dict[str, Any]] = []
-    for request in requests:
-        name = request.strategy
-        tell(f"── {name}")
-        try:
-            finished = conduct(request, folder / folder_name(name), quiet=quiet, start=launcher.start, failed=_told)
-        except BigBatchError as error:
-            raise type(error)(f"The strategy {name}: {error}") from error
-        assert finished is not None, "this process is by itself"
-        results = Results(folder, finished.remarks)
-        summaries.append(finished.summary)
-        results.keep({"runs": summaries})
-        own = Results(finished.folder)
-        draw([finished], own)
-        yield replace(finished, remarks=(*results.failures, *own.failures))
+    with claimed(folder):  # from others who would write over the runs that have finished already
+        for request in requests:
+            name = request.strategy
+            tell(f"── {name}")
+            try:
+                finished = conduct(request, folder / folder_name(name), quiet=quiet, start=launcher.start, failed=_told)
+            except BigBatchError as error:
+                raise type(error)(f"The strategy {name}: {error}") from error
+            assert finished is not None, "this process is by itself"
+            results = Results(folder, finished.remarks)
+            summaries.append(finished.summary)
+            results.keep({"runs": summaries})
+            own = Results(finished.folder)
+            draw([finished], own)
+            yield replace(finished, remarks=(*results.failures, *own.failures))
 
 
 def simulate(

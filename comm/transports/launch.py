@@ -4,12 +4,24 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from enum import Enum
 from typing import TYPE_CHECKING
 
 from bigbatch.comm.errors import LaunchError
+from bigbatch.comm.transports.families import (
+    FAMILIES,
+    MANAGERS,
+    SLURM,
+    TORCH,
+    Family,
+    Launcher,
+    Place,
+    counts,
+    launchers_variables,
+    number,
+    refuse_unconnected,
+)
 from bigbatch.comm.transports.inherited import environments_above
-from bigbatch.comm.transports.nodelists import first_host, tasks_here
+from bigbatch.comm.transports.nodelists import first_host
 from bigbatch.comm.wires.processes import Process
 
 if TYPE_CHECKING:  # a command line that only asks who started it must not wait for NumPy
@@ -17,46 +29,17 @@ if TYPE_CHECKING:  # a command line that only asks who started it must not wait 
     from bigbatch.comm.wires.transport import Transport
 
 
-class Launcher(Enum):
-    """The program that started the processes of a job, or none."""
-
-    NONE = "no launcher"
-    MPI = "mpirun"
-    TORCHRUN = "torchrun"
-    SLURM = "srun"
-
-
 @dataclass(frozen=True)
-class Launch:
-    """What the environment says about how this process was started.
+class Launch(Place):
+    """How a process was started: which one it is, and where it meets the others.
 
     Attributes:
-        launcher: who started it.
-        rank: the number of this process.
-        size: the number of processes that were started together.
-        local_rank: its number among those on the same machine.
-        local_size: how many of them are on the same machine.
         address: where rank 0 can be met: "host:port", under srun the host alone; empty if the launcher does not say.
-        one_machine: whether all processes are known to be on one machine.
         job: a name that no other job which runs at the same time has; empty if the launcher gives none.
     """
 
-    launcher: Launcher
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-    local_size: int = 1
     address: str = ""
-    one_machine: bool = False
     job: str = ""
-
-    @property
-    def alone(self) -> bool:
-        """Whether this process was started by itself, so that it may start others as a shell may.
-
-        A launcher of one process, such as an interactive shell in a Slurm job, changes nothing about that.
-        """
-        return self.size == 1
 
     @property
     def first_here(self) -> bool:
@@ -84,13 +67,14 @@ class Launch:
         a job of one process were left over.
         """
         if self.launcher is Launcher.TORCHRUN:
-            return "TORCHELASTIC_RUN_ID" in os.environ
+            return TORCH.mark in os.environ
         return self.size > 1 or process.launches()
 
     def connect(self, deadline: float) -> "Transport":
         """Connects the processes by the transport that suits their launcher.
 
-        That is MPI under mpirun and srun, and torch.distributed under torchrun; a single process needs no wires.
+        That is torch.distributed under torchrun and deepspeed, and MPI under the others; a single process needs no
+        wires.
 
         Args:
             deadline: seconds after which a wait gives up.
@@ -99,7 +83,7 @@ class Launch:
             LaunchError: there is no MPI library, or it does not belong to the launcher.
         """
         self.watch(deadline)
-        if self.launcher is Launcher.TORCHRUN:
+        if self.launcher.torchs:
             return self.connect_torch(deadline)
         if self.alone:
             from bigbatch.comm.transports.alone import Alone
@@ -110,8 +94,8 @@ class Launch:
     def connect_torch(self, deadline: float, backend: str = "gloo") -> "Transport":
         """Connects the processes by torch.distributed, whichever launcher started them.
 
-        mpirun gives its processes no address to meet at: MPI itself carries rank 0's to the others. Under srun they
-        meet at one of a few ports, wherever rank 0 answers with the name of their job step.
+        mpirun and flux give their processes no address to meet at: MPI itself carries rank 0's to the others. Under
+        srun they meet at one of a few ports, wherever rank 0 answers with the name of their job step.
 
         Args:
             deadline: seconds after which a wait gives up.
@@ -124,14 +108,14 @@ class Launch:
         rank, size, mpi = self.rank, self.size, None
         if self.alone:
             meeting = nobody()
-        elif self.launcher is Launcher.MPI:
-            mpi = self._connect_mpi(deadline)
-            rank, size = mpi.rank, mpi.size
-            meeting = through_mpi(mpi, deadline)
+        elif self.launcher.torchs:
+            meeting = at_address(self, deadline)
         elif self.launcher is Launcher.SLURM:
             meeting = in_step(self, deadline)
         else:
-            meeting = at_address(self, deadline)
+            mpi = self._connect_mpi(deadline)
+            rank, size = mpi.rank, mpi.size
+            meeting = through_mpi(mpi, deadline)
         return TorchTransport(rank, size, meeting, backend=backend, deadline=deadline, launcher=mpi)
 
     def _connect_mpi(self, deadline: float) -> "MPITransport":
@@ -155,93 +139,8 @@ class Decision:
     why: str
 
 
-@dataclass(frozen=True)
-class Family:
-    """The variables by which one kind of launcher tells its processes who they are.
-
-    Attributes:
-        launcher: the launcher.
-        names: rank and size, then the rank and the size on this machine.
-        also: further variables that are looked at.
-        machine: the variable with the number of this machine, where the size on this machine is a list for all.
-    """
-
-    launcher: Launcher
-    names: tuple[str, str, str, str]
-    also: tuple[str, ...] = ()
-    machine: str = ""
-
-    def present(self, environment: Mapping[str, str]) -> bool:
-        """Whether the environment has this launcher's rank and size."""
-        return self.names[0] in environment and self.names[1] in environment
-
-    def alike(self, one: Mapping[str, str], other: Mapping[str, str]) -> bool:
-        """Whether two environments have the same of this launcher's variables."""
-        return all(one.get(name) == other.get(name) for name in (*self.names, *self.also))
-
-    def read(self, environment: Mapping[str, str]) -> Launch:
-        """Reads rank and size.
-
-        Raises:
-            LaunchError: a variable holds no number, or one that cannot be.
-        """
-        rank_name, size_name, local_rank_name, local_size_name = self.names
-        size = _number(environment, size_name, self.launcher, least=1)
-        rank = _number(environment, rank_name, self.launcher, below=size, of=size_name)
-        local_rank, local_size = rank, size
-        known = local_size_name in environment
-        if known:
-            here = tasks_here(environment[local_size_name], environment.get(self.machine, ""))
-            environment = {**environment, local_size_name: here}
-            local_size = _number(environment, local_size_name, self.launcher, least=1, below=size + 1)
-        if local_rank_name in environment:
-            local_rank = _number(environment, local_rank_name, self.launcher, below=local_size, of=local_size_name)
-        return Launch(self.launcher, rank, size, local_rank, local_size, one_machine=known and local_size == size)
-
-    def said(self, environment: Mapping[str, str]) -> str:
-        """The rank and the size as an error message has them: "PMI_RANK=1 and PMI_SIZE=4"."""
-        return " and ".join(f"{name}={environment[name]}" for name in self.names[:2])
-
-
-TORCH = Family(
-    Launcher.TORCHRUN,
-    ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
-    (
-        "MASTER_ADDR",
-        "MASTER_PORT",
-        "GROUP_RANK",
-        "GROUP_WORLD_SIZE",
-        "TORCHELASTIC_RUN_ID",
-        "TORCHELASTIC_RESTART_COUNT",
-    ),
-)
-"""torchrun, or whoever sets the same variables by hand; only torchrun sets TORCHELASTIC_RUN_ID."""
-
-MPICH = Family(Launcher.MPI, ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"))
-"""MPICH and its descendants; srun sets the first two, too, where it serves PMI (TACC/remora 47)."""
-
-OPEN_MPI = Family(
-    Launcher.MPI,
-    (
-        "OMPI_COMM_WORLD_RANK",
-        "OMPI_COMM_WORLD_SIZE",
-        "OMPI_COMM_WORLD_LOCAL_RANK",
-        "OMPI_COMM_WORLD_LOCAL_SIZE",
-    ),
-)
-
-SLURM = Family(
-    Launcher.SLURM,
-    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
-    ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_STEP_NODELIST", "SLURM_RESTART_COUNT", "SLURM_NODEID"),
-    machine="SLURM_NODEID",
-)
-"""srun. A batch script and the shell of salloc have SLURM_PROCID or none of these: they are in no step of srun."""
-
 HOST = re.compile(r"([\w-]{1,63}\.)*[\w-]{1,63}\.?|[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(%[\w.-]+)?")
 """What the name of a machine looks like (RFC 1035, and the underscores that some have), or an address."""
-
-FAMILIES = (TORCH, MPICH, OPEN_MPI, SLURM)
 
 SPECIAL_STEPS = 0xFFFF_FFF0
 """Slurm's numbers for steps that are no srun, such as salloc's interactive shell (4294967290), begin here."""
@@ -277,20 +176,21 @@ def decide(environment: Mapping[str, str], above: Iterable[Mapping[str, str]] = 
         LaunchError: the variables contradict each other, are incomplete or hold no numbers.
     """
     variables = launchers_variables(environment)
-    found = {family: family.read(environment) for family in FAMILIES if _counts(family, environment)}
-    by_hand = found.pop(TORCH, None) if "TORCHELASTIC_RUN_ID" not in environment else None
+    found = {family: family.read(environment) for family in FAMILIES if counts(family, environment)}
+    by_hand = found.pop(TORCH, None) if TORCH.mark not in environment else None
     family, reason = _innermost(found, environment, above)
     if by_hand is not None and not by_hand.alone and _set_inside(by_hand, found, family, environment):
-        launch = _torch(by_hand, environment)
+        launch = _torch(Launch(**vars(by_hand)), environment)
         inside = f", inside {family.launcher.value}" if family is not None else ""
         place = f"so this process is rank {launch.rank} of {launch.size}"
         return Decision(launch, variables, f"{TORCH.said(environment)} were set by hand{inside}, {place}.")
     if family is None:
+        refuse_unconnected(environment)
         left = " The variables of torch are for one process, and so left over." if by_hand is not None else ""
         why = f"No launcher started this process, so it is by itself.{left}"
         return Decision(Launch(Launcher.NONE), variables, why)
-    launch = found[family]
-    if family is TORCH:
+    launch = Launch(**vars(found[family]))
+    if family.launcher.torchs:
         launch = _torch(launch, environment)
     elif family is SLURM:
         launch = _slurm(launch, environment)
@@ -299,49 +199,27 @@ def decide(environment: Mapping[str, str], above: Iterable[Mapping[str, str]] = 
     return Decision(launch, variables, f"{who} ({family.said(environment)}){free}{reason}.")
 
 
-def launchers_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """Finds the variables of all launchers that are looked at."""
-    return {
-        name: environment[name] for family in FAMILIES for name in (*family.names, *family.also) if name in environment
-    }
-
-
-def _counts(family: Family, environment: Mapping[str, str]) -> bool:
-    """Whether a launcher of this family has set its variables for this process or for one above it."""
-    if family is MPICH and _counts(SLURM, environment):
-        # srun serves PMI to its tasks under the same names; only mpirun gives the place on the machine, too.
-        return family.present(environment) and (
-            "MPI_LOCALRANKID" in environment
-            or [environment[name] for name in MPICH.names[:2]] != [environment.get(name) for name in SLURM.names[:2]]
-        )
-    if family is SLURM:
-        in_step = "SLURM_STEP_ID" in environment or "SLURM_STEP_NODELIST" in environment
-        return "SLURM_PROCID" in environment and in_step
-    return family.present(environment)
-
-
 def _innermost(
-    found: Mapping[Family, Launch], environment: Mapping[str, str], above: Iterable[Mapping[str, str]]
+    found: Mapping[Family, Place], environment: Mapping[str, str], above: Iterable[Mapping[str, str]]
 ) -> tuple[Family | None, str]:
     """The launcher that counts, of those that set variables, and the reason if there are several."""
     if len(found) < 2:
         return next(iter(found), None), ""
     for inherited in above:
         new = [family for family in found if not family.alike(environment, inherited)]
-        if len(new) == 1:
-            others = _listed(family for family in found if family is not new[0])
-            return new[0], f"; it is inside {others}, whose variables the processes above this one have, too"
+        if len(_different(new, found)) == 1:
+            others = [family for family in found if family not in new]
+            inside = f"; it is inside {_listed(others)}, whose variables the processes above this one have, too"
+            return new[-1], inside if others else ""
         if new:
             break
-    several = {family: launch for family, launch in found.items() if not launch.alone}
+    several = _different([family for family, launch in found.items() if not launch.alone], found)
     if len(several) < 2:
         reason = f"; of {_listed(found)} it is the only one with several processes" if several else ""
         return next(iter(several or found)), reason
     inner, *outer = several
-    agents = (environment.get("GROUP_RANK"), environment.get("GROUP_WORLD_SIZE"))
     for family in outer:
-        started_agents = agents == (environment[family.names[0]], environment[family.names[1]])
-        if family is not SLURM and not (inner is TORCH and started_agents):
+        if family not in MANAGERS and not inner.started_by(family, environment):
             raise LaunchError(
                 f"{inner.said(environment)} contradict {family.said(environment)}, and it cannot be seen which "
                 "launcher is the inner one: unset the variables that do not belong to this job."
@@ -349,12 +227,18 @@ def _innermost(
     return inner, f"; of {_listed(several)} it is the one that the others start"
 
 
+def _different(families: Iterable[Family], found: Mapping[Family, Place]) -> list[Family]:
+    """Leaves the last of several families that tell the same, since those are one launcher by several names."""
+    told = {(found[family].launcher.torchs, found[family].rank, found[family].size): family for family in families}
+    return list(told.values())
+
+
 def _listed(found: Iterable[Family]) -> str:
     return " and ".join(dict.fromkeys(family.launcher.value for family in found))
 
 
 def _set_inside(
-    by_hand: Launch, found: Mapping[Family, Launch], family: Family | None, environment: Mapping[str, str]
+    by_hand: Place, found: Mapping[Family, Place], family: Family | None, environment: Mapping[str, str]
 ) -> bool:
     """Whether torch's variables, for several processes, were set by hand for this very process.
 
@@ -394,7 +278,7 @@ def _torch(launch: Launch, environment: Mapping[str, str]) -> Launch:
             f"The variable MASTER_ADDR={host!r} should be the name or the address of one machine, that of rank 0: set "
             "it on every rank, or use torchrun."
         )
-    port = _number(environment, "MASTER_PORT", launch.launcher, least=1, below=65_536)
+    port = number(environment, "MASTER_PORT", launch.launcher, least=1, below=65_536)
     here = host == "localhost" or host.startswith("127.") or host == "::1"
     return replace(
         launch,
@@ -406,32 +290,10 @@ def _torch(launch: Launch, environment: Mapping[str, str]) -> Launch:
 
 def _slurm(launch: Launch, environment: Mapping[str, str]) -> Launch:
     """Adds the first host of the job step, and what the step is called."""
-    step = _number(environment, "SLURM_STEP_ID", launch.launcher) if "SLURM_STEP_ID" in environment else 0
+    step = number(environment, "SLURM_STEP_ID", launch.launcher) if "SLURM_STEP_ID" in environment else 0
     if launch.alone or step >= SPECIAL_STEPS:
         return Launch(launch.launcher)
-    job = _number(environment, "SLURM_JOB_ID", launch.launcher) if "SLURM_JOB_ID" in environment else 0
+    job = number(environment, "SLURM_JOB_ID", launch.launcher) if "SLURM_JOB_ID" in environment else 0
     restarts = environment.get("SLURM_RESTART_COUNT", "0")
     nodes = environment.get("SLURM_STEP_NODELIST", "")
     return replace(launch, address=first_host(nodes), job=f"{job}.{step}.{restarts}")
-
-
-def _number(
-    environment: Mapping[str, str],
-    name: str,
-    launcher: Launcher,
-    *,
-    least: int = 0,
-    below: int = 2**32,
-    of: str = "",
-) -> int:
-    """Reads a variable that holds a whole number of ordinary digits, at least `least` and below `below`."""
-    value = environment.get(name)
-    if value is None:
-        raise LaunchError(f"{launcher.value} has not set {name}: start the processes with {launcher.value} itself.")
-    if re.fullmatch(r"[0-9]{1,10}", value) and least <= int(value) < below:
-        return int(value)
-    most = f"below {of}={environment[of]}" if of else f"at most {below - 1}"
-    raise LaunchError(
-        f"The variable {name}={value!r}, which {launcher.value} sets, should be a whole number of at least {least} and "
-        f"{most}: start the processes with {launcher.value}, or unset it."
-    )

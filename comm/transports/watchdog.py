@@ -285,7 +285,7 @@ def watch(detect: Detect, guards: Callable[[Process], bool]) -> None:
         guards: says whether the process that started this one looks after it, so that it ends when that is gone.
     """
     launch = detect(None)
-    launcher = _launcher_of(launch, detect)
+    launcher = launcher_of(launch, detect)
     if _here or launcher is None:
         return
     attempt = f"{launch.address}-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}".replace("/", "")
@@ -298,7 +298,7 @@ def watch(detect: Detect, guards: Callable[[Process], bool]) -> None:
 _here: list[Watchdog] = []
 
 
-def _launcher_of(launch: "Launch", detect: Detect) -> Process | None:
+def launcher_of(launch: "Launch", detect: Detect) -> Process | None:
     """The nearest process above this one that is not the same rank; a rank may be started through a shell or so."""
 
     def same(process: Process) -> bool:
@@ -312,6 +312,8 @@ def _launcher_of(launch: "Launch", detect: Detect) -> Process | None:
     above = own.parent()
     while above is not None and same(above):
         above = above.parent()
+    if above is not None and above.adopts() and not (launch.address or launch.job):
+        return None  # between it and the launcher was a process that has ended; ranks of other jobs may be there, too
     return above
 
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from bigbatch.comm.wires.processes import Process
+from bigbatch.comm.wires.processes import Process, namespace
 
 LONG = 10.0
 """Seconds after which whoever listens is told what still goes on; then again each time it has taken twice as long."""
@@ -140,11 +140,7 @@ def _root() -> Path:
 
 def _prefix() -> str:
     """Begins the names of this user's boards, in which process numbers mean what they mean here, in this container."""
-    try:
-        numbers = str(Path("/proc/self/ns/pid").readlink()).strip("pid:[]")
-    except OSError:
-        numbers = "0"
-    return f"bigbatch-{os.geteuid()}-{numbers}-"
+    return f"bigbatch-{os.geteuid()}-{namespace()}-"
 
 
 def _sweep() -> None:

@@ -15,10 +15,14 @@ PROC = Path("/proc")
 LAUNCHERS = frozenset(
     {
         *("mpirun", "mpiexec", "mpiexec.hydra", "hydra_pmi_proxy", "hydra_bstrap_pr"),
-        *("orterun", "orted", "prterun", "prte", "prted", "srun", "slurmstepd", "torchrun"),
+        *("orterun", "orted", "prterun", "prte", "prted", "srun", "slurmstepd", "torchrun", "pt_elastic", "deepspeed"),
+        *("mpirun_rsh", "mpispawn", "flux-shell"),
     }
 )
 """Names of programs that start the processes of a job, as Linux has them: cut off after 15 bytes."""
+
+ADOPTERS = frozenset({"systemd", "init", "tini", "dumb-init", "catatonit", "containerd-shim"})
+"""Names of programs that take over the processes that others have left behind (PR_SET_CHILD_SUBREAPER of prctl(2))."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +76,11 @@ class Process:
 
     def launches(self) -> bool:
         """Whether its name is a launcher's, such as mpirun; a script called run_mpirun.sh is none."""
-        try:
-            name = (PROC / str(self.number) / "comm").read_text()
-        except OSError:
-            return False
-        return name.rstrip("\n") in LAUNCHERS
+        return self._name() in LAUNCHERS
+
+    def adopts(self) -> bool:
+        """Whether it takes over the processes that others have left behind, as the first process of a machine does."""
+        return (self.number == 1 or self._name() in ADOPTERS) and not self.launches()
 
     def end(self, how: signal.Signals = signal.SIGKILL) -> None:
         """Sends it a signal; SIGKILL ends a stopped process, too. A later process of the same number is spared."""
@@ -84,9 +88,24 @@ class Process:
             with contextlib.suppress(ProcessLookupError, PermissionError):  # it ended meanwhile, or is another user's
                 os.kill(self.number, how)
 
+    def _name(self) -> str:
+        """The name of its program, cut off after 15 bytes; empty if it cannot be seen."""
+        try:
+            return (PROC / str(self.number) / "comm").read_text(errors="replace").rstrip("\n")
+        except OSError:
+            return ""
+
     def _status(self) -> list[str] | None:
         status = _status(self.number)
         return status if status is not None and int(status[19]) == self.started else None
+
+
+def namespace() -> str:
+    """Names the processes among which a process number means the same: those of this container, or of this machine."""
+    try:
+        return str((PROC / "self/ns/pid").readlink()).strip("pid:[]")
+    except OSError:
+        return "0"
 
 
 def below(ancestor: Process) -> list[Process]:

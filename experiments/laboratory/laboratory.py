@@ -21,6 +21,7 @@ from typing import Any, Self, TypeVar
 
 from bigbatch.comm.errors import BigBatchError, ConfigurationError
 from bigbatch.comm.files import unwritable
+from bigbatch.comm.wires.processes import Process, namespace
 from bigbatch.experiments.laboratory.point import Point
 from bigbatch.experiments.runs.run import Run, make_folder
 from bigbatch.experiments.training.conduct import conduct_alone
@@ -66,7 +67,7 @@ def train(point: Point, folder: Path) -> None:
     Raises:
         ConfigurationError: what is asked for cannot be done, or the folder cannot be written.
     """
-    part = folder.with_name(f"{folder.name}{PART}{platform.node()}-{os.getpid()}")
+    part = folder.with_name(f"{folder.name}{PART}{_place()}-{os.getpid()}")
     try:
         make_folder(part, FOLDER_OPTION)
         run = conduct_alone(point.request(), part)
@@ -109,19 +110,13 @@ def clear(folder: Path) -> None:
     """Remove unfinished runs that ended processes of this machine have left in the folder of all runs."""
     for part in folder.glob(f"*{PART}*"):
         machine, _, process = part.name.rpartition(PART)[2].rpartition("-")
-        if machine == platform.node() and process.isdecimal() and not lives(int(process)):
+        if machine == _place() and process.isdecimal() and Process.numbered(int(process)) is None:
             shutil.rmtree(part, ignore_errors=True)
 
 
-def lives(process: int) -> bool:
-    """Whether a process with this number exists on this machine."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        return True
-    return True
+def _place() -> str:
+    """Names this machine, and this container on it, whose process numbers say nothing about those of others."""
+    return f"{platform.node()}-{namespace()}"
 
 
 Inquiry = Generator[Sequence[Point], list[Run], Result]

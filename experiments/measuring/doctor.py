@@ -10,8 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from bigbatch.comm.errors import BigBatchError, LaunchError
+from bigbatch.comm.transports.families import Launcher, launchers_variables
 from bigbatch.comm.transports.inherited import environments_above
-from bigbatch.comm.transports.launch import Launch, Launcher, decide, launchers_variables
+from bigbatch.comm.transports.launch import Launch, decide
 from bigbatch.comm.transports.segments import orphans, remove
 from bigbatch.experiments.training.launcher import MPI_HINT, find_mpirun, usable_cores, version
 
@@ -110,7 +111,7 @@ def _mpi(launch: Launch | None) -> Iterator[tuple[str, str, str]]:
         yield "MPI library", "none that mpi4py can load", MPI_HINT
         return
     mismatch = mpirun is not None and ("Open MPI" in launcher) != ("Open MPI" in library)
-    if launch is not None and launch.launcher in (Launcher.MPI, Launcher.SLURM):
+    if launch is not None and launch.launcher is not Launcher.NONE and not launch.launcher.torchs:
         size = mpi.COMM_WORLD.Get_size()
         library, mismatch = f"{library}, which sees {size} processes", mismatch or size != launch.size
     yield "MPI library", library, "it does not belong to the launcher: use one MPI for both" if mismatch else ""

@@ -18,7 +18,8 @@ from bigbatch.comm.errors import (
     exit_status,
 )
 from bigbatch.comm.foreign import explained
-from bigbatch.comm.transports.launch import Launch, Launcher, detect
+from bigbatch.comm.transports.families import Launcher
+from bigbatch.comm.transports.launch import Launch, detect
 from bigbatch.comm.transports.watchdog import give_way
 from bigbatch.comm.wires.life import doing, now_doing
 from bigbatch.comm.wires.transport import Transport

@@ -1,5 +1,7 @@
 """Addresses of servers: one kind of value for whoever listens and whoever dials."""
 
+from pathlib import Path
+
 import pytest
 
 from bigbatch.comm.errors import ConfigurationError
@@ -24,6 +26,20 @@ def test_what_is_no_address_is_refused_before_anything_listens_or_dials(address)
         Listener(address, None)
     with pytest.raises(ConfigurationError, match="The address of a server cannot be"):
         Dialer(address, None)
+
+
+@pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this machine has no IPv6")
+def test_a_server_listens_at_an_address_of_ipv6():
+    """ZeroMQ speaks IPv4 alone unless told (zeromq/pyzmq 989): "No such device"."""
+    listener = Listener("tcp://[::1]:*", None)
+    try:
+        dialer = Dialer(listener.open(2**16), None)
+        dialer.send([b"a word"])
+        _, frames = listener.receive(10.0)
+        assert [bytes(frame) for frame in frames] == [b"a word"]
+        dialer.close()
+    finally:
+        listener.close()
 
 
 def test_addresses_are_read_as_they_are():

@@ -13,7 +13,7 @@ from jobs import quick
 from made_up_network import FACTS, FOREVER, Faults, Network, Worker, new_server
 from made_up_trials import RULES, Trial
 
-from bigbatch.comm.errors import MalformedError
+from bigbatch.comm.errors import MalformedError, MismatchError
 from bigbatch.comm.server.consistency import Asynchronous, Synchronous
 from bigbatch.comm.server.network.ending import ALONE_SECONDS, ALONE_SECONDS_IN_PARTS
 from bigbatch.comm.server.network.messages import NOTHING, Kind, Message, Stage
@@ -113,6 +113,21 @@ def test_a_server_that_was_started_again_waits_for_its_workers():
     assert again.ending.lingers(1030.0, 1040.0)  # its worker is somewhere
 
 
+@pytest.mark.parametrize(("now", "expected"), [(100.0, [98.0, 99.5, 100.0]), (600.0, [500.0, 501.5, 502.0])])
+def test_what_was_noted_before_a_clock_was_set_back_is_not_ahead_of_what_comes(now, expected):
+    """Time trained is counted from the notes; it stood still until the clock was where it had been before."""
+    server = new_server(Asynchronous(), shares=3)
+    joined(server, session=1)
+    joined(server, session=2)
+    for session, number, when in ((1, 0, 500.0), (2, 0, 501.5), (1, 1, 502.0)):
+        note = Message(Kind.NOTE, session, life=1, number=number, payload=(np.zeros(3).tobytes(),))
+        server.receive(b"", note.frames(), when)
+    again = new_server(Asynchronous(), shares=3)
+    again.load_state_dict(server.state_dict())
+    again.members.date_back(now)
+    assert sorted(when for one in again.sessions.values() for when, _ in one.notes.values()) == expected
+
+
 def test_a_complete_part_waits_for_the_word_that_the_others_are_and_not_for_ever():
     server = new_server(Asynchronous(), shares=0, patience=3.0, parts=2)
     server.tick(0.0)
@@ -155,6 +170,37 @@ def test_a_server_lingers_until_its_workers_have_heard_that_all_is_done():
     waiting.receive(b"", Message(Kind.HELLO, version=7).frames(), 10.0)
     assert waiting.ending.lingers(0.0, 12.0)
     assert not waiting.ending.lingers(0.0, 14.0)
+
+
+def test_a_server_does_not_linger_for_a_worker_that_was_refused_or_failed():
+    server = new_server(Asynchronous(), shares=3)
+    network = Network(server)
+
+    def refused(shard: RemoteShard) -> None:
+        shard.hello()
+        with pytest.raises(MismatchError):
+            shard.join([*FACTS, ("optimizer", "name", "its own")])
+        shard.end(2.0)
+
+    def failed(shard: RemoteShard) -> None:
+        shard.hello()
+        shard.join(FACTS)
+        shard.note(np.zeros(3))
+        shard.end(2.0)
+
+    def hung(shard: RemoteShard) -> None:
+        shard.hello()
+        shard.join(FACTS)
+
+    for work in (refused, failed):
+        network.add(work)
+    network.run()
+    assert not server.present
+    assert not server.ending.lingers(network.time, network.time + 3.1)
+    assert [len(session.notes) for session in server.sessions.values()] == [1]
+    network.add(hung)
+    network.run()
+    assert server.ending.lingers(network.time, network.time + 3.1)
 
 
 def joined(server, session: int = 1) -> None:

@@ -6,8 +6,9 @@ Values are those that the launchers were seen to set (MPICH 5.0.2, Open MPI 5.0.
 import pytest
 
 from bigbatch.comm.errors import LaunchError
+from bigbatch.comm.transports.families import Launcher
 from bigbatch.comm.transports.inherited import without_launchers
-from bigbatch.comm.transports.launch import Launch, Launcher, decide
+from bigbatch.comm.transports.launch import Launch, decide
 from bigbatch.comm.transports.nodelists import first_host, tasks_here
 
 HYDRA = {"PMI_RANK": "1", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2", "PMI_FD": "9"}
@@ -18,6 +19,24 @@ OPEN_MPI = {
     "OMPI_COMM_WORLD_LOCAL_SIZE": "3",
     "PMIX_RANK": "3",
 }
+MVAPICH = {
+    "MV2_COMM_WORLD_RANK": "2",
+    "MV2_COMM_WORLD_SIZE": "4",
+    "MV2_COMM_WORLD_LOCAL_RANK": "0",
+    "MV2_COMM_WORLD_LOCAL_SIZE": "2",
+}
+MVAPICH_3 = {name.replace("MV2", "MVP"): value for name, value in MVAPICH.items()}
+CRAY = {"PMI_RANK": "5", "PMI_SIZE": "8", "PMI_LOCAL_RANK": "1", "PMI_LOCAL_SIZE": "4", "PALS_RANKID": "5"}
+PLATFORM = {"MPI_RANKID": "1", "MPI_NRANKS": "4", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
+JSRUN = {
+    "JSM_NAMESPACE_RANK": "3",
+    "JSM_NAMESPACE_SIZE": "6",
+    "JSM_NAMESPACE_LOCAL_RANK": "0",
+    "JSM_NAMESPACE_LOCAL_SIZE": "3",
+    "PMIX_RANK": "3",
+}
+FLUX = {"FLUX_TASK_RANK": "1", "FLUX_JOB_SIZE": "4", "FLUX_TASK_LOCAL_ID": "1", "FLUX_JOB_ID": "f2WkpFQ"}
+PRUN = {"PMIX_RANK": "1", "PMIX_NAMESPACE": "prterun-vm-26265@1", "PRTE_LAUNCHED": "1"}  # PRRTE of Open MPI 5.0.11
 BY_HAND = {"RANK": "2", "WORLD_SIZE": "3", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
 TORCHRUN = {
     "RANK": "1",
@@ -30,6 +49,16 @@ TORCHRUN = {
     "GROUP_WORLD_SIZE": "1",
     "TORCHELASTIC_RUN_ID": "0f21",
     "TORCHELASTIC_RESTART_COUNT": "0",
+}
+DEEPSPEED = {
+    "RANK": "3",
+    "WORLD_SIZE": "4",
+    "LOCAL_RANK": "1",
+    "LOCAL_SIZE": "2",
+    "CROSS_RANK": "1",
+    "CROSS_SIZE": "2",
+    "MASTER_ADDR": "n07",
+    "MASTER_PORT": "29500",
 }
 AGAIN = {**TORCHRUN, "TORCHELASTIC_RESTART_COUNT": "2"}
 SRUN = {
@@ -66,6 +95,8 @@ AS_HYDRA = Launch(Launcher.MPI, 1, 4, 1, 2)
 AS_OPEN_MPI = Launch(Launcher.MPI, 3, 6, 0, 3)
 AS_TORCHRUN = Launch(Launcher.TORCHRUN, 1, 2, 1, 2, "localhost:44957", one_machine=True, job="0f21")
 AS_SRUN = Launch(Launcher.SLURM, 2, 6, 0, 2, "n07", job="40001.0.0")
+AS_DEEPSPEED = Launch(Launcher.DEEPSPEED, 3, 4, 1, 2, "n07:29500")
+AS_FLUX = Launch(Launcher.FLUX, 1, 4, 1, 4)
 BY_ITSELF = Launch(Launcher.NONE)
 
 DECIDED = {
@@ -109,6 +140,23 @@ DECIDED = {
     "a batch script": (SBATCH, (SBATCH, {}), BY_ITSELF),
     "a container's variables": (LEFT_OVER, HIDDEN, BY_ITSELF),
     "WORLD_SIZE alone": ({"WORLD_SIZE": "8", "MASTER_PORT": "abc"}, HIDDEN, BY_ITSELF),
+    "mpirun_rsh of MVAPICH2": (MVAPICH, HIDDEN, Launch(Launcher.MPI, 2, 4, 0, 2)),  # ROCm/rocHPL 37
+    "mpirun_rsh of MVAPICH 3": (MVAPICH_3, HIDDEN, Launch(Launcher.MPI, 2, 4, 0, 2)),
+    "MVAPICH's mpiexec, which is Hydra": (
+        {**HYDRA, **MVAPICH, "MV2_COMM_WORLD_RANK": "1", "MV2_COMM_WORLD_LOCAL_RANK": "1"},
+        HIDDEN,
+        AS_HYDRA,
+    ),
+    "mpiexec of Cray": (CRAY, HIDDEN, Launch(Launcher.MPI, 5, 8, 1, 4)),
+    "mpirun of Platform MPI": (PLATFORM, HIDDEN, AS_HYDRA),
+    "jsrun": (JSRUN, HIDDEN, AS_OPEN_MPI),
+    "jsrun with Open MPI's names": ({**JSRUN, **OPEN_MPI}, HIDDEN, AS_OPEN_MPI),
+    "flux run without PMI": (FLUX, HIDDEN, AS_FLUX),  # flux-framework/flux-core 669
+    "flux run that serves PMI": ({**FLUX, "PMI_RANK": "1", "PMI_SIZE": "4"}, HIDDEN, AS_FLUX),
+    "flux run that serves PMIx": ({**FLUX, "PMIX_RANK": "1"}, HIDDEN, AS_FLUX),
+    "deepspeed": (DEEPSPEED, HIDDEN, AS_DEEPSPEED),
+    "prun with Open MPI's names": ({**PRUN, **OPEN_MPI}, HIDDEN, AS_OPEN_MPI),
+    "horovodrun -np 1": ({"HOROVOD_RANK": "0", "HOROVOD_SIZE": "1"}, HIDDEN, BY_ITSELF),
     "PMI left over": ({"PMI_RANK": "0", "PMI_SIZE": "1"}, HIDDEN, Launch(Launcher.MPI)),
     # One inside another.
     "torchrun in srun": ({**SRUN, **TORCHRUN}, (SRUN, SRUN, {}), AS_TORCHRUN),
@@ -125,6 +173,24 @@ DECIDED = {
         ({**ONE_TASK, **TORCHRUN}, ONE_TASK, {}),
         AS_TORCHRUN,
     ),
+    "deepspeed on each machine of a step": (  # deepspeedai/DeepSpeed 2025
+        {**SRUN, **DEEPSPEED, "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"},
+        ({**SRUN, "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}, {}),
+        AS_DEEPSPEED,
+    ),
+    "deepspeed on each machine of a step, unseen": (
+        {**SRUN, **DEEPSPEED, "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"},
+        (),
+        AS_DEEPSPEED,
+    ),
+    "deepspeed on each machine of mpirun, unseen": (
+        {**HYDRA, **DEEPSPEED, "PMI_SIZE": "2"},
+        (),
+        AS_DEEPSPEED,
+    ),
+    "torchrun in deepspeed": ({**DEEPSPEED, **TORCHRUN}, (DEEPSPEED, {}), AS_TORCHRUN),
+    "torchrun in flux run": ({**FLUX, **TORCHRUN}, (), AS_TORCHRUN),
+    "mpirun in a shell of prun": ({**PRUN, **HYDRA}, (PRUN, {}), AS_HYDRA),
     "mpirun in torchrun": ({**TORCHRUN, **HYDRA}, (TORCHRUN, TORCHRUN, {}), AS_HYDRA),
     "mpirun in salloc": ({**SALLOC, **HYDRA}, (SALLOC, {}), AS_HYDRA),
     "mpirun in salloc's own step": ({**SALLOC_STEP, **HYDRA}, (SALLOC_STEP, {}), AS_HYDRA),
@@ -179,6 +245,10 @@ REFUSED = {
         {**SRUN, **BY_HAND, "RANK": "0", "WORLD_SIZE": "6"},
         ("RANK=0", "WORLD_SIZE=6", "SLURM_PROCID=2", "SLURM_STEP_NUM_TASKS=6"),
     ),
+    "prun, which tells no size": (PRUN, ("PMIX_RANK='1'", "--personality ompi")),  # open-mpi/ompi 6875
+    "aprun": ({"ALPS_APP_PE": "3"}, ("ALPS_APP_PE='3'",)),
+    "horovodrun with gloo": ({"HOROVOD_RANK": "1", "HOROVOD_SIZE": "2"}, ("HOROVOD_RANK='1'",)),
+    "a rank of unknown many": ({"OMPI_COMM_WORLD_RANK": "1"}, ("OMPI_COMM_WORLD_RANK='1'",)),
     "two of MPI": ({**HYDRA, **OPEN_MPI}, ("PMI_RANK=1", "OMPI_COMM_WORLD_SIZE=6")),
     "torchrun and mpirun, unseen": ({**TORCHRUN, **HYDRA}, ("RANK=1", "WORLD_SIZE=2", "PMI_SIZE=4")),
     "nowhere to meet": ({"RANK": "1", "WORLD_SIZE": "3"}, ("RANK=1", "WORLD_SIZE=3", "MASTER_ADDR", "MASTER_PORT")),
@@ -235,6 +305,16 @@ def test_processes_that_are_started_inherit_no_launchers_variables():
         **SRUN,
         **PTY,
         **SALLOC,
+        **MVAPICH,
+        **MVAPICH_3,
+        **CRAY,
+        **JSRUN,
+        **PLATFORM,
+        **FLUX,
+        **DEEPSPEED,
+        **PRUN,
+        "ALPS_APP_PE": "3",
+        "HOROVOD_RANK": "1",
         "OMPI_MCA_orte_ess_jobid": "1",
         "PET_NNODES": "2",
     }
@@ -249,6 +329,25 @@ def test_processes_that_are_started_inherit_no_launchers_variables():
     }
     assert without_launchers({**everything, **kept}) == kept
     assert decide(without_launchers({**everything, **kept})).launch == BY_ITSELF
+
+
+OTHER_MACHINES = {
+    "PBS_NODEFILE": "/var/spool/nodes",
+    "PBS_ENVIRONMENT": "PBS_BATCH",
+    "LSB_MCPU_HOSTS": "n1 2 n2 2",
+    "PE_HOSTFILE": "/var/spool/hosts",
+    "COBALT_NODEFILE": "/var/spool/nodes",
+    "HYDRA_HOST_FILE": "hosts",
+    "HYDRA_RMK": "pbs",
+    "I_MPI_HYDRA_HOST_FILE": "hosts",
+    "PRTE_MCA_prte_default_hostfile": "hosts",
+    "PRTE_MCA_ras": "tm",
+}
+
+
+def test_processes_that_are_started_hear_of_no_other_machine():
+    kept = {"PBS_O_WORKDIR": "/home/ada", "HYDRA_DEBUG": "1", "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe"}
+    assert without_launchers({**OTHER_MACHINES, **kept}) == kept
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from torch.distributed import TCPStore
 
 from bigbatch.comm.errors import CommunicationError, DeadlineError
 from bigbatch.comm.transports import meeting
-from bigbatch.comm.transports.launch import Launch, Launcher
+from bigbatch.comm.transports.families import Launcher
+from bigbatch.comm.transports.launch import Launch
 from bigbatch.comm.transports.meeting import INTERFACE, Meeting, at_address, in_step, own_address
 from bigbatch.comm.transports.torch_distributed import _interface
 

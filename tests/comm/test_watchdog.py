@@ -19,9 +19,10 @@ from typing import NoReturn
 import pytest
 from jobs import PROGRAMS, Job, Start, launcher, quick, slowdown, until
 
-from bigbatch.comm.transports.launch import Launch, Launcher
+from bigbatch.comm.transports.families import Launcher
+from bigbatch.comm.transports.launch import Launch
 from bigbatch.comm.transports.waits import wait_until
-from bigbatch.comm.transports.watchdog import SECONDS_BEFORE_NOTICE, STARTED_BY, Watchdog, watchdog
+from bigbatch.comm.transports.watchdog import SECONDS_BEFORE_NOTICE, STARTED_BY, Watchdog, launcher_of, watchdog
 from bigbatch.comm.wires import life
 from bigbatch.comm.wires.life import Board, Sign, doing, elsewhere, somebody_takes_time
 from bigbatch.comm.wires.processes import PROC, Process, below
@@ -382,6 +383,19 @@ def test_who_was_started_by_nobody_is_not_watched():
     Launch(Launcher.NONE).watch(1)
     assert watchdog() is None
     assert elsewhere() == ""
+
+
+@pytest.mark.parametrize(
+    ("address", "adopted", "watched"), [("", True, False), ("", False, True), ("n7:1", True, True)]
+)
+def test_ranks_that_were_left_behind_do_not_share_a_board_with_those_of_other_jobs(
+    monkeypatch, address, adopted, watched
+):
+    """mpirun -n 2 sh -c 'bigbatch-exp ring &', twice: all ranks have the same parent, the first process."""
+    monkeypatch.setattr(Process, "adopts", lambda _: adopted)
+    own, rank = Process.numbered(os.getpid()), Launch(Launcher.MPI, 0, 2, 0, 2, address)
+    found = launcher_of(rank, lambda process: rank if process == own else Launch(Launcher.NONE))
+    assert found == (Process.numbered(os.getppid()) if watched else None)
 
 
 @pytest.mark.usefixtures("watching")

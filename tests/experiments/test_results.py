@@ -191,7 +191,8 @@ def test_a_comparison_shows_what_was_done_before_a_strategy_failed(monkeypatch, 
 def test_a_bench_keeps_the_rows_that_came_before_a_size_that_failed(monkeypatch, tmp_path):
     """pmodels/mpich 4631: SIGBUS at the larger size; here an error of that size takes its place."""
     from bigbatch.comm.transports.alone import Alone
-    from bigbatch.comm.transports.launch import Launch, Launcher
+    from bigbatch.comm.transports.families import Launcher
+    from bigbatch.comm.transports.launch import Launch
     from bigbatch.experiments.commands import bench
     from bigbatch.experiments.measuring import bench as measuring
 

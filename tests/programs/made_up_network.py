@@ -75,7 +75,8 @@ class Network:
         for place in range(len(self.servers)):
             wire = MadeUpWire(self, f"{len(self._wires)}".encode(), place, worker)
             self._wires[wire.address] = wire
-            shards.append(RemoteShard(wire, session=100 + len(self._wires), deadline=FOREVER))
+            session, number = 100 + len(self._wires), len(self._workers) + 1
+            shards.append(RemoteShard(wire, session, deadline=FOREVER, worker=number))
         self._workers.append(worker)
         self.at(self.time, worker.switch)
 

@@ -38,6 +38,11 @@ class Address(Text):
         return address
 
 
+def needs_ipv6(address: str) -> bool:
+    """Whether the host of an address is in brackets, as those of IPv6 are; ZeroMQ has to be told."""
+    return "[" in address
+
+
 def is_loopback(address: str) -> bool:
     """Whether only this machine can reach an address, tcp://HOST:PORT."""
     host = address.removeprefix("tcp://").rpartition(":")[0].strip("[]")

@@ -295,6 +295,7 @@ class NetworkServer:
         if session is not None and session.life == message.life:
             self.members.remove(session, "It has left", now)
             self.members.astray.pop(session.number, None)
+        self.members.ends(message.version)
         return [(sender, message.answer(Kind.LEFT)), *self._let_read(now)]
 
     # Requests of a session.

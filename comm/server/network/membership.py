@@ -166,6 +166,10 @@ class Membership:
         elif len(self.asking) < MOST_WORKERS or worker in self.asking:
             self.asking[worker] = now
 
+    def ends(self, worker: int) -> None:
+        """Notes that a worker ends, so that it need not be told that all is done."""
+        self.asking.pop(worker, None)
+
     def alone(self, now: float) -> float:
         """For how many seconds nobody has been there or asked; call it several times a second."""
         if self.present or self.heard is None:
@@ -219,6 +223,17 @@ class Membership:
             self.sessions[number] = Session(number, kept["life"], pushed=kept["pushed"], why=why, notes=notes)
             if not kept["left"]:
                 self.astray[number] = math.inf  # since this server's first look
+
+    def date_back(self, now: float) -> None:
+        """Moves all notes back in time, if the machine's clock was set back since they came, so that none lies ahead.
+
+        Else what comes next would seem to be earlier, and would take no time.
+        """
+        notes = [session.notes for session in self.sessions.values()]
+        ahead = max((when for some in notes for when, _ in some.values()), default=now) - now
+        if ahead > 0:
+            for some in notes:
+                some.update({number: (when - ahead, row) for number, (when, row) in some.items()})
 
     def _forget_some(self) -> None:
         """Forget the oldest of those who have gone and left no notes, if there are too many."""

@@ -75,7 +75,8 @@ class Kind(IntEnum):
     ALIVE = 12
     """Answers `HEARTBEAT`: the server is alive, too."""
     LEAVE = 13
-    """Says that the worker takes part no more."""
+    """Says that the worker takes part no more. Needs no session. Version: as in `HELLO`, if the worker ends and will
+    not ask again; else 0."""
     LEFT = 14
     """Answers `LEAVE`: the worker takes part no more."""
     STATUS = 15

@@ -108,6 +108,7 @@ class RemoteShard:
         self._first_retry = self._retry_after = first_retry
         self._facts: bytes = b""
         self._work = self._gone = ""
+        self._ends = False
         self._pending: dict[Kind, Pending] = {}
         self._notes: list[Buffer] = []
         self._notes_open: dict[int, Pending] = {}
@@ -236,24 +237,31 @@ class RemoteShard:
         self._notes.append(row)
         self._send_note(len(self._notes) - 1)
 
-    def leave(self, deadline: float | None = None) -> None:
+    def leave(self) -> None:
         """Leaves the server, once it has kept all notes.
-
-        Args:
-            deadline: seconds without any answer after which it gives up, if other than usual.
 
         Raises:
             DeadlineError: the server does not answer any more.
         """
-        self._deadline = self._deadline if deadline is None else deadline
         while self._notes_open:
             try:
                 self._until(lambda: not self._notes_open)
             except GoneError as gone:
                 self._join_again(str(gone))
-        self._request(Message(Kind.LEAVE))
+        self._request(Message(Kind.LEAVE, version=self._worker if self._ends else 0))
         with suppress(GoneError):  # it has heard so already, and its answer is lost
             self._wait_for(Kind.LEAVE)
+
+    def end(self, deadline: float) -> None:
+        """Says goodbye because this worker ends, whatever is left to do, so that the server does not wait for it.
+
+        Args:
+            deadline: seconds without any answer after which it ends without.
+        """
+        self._deadline, self._ends = deadline, True
+        self._pending.clear()  # what was refused is not asked again
+        with suppress(CommunicationError, MismatchError):
+            self.leave()
 
     def close(self) -> None:
         """Closes the wire to the server."""

@@ -10,7 +10,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from bigbatch.comm.errors import CommunicationError, ConfigurationError
 from bigbatch.comm.kinds import checked
-from bigbatch.comm.server.network.address import Address, is_loopback
+from bigbatch.comm.server.network.address import Address, is_loopback, needs_ipv6
 from bigbatch.comm.server.network.keys import Keys
 from bigbatch.comm.server.network.messages import Frame
 from bigbatch.comm.server.network.wire import Wire
@@ -47,6 +47,7 @@ class Listener:
         self._context = zmq.Context()
         self._authenticator: ThreadAuthenticator | None = None
         self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.ipv6 = needs_ipv6(address)
         self._socket.linger = 1000
         self._socket.sndhwm = 0  # an answer is never dropped; requests bound how many there are
         if keys is not None:
@@ -137,6 +138,7 @@ class Dialer(Wire):
         self.name = address
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
+        self._socket.ipv6 = needs_ipv6(address)
         self._socket.linger = 0
         self._socket.sndhwm = 0  # sending never blocks, even when there is no server for a while
         if keys is not None:

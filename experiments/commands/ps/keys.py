@@ -15,7 +15,7 @@ def keys(file: Path) -> None:
     from bigbatch.comm.server.network.keys import Keys
 
     made = Keys.new()
-    for_workers = file.with_name(f"{file.stem}.worker{file.suffix}")
+    for_workers = file.parent / f"{file.stem}.worker{file.suffix}"
     made.write(file)
     made.for_workers().write(for_workers)
     print(f"{file} is for the server (and works for workers, too); give {for_workers} to workers on other machines.")

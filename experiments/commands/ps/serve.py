@@ -1,6 +1,5 @@
 """`bigbatch-exp ps serve`: runs a parameter server on a network."""
 
-import signal
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +90,7 @@ def _serve(**parameters: Any) -> None:
     from bigbatch.experiments.training.assemble import check
     from bigbatch.experiments.training.progress import Reporter
     from bigbatch.experiments.training.served.experiment import ServedExperiment
+    from bigbatch.experiments.training.served.interrupts import interrupted_by_signals
     from bigbatch.experiments.training.served.offer import Offer
     from bigbatch.experiments.training.settings import Request
 
@@ -108,9 +108,7 @@ def _serve(**parameters: Any) -> None:
     keys = Keys.read(serving.keys) if serving.keys is not None else None
     reporter = Reporter(quiet=output.quiet)
     listener = Listener(serving.bind, keys)
-    for number in (signal.SIGTERM, signal.SIGHUP):  # the latter when the terminal is closed
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
-            signal.signal(number, signal.default_int_handler)
+    interrupted_by_signals()
     try:
         folder = chosen_folder(output.out, f"ps-serve-{plan.workers}")
         offer = Offer(request, server, plan, part, serving.patience)

@@ -60,8 +60,10 @@ def worker(settings: WorkerSettings, addresses: tuple[str, ...]) -> None:
     from bigbatch.comm.transports.launch import detect
     from bigbatch.experiments.training.assemble import resolve_device
     from bigbatch.experiments.training.progress import Reporter
+    from bigbatch.experiments.training.served.interrupts import interrupted_by_signals
     from bigbatch.experiments.training.served.worker import NetworkWorker
 
+    interrupted_by_signals()
     pair = Keys.read(settings.keys) if settings.keys is not None else None
     NetworkWorker(
         addresses,

@@ -312,6 +312,7 @@ class ServedArm:
             MalformedError: it is no state of such a server.
         """
         self.server.load_state_dict(state)
+        self.server.members.date_back(steady_time())
         notes = [
             (when, number, row)
             for number, session in self.server.sessions.items()

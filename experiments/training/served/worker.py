@@ -3,7 +3,6 @@
 import random
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ ASK_SECONDS = 0.5
 
 
 FAREWELL_SECONDS = 2.0
-"""Seconds for which an interrupted worker tries to tell its servers that it leaves."""
+"""Seconds for which a worker that was interrupted, refused or has failed tries to tell its servers that it ends."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +72,7 @@ class NetworkWorker:
         use_threads(self.threads, self.reporter.tell)
         wires = [self.dial(address) for address in self.addresses]
         worker = random.SystemRandom().getrandbits(63)
+        shards: list[RemoteShard] = []
         apart: float | None = None  # since when the servers train different arms
         try:
             while True:
@@ -93,6 +93,12 @@ class NetworkWorker:
                     self._train(announcement, shards)
                 else:
                     time.sleep(ASK_SECONDS)
+        except CommunicationError:  # who has hung up hears no goodbye
+            raise
+        except BaseException:
+            for shard in shards:
+                shard.end(FAREWELL_SECONDS)
+            raise
         finally:
             for wire in wires:
                 wire.close()
@@ -152,11 +158,6 @@ class NetworkWorker:
             )
             train(trainer, announcement.arm, settings, self.reporter, note)
             note({"kind": "peak", "bytes": peak_bytes(self.device)})
-        except KeyboardInterrupt:
-            for shard in shards:
-                with suppress(CommunicationError):
-                    shard.leave(FAREWELL_SECONDS)
-            raise
         finally:
             heartbeat.stop()
         for shard in shards:

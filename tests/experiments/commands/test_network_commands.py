@@ -319,6 +319,7 @@ def test_bytes_of_any_kind_are_counted_and_dropped(start: Start, run: Run):
         (["status", "--server", "tcp://127.0.0.1:9", "--deadline", "2"], "has not answered for 2 s"),
         (["keys", "course.keys"], "keys are never overwritten"),
         (["keys", "nowhere/course.keys"], "cannot be written"),
+        (["keys", "."], "There is a file . already"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command, message):
@@ -384,9 +385,7 @@ def test_parts_of_the_parameters_lie_on_several_servers(start: Start, run: Run):
     workers: list[Job] = [start("bigbatch-exp", "ps", "worker", *addresses, "--deadline", 30) for _ in range(2)]
     assert [worker.wait(60).status for worker in workers] == [0, 0]
     for server in servers:
-        outcome = server.job.wait(
-            60
-        )  # the first worker asked this one and was refused, so that it lingers for half a minute
+        outcome = server.job.wait(20)
         assert outcome.status == 0, outcome.err
         (arm,) = json.loads(outcome.out)["arms"]
         assert arm["servers"][0]["gradients_taken"] == 2 * arm["updates"]

@@ -18,6 +18,7 @@ from jobs import TINY, Start, until
 from laboratories import quiet
 
 from bigbatch.comm.errors import BigBatchError, ConfigurationError
+from bigbatch.comm.wires.processes import namespace
 from bigbatch.experiments.laboratory import laboratory as module
 from bigbatch.experiments.laboratory.laboratory import identity, read, train
 from bigbatch.experiments.laboratory.point import Point
@@ -55,9 +56,11 @@ def gone_process() -> int:
 
 
 def test_only_what_the_dead_have_left_is_removed(tmp_path: Path):
-    here, dead, mine = platform.node(), gone_process(), os.getpid()
+    node, dead, mine = platform.node(), gone_process(), os.getpid()
+    here = f"{node}-{namespace()}"
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as living:
         kept = [f"a.part-{here}-{living.pid}", f"a.part-{here}-{mine}", f"a.part-other.{here}-{dead}", "a.part-b"]
+        kept.append(f"a.part-{node}-1234-{dead}")  # of a container, in which that number is another process
         for name in (*kept, f"a.part-{here}-{dead}", f"b.part-{here}-{dead}", "a"):
             (tmp_path / name).mkdir()
             (tmp_path / name / "metrics.jsonl").write_text("{}")

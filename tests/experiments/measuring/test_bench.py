@@ -14,7 +14,8 @@ from bigbatch.comm.measuring.served import Assigning, PlainMessages
 from bigbatch.comm.reducers.collective import Collective, Scheduled
 from bigbatch.comm.reducers.measure import Measurement, Reducing, measure
 from bigbatch.comm.transports.cluster import Cluster
-from bigbatch.comm.transports.launch import Launch, Launcher
+from bigbatch.comm.transports.families import Launcher
+from bigbatch.comm.transports.launch import Launch
 from bigbatch.experiments.commands.main import cli
 from bigbatch.experiments.measuring.bench import Bench, SizeResults
 from bigbatch.experiments.measuring.simulator_speed import ALLOWED

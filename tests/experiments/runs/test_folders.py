@@ -1,6 +1,9 @@
 """A run's folder is claimed by making it, so that nobody else can have it."""
 
 import json
+import os
+import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,10 +14,13 @@ from jobs import TINY
 import bigbatch
 from bigbatch.comm.cache import write_whole
 from bigbatch.comm.errors import BigBatchError, ConfigurationError
+from bigbatch.comm.files import claimed
+from bigbatch.experiments.api import compared
 from bigbatch.experiments.commands.main import cli
 from bigbatch.experiments.runs import run as runs
 from bigbatch.experiments.runs.run import check_folders, chosen_folder
 from bigbatch.experiments.runs.writer import RunWriter
+from bigbatch.experiments.training.settings import Request
 
 SECOND = "20261127-190000"
 
@@ -114,6 +120,35 @@ def test_a_folder_has_one_writer_at_a_time(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == '{"kind": "update"}\n' * 2
     with RunWriter(tmp_path):
         assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_a_comparison_keeps_the_folders_of_its_runs_until_it_ends(tmp_path):
+    """A second one would write over the first run of the first while that is at its second."""
+    asked = [Request.of(name, {"workers": 1, "arms": ("small",), **ONE}) for name in ("ring", "ps")]
+    first = compared(asked, tmp_path, quiet=True, tell=lambda _: None)
+    ring = next(first)
+    metrics = (ring.folder / "metrics.jsonl").read_text()
+    with pytest.raises(ConfigurationError, match=f"folder {tmp_path} is being written to by another"):
+        next(compared(asked, tmp_path, quiet=True, tell=lambda _: None))
+    assert (ring.folder / "metrics.jsonl").read_text() == metrics
+    first.close()
+    with claimed(tmp_path):
+        pass
+
+
+def test_a_claim_ends_though_a_copy_of_its_process_goes_on(tmp_path):
+    """Such as a worker of torch's DataLoader, which is forked."""
+    with claimed(tmp_path):
+        copy = os.fork()
+        if copy == 0:
+            time.sleep(60)
+            os._exit(0)
+    try:
+        with claimed(tmp_path):
+            pass
+    finally:
+        os.kill(copy, signal.SIGKILL)
+        os.waitpid(copy, 0)
 
 
 @pytest.mark.parametrize("names", [("a/b.py:X", "a-b.py:X"), ("Ring.py:X", "ring.py:X"), ("ps", "ring", "a:b", "a-b")])
