@@ -117,24 +117,29 @@ def cli() -> None:
 
 
 def main() -> NoReturn:
-    """Runs the program, and exits with a status.
+    """Runs the program in a process of its own, and ends that; see `run_program`."""
+    may_end_process()
+    os.environ.pop("MPLBACKEND", None)  # that of a notebook which started us may not be here; our figures need none
+    end_program(run_program())
+
+
+def run_program() -> int:
+    """Runs the program with the arguments of this process, and returns the exit status.
 
     It is 0, 1 for an error, 2 for a wrong command line, 3 if the results are there but not all of them could be
     written, printed or drawn, 130 for an interruption, or 141 if nobody reads the output any more.
     """
-    may_end_process()
-    os.environ.pop("MPLBACKEND", None)  # that of a notebook which started us may not be here; our figures need none
     with standard_streams() as streams:
-        status = _run()
+        status = _status()
         sys.stdout.flush()
         lost, sentence = streams.failure()
         if sentence:
             print(f"bigbatch-exp: {sentence}", file=sys.stderr, flush=True)
-    end_program(status or lost)
+    return status or lost
 
 
-def _run() -> int:
-    """Run the command, report its error, and return the exit status."""
+def _status() -> int:
+    """Runs the command, report its error, and return the exit status."""
     try:
         begin_to_watch()
         cli(standalone_mode=False)

@@ -154,9 +154,7 @@ def test_an_error_is_told_in_one_sentence_by_who_knows_of_it(monkeypatch, capsys
     for variable, value in environment.items():
         monkeypatch.setenv(variable, value)
     monkeypatch.setattr(program, "cli", fail)
-    with pytest.raises(SystemExit) as ended:
-        program.main()
-    assert ended.value.code == status
+    assert program.run_program() == status
     said = capsys.readouterr().err
     assert said.count(str(error)) == speaks[column], said
     assert len(said.splitlines()) == speaks[column]
@@ -168,9 +166,7 @@ def test_another_rank_whose_rank_0_is_out_of_reach_says_so(monkeypatch, capfd, r
     for variable, value in {"RANK": rank, "WORLD_SIZE": 3, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1}.items():
         monkeypatch.setenv(variable, str(value))
     monkeypatch.setattr(sys, "argv", ["bigbatch-exp", "allreduce", "--deadline", "0.5"])
-    with pytest.raises(SystemExit) as ended:
-        program.main()
-    assert ended.value.code == 1
+    assert program.run_program() == 1
     [sentence] = capfd.readouterr().err.splitlines()
     assert sentence.startswith(
         f"bigbatch-exp: Rank {rank} could not meet the other 2 ranks at 127.0.0.1:1 within 0.5 s"

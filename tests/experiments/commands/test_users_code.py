@@ -8,7 +8,7 @@ from jobs import SMALL, Run
 
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.registry import Registry
-from bigbatch.experiments.commands.main import main
+from bigbatch.experiments.commands.main import run_program
 from bigbatch.experiments.commands.options import Command
 
 FILE = """
@@ -133,10 +133,9 @@ def in_folder(tmp_path, monkeypatch):
 def ended(monkeypatch, capsys, *words):
     """The exit status, and what was said on standard error apart from progress."""
     monkeypatch.setattr(sys, "argv", ["bigbatch-exp", *words])
-    with pytest.raises(SystemExit) as left:
-        main()
+    status = run_program()
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("bigbatch-exp: ")]
-    return left.value.code, said
+    return status, said
 
 
 @pytest.mark.usefixtures("in_folder", "own_cache")
@@ -175,8 +174,7 @@ def test_what_click_takes_for_its_own_is_told_when_a_users_code_raises_it(raised
 @pytest.mark.usefixtures("in_folder", "own_cache")
 def test_debug_shows_where(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["bigbatch-exp", "show", "mine.py:number", "--debug"])
-    with pytest.raises(SystemExit):
-        main()
+    run_program()
     assert "Traceback" in capsys.readouterr().err
 
 
