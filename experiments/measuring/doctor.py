@@ -102,7 +102,7 @@ def _mpi(launch: Launch | None) -> Iterator[tuple[str, str, str]]:
     mpirun = find_mpirun()
     launcher = version(mpirun) if mpirun else ""
     yield "MPI launcher", f"{mpirun}: {launcher}" if mpirun else "no mpirun", "" if mpirun else MPI_HINT
-    from bigbatch.comm.transports.mpi import library_version, load_mpi
+    from bigbatch.comm.transports.mpi_library import library_version, load_mpi
 
     try:
         mpi = load_mpi()
