@@ -113,5 +113,5 @@ def _mpi(launch: Launch | None) -> Iterator[tuple[str, str, str]]:
     mismatch = mpirun is not None and ("Open MPI" in launcher) != ("Open MPI" in library)
     if launch is not None and launch.launcher is not Launcher.NONE and not launch.launcher.torchs:
         size = mpi.COMM_WORLD.Get_size()
-        library, mismatch = f"{library}, which sees {size} processes", mismatch or size != launch.size
+        library, mismatch = f"{library}, which sees {size} processes", size != launch.size  # another mpirun started it
     yield "MPI library", library, "it does not belong to the launcher: use one MPI for both" if mismatch else ""
