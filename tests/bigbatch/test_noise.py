@@ -305,8 +305,8 @@ def arms_of(folder: Path) -> dict[str, dict[str, object]]:
     ("words", "measured"),
     [
         (("ring", "-n", 1, "--accumulate", 2), {"accumulated"}),
-        (("ring", "--simulate", 3), {"large", "accumulated", "small"}),
-        (("ps", "--simulate", 2), {"accumulated"}),
+        pytest.param(("ring", "--simulate", 3), {"large", "accumulated", "small"}, marks=pytest.mark.slow),
+        pytest.param(("ps", "--simulate", 2), {"accumulated"}, marks=pytest.mark.slow),
     ],
 )
 def test_a_run_reports_what_it_measured(command, tmp_path, words, measured):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from bodies import ALIKE, ALL_STRATEGIES, Sequences, flat, new_model, optimizer, strategy_named
+from bodies import ALIKE, ALL_STRATEGIES, RELATED, Sequences, flat, new_model, optimizer, strategy_named
 from jobs import PROGRAMS, Run, launcher, quick
 
 from bigbatch.comm.parameters import FlatParameters
@@ -76,7 +76,7 @@ def ran(strategy, until, states=None):
 
 
 @pytest.mark.parametrize(
-    "name", quick(ALL_STRATEGIES, lambda name: name not in ALIKE), ids=lambda name: name.rpartition("/")[2]
+    "name", quick(ALL_STRATEGIES, lambda name: name not in (*ALIKE, *RELATED)), ids=lambda name: name.rpartition("/")[2]
 )
 def test_stopped_after_any_update_and_gone_on_with_elsewhere(name):
     strategy = strategy_named(name)
@@ -173,7 +173,7 @@ def looked_at(transport, strategy, every):
 
 @pytest.mark.parametrize("network", [FREE, SLOW], ids=lambda network: network.name)
 @pytest.mark.parametrize(
-    "name", quick(ALL_STRATEGIES, lambda name: name not in ALIKE), ids=lambda name: name.rpartition("/")[2]
+    "name", quick(ALL_STRATEGIES, lambda name: name not in (*ALIKE, *RELATED)), ids=lambda name: name.rpartition("/")[2]
 )
 def test_looking_changes_neither_parameters_nor_clocks(name, network):
     strategy = strategy_named(name)

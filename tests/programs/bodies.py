@@ -129,6 +129,12 @@ ALL_STRATEGIES = [
 ]
 """Every strategy that runs on any transport, in all its kinds, and the worked examples."""
 
+RELATED = (
+    *("no-exchange", "ps:ssp:2", "ps:backup:1", "ps:async+stale=scaled"),
+    *("ps:async+servers=2", "ps:ssp:1+servers=3", "ps:async+colocated"),
+)
+"""Strategies that differ from another one in one part only, which has tests of its own."""
+
 
 def train(
     transport: Transport,

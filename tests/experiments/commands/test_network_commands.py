@@ -105,6 +105,7 @@ def test_workers_train_what_a_server_offers_and_the_run_is_like_the_others(start
     assert "Worker 0 goes: it has left." in outcome.err
 
 
+@pytest.mark.slow
 def test_a_status_shows_versions_workers_clocks_staleness_and_rates(start: Start, run: Run):
     server = Served(start, "--tokens", "50M", "--arms", "small", "--consistency", "async")
     start("bigbatch-exp", "ps", "worker", "--server", server.address)

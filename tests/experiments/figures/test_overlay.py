@@ -21,7 +21,7 @@ def curve(folder: Path, arm: str, kind: str, x: str) -> list[tuple[float, float]
     return [(record[x], record["loss"]) for record in records if (record["arm"], record["kind"]) == (arm, kind)]
 
 
-@pytest.mark.parametrize("options", [[], ["--by", "seconds"]])
+@pytest.mark.parametrize("options", [pytest.param([], marks=pytest.mark.slow), ["--by", "seconds"]])
 def test_plot_draws_every_arm_of_every_run(runs, tmp_path, options):
     target = tmp_path / "neue Ordner" / "größer.png"
     assert done(["plot", runs, runs / "ring", *options, "--out", target]) == f"{target}\n"

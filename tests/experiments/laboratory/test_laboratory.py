@@ -248,6 +248,7 @@ def killer(tmp_path: Path) -> Iterator[list[int]]:
     thread.join()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_a_process_that_was_killed_is_told_once_and_leaves_nothing(tmp_path: Path, killer: list[int]):
     points = [Point({**LONG, "seed": seed}) for seed in range(4)]
