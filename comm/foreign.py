@@ -13,10 +13,11 @@ import inspect
 import os
 import sys
 import sysconfig
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -36,21 +37,31 @@ _INSTALLED = ("site-packages", "dist-packages")
 _folders: list[str] = []
 
 
+class _Guards(threading.local):
+    """How many guards this thread is in."""
+
+    depth = 0
+
+
+_guards = _Guards()
+
+
 class Ended(SystemExit):
     """Raised instead of ending the process, where foreign code calls `os._exit` or replaces the program by another."""
 
 
 def expect_code_in(folder: Path) -> None:
-    """Remembers that the Python files in a folder are foreign code, which errors may then name.
-
-    From the first call on, `os._exit` and the like raise an error where foreign code of this process calls them.
-    """
-    if not _folders:
-        for name in ("_exit", "abort", "execv", "execve"):
-            setattr(os, name, _unless_foreign(getattr(os, name), os.getpid()))
+    """Remembers that the Python files in a folder are foreign code, which errors may then name."""
     name = str(folder) + os.sep
     if name not in _folders:
         _folders.append(name)
+
+
+@cache
+def _have_ends_raise() -> None:
+    """From now on, `os._exit` and the like raise an error where foreign code of this process calls them."""
+    for name in ("_exit", "abort", "execv", "execve"):
+        setattr(os, name, _unless_foreign(getattr(os, name), os.getpid()))
 
 
 def _unless_foreign(end: Callable[..., NoReturn], process: int) -> Callable[..., NoReturn]:
@@ -59,7 +70,7 @@ def _unless_foreign(end: Callable[..., NoReturn], process: int) -> Callable[...,
         caller = sys._getframe(1)
         while caller.f_back is not None and caller.f_globals.get("__name__") == "os":  # `os.execvp` calls `os.execv`
             caller = caller.f_back
-        if os.getpid() == process and _foreign(caller.f_code.co_filename):
+        if os.getpid() == process and (_guards.depth or _foreign(caller.f_code.co_filename)):
             raise Ended
         end(*arguments, **named)
 
@@ -97,7 +108,7 @@ def guarded(who: str, cannot: str, doing: str, code: Any = None, seconds: float 
         return f"{overdue}{f' ({place})' if place else ''}, and nothing stops it. Look for a loop that does not end."
 
     try:
-        with output_beside(), ended(seconds, stuck), limited(seconds), _as_it_was():
+        with output_beside(), ended(seconds, stuck), limited(seconds), _as_it_was(), _no_end():
             try:
                 yield
             finally:
@@ -209,13 +220,43 @@ def shown(file: str) -> str:
 
 
 @contextmanager
+def _no_end() -> Iterator[None]:
+    """Has whatever ends the process raise an error, since within the context this thread runs foreign code."""
+    _have_ends_raise()
+    _guards.depth += 1
+    try:
+        yield
+    finally:
+        _guards.depth -= 1
+
+
+@contextmanager
+def same_directory() -> Iterator[None]:
+    """Puts the working directory back at the end of the context, wherever foreign code has gone to.
+
+    Whoever writes files within the context, while such code runs, must name them from the root.
+    """
+    try:
+        before = os.open(".", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:  # nobody may read it
+        yield
+        return
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # foreign code has closed it
+            os.fchdir(before)
+            os.close(before)
+
+
+@contextmanager
 def _as_it_was() -> Iterator[None]:
     """Puts back what guarded code may change for everybody, such as the working directory; what it adds stays."""
     names, path, entries, modules = dict(vars(builtins)), sys.path, list(sys.path), dict(sys.modules)
     arguments, depth, keyboard = list(sys.argv), sys.getrecursionlimit(), sys.stdin
-    directory = os.open(".", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        yield
+        with same_directory():
+            yield
     finally:
         vars(builtins).update(names)  # before anything else, which may need them
         sys.setrecursionlimit(depth)
@@ -227,9 +268,6 @@ def _as_it_was() -> Iterator[None]:
         for name, module in modules.items():
             if sys.modules.get(name) is not module and not _foreign(getattr(module, "__file__", None) or ""):
                 sys.modules[name] = module
-        with suppress(OSError):  # foreign code has closed it
-            os.fchdir(directory)
-            os.close(directory)
 
 
 def end_program(status: int) -> NoReturn:

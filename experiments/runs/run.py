@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import platform
 import sys
 import tempfile
@@ -64,7 +65,7 @@ class Run:
             ConfigurationError: there is no finished run in that folder, or one of its files is damaged.
         """
         summary = read_summary(folder)
-        if not is_run(summary) or not (folder / METRICS).exists():
+        if not is_run(summary) or not os.path.lexists(folder / METRICS):
             raise ConfigurationError(
                 f"{folder} holds no run of an experiment, and so no losses. Name the folder of a strategy's run or "
                 "of a comparison."
@@ -249,7 +250,7 @@ def read_summary(folder: Path, schema: type | None = None) -> dict[str, Any]:
     """
     if not _is_folder(folder):
         raise ConfigurationError(f"There is no folder {folder}. Name one that a run has written.")
-    if (folder / SUMMARY).exists():
+    if os.path.lexists(folder / SUMMARY):  # a link to nowhere is damage, too
         what = f"The summary of {folder}"
         summary: dict[str, Any] = check(read_json(folder / SUMMARY, what), dict[str, Any], what)
         check(summary, schema or _schema_of(summary), what)
@@ -295,7 +296,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         ConfigurationError: its file cannot be read, or is damaged.
     """
-    if not (folder / CONFIG).exists():
+    if not os.path.lexists(folder / CONFIG):
         return {}
     what = f"The configuration of {folder}"
     content: dict[str, Any] = check(read_json(folder / CONFIG, what), Measurements, what)

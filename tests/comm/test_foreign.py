@@ -167,6 +167,12 @@ def test_a_function_that_does_not_say_what_it_takes_is_no_algorithm():
         bind(ALGORITHMS.load("time:sleep"), 1)
 
 
+@pytest.mark.parametrize("name", ["os:_exit", "os:abort", "sys:exit"])
+def test_a_function_that_ends_the_program_is_no_algorithm(name):
+    with pytest.raises(ConfigurationError, match=r"ended the program while it made rounds for 4 ranks\. Take"):
+        rounds_of(ALGORITHMS.load(name), 4)
+
+
 def test_a_file_whose_name_is_not_in_utf_8_is_read(tmp_path):
     assert callable(ALGORITHMS.load(written(tmp_path, "def named(size): return []\n", "caf\udce9.py")))
 
