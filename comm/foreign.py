@@ -2,7 +2,7 @@
 
 Guarded code can neither end the program (`sys.exit`, `os._exit`, `os.execv`), nor keep it for ever, nor mix what it
 prints with the program's own output, nor go on with the program in a second process (`os.fork`), nor change what the
-interpreter has for everybody: built-in names, streams, the working directory. Where no exception can stop it, the
+interpreter has for everybody: built-in names, streams, the working directory, torch's type of numbers. Where no exception can stop it, the
 program ends with a sentence. Not covered: a crash of native code, and signals that a process sends to itself, which no
 program can go on from (the exit status tells).
 """
@@ -182,11 +182,13 @@ def interrupted(error: BaseException | None) -> bool:
 
 
 def _what(error: BaseException) -> str:
-    said = ""
+    kind, said = "an error", ""
     with suppress(Exception, SystemExit, StillRunning), limited(1.0):  # what makes the text may be foreign code, too
+        kind = str(type(error).__name__)
         said = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
     cut = said if len(said) <= MOST_SAID else f"{said[:MOST_SAID]}…"
-    return f"{type(error).__name__}: {cut.rstrip('.')}" if said else type(error).__name__
+    shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in cut)  # no terminal obeys it
+    return f"{kind}: {shown.rstrip('.')}" if shown else kind
 
 
 def _innermost(error: BaseException) -> str | None:
@@ -249,25 +251,41 @@ def same_directory() -> Iterator[None]:
             os.close(before)
 
 
+_SETTINGS: tuple[tuple[str, str, Callable[[Any, Any], object]], ...] = (
+    ("sys", "getrecursionlimit", lambda sys, depth: sys.setrecursionlimit(depth)),
+    ("socket", "getdefaulttimeout", lambda socket, seconds: socket.setdefaulttimeout(seconds)),
+    ("numpy", "geterr", lambda numpy, modes: numpy.seterr(**modes)),
+    ("torch", "get_default_dtype", lambda torch, kind: torch.set_default_dtype(kind)),
+    ("torch", "is_grad_enabled", lambda torch, enabled: torch.set_grad_enabled(enabled)),
+)
+"""What code may set for everybody: the module, the function that tells it, and how it is put back."""
+
+
 @contextmanager
 def _as_it_was() -> Iterator[None]:
     """Puts back what guarded code may change for everybody, such as the working directory; what it adds stays."""
-    names, path, entries, modules = dict(vars(builtins)), sys.path, list(sys.path), dict(sys.modules)
-    arguments, depth, keyboard = list(sys.argv), sys.getrecursionlimit(), sys.stdin
+    names = [(vars(module), dict(vars(module))) for module in (builtins, sys)]
+    path, arguments, modules = list(sys.path), list(sys.argv), dict(sys.modules)
+    settings = [
+        (put_back, modules[name], getattr(modules[name], told)())
+        for name, told, put_back in _SETTINGS
+        if name in modules
+    ]
     try:
         with same_directory():
             yield
     finally:
-        vars(builtins).update(names)  # before anything else, which may need them
-        sys.setrecursionlimit(depth)
-        sys.stdin = keyboard
-        sys.argv[:] = arguments
-        kept = [entry for entry in sys.path or () if isinstance(entry, str)]
-        path[:] = [*kept, *(entry for entry in entries if entry not in kept)]
-        sys.path = path
+        added = sys.path
+        for now, before in names:  # before anything else, which may need them
+            now.update(before)
         for name, module in modules.items():
             if sys.modules.get(name) is not module and not _foreign(getattr(module, "__file__", None) or ""):
                 sys.modules[name] = module
+        for put_back, module, setting in settings:
+            put_back(module, setting)
+        sys.argv[:] = arguments
+        kept = [entry for entry in added or () if isinstance(entry, str)]
+        sys.path[:] = [*kept, *(entry for entry in path if entry not in kept)]
 
 
 def end_program(status: int) -> NoReturn:

@@ -10,7 +10,9 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from jobs import quick
 
 from bigbatch.comm import foreign
@@ -67,6 +69,14 @@ WHILE_READ = {
     "prints for ever": ("while True:\n    print('x' * 999)\n", r"printed more than 100,000 characters .*line 2\)"),
     "becomes another": ("import os\nos.execvp('true', ['true'])\n", r"ended the program while it was read .*line 2"),
     "aborts": ("import os\nos.abort()\n", r"ended the program while it was read .*line 2"),
+    "speaks to the terminal": (
+        "raise ValueError('\\x1b[2Jred\\0 \\u202eleft')\n",
+        r"cannot be run: ValueError: \\x1b\[2Jred\\x00 \\u202eleft \(.*mine.py, line 1\)",
+    ),
+    "has no name": (
+        "class M(type):\n    __name__ = property(lambda _: 1 / 0)\nclass E(Exception, metaclass=M): pass\nraise E\n",
+        r"cannot be run: an error \(.*mine.py, line 4\)",
+    ),
     "says nothing": (
         "class E(Exception):\n    def __str__(self): raise SystemExit\nraise E\n",
         r"cannot be run: E \(.*mine.py, line 3\)",
@@ -206,6 +216,11 @@ CHANGES = {
     "isinstance": "import builtins\ndel builtins.isinstance\n",
     "the recursion limit": "import sys\nsys.setrecursionlimit(100)\n",
     "standard error": "import sys\nsys.stderr = None\n",
+    "NumPy's errors": "import numpy\nnumpy.seterr(all='raise')\n",
+    "torch's numbers": "import torch\ntorch.set_default_dtype(torch.float64)\n",
+    "torch's gradients": "import torch\ntorch.set_grad_enabled(False)\n",
+    "the ends of children": "import signal\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\n",
+    "the arguments": "import sys\nsys.argv = None\n",
     "the path": "import sys\nsys.path.clear()\n",
     "all modules": "import sys\nsys.modules.clear()\n",
     "the directory": "import os\nos.chdir('/')\n",
@@ -220,12 +235,17 @@ def interpreter() -> list[object]:
     directory, mask = Path.cwd(), signal.pthread_sigmask(signal.SIG_BLOCK, ())
     descriptors = [os.fstat(number).st_ino for number in (1, 2)]
     own = [id(len), id(print), id(isinstance), sys.getrecursionlimit(), sys.stderr, "json" in sys.modules]
+    own += [list(sys.argv), np.geterr(), torch.get_default_dtype(), torch.is_grad_enabled()]
+    own += [signal.getsignal(signal.SIGCHLD)]
     return [*own, list(sys.path), directory, signal.getsignal(signal.SIGINT), mask, descriptors]
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_a_file_changes_for_everybody_is_put_back(tmp_path, change):
-    """hynek/structlog 404: a stream is replaced for the whole program; hydra 2414: results in another folder."""
+    """hynek/structlog 404: a stream is replaced for the whole program; hydra 2414: results in another folder.
+
+    pycogent 31, astropy/halotools 911: NumPy raises errors for everybody.
+    """
     written(tmp_path, "def named(size):\n    return []\n")
     other = "other.py", "def named(size):\n    " + CHANGES[change].replace("\n", "\n    ") + "return []\n"
     makes_rounds = ALGORITHMS.load(written(tmp_path, other[1], other[0]))
@@ -294,6 +314,23 @@ def test_what_a_file_has_left_running_does_not_keep_the_program(tmp_path, left):
     assert left == "work for the end" or done.stderr.startswith(
         "bigbatch-exp: A user's file has left something running"
     )
+
+
+def test_a_rank_that_waits_for_others_at_its_end_is_not_taken_for_a_file_that_does(tmp_path):
+    written(tmp_path, "import atexit\natexit.register(print, 'done')\ndef named(size): return []\n")
+    watched = """
+import time, weakref
+from bigbatch.comm.transports.watchdog import Watchdog
+class Waits:
+    def _wait_for_others(self):
+        time.sleep(1)
+        print("and the others")
+waits = Waits()
+weakref.finalize(waits, Watchdog._leave, lambda: waits, __import__("os").getpid())
+"""
+    command = [sys.executable, "-c", watched + PROGRAM, f"{tmp_path}/mine.py:named"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\nand the others\n", "")
 
 
 def test_what_other_programs_print_for_a_file_is_no_output_of_ours(tmp_path):
