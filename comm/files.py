@@ -224,7 +224,7 @@ def read_lines(path: Path, what: str, largest: int) -> tuple[list[Any], bool]:
                 line.encode()
             except UnicodeEncodeError as error:
                 raise damaged(what, f"{where} is not UTF-8") from error
-            found.append(parsed(line, what, f"{where} "))
+            found.append(parsed(line.rstrip("\n"), what, f"{where} "))
     return found, False
 
 

@@ -2,9 +2,9 @@
 
 Guarded code can neither end the program (`sys.exit`, `os._exit`, `os.execv`), nor keep it for ever, nor mix what it
 prints with the program's own output, nor go on with the program in a second process (`os.fork`), nor change what the
-interpreter has for everybody: built-in names, streams, the working directory, torch's type of numbers. Where no exception can stop it, the
-program ends with a sentence. Not covered: a crash of native code, and signals that a process sends to itself, which no
-program can go on from (the exit status tells).
+interpreter has for everybody: built-in names, streams, the working directory, torch's type of numbers. Where no
+exception can stop it, the program ends with a sentence. Not covered: a crash of native code, and signals that a process
+sends to itself, which no program can go on from (the exit status tells).
 """
 
 import builtins

@@ -119,10 +119,16 @@ def read_metrics(folder: Path) -> tuple[list[dict[str, Any]], bool]:
     """The whole lines of a run's metrics, and whether there is a last one that was cut off."""
     what = f"The file {folder / METRICS}"
     lines, cut = read_lines(folder / METRICS, what, LARGEST_METRICS)
+    last: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
         where = f"{what}, line {number},"
         kind = check(line, KindOfLine, where)["kind"]
         check(line, METRICS_LINES[kind], where)
+        if kind == "update" and "worker" not in line:  # workers of servers on a network count their own
+            before = last.get(line["arm"], -1)
+            if line["number"] <= before:  # lines of two runs, for example
+                raise damaged(where, f"it is about update {line['number']} of an arm that has come to {before}")
+            last[line["arm"]] = line["number"]
     return lines, cut
 
 

@@ -274,6 +274,19 @@ def test_a_mark_of_the_byte_order_and_other_ends_of_lines_are_read(damaged):
         assert Run.read(damaged) == before
 
 
+@pytest.mark.parametrize("appended", ["the same run", "an earlier line"])
+def test_the_lines_of_two_runs_in_one_file_are_told_of(damaged, appended):
+    """wandb/wandb 1040: after a run was resumed, its curve goes back and comes a second time."""
+    path = damaged / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    first = next(number for number, line in enumerate(lines) if b'"kind": "update"' in line)
+    path.write_bytes(b"".join([*lines, *(lines if appended == "the same run" else [lines[first]])]))
+    with pytest.raises(
+        ConfigurationError, match=r"line \d+, is damaged: it is about update 1 of an arm that has come to"
+    ):
+        Run.read(damaged)
+
+
 def test_a_name_that_is_there_twice_is_told_of(damaged):
     path = damaged / "summary.json"
     path.write_text(path.read_text().replace('"workers":', '"workers": 8, "workers":', 1))
