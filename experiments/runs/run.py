@@ -215,12 +215,19 @@ def runs_in(folder: Path) -> list[Run]:
     """Reads the run in a folder, or all runs in the folder of a comparison.
 
     Raises:
-        ConfigurationError: there is no run, or one has not finished.
+        ConfigurationError: there is no run, or one has not finished, or the folder of one holds another by now.
     """
     summary = read_summary(folder)
     if not is_comparison(summary):
         return [Run.read(folder)]
-    return [Run.read(folder / folder_name(run["strategy"])) for run in summary["runs"]]
+    runs = [Run.read(folder / folder_name(run["strategy"])) for run in summary["runs"]]
+    for run, compared in zip(runs, summary["runs"], strict=True):
+        if run.summary != compared:
+            raise ConfigurationError(
+                f"The folder {run.folder} holds another run than the one in the comparison {folder}. Compare anew, or "
+                "name the folders of the runs."
+            )
+    return runs
 
 
 def folder_name(strategy: str) -> str:

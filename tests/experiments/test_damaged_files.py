@@ -26,7 +26,7 @@ from bigbatch.experiments.figures.overlay import overlaid
 from bigbatch.experiments.figures.timeline import draw_timeline, range_of_updates
 from bigbatch.experiments.pages.page import make_page
 from bigbatch.experiments.planning.needs import Measured
-from bigbatch.experiments.runs.run import Run, runs_in
+from bigbatch.experiments.runs.run import Run, read_summary, runs_in
 from bigbatch.experiments.runs.table import compared_verdict, counted, incomparable, setting, table_of, verdict
 
 OTHERS: tuple[Any, ...] = (None, True, "text", "", -1, 0, 2.5, 1e300, 10**30, [], {}, [[]], [{}], {"a": None})
@@ -152,7 +152,19 @@ def test_whatever_is_wrong_in_the_summary_of_a_comparison_is_told_in_one_sentenc
     content = json.loads((folder / "summary.json").read_text())
     for run in content["runs"]:
         run["arms"] = run["arms"][:1]
+        (folder / run["strategy"] / "summary.json").write_text(json.dumps(run))
     assert each_mutation(folder, "summary.json", content, read_and_show) > 300
+
+
+def test_a_comparison_of_which_one_run_was_made_anew_is_told_of(runs, tmp_path):
+    """Its table and its curves would be of different runs."""
+    folder = tmp_path / "compared"
+    shutil.copytree(runs, folder)
+    first, other, *_ = (run["strategy"] for run in read_summary(folder)["runs"])
+    shutil.rmtree(folder / other)
+    (folder / other).symlink_to(first)
+    with pytest.raises(ConfigurationError, match=rf"{other} holds another run than the one in the c"):
+        runs_in(folder)
 
 
 def test_whatever_is_wrong_in_the_metrics_is_told_in_one_sentence(damaged):
