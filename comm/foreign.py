@@ -217,8 +217,9 @@ def _beginning(code: Any) -> str | None:
 
 def shown(file: str) -> str:
     """A file's name for messages: relative, if it lies in the working directory."""
-    path = Path(file)
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file
+    with suppress(OSError, ValueError):  # there may be no such directory any more, or the file lies elsewhere
+        return str(Path(file).relative_to(Path.cwd()))
+    return file
 
 
 @contextmanager

@@ -71,7 +71,7 @@ def learn_vocabulary(corpus: Corpus, size: int, cache: Path) -> Vocabulary:
             "end of a document."
         )
     key = hashlib.sha256(f"{corpus.sha256} {size} {LONGEST_WORD} {tokenizers.__version__}".encode()).hexdigest()[:16]
-    file = cache / f"vocabulary-{key}.json"
+    file = cache / f"vocabulary-{key}.kept"
     if (found := kept(file, _vocabulary)) is not None:
         return Vocabulary(found)
     tokenizer = Tokenizer(models.BPE())

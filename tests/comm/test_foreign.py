@@ -430,6 +430,15 @@ def test_guards_in_several_threads_put_standard_output_back(capsys):
     assert capsys.readouterr().out == "here"
 
 
+def test_a_directory_that_is_gone_costs_no_sentence(tmp_path, monkeypatch):
+    file = written(tmp_path, "1 / 0\n")
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(ConfigurationError, match=r"cannot be run: ZeroDivisionError: .*mine.py, line 1\)"):
+        ALGORITHMS.load(file)
+
+
 def test_an_error_of_a_users_code_is_told_with_its_place_by_all_ranks_alike(tmp_path):
     breaks = ALGORITHMS.load(written(tmp_path, "def named(size):\n    raise ValueError(f'odd {size}')\n"))
 
