@@ -3,7 +3,6 @@
 `foreign` sets these bounds, and says in a sentence which of them was broken, and where.
 """
 
-import atexit
 import faulthandler
 import os
 import signal
@@ -154,7 +153,7 @@ def limited(seconds: float) -> Iterator[None]:
         else:
             raise StillRunning
 
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in signal.valid_signals() - {signal.SIGALRM}}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     before = signal.signal(signal.SIGALRM, stop)
     began, (left, interval) = time.monotonic(), signal.setitimer(signal.ITIMER_REAL, seconds)
@@ -165,7 +164,7 @@ def limited(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, signal.SIG_DFL if before is None else before)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number, handler in handlers.items():
-            if handler is not None:  # one that Python knows
+            if handler is not None and handler != signal.getsignal(number):  # one that Python knows
                 signal.signal(number, handler)
         if left:  # somebody else's alarm goes on
             signal.setitimer(signal.ITIMER_REAL, max(1e-3, left - (time.monotonic() - began)), interval)
@@ -218,16 +217,24 @@ def _last_words(sentence: str) -> None:
         os.write(2, f"bigbatch-exp: {sentence}\n".encode("ascii", "replace"))
 
 
+_work_at_the_end_is_done = threading.Event()
+
+
 def end_program(status: int) -> NoReturn:
     """Ends the program after foreign code has run in it, also if that has left threads, or work for the end, behind."""
-    try:
-        with limited(SECONDS_OF_GRACE):
-            threading._shutdown()  # type: ignore[attr-defined]  # as at the end of a process of `multiprocessing`
-            atexit._run_exitfuncs()
-    except StillRunning:
-        _last_words(
-            f"A user's file has left something running, which was not done {SECONDS_OF_GRACE:g} s after everything "
-            "else, and ends here. Let its threads be daemons, and its work for the end of the program be short."
-        )
-        os._exit(status)
+
+    def end() -> None:
+        if not _work_at_the_end_is_done.wait(SECONDS_OF_GRACE):
+            _last_words(
+                f"A user's file has left something running, which was not done {SECONDS_OF_GRACE:g} s after everything "
+                "else, and ends here. Let its threads be daemons, and its work for the end of the program be short."
+            )
+            os._exit(status)
+
+    threading.Thread(target=end, name="bounds at the end", daemon=True).start()
     sys.exit(status)
+
+
+def foreign_work_is_over() -> None:
+    """Says that what the program still waits for at its end is none of foreign code."""
+    _work_at_the_end_is_done.set()

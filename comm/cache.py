@@ -1,14 +1,16 @@
 """The cache: files that take long to make and come out the same every time."""
 
+import hashlib
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.files import read_json, write_whole
+from bigbatch.comm.files import damaged, parsed, read_text, write_whole
 from bigbatch.comm.kinds import File, checked
 from bigbatch.comm.schema import check
 
@@ -31,7 +33,7 @@ def keep(path: Path, content: str) -> bool:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, content)
+        write_whole(path, f"{_digest(content)}\n{content}")
     except OSError as error:
         warnings.warn(
             f"Nothing was kept in {path.parent} ({error.strerror}); the next run prepares it anew.",
@@ -41,18 +43,35 @@ def keep(path: Path, content: str) -> bool:
     return True
 
 
-def kept_json(path: Path, schema: Any) -> Any:
-    """Reads a cache file of JSON; None if there is none, or a damaged one, which costs nothing but time either.
+def kept(path: Path, read: Callable[[str, str], Any]) -> Any:
+    """Reads a cache file that `keep` wrote; None if there is none, or a damaged one, which costs nothing but time.
 
     Args:
         path: the file.
-        schema: what it must hold; see `bigbatch.comm.schema.check`.
+        read: makes of the content, and of what it is at the start of a sentence, what is wanted.
     """
     if not os.path.exists(path):  # noqa: PTH110 - unlike Path's, it says no of a folder that cannot be looked into
         return None
     try:
         what = f"The file {path} in the cache"
-        return check(read_json(path, what), schema, what)
+        digest, _, content = read_text(path, what).partition("\n")
+        if digest != _digest(content):
+            raise damaged(what, "its content does not have the digest that is written there")
+        return read(content, what)
     except ConfigurationError as error:
         warnings.warn(f"{error} It is made anew.", stacklevel=2)
         return None
+
+
+def kept_json(path: Path, schema: Any) -> Any:
+    """Reads a cache file of JSON, as `kept` does.
+
+    Args:
+        path: the file.
+        schema: what it must hold; see `bigbatch.comm.schema.check`.
+    """
+    return kept(path, lambda content, what: check(parsed(content, what), schema, what))
+
+
+def _digest(content: str) -> str:
+    return hashlib.sha256(content.encode(errors="replace")).hexdigest()

@@ -5,6 +5,7 @@ What cannot be read or written is told in one sentence that names the file.
 
 import errno
 import fcntl
+import io
 import json
 import math
 import os
@@ -23,7 +24,7 @@ LARGEST = 64 * MB
 """Largest file that is read in one piece unless its reader says otherwise, in bytes."""
 
 LONGEST_LINE = MB
-"""Longest line of a file that is read line by line, in bytes."""
+"""Longest line of a file that is read line by line, in characters."""
 
 BEGINNING = 4096
 """Bytes at the beginning of a file by which it is told whether it is a text."""
@@ -133,6 +134,10 @@ def opened(path: Path, what: str, largest: int = LARGEST) -> Iterator[BinaryIO]:
                 yield file
         finally:
             os.close(descriptor)
+    except FileNotFoundError as error:
+        if path.is_symlink():
+            raise ConfigurationError(f"{what} cannot be read: {path} is a link to what does not exist.") from error
+        raise unreadable(what, error) from error
     except (OSError, ValueError) as error:
         raise unreadable(what, error) from error
 
@@ -208,17 +213,18 @@ def read_lines(path: Path, what: str, largest: int) -> tuple[list[Any], bool]:
     """
     found: list[Any] = []
     with opened(path, what, largest) as file:
-        while line := file.readline(LONGEST_LINE):
+        lines = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape")  # lines end as any editor may have ended them
+        while line := lines.readline(LONGEST_LINE):
             where = f"line {len(found) + 1}"
-            if not line.endswith(b"\n"):
+            if not line.endswith("\n"):
                 if len(line) == LONGEST_LINE:
-                    raise damaged(what, f"{where} is longer than {LONGEST_LINE:,} bytes")
+                    raise damaged(what, f"{where} is longer than {LONGEST_LINE:,} characters")
                 return found, True
             try:
-                text = line.decode("utf-8" if found else "utf-8-sig")
-            except UnicodeDecodeError as error:
+                line.encode()
+            except UnicodeEncodeError as error:
                 raise damaged(what, f"{where} is not UTF-8") from error
-            found.append(parsed(text, what, f"{where} "))
+            found.append(parsed(line.rstrip("\n"), what, f"{where} "))
     return found, False
 
 

@@ -2,9 +2,9 @@
 
 Guarded code can neither end the program (`sys.exit`, `os._exit`, `os.execv`), nor keep it for ever, nor mix what it
 prints with the program's own output, nor go on with the program in a second process (`os.fork`), nor change what the
-interpreter has for everybody: built-in names, streams, the working directory. Where no exception can stop it, the
-program ends with a sentence. Not covered: a crash of native code, and signals that a process sends to itself, which no
-program can go on from (the exit status tells).
+interpreter has for everybody: built-in names, streams, the working directory, torch's type of numbers. Where no
+exception can stop it, the program ends with a sentence. Not covered: a crash of native code, and signals that a process
+sends to itself, which no program can go on from (the exit status tells).
 """
 
 import builtins
@@ -13,10 +13,11 @@ import inspect
 import os
 import sys
 import sysconfig
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -36,21 +37,31 @@ _INSTALLED = ("site-packages", "dist-packages")
 _folders: list[str] = []
 
 
+class _Guards(threading.local):
+    """How many guards this thread is in."""
+
+    depth = 0
+
+
+_guards = _Guards()
+
+
 class Ended(SystemExit):
     """Raised instead of ending the process, where foreign code calls `os._exit` or replaces the program by another."""
 
 
 def expect_code_in(folder: Path) -> None:
-    """Remembers that the Python files in a folder are foreign code, which errors may then name.
-
-    From the first call on, `os._exit` and the like raise an error where foreign code of this process calls them.
-    """
-    if not _folders:
-        for name in ("_exit", "abort", "execv", "execve"):
-            setattr(os, name, _unless_foreign(getattr(os, name), os.getpid()))
+    """Remembers that the Python files in a folder are foreign code, which errors may then name."""
     name = str(folder) + os.sep
     if name not in _folders:
         _folders.append(name)
+
+
+@cache
+def _have_ends_raise() -> None:
+    """From now on, `os._exit` and the like raise an error where foreign code of this process calls them."""
+    for name in ("_exit", "abort", "execv", "execve"):
+        setattr(os, name, _unless_foreign(getattr(os, name), os.getpid()))
 
 
 def _unless_foreign(end: Callable[..., NoReturn], process: int) -> Callable[..., NoReturn]:
@@ -59,7 +70,7 @@ def _unless_foreign(end: Callable[..., NoReturn], process: int) -> Callable[...,
         caller = sys._getframe(1)
         while caller.f_back is not None and caller.f_globals.get("__name__") == "os":  # `os.execvp` calls `os.execv`
             caller = caller.f_back
-        if os.getpid() == process and _foreign(caller.f_code.co_filename):
+        if os.getpid() == process and (_guards.depth or _foreign(caller.f_code.co_filename)):
             raise Ended
         end(*arguments, **named)
 
@@ -97,7 +108,7 @@ def guarded(who: str, cannot: str, doing: str, code: Any = None, seconds: float 
         return f"{overdue}{f' ({place})' if place else ''}, and nothing stops it. Look for a loop that does not end."
 
     try:
-        with output_beside(), ended(seconds, stuck), limited(seconds), _as_it_was():
+        with output_beside(), ended(seconds, stuck), limited(seconds), _as_it_was(), _no_end():
             try:
                 yield
             finally:
@@ -171,11 +182,13 @@ def interrupted(error: BaseException | None) -> bool:
 
 
 def _what(error: BaseException) -> str:
-    said = ""
+    kind, said = "an error", ""
     with suppress(Exception, SystemExit, StillRunning), limited(1.0):  # what makes the text may be foreign code, too
+        kind = str(type(error).__name__)
         said = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
     cut = said if len(said) <= MOST_SAID else f"{said[:MOST_SAID]}…"
-    return f"{type(error).__name__}: {cut.rstrip('.')}" if said else type(error).__name__
+    shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in cut)  # no terminal obeys it
+    return f"{kind}: {shown.rstrip('.')}" if shown else kind
 
 
 def _innermost(error: BaseException) -> str | None:
@@ -204,32 +217,76 @@ def _beginning(code: Any) -> str | None:
 
 def shown(file: str) -> str:
     """A file's name for messages: relative, if it lies in the working directory."""
-    path = Path(file)
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file
+    with suppress(OSError, ValueError):  # there may be no such directory any more, or the file lies elsewhere
+        return str(Path(file).relative_to(Path.cwd()))
+    return file
+
+
+@contextmanager
+def _no_end() -> Iterator[None]:
+    """Has whatever ends the process raise an error, since within the context this thread runs foreign code."""
+    _have_ends_raise()
+    _guards.depth += 1
+    try:
+        yield
+    finally:
+        _guards.depth -= 1
+
+
+@contextmanager
+def same_directory() -> Iterator[None]:
+    """Puts the working directory back at the end of the context, wherever foreign code has gone to.
+
+    Whoever writes files within the context, while such code runs, must name them from the root.
+    """
+    try:
+        before = os.open(".", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:  # nobody may read it
+        yield
+        return
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # foreign code has closed it
+            os.fchdir(before)
+            os.close(before)
+
+
+_SETTINGS: tuple[tuple[str, str, Callable[[Any, Any], object]], ...] = (
+    ("sys", "getrecursionlimit", lambda sys, depth: sys.setrecursionlimit(depth)),
+    ("socket", "getdefaulttimeout", lambda socket, seconds: socket.setdefaulttimeout(seconds)),
+    ("numpy", "geterr", lambda numpy, modes: numpy.seterr(**modes)),
+    ("torch", "get_default_dtype", lambda torch, kind: torch.set_default_dtype(kind)),
+    ("torch", "is_grad_enabled", lambda torch, enabled: torch.set_grad_enabled(enabled)),
+)
+"""What code may set for everybody: the module, the function that tells it, and how it is put back."""
 
 
 @contextmanager
 def _as_it_was() -> Iterator[None]:
     """Puts back what guarded code may change for everybody, such as the working directory; what it adds stays."""
-    names, path, entries, modules = dict(vars(builtins)), sys.path, list(sys.path), dict(sys.modules)
-    arguments, depth, keyboard = list(sys.argv), sys.getrecursionlimit(), sys.stdin
-    directory = os.open(".", os.O_RDONLY | os.O_CLOEXEC)
+    names = [(vars(module), dict(vars(module))) for module in (builtins, sys)]
+    path, arguments, modules = list(sys.path), list(sys.argv), dict(sys.modules)
+    settings = [
+        (put_back, modules[name], getattr(modules[name], told)())
+        for name, told, put_back in _SETTINGS
+        if name in modules
+    ]
     try:
-        yield
+        with same_directory():
+            yield
     finally:
-        vars(builtins).update(names)  # before anything else, which may need them
-        sys.setrecursionlimit(depth)
-        sys.stdin = keyboard
-        sys.argv[:] = arguments
-        kept = [entry for entry in sys.path or () if isinstance(entry, str)]
-        path[:] = [*kept, *(entry for entry in entries if entry not in kept)]
-        sys.path = path
+        added = sys.path
+        for now, before in names:  # before anything else, which may need them
+            now.update(before)
         for name, module in modules.items():
             if sys.modules.get(name) is not module and not _foreign(getattr(module, "__file__", None) or ""):
                 sys.modules[name] = module
-        with suppress(OSError):  # foreign code has closed it
-            os.fchdir(directory)
-            os.close(directory)
+        for put_back, module, setting in settings:
+            put_back(module, setting)
+        sys.argv[:] = arguments
+        kept = [entry for entry in added or () if isinstance(entry, str)]
+        sys.path[:] = [*kept, *(entry for entry in path if entry not in kept)]
 
 
 def end_program(status: int) -> NoReturn:

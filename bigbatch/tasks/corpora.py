@@ -57,7 +57,7 @@ def standard_library(cache: Path) -> Corpus:
     """
     root = Path(sysconfig.get_path("stdlib"))
     key = hashlib.sha256(f"{sys.version} {root}".encode()).hexdigest()[:16]
-    kept = cache / f"standard-library-{key}.json"
+    kept = cache / f"standard-library-{key}.kept"
     documents = kept_json(kept, list[str])
     if documents is None:
         documents = list(dict.fromkeys(_docstrings(root)))

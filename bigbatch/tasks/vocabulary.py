@@ -1,8 +1,6 @@
 """A byte-pair vocabulary that is learnt from the training text."""
 
 import hashlib
-import os
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +8,9 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from bigbatch.comm.cache import keep
+from bigbatch.comm.cache import keep, kept
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.files import read_text
+from bigbatch.comm.files import damaged
 from bigbatch.tasks.corpora import Corpus
 
 END = "<|end|>"
@@ -73,9 +71,9 @@ def learn_vocabulary(corpus: Corpus, size: int, cache: Path) -> Vocabulary:
             "end of a document."
         )
     key = hashlib.sha256(f"{corpus.sha256} {size} {LONGEST_WORD} {tokenizers.__version__}".encode()).hexdigest()[:16]
-    kept = cache / f"vocabulary-{key}.json"
-    if (found := _kept(kept, size)) is not None:
-        return found
+    file = cache / f"vocabulary-{key}.kept"
+    if (found := kept(file, _vocabulary)) is not None:
+        return Vocabulary(found)
     tokenizer = Tokenizer(models.BPE())
     cut = pre_tokenizers.Split(Regex(f".{{1,{LONGEST_WORD}}}"), "isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.ByteLevel(add_prefix_space=False), cut])
@@ -87,18 +85,12 @@ def learn_vocabulary(corpus: Corpus, size: int, cache: Path) -> Vocabulary:
         show_progress=False,
     )
     tokenizer.train_from_iterator(corpus.training, trainer)
-    keep(kept, tokenizer.to_str())
+    keep(file, tokenizer.to_str())
     return Vocabulary(tokenizer)
 
 
-def _kept(path: Path, size: int) -> Vocabulary | None:
-    """The vocabulary in a file of the cache; None if there is none, or a damaged one, which is learnt anew."""
-    if not os.path.exists(path):  # noqa: PTH110 - as in `kept_json`
-        return None
+def _vocabulary(content: str, what: str) -> Tokenizer:
     try:
-        tokenizer = Tokenizer.from_str(read_text(path, f"The file {path} in the cache"))
+        return Tokenizer.from_str(content)
     except Exception as error:  # tokenizers has no error of its own
-        warnings.warn(f"The vocabulary {path} cannot be read and is learnt anew: {error}.", stacklevel=2)
-        return None
-    fits = tokenizer.token_to_id(END) is not None and tokenizer.get_vocab_size() <= size
-    return Vocabulary(tokenizer) if fits else None
+        raise damaged(what, f"tokenizers cannot read it ({error})") from error

@@ -86,4 +86,4 @@ def load_tuning(transport: Transport) -> Tuning | None:
 
 
 def _file_name(transport: Transport) -> str:
-    return f"tuning-{platform.node()}-{layout_of(transport)}.json"
+    return f"tuning-{platform.node()}-{layout_of(transport)}.kept"

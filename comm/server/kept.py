@@ -67,11 +67,19 @@ def check_optimizer(state: Any, optimizer: Optimizer) -> None:
         whole = isinstance(theirs, Mapping) and ours.keys() <= theirs.keys() and isinstance(theirs["params"], list)
         if not whole or not all(map(_is_count, theirs["params"])) or theirs["params"] != ours["params"]:
             raise MalformedError("the optimiser has other groups of parameters")
+        for name, setting in ours.items():
+            if setting is not None and not _alike(theirs[name], setting):
+                raise MalformedError(f"the optimiser's {name} is {str(theirs[name])[:100]!r}")
     known = {number for group in own["param_groups"] for number in group["params"]}
     if not all(map(_is_count, entries)) or not entries.keys() <= known:
         raise MalformedError("the optimiser's state is about other parameters")
     if not all(map(_finite, _leaves([groups, entries]))):
         raise MalformedError("the optimiser's state is not all finite")
+
+
+def _alike(theirs: Any, ours: Any) -> bool:
+    """Whether two settings are of one type; a number may be whole or not."""
+    return type(theirs) is type(ours) or {type(theirs), type(ours)} == {int, float}
 
 
 def _is_count(value: Any) -> bool:

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
+from bigbatch.comm.bounds import foreign_work_is_over
 from bigbatch.comm.errors import LaunchError
 from bigbatch.comm.wires import DEFAULT_DEADLINE
 from bigbatch.comm.wires.life import Board, appear, disappear, now_doing, show_life
@@ -252,6 +253,7 @@ class Watchdog:
     def _leave(reference: "weakref.ref[Watchdog]", process: int) -> None:
         if process != os.getpid():  # a copy that the program has made of itself
             return
+        foreign_work_is_over()  # it was set up later, and so came earlier
         watchdog = reference()
         if watchdog is not None:
             watchdog._wait_for_others()

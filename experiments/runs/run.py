@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import platform
 import sys
 import tempfile
@@ -64,7 +65,7 @@ class Run:
             ConfigurationError: there is no finished run in that folder, or one of its files is damaged.
         """
         summary = read_summary(folder)
-        if not is_run(summary) or not (folder / METRICS).exists():
+        if not is_run(summary) or not os.path.lexists(folder / METRICS):
             raise ConfigurationError(
                 f"{folder} holds no run of an experiment, and so no losses. Name the folder of a strategy's run or "
                 "of a comparison."
@@ -118,10 +119,16 @@ def read_metrics(folder: Path) -> tuple[list[dict[str, Any]], bool]:
     """The whole lines of a run's metrics, and whether there is a last one that was cut off."""
     what = f"The file {folder / METRICS}"
     lines, cut = read_lines(folder / METRICS, what, LARGEST_METRICS)
+    last: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
         where = f"{what}, line {number},"
         kind = check(line, KindOfLine, where)["kind"]
         check(line, METRICS_LINES[kind], where)
+        if kind == "update" and "worker" not in line:  # workers of servers on a network count their own
+            before = last.get(line["arm"], -1)
+            if line["number"] <= before:  # lines of two runs, for example
+                raise damaged(where, f"it is about update {line['number']} of an arm that has come to {before}")
+            last[line["arm"]] = line["number"]
     return lines, cut
 
 
@@ -208,12 +215,19 @@ def runs_in(folder: Path) -> list[Run]:
     """Reads the run in a folder, or all runs in the folder of a comparison.
 
     Raises:
-        ConfigurationError: there is no run, or one has not finished.
+        ConfigurationError: there is no run, or one has not finished, or the folder of one holds another by now.
     """
     summary = read_summary(folder)
     if not is_comparison(summary):
         return [Run.read(folder)]
-    return [Run.read(folder / folder_name(run["strategy"])) for run in summary["runs"]]
+    runs = [Run.read(folder / folder_name(run["strategy"])) for run in summary["runs"]]
+    for run, compared in zip(runs, summary["runs"], strict=True):
+        if run.summary != compared:
+            raise ConfigurationError(
+                f"The folder {run.folder} holds another run than the one in the comparison {folder}. Compare anew, or "
+                "name the folders of the runs."
+            )
+    return runs
 
 
 def folder_name(strategy: str) -> str:
@@ -249,7 +263,7 @@ def read_summary(folder: Path, schema: type | None = None) -> dict[str, Any]:
     """
     if not _is_folder(folder):
         raise ConfigurationError(f"There is no folder {folder}. Name one that a run has written.")
-    if (folder / SUMMARY).exists():
+    if os.path.lexists(folder / SUMMARY):  # a link to nowhere is damage, too
         what = f"The summary of {folder}"
         summary: dict[str, Any] = check(read_json(folder / SUMMARY, what), dict[str, Any], what)
         check(summary, schema or _schema_of(summary), what)
@@ -295,7 +309,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         ConfigurationError: its file cannot be read, or is damaged.
     """
-    if not (folder / CONFIG).exists():
+    if not os.path.lexists(folder / CONFIG):
         return {}
     what = f"The configuration of {folder}"
     content: dict[str, Any] = check(read_json(folder / CONFIG, what), Measurements, what)

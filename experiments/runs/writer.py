@@ -34,7 +34,7 @@ class RunWriter:
 
     A disk that becomes full does not end the training: what cannot be written is told once and kept, and is written as
     soon as there is room. Nor does it cost the results if somebody else removes or changes the folder meanwhile, since
-    nothing is read back from it.
+    nothing is read back from it, or if code of the user's goes to another working directory.
 
     Args:
         folder: the folder, which is made if it does not exist; an earlier run's files in it are replaced.
@@ -49,6 +49,7 @@ class RunWriter:
 
     def __init__(self, folder: Path, tell: Callable[[str], None] = lambda _: None) -> None:
         self.folder = folder
+        self._place = folder.absolute()
         self.failures: list[str] = []
         self._tell = tell
         self._lines: list[bytes] = []
@@ -60,15 +61,15 @@ class RunWriter:
         self._open.enter_context(claimed(folder))
         try:
             for stale in (SUMMARY, TRACE, METRICS):
-                (folder / stale).unlink(missing_ok=True)
-            self._metrics = self._open.enter_context((folder / METRICS).open("ab", buffering=0))
+                (self._place / stale).unlink(missing_ok=True)
+            self._metrics = self._open.enter_context((self._place / METRICS).open("ab", buffering=0))
         except OSError as error:
             self._open.close()
             raise unwritable(folder, error, what="folder") from error
 
     def config(self, config: dict[str, Any]) -> None:
         """Write config.json: the options that were asked for, and the environment of the run."""
-        self._write(CONFIG, lambda: write_json(self.folder / CONFIG, config))
+        self._write(CONFIG, lambda: write_json(self._place / CONFIG, config))
 
     def metric(self, record: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl, such as the record of an update or a validation."""
@@ -82,11 +83,11 @@ class RunWriter:
 
     def trace(self, ranks: Sequence[Sequence[Span]]) -> None:
         """Write trace.json: every rank's spans so far."""
-        self._write(TRACE, lambda: write_trace(self.folder / TRACE, ranks))
+        self._write(TRACE, lambda: write_trace(self._place / TRACE, ranks))
 
     def summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json: the results of the finished run."""
-        self._write(SUMMARY, lambda: write_json(self.folder / SUMMARY, summary))
+        self._write(SUMMARY, lambda: write_json(self._place / SUMMARY, summary))
 
     def run(self, summary: dict[str, Any]) -> "Run":
         """Makes the run whose summary was written last, also if not all of its files could be written."""
@@ -101,7 +102,7 @@ class RunWriter:
     def _untouched(self) -> bool:
         """Whether the metrics are still where they were written, and as long."""
         try:
-            found = (self.folder / METRICS).stat()
+            found = (self._place / METRICS).stat()
         except OSError:
             return False
         return os.path.samestat(found, os.fstat(self._metrics.fileno())) and found.st_size == self._whole

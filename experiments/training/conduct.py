@@ -17,7 +17,7 @@ from bigbatch.comm.errors import (
     LaunchError,
     exit_status,
 )
-from bigbatch.comm.foreign import explained
+from bigbatch.comm.foreign import explained, same_directory
 from bigbatch.comm.transports.families import Launcher
 from bigbatch.comm.transports.launch import Launch, detect
 from bigbatch.comm.transports.watchdog import give_way
@@ -38,6 +38,7 @@ Failed = Callable[[Exception, int | None], None]
 """A function that is told of an error that only this rank knows of, and of the rank, before the job is ended."""
 
 
+@same_directory()
 def conduct(
     request: Request,
     out: Path | None,

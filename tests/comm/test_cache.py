@@ -33,6 +33,17 @@ def test_a_cache_that_cannot_be_looked_into_costs_nothing_but_time(tmp_path, mon
     assert [str(one.message).startswith("Nothing was kept in ") for one in said] == [True]
 
 
+@pytest.mark.parametrize("changed", ['["a", "c"]', '["a"]', '["a", "b"] ', ""])
+def test_content_that_somebody_has_changed_is_made_anew(tmp_path, changed):
+    """huggingface/swift-transformers 313: a cached tokenizer.json with a comma too much is used without a word."""
+    file = tmp_path / "texts.json"
+    assert keep(file, '["a", "b"]')
+    assert kept_json(file, list[str]) == ["a", "b"]
+    file.write_text(file.read_text().replace('["a", "b"]', changed))
+    with pytest.warns(UserWarning, match=r"texts.json in the cache is damaged: its content .* It is made anew"):
+        assert kept_json(file, list[str]) is None
+
+
 def test_a_users_file_in_a_folder_that_cannot_be_looked_into_is_told(tmp_path, monkeypatch):
     (tmp_path / "loop.py").symlink_to(tmp_path / "loop.py")
     registry = Registry("strategy", "none", {})

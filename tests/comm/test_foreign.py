@@ -10,7 +10,9 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from jobs import quick
 
 from bigbatch.comm import foreign
@@ -67,6 +69,14 @@ WHILE_READ = {
     "prints for ever": ("while True:\n    print('x' * 999)\n", r"printed more than 100,000 characters .*line 2\)"),
     "becomes another": ("import os\nos.execvp('true', ['true'])\n", r"ended the program while it was read .*line 2"),
     "aborts": ("import os\nos.abort()\n", r"ended the program while it was read .*line 2"),
+    "speaks to the terminal": (
+        "raise ValueError('\\x1b[2Jred\\0 \\u202eleft')\n",
+        r"cannot be run: ValueError: \\x1b\[2Jred\\x00 \\u202eleft \(.*mine.py, line 1\)",
+    ),
+    "has no name": (
+        "class M(type):\n    __name__ = property(lambda _: 1 / 0)\nclass E(Exception, metaclass=M): pass\nraise E\n",
+        r"cannot be run: an error \(.*mine.py, line 4\)",
+    ),
     "says nothing": (
         "class E(Exception):\n    def __str__(self): raise SystemExit\nraise E\n",
         r"cannot be run: E \(.*mine.py, line 3\)",
@@ -167,6 +177,12 @@ def test_a_function_that_does_not_say_what_it_takes_is_no_algorithm():
         bind(ALGORITHMS.load("time:sleep"), 1)
 
 
+@pytest.mark.parametrize("name", ["os:_exit", "os:abort", "sys:exit"])
+def test_a_function_that_ends_the_program_is_no_algorithm(name):
+    with pytest.raises(ConfigurationError, match=r"ended the program while it made rounds for 4 ranks\. Take"):
+        rounds_of(ALGORITHMS.load(name), 4)
+
+
 def test_a_file_whose_name_is_not_in_utf_8_is_read(tmp_path):
     assert callable(ALGORITHMS.load(written(tmp_path, "def named(size): return []\n", "caf\udce9.py")))
 
@@ -200,6 +216,11 @@ CHANGES = {
     "isinstance": "import builtins\ndel builtins.isinstance\n",
     "the recursion limit": "import sys\nsys.setrecursionlimit(100)\n",
     "standard error": "import sys\nsys.stderr = None\n",
+    "NumPy's errors": "import numpy\nnumpy.seterr(all='raise')\n",
+    "torch's numbers": "import torch\ntorch.set_default_dtype(torch.float64)\n",
+    "torch's gradients": "import torch\ntorch.set_grad_enabled(False)\n",
+    "the ends of children": "import signal\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\n",
+    "the arguments": "import sys\nsys.argv = None\n",
     "the path": "import sys\nsys.path.clear()\n",
     "all modules": "import sys\nsys.modules.clear()\n",
     "the directory": "import os\nos.chdir('/')\n",
@@ -214,12 +235,17 @@ def interpreter() -> list[object]:
     directory, mask = Path.cwd(), signal.pthread_sigmask(signal.SIG_BLOCK, ())
     descriptors = [os.fstat(number).st_ino for number in (1, 2)]
     own = [id(len), id(print), id(isinstance), sys.getrecursionlimit(), sys.stderr, "json" in sys.modules]
+    own += [list(sys.argv), np.geterr(), torch.get_default_dtype(), torch.is_grad_enabled()]
+    own += [signal.getsignal(signal.SIGCHLD)]
     return [*own, list(sys.path), directory, signal.getsignal(signal.SIGINT), mask, descriptors]
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_a_file_changes_for_everybody_is_put_back(tmp_path, change):
-    """hynek/structlog 404: a stream is replaced for the whole program; hydra 2414: results in another folder."""
+    """hynek/structlog 404: a stream is replaced for the whole program; hydra 2414: results in another folder.
+
+    pycogent 31, astropy/halotools 911: NumPy raises errors for everybody.
+    """
     written(tmp_path, "def named(size):\n    return []\n")
     other = "other.py", "def named(size):\n    " + CHANGES[change].replace("\n", "\n    ") + "return []\n"
     makes_rounds = ALGORITHMS.load(written(tmp_path, other[1], other[0]))
@@ -239,7 +265,7 @@ NEVER_STOPPED = {
 PROGRAM = """
 import sys
 from bigbatch.comm import bounds, foreign, registry
-foreign.SECONDS, bounds.SECONDS_OF_GRACE = 0.3, 0.3
+foreign.SECONDS, bounds.SECONDS_OF_GRACE, bounds.LAST_RESORT = 0.3, 0.3, int(sys.argv[2])
 bounds.may_end_process()
 try:
     registry.Registry("algorithm", "", {}).load(sys.argv[1])
@@ -250,9 +276,9 @@ foreign.end_program(0)
 """
 
 
-def ended(name: str) -> "subprocess.CompletedProcess[str]":
-    """The end of a program that reads what a file holds under this name."""
-    command = [sys.executable, "-c", PROGRAM, name]
+def ended(name: str, last_resort: int = 30) -> "subprocess.CompletedProcess[str]":
+    """The end of a program that reads what a file holds under this name; see `bounds.LAST_RESORT`, which counts all."""
+    command = [sys.executable, "-c", PROGRAM, name, str(last_resort)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
 
 
@@ -266,7 +292,7 @@ def test_a_file_that_no_exception_stops_ends_the_program_in_a_sentence(tmp_path,
 
 @pytest.mark.slow
 def test_a_loop_in_native_code_ends_the_program_all_the_same(tmp_path):
-    done = ended(written(tmp_path, "sum(range(10**15))\n"))
+    done = ended(written(tmp_path, "sum(range(10**15))\n"), last_resort=4)
     assert done.returncode == 1
     assert re.search(r"mine.py\", line 1 in <module>", done.stderr)
 
@@ -288,6 +314,23 @@ def test_what_a_file_has_left_running_does_not_keep_the_program(tmp_path, left):
     assert left == "work for the end" or done.stderr.startswith(
         "bigbatch-exp: A user's file has left something running"
     )
+
+
+def test_a_rank_that_waits_for_others_at_its_end_is_not_taken_for_a_file_that_does(tmp_path):
+    written(tmp_path, "import atexit\natexit.register(print, 'done')\ndef named(size): return []\n")
+    watched = """
+import time, weakref
+from bigbatch.comm.transports.watchdog import Watchdog
+class Waits:
+    def _wait_for_others(self):
+        time.sleep(1)
+        print("and the others")
+waits = Waits()
+weakref.finalize(waits, Watchdog._leave, lambda: waits, __import__("os").getpid())
+"""
+    command = [sys.executable, "-c", watched + PROGRAM, f"{tmp_path}/mine.py:named", "30"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\nand the others\n", "")
 
 
 def test_what_other_programs_print_for_a_file_is_no_output_of_ours(tmp_path):
@@ -385,6 +428,15 @@ def test_guards_in_several_threads_put_standard_output_back(capsys):
         thread.join()
     print("here", end="")
     assert capsys.readouterr().out == "here"
+
+
+def test_a_directory_that_is_gone_costs_no_sentence(tmp_path, monkeypatch):
+    file = written(tmp_path, "1 / 0\n")
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(ConfigurationError, match=r"cannot be run: ZeroDivisionError: .*mine.py, line 1\)"):
+        ALGORITHMS.load(file)
 
 
 def test_an_error_of_a_users_code_is_told_with_its_place_by_all_ranks_alike(tmp_path):

@@ -26,7 +26,7 @@ from bigbatch.experiments.figures.overlay import overlaid
 from bigbatch.experiments.figures.timeline import draw_timeline, range_of_updates
 from bigbatch.experiments.pages.page import make_page
 from bigbatch.experiments.planning.needs import Measured
-from bigbatch.experiments.runs.run import Run, runs_in
+from bigbatch.experiments.runs.run import Run, read_summary, runs_in
 from bigbatch.experiments.runs.table import compared_verdict, counted, incomparable, setting, table_of, verdict
 
 OTHERS: tuple[Any, ...] = (None, True, "text", "", -1, 0, 2.5, 1e300, 10**30, [], {}, [[]], [{}], {"a": None})
@@ -152,7 +152,19 @@ def test_whatever_is_wrong_in_the_summary_of_a_comparison_is_told_in_one_sentenc
     content = json.loads((folder / "summary.json").read_text())
     for run in content["runs"]:
         run["arms"] = run["arms"][:1]
+        (folder / run["strategy"] / "summary.json").write_text(json.dumps(run))
     assert each_mutation(folder, "summary.json", content, read_and_show) > 300
+
+
+def test_a_comparison_of_which_one_run_was_made_anew_is_told_of(runs, tmp_path):
+    """Its table and its curves would be of different runs."""
+    folder = tmp_path / "compared"
+    shutil.copytree(runs, folder)
+    first, other, *_ = (run["strategy"] for run in read_summary(folder)["runs"])
+    shutil.rmtree(folder / other)
+    (folder / other).symlink_to(first)
+    with pytest.raises(ConfigurationError, match=rf"{other} holds another run than the one in the c"):
+        runs_in(folder)
 
 
 def test_whatever_is_wrong_in_the_metrics_is_told_in_one_sentence(damaged):
@@ -239,7 +251,9 @@ def test_a_damaged_file_gets_one_sentence_from_each_command(damaged, name):
 
 
 @pytest.mark.parametrize("file", ["summary.json", "metrics.jsonl", "config.json", "figure.png", "trace.json"])
-@pytest.mark.parametrize("kind", ["folder", "pipe", "device", "link to a device", "many GB", "link to nowhere"])
+@pytest.mark.parametrize(
+    "kind", ["folder", "pipe", "device", "link to a device", "many GB", "link to nowhere", "link to itself"]
+)
 def test_what_is_no_ordinary_file_is_refused_and_never_waited_for(damaged, file, kind):
     path = damaged / file
     path.unlink(missing_ok=True)
@@ -251,14 +265,13 @@ def test_what_is_no_ordinary_file_is_refused_and_never_waited_for(damaged, file,
         path.symlink_to("/dev/zero")
     elif kind == "link to nowhere":
         path.symlink_to(damaged / "nowhere")
+    elif kind == "link to itself":
+        path.symlink_to(path)
     else:
         with path.open("wb") as sparse:
             sparse.truncate(50 * LARGEST)
     page = ["report", str(damaged), "--out", str(damaged.parent / "page.html")]
     outcome = CliRunner().invoke(cli, ["timeline", str(damaged)] if file == "trace.json" else page)
-    if (file, kind) == ("config.json", "link to nowhere"):  # as if there were none
-        assert outcome.exception is None
-        return
     assert isinstance(outcome.exception, ConfigurationError), outcome.exception
     told(str(outcome.exception))
 
@@ -266,10 +279,24 @@ def test_what_is_no_ordinary_file_is_refused_and_never_waited_for(damaged, file,
 def test_a_mark_of_the_byte_order_and_other_ends_of_lines_are_read(damaged):
     """hukkin/tomli 304, of JSON: an editor of another system has saved the files."""
     before = Run.read(damaged)
-    for name in ("summary.json", "metrics.jsonl"):
-        path = damaged / name
-        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
-    assert Run.read(damaged) == before
+    contents = {path: path.read_bytes() for path in (damaged / "summary.json", damaged / "metrics.jsonl")}
+    for end in (b"\r\n", b"\r"):
+        for path, content in contents.items():
+            path.write_bytes(b"\xef\xbb\xbf" + content.replace(b"\n", end))
+        assert Run.read(damaged) == before
+
+
+@pytest.mark.parametrize("appended", ["the same run", "an earlier line"])
+def test_the_lines_of_two_runs_in_one_file_are_told_of(damaged, appended):
+    """wandb/wandb 1040: after a run was resumed, its curve goes back and comes a second time."""
+    path = damaged / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    first = next(number for number, line in enumerate(lines) if b'"kind": "update"' in line)
+    path.write_bytes(b"".join([*lines, *(lines if appended == "the same run" else [lines[first]])]))
+    with pytest.raises(
+        ConfigurationError, match=r"line \d+, is damaged: it is about update 1 of an arm that has come to"
+    ):
+        Run.read(damaged)
 
 
 def test_a_name_that_is_there_twice_is_told_of(damaged):

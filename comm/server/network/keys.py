@@ -3,18 +3,20 @@
 import json
 import os
 import stat
+import struct
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NotRequired, Self, TypedDict
 
 import zmq
+from zmq.utils import z85
 
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.files import read_json
 from bigbatch.comm.schema import check
 
-KEY_LENGTH = 40
-"""Characters of a key, in ZeroMQ's Z85 encoding of 32 bytes."""
+KEY_BYTES = 32
+"""Bytes of a key, which is written in ZeroMQ's Z85 encoding."""
 
 
 class KeysFile(TypedDict):
@@ -51,6 +53,16 @@ class Keys:
     def for_workers(self) -> "Keys":
         """The same keys without the server's secret, as workers may have them."""
         return Keys(self.server_public, self.worker_public, self.worker_secret)
+
+    def are_pairs(self) -> bool:
+        """Whether each public key belongs to the secret one; that of the server has to be believed by its workers."""
+        pairs = [(self.worker_public, self.worker_secret), (self.server_public, self.server_secret)]
+        try:
+            if len(z85.decode(self.server_public)) != KEY_BYTES:
+                return False
+            return all(zmq.curve_public(secret.encode()) == public.encode() for public, secret in pairs if secret)
+        except (zmq.ZMQError, ValueError, KeyError, struct.error):  # no key at all
+            return False
 
     def write(self, path: Path) -> None:
         """Writes the keys to a new file that only its owner can read.
@@ -91,7 +103,7 @@ class Keys:
         try:
             what = f"The file of keys {path}"
             keys = cls(**check(read_json(path, what), KeysFile, what))
-            whole = all(len(key) == KEY_LENGTH for key in asdict(keys).values() if key)
+            whole = keys.are_pairs()
         except (ConfigurationError, TypeError):
             whole = False
         if not whole:

@@ -32,6 +32,7 @@ class Snapshots:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._place = folder.absolute()  # an optimizer of the user's may go to another working directory
         try:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / NEXT).unlink(missing_ok=True)
@@ -54,16 +55,16 @@ class Snapshots:
         torch.save(state, content)
         digest = hashlib.sha256(content.getbuffer()).hexdigest().encode()
         try:
-            with (self._folder / NEXT).open("wb") as file:
+            with (self._place / NEXT).open("wb") as file:
                 file.write(TITLE + digest + b"\n")
                 file.write(content.getbuffer())
                 file.flush()
                 os.fsync(file.fileno())
-            (self._folder / NEXT).replace(self.path)
+            (self._place / NEXT).replace(self._place / CURRENT)
             self._sync_folder()
         except OSError as error:
             with suppress(OSError):
-                (self._folder / NEXT).unlink(missing_ok=True)  # what there is of it takes up what room is left
+                (self._place / NEXT).unlink(missing_ok=True)  # what there is of it takes up what room is left
             raise ConfigurationError(
                 f"The snapshot {self._folder / NEXT} cannot be written: {error.strerror}. Make room, or name another "
                 "folder with --snapshot."
@@ -75,12 +76,12 @@ class Snapshots:
         Raises:
             ConfigurationError: the file cannot be read, or it is not what `save` wrote.
         """
-        if not os.path.lexists(self.path):
+        if not os.path.lexists(self._place / CURRENT):
             return None
-        if not self.path.is_file():
+        if not (self._place / CURRENT).is_file():
             raise ConfigurationError(self.damaged("it is no regular file"))
         try:
-            content = self.path.read_bytes()
+            content = (self._place / CURRENT).read_bytes()
         except OSError as error:
             raise ConfigurationError(f"The snapshot {self.path} cannot be read: {error.strerror}.") from error
         head = len(TITLE) + DIGITS + 1
@@ -103,11 +104,11 @@ class Snapshots:
     def remove(self) -> None:
         """Removes the snapshot when the work is done."""
         for name in (CURRENT, NEXT):
-            (self._folder / name).unlink(missing_ok=True)
+            (self._place / name).unlink(missing_ok=True)
 
     def _sync_folder(self) -> None:
         """Make the file's new name last, too."""
-        descriptor = os.open(self._folder, os.O_RDONLY)
+        descriptor = os.open(self._place, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 import bigbatch
 from bigbatch.comm.errors import BigBatchError, CommunicationError, ConfigurationError, MalformedError
+from bigbatch.comm.foreign import same_directory
 from bigbatch.comm.parameters import FlatParameters, OptimizerFactory
 from bigbatch.comm.schedules.schedule import chunk_bounds
 from bigbatch.comm.server.network.elastic_server import NetworkServer
@@ -66,6 +67,7 @@ class ServedExperiment:
         self._tell = tell
         self._server: NetworkServer | None = None  # what workers talk to
 
+    @same_directory()
     def run(self) -> Run:
         """Serve until everything is trained, write the run's folder, and return the run.
 

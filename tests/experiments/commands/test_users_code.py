@@ -47,6 +47,12 @@ class LossDies(LanguageModelling):
     def loss(self, model, batch):
         os._exit(0)
 
+class Wanders(LanguageModelling):
+    def loss(self, model, batch):
+        os.makedirs("elsewhere", exist_ok=True)
+        os.chdir("elsewhere")
+        return super().loss(model, batch)
+
 class Hidden(LanguageModelling):
     def loss(self, model, batch):
         raise self.error
@@ -100,8 +106,8 @@ CASES = {
     "loss": (["ring", "--task", "mine.py:LossRaises"], "ValueError: loss (helper.py, line 2, in more)"),
     "loss exits": (["ring", "--task", "mine.py:LossExits"], "mine.py ended the program (mine.py, line 31, in loss)"),
     "loss dies": (["ring", "--task", "mine.py:LossDies"], "mine.py ended the program (mine.py, line 35, in loss)"),
-    "loss interrupts": (["ring", "--task", "mine.py:Interrupts"], "KeyboardInterrupt (mine.py, line 39, in loss)"),
-    "loss asks": (["ring", "--task", "mine.py:Asks"], "EOFError: no answer (mine.py, line 39, in loss)"),
+    "loss interrupts": (["ring", "--task", "mine.py:Interrupts"], "KeyboardInterrupt (mine.py, line 45, in loss)"),
+    "loss asks": (["ring", "--task", "mine.py:Asks"], "EOFError: no answer (mine.py, line 45, in loss)"),
     "metrics": (["ring", "--task", "mine.py:MetricsRaises"], "ValueError: metrics (helper.py, line 2, in more)"),
     "build": (["ring", "--model", "mine.py:BuildRaises"], "ValueError: build (helper.py, line 2, in more)"),
     "no task": (["ring", "--task", "mine.py:BuildRaises"], "but must be a class derived from bigbatch.tasks.task.Task"),
@@ -148,6 +154,22 @@ def test_whatever_fails_is_one_sentence_with_its_place(monkeypatch, capsys, name
     assert len(said) == 1
     assert sentence in said[0]
     assert status == 2
+
+
+@pytest.mark.usefixtures("in_folder", "own_cache")
+@pytest.mark.parametrize("simulated", [["-n", "1"], ["--simulate", "2", "--trace"]], ids=["real", "simulated"])
+def test_a_loss_that_goes_to_another_directory_leaves_the_results_where_they_belong(monkeypatch, capsys, simulated):
+    """facebookresearch/hydra 910: a relative path means another file, once the working directory has changed."""
+    here = Path.cwd()
+    words = ["ring", "--task", "mine.py:Wanders", "--out", "found", *simulated, "--arms", "large", *SMALL]
+    monkeypatch.setattr(sys, "argv", ["bigbatch-exp", *words])
+    assert run_program() == 0
+    assert Path.cwd() == here
+    traces = ["trace.json"] if "--trace" in words else []
+    assert sorted(path.name for path in Path("found").iterdir()) == sorted(
+        ["comparison.png", "config.json", "metrics.jsonl", "summary.json", *traces]
+    )
+    assert capsys.readouterr().out.splitlines()[-1].startswith("found/: ")
 
 
 @pytest.mark.usefixtures("in_folder")
