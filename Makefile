@@ -10,8 +10,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraint
 
 export OMP_NUM_THREADS ?= 1
 
-# What you have set for other Pythons (PYTHONOPTIMIZE, PYTHONPATH, PYTHONHOME ...) is not meant for the one in .venv.
-unexport $(filter PYTHON%,$(.VARIABLES))
+# What you have set for other Pythons (PYTHONOPTIMIZE, PYTHONPATH, PYTHONHOME ...) is not meant for the one in .venv,
+# nor which of their plugins pytest loads.
+unexport $(filter PYTHON% PYTEST_PLUGINS PYTEST_DISABLE_PLUGIN_AUTOLOAD,$(.VARIABLES))
 
 .PHONY: demo test test-slow test-all bench check format clean
 

@@ -197,9 +197,13 @@ UNCONNECTED = {
     "ALPS_APP_PE": "",
     "PALS_RANKID": "",
     "HOROVOD_RANK": "HOROVOD_SIZE",
+    "MPIEXEC_RANK": "",
+    "MPIRUN_RANK": "MPIRUN_NPROCS",
+    "LSF_PM_TASKID": "LSB_DJOB_NUMPROC",
 }
 """Maps variables that number a process, whose launcher gives nothing by which to find the others, to those that would
-say how many there are: PRRTE's prun without Open MPI's personality (open-mpi/ompi 6875), aprun, horovodrun with gloo.
+say how many there are: PRRTE's prun without Open MPI's personality (open-mpi/ompi 6875), aprun, horovodrun with gloo,
+OSC's mpiexec, MVAPICH 1, and LSF's blaunch, which counts from 1.
 """
 
 

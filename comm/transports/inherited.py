@@ -3,21 +3,33 @@
 import os
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from bigbatch.comm.wires.processes import Process
 
 
-def environments_above(process: Process | None = None) -> Iterator[Mapping[str, str]]:
-    """Finds the environments with which the processes above one were started, the nearest first.
+@dataclass(frozen=True)
+class Above:
+    """What can be seen of a process above another one, which tells who started that.
 
-    One that the system does not show, such as another user's, counts as empty.
+    Attributes:
+        environment: the environment with which its program was started; empty if the system does not show it.
+        launches: whether it is a launcher, by its name.
+    """
+
+    environment: Mapping[str, str]
+    launches: bool = False
+
+
+def processes_above(process: Process | None = None) -> Iterator[Above]:
+    """Finds what can be seen of the processes above one, the nearest first.
 
     Args:
         process: the process; None for this one.
     """
     above = (process or Process(os.getpid())).parent()
     while above is not None and above.number > 1:
-        yield above.environment() or {}
+        yield Above(above.environment() or {}, above.launches())
         above = above.parent()
 
 
@@ -26,7 +38,7 @@ LAUNCHED = re.compile(
     r"|TORCHELASTIC_.*|PET_.*|HOROVOD_(RANK|SIZE|LOCAL_.*|CROSS_.*)"
     r"|PMI_.*|MPI_(LOCAL.*|RANKID|NRANKS)|PMIX_(?!MCA_|PREFIX).*|OMPI_(?!MCA_|ALLOW_).*|OMPI_MCA_(orte_|ess|pmix|initial_wdir|num_procs).*"
     r"|MV[2P]_COMM_.*|MPISPAWN_.*|JSM_NAMESPACE_.*|PALS_.*|ALPS_APP_.*"
-    r"|PRTE_LAUNCHED|SLURM_.*|SLURMD_.*|FLUX_(TASK|JOB)_.*)"
+    r"|MPIEXEC_RANK|MPIRUN_(RANK|NPROCS)|LSF_PM_.*|PRTE_LAUNCHED|SLURM_.*|SLURMD_.*|FLUX_(TASK|JOB)_.*)"
 )
 """The variables by which launchers tell their processes who they are."""
 

@@ -20,7 +20,7 @@ from bigbatch.comm.transports.families import (
     number,
     refuse_unconnected,
 )
-from bigbatch.comm.transports.inherited import environments_above
+from bigbatch.comm.transports.inherited import Above, processes_above
 from bigbatch.comm.transports.nodelists import first_host
 from bigbatch.comm.wires.processes import Process
 
@@ -156,10 +156,10 @@ def detect(process: Process | None = None) -> Launch:
         LaunchError: the launchers' variables contradict each other, are incomplete or hold no numbers.
     """
     environment = os.environ if process is None else process.environment() or {}
-    return decide(environment, environments_above(process)).launch
+    return decide(environment, processes_above(process)).launch
 
 
-def decide(environment: Mapping[str, str], above: Iterable[Mapping[str, str]] = ()) -> Decision:
+def decide(environment: Mapping[str, str], above: Iterable[Above] = ()) -> Decision:
     """Decides who started a process.
 
     The innermost launcher counts. It is the one that set its variables last: a process above this one has those of the
@@ -167,10 +167,11 @@ def decide(environment: Mapping[str, str], above: Iterable[Mapping[str, str]] = 
     (accelerate, composer). Where no such process can be seen, as on other systems than Linux, torchrun is taken to be
     inside mpirun and srun, and mpirun inside srun.
     Variables like torchrun's that somebody set by hand count unless they are for one process, and so left over.
+    A process without variables whose launcher can be seen has lost them, and is refused.
 
     Args:
         environment: the environment variables of the process.
-        above: the environments of the processes above it, the nearest first, as `environments_above` finds them.
+        above: the processes above it, the nearest first, as `processes_above` finds them.
 
     Raises:
         LaunchError: the variables contradict each other, are incomplete or hold no numbers.
@@ -186,6 +187,8 @@ def decide(environment: Mapping[str, str], above: Iterable[Mapping[str, str]] = 
         return Decision(launch, variables, f"{TORCH.said(environment)} were set by hand{inside}, {place}.")
     if family is None:
         refuse_unconnected(environment)
+        if by_hand is None:
+            _refuse_lost(environment, above)
         left = " The variables of torch are for one process, and so left over." if by_hand is not None else ""
         why = f"No launcher started this process, so it is by itself.{left}"
         return Decision(Launch(Launcher.NONE), variables, why)
@@ -200,13 +203,13 @@ def decide(environment: Mapping[str, str], above: Iterable[Mapping[str, str]] = 
 
 
 def _innermost(
-    found: Mapping[Family, Place], environment: Mapping[str, str], above: Iterable[Mapping[str, str]]
+    found: Mapping[Family, Place], environment: Mapping[str, str], above: Iterable[Above]
 ) -> tuple[Family | None, str]:
     """The launcher that counts, of those that set variables, and the reason if there are several."""
     if len(found) < 2:
         return next(iter(found), None), ""
     for inherited in above:
-        new = [family for family in found if not family.alike(environment, inherited)]
+        new = [family for family in found if not family.alike(environment, inherited.environment)]
         if len(_different(new, found)) == 1:
             others = [family for family in found if family not in new]
             inside = f"; it is inside {_listed(others)}, whose variables the processes above this one have, too"
@@ -225,6 +228,28 @@ def _innermost(
                 "launcher is the inner one: unset the variables that do not belong to this job."
             )
     return inner, f"; of {_listed(several)} it is the one that the others start"
+
+
+def _refuse_lost(environment: Mapping[str, str], above: Iterable[Above]) -> None:
+    """Refuses a process below a launcher whose variables something has taken away, as env -i and sudo do.
+
+    It would work alone, as would each of the others. Nothing tells for how many a launcher would have set them that is
+    directly above; whoever says that there is one process, in between or here, is believed.
+    """
+    between = [environment]
+    for process in above:
+        if process.launches:
+            break
+        between.append(process.environment)
+    else:
+        return  # variables that nobody's launcher set may be unset
+    told = [family.read(seen) for seen in between for family in FAMILIES if counts(family, seen)]
+    if told[0].alone if told else any(map(launchers_variables, between)):
+        return
+    raise LaunchError(
+        "A launcher started this process, but the variables with its rank are gone, as env -i and sudo remove them, so "
+        "that it would work alone: keep them (sudo -E), or set RANK=0 and WORLD_SIZE=1 if it is meant to."
+    )
 
 
 def _different(families: Iterable[Family], found: Mapping[Family, Place]) -> list[Family]:

@@ -14,7 +14,8 @@ PROC = Path("/proc")
 
 LAUNCHERS = frozenset(
     {
-        *("mpirun", "mpiexec", "mpiexec.hydra", "hydra_pmi_proxy", "hydra_bstrap_pr"),
+        *("mpirun", "mpirun.openmpi", "mpirun.mpich", "mpiexec", "mpiexec.openmpi", "mpiexec.mpich", "mpiexec.hydra"),
+        *("hydra_pmi_proxy", "hydra_bstrap_pr"),
         *("orterun", "orted", "prterun", "prte", "prted", "srun", "slurmstepd", "torchrun", "pt_elastic", "deepspeed"),
         *("mpirun_rsh", "mpispawn", "flux-shell"),
     }

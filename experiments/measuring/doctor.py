@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bigbatch.comm.errors import BigBatchError, LaunchError
 from bigbatch.comm.transports.families import Launcher, launchers_variables
-from bigbatch.comm.transports.inherited import environments_above
+from bigbatch.comm.transports.inherited import processes_above
 from bigbatch.comm.transports.launch import Launch, decide
 from bigbatch.comm.transports.segments import orphans, remove
 from bigbatch.experiments.training.launcher import MPI_HINT, find_mpirun, usable_cores, version
@@ -25,7 +25,7 @@ def examine() -> Iterator[tuple[str, str, str]]:
     yield "threads", f"OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'not set')}; a run sets --threads itself", ""
     launch = None
     try:
-        decision = decide(os.environ, environments_above())
+        decision = decide(os.environ, processes_above())
         launch = decision.launch
         yield "launcher", decision.why, ""
     except LaunchError as error:

@@ -358,6 +358,8 @@ def make_folder(folder: Path, option: str = "--out") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+    except ValueError as error:  # Python's word for a zero byte in a name
+        raise unwritable(folder, OSError(str(error)), option, "folder") from error
     except OSError as error:
         raise unwritable(folder, error, option, "folder") from error
 

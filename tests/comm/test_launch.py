@@ -6,8 +6,8 @@ Values are those that the launchers were seen to set (MPICH 5.0.2, Open MPI 5.0.
 import pytest
 
 from bigbatch.comm.errors import LaunchError
-from bigbatch.comm.transports.families import Launcher
-from bigbatch.comm.transports.inherited import without_launchers
+from bigbatch.comm.transports.families import UNCONNECTED, Launcher
+from bigbatch.comm.transports.inherited import Above, without_launchers
 from bigbatch.comm.transports.launch import Launch, decide
 from bigbatch.comm.transports.nodelists import first_host, tasks_here
 
@@ -232,7 +232,7 @@ DECIDED = {
 @pytest.mark.parametrize("name", DECIDED)
 def test_the_innermost_launcher_that_fits_wins(name):
     environment, above, expected = DECIDED[name]
-    decision = decide(environment, above)
+    decision = decide(environment, map(Above, above))
     assert decision.launch == expected
     assert decision.why.endswith(".")
     assert expected.launcher.value in decision.why.lower() or "by hand" in decision.why
@@ -248,6 +248,9 @@ REFUSED = {
     "prun, which tells no size": (PRUN, ("PMIX_RANK='1'", "--personality ompi")),  # open-mpi/ompi 6875
     "aprun": ({"ALPS_APP_PE": "3"}, ("ALPS_APP_PE='3'",)),
     "horovodrun with gloo": ({"HOROVOD_RANK": "1", "HOROVOD_SIZE": "2"}, ("HOROVOD_RANK='1'",)),
+    "OSC's mpiexec": ({"MPIEXEC_RANK": "0"}, ("MPIEXEC_RANK='0'",)),
+    "blaunch": ({"LSF_PM_TASKID": "1", "LSB_DJOB_NUMPROC": "2"}, ("LSF_PM_TASKID='1'",)),
+    "mpirun of MVAPICH 1": ({"MPIRUN_RANK": "1", "MPIRUN_NPROCS": "2"}, ("MPIRUN_RANK='1'",)),
     "a rank of unknown many": ({"OMPI_COMM_WORLD_RANK": "1"}, ("OMPI_COMM_WORLD_RANK='1'",)),
     "two of MPI": ({**HYDRA, **OPEN_MPI}, ("PMI_RANK=1", "OMPI_COMM_WORLD_SIZE=6")),
     "torchrun and mpirun, unseen": ({**TORCHRUN, **HYDRA}, ("RANK=1", "WORLD_SIZE=2", "PMI_SIZE=4")),
@@ -297,6 +300,33 @@ def test_contradictions_and_bad_values_are_refused_in_a_sentence_with_the_variab
         assert part in sentence, sentence
 
 
+LAUNCHER = Above({}, launches=True)  # such as hydra_pmi_proxy or slurmstepd
+BELOW = {
+    "mpirun env -i": ({}, (LAUNCHER,), False),
+    "mpirun env -i bash, a script of it": ({}, (Above({}), LAUNCHER), False),
+    "mpirun sudo": ({}, (Above(HYDRA), LAUNCHER), False),
+    "srun apptainer --cleanenv": ({"MASTER_ADDR": "n1"}, (Above(SRUN), Above(SRUN), LAUNCHER), False),
+    "unset PMI_RANK PMI_SIZE in a rank's shell": ({"MPI_LOCALRANKID": "1"}, (Above(HYDRA), LAUNCHER), False),
+    "sudo in a shell of one task": ({}, (Above(PTY), LAUNCHER), True),
+    "sudo in a batch script": ({}, (Above(SBATCH), LAUNCHER), True),
+    "a batch script's exec": (SBATCH, (LAUNCHER,), True),
+    "said to be alone": ({"RANK": "0", "WORLD_SIZE": "1"}, (LAUNCHER,), True),
+    "started by one that is said to be alone": ({}, (Above({"RANK": "0", "WORLD_SIZE": "1"}), LAUNCHER), True),
+    "unset RANK in a container's shell": ({}, (Above(BY_HAND), Above({})), True),
+    "a program beside the job": ({}, (Above({}), Above({})), True),
+}
+
+
+@pytest.mark.parametrize("name", BELOW)
+def test_a_process_that_has_lost_its_launchers_variables_does_not_work_alone(name):
+    environment, above, works = BELOW[name]
+    if works:
+        assert decide(environment, above).launch == BY_ITSELF
+        return
+    with pytest.raises(LaunchError, match=r"variables with its rank are gone.* RANK=0 and WORLD_SIZE=1"):
+        decide(environment, above)
+
+
 def test_processes_that_are_started_inherit_no_launchers_variables():
     everything = {
         **HYDRA,
@@ -313,8 +343,7 @@ def test_processes_that_are_started_inherit_no_launchers_variables():
         **FLUX,
         **DEEPSPEED,
         **PRUN,
-        "ALPS_APP_PE": "3",
-        "HOROVOD_RANK": "1",
+        **dict.fromkeys(UNCONNECTED, "3"),
         "OMPI_MCA_orte_ess_jobid": "1",
         "PET_NNODES": "2",
     }

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 def test_settings_for_other_pythons_are_left_behind():
     """PYTHONOPTIMIZE takes assertions away (nose 504); PYTHONPATH may lead to another installation."""
     foreign = {"PYTHONOPTIMIZE": "1", "PYTHONPATH": "/elsewhere", "PYTHONHOME": "/nowhere", "PYTHONDEVMODE": "1"}
+    foreign |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "theirs"}
     seen = subprocess.run(
         ["make", "-s", "-f", "-", "seen"],
         input="include Makefile\nseen:\n\t@env; echo python is $(PYTHON)\n",

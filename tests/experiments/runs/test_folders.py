@@ -122,6 +122,28 @@ def test_a_folder_has_one_writer_at_a_time(tmp_path):
         assert (tmp_path / "metrics.jsonl").read_text() == ""
 
 
+def test_a_run_whose_folder_was_moved_writes_nothing_into_the_next_one_of_that_name(tmp_path):
+    with RunWriter(tmp_path / "run") as first:
+        (tmp_path / "run").rename(tmp_path / "old")
+        with RunWriter(tmp_path / "run") as second:
+            second.summary({"who": "second"})
+            first.summary({"who": "first"})
+            first.metric({"update": 1})
+    assert json.loads((tmp_path / "run/summary.json").read_text()) == {"who": "second"}
+    assert not (tmp_path / "run/metrics.jsonl").read_text()
+    assert json.loads((tmp_path / "old/metrics.jsonl").read_text()) == {"update": 1}
+    assert first.failures == [
+        f"The file {tmp_path / 'run/summary.json'} cannot be written: the run's folder was moved, and another one has "
+        "its name now"
+    ]
+    assert second.failures == []
+
+
+def test_a_name_that_no_folder_can_have_is_refused_in_a_sentence():
+    with pytest.raises(ConfigurationError, match=r"cannot be written: embedded null byte. Name another with --out\."):
+        RunWriter(Path("a\0b"))
+
+
 def test_a_comparison_keeps_the_folders_of_its_runs_until_it_ends(tmp_path):
     """A second one would write over the first run of the first while that is at its second."""
     asked = [Request.of(name, {"workers": 1, "arms": ("small",), **ONE}) for name in ("ring", "ps")]
