@@ -111,6 +111,45 @@ class Quantised(Plain):
         return super().forward(x)
 
 
+@pytest.mark.parametrize(
+    ("strategy", "words"),
+    [
+        ("ring", "The parameter book has come apart from worker 0's"),
+        ("ps", "The parameter book has come apart from worker 0's"),
+        ("ps+colocated", "The parameter book has come apart from worker 0's"),
+        ("ps:async", "The parameter book is frozen and was changed"),
+    ],
+)
+def test_a_frozen_parameter_that_every_worker_moves_by_its_own_data_is_found(strategy, words):
+    kind = strategy_named(strategy)
+    with pytest.raises(ConfigurationError, match=re.escape(words)):
+        Cluster(kind.ranks_for(3)).run(lambda transport: Job(kind, transport).train(Quantised()))
+
+
+class Taught(Plain):
+    """A frozen teacher, the moving mean of what is trained (mean teacher), alike on workers that are."""
+
+    def __init__(self):
+        super().__init__()
+        self.teacher = nn.Linear(3, 4).double().requires_grad_(False)
+
+    def forward(self, x, _=0):
+        return super().forward(x) + (self.teacher(x) - self.first(x)).pow(2).sum()
+
+
+def learnt(module, _):
+    module.teacher.weight.data.lerp_(module.first.weight.data, 0.1)
+
+
+@pytest.mark.parametrize("strategy", ["ring", "ps", "ps+servers=2"])
+def test_a_frozen_parameter_that_all_workers_move_alike_is_their_own(strategy):
+    def work(transport):
+        job = Job(strategy_named(strategy), transport)
+        job.same(job.train(Taught(), between=learnt), job.plain(Taught(), between=learnt))
+
+    Cluster(strategy_named(strategy).ranks_for(3)).run(work)
+
+
 def test_workers_that_come_apart_are_found():
     """Values that worker 0 alone loads, as after a checkpoint; an optimiser that draws random numbers of its own."""
 
@@ -128,7 +167,6 @@ def test_workers_that_come_apart_are_found():
         job = Job(strategy_named("ring"), transport)
         job.refused("has come apart from worker 0's", module=Plain(), between=partial(loads, rank=transport.rank))
         job.refused("has come apart", module=Plain(), make=lambda named: Langevin(named, lr=0.1))
-        job.refused("The parameter book has come apart", module=Quantised())
 
     Cluster(3).run(alone)
 
@@ -214,8 +252,8 @@ class Noisy(nn.Module):
         return (x * kept) @ self.table.T
 
 
-def trainer_of(transport, strategy="ring", **more):
-    module = Noisy()
+def trainer_of(transport, strategy="ring", module=None, **more):
+    module = module or Noisy()
     parameters = FlatParameters(module)
     made = strategy_named(strategy)(transport)
     made.start(parameters, lambda named: torch.optim.SGD(named, lr=1e-3), bucket_bytes=100)
@@ -291,6 +329,24 @@ def test_a_trainer_stops_and_goes_on_in_the_midst_of_its_random_numbers():
         pass
     second.load_state_dict(first.state_dict())
     assert torch.equal(contents(finish(second)), contents(whole))
+
+
+def test_a_trainer_goes_on_with_the_frozen_parameters_that_it_had():
+    """A teacher that follows what is trained, as in self-supervised learning, is part of what is saved."""
+
+    def trained(trainer, updates):
+        for _ in itertools.islice(trainer.updates(), updates):
+            trainer.model.frozen.weight.data.mul_(0.9)
+        return trainer
+
+    def fresh():
+        module = Noisy()
+        module.frozen.weight.requires_grad_(False)
+        return trainer_of(Alone(), module=module)
+
+    whole, second = trained(fresh(), 5), fresh()
+    second.load_state_dict(trained(fresh(), 2).state_dict())
+    assert torch.equal(contents(trained(second, 3)), contents(whole))
 
 
 def test_a_look_puts_every_modules_mode_back():
