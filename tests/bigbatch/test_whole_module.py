@@ -233,6 +233,12 @@ def test_nothing_is_trained_of_a_backward_that_failed():
     assert torch.equal(flat(module), before)
 
 
+def test_training_does_not_begin_under_inference_mode():
+    model = Plain()
+    with torch.inference_mode(), pytest.raises(ConfigurationError, match="begin the training outside of it"):
+        attach(model, torch.optim.SGD, lr=0.1, transport=Alone())
+
+
 class Noisy(nn.Module):
     """Embeddings, a norm with running means, dropout that is noted, and a norm that stays in evaluation mode."""
 

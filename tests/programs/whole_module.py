@@ -574,6 +574,10 @@ REFUSED: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
         lambda: {"module": nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1).double())},
     ),
     "a lazy layer": ("has no shape yet", lambda: {"module": nn.LazyLinear(2)}),
+    "a lazy norm without weights": (
+        "The buffer 1.running_mean of the model Sequential has no shape yet",
+        lambda: {"module": nn.Sequential(nn.Linear(3, 2), nn.LazyBatchNorm1d(affine=False))},
+    ),
     "nothing to train": ("no parameter that requires", lambda: {"module": nn.Linear(2, 2).requires_grad_(False)}),
     "only parameters of size zero": (
         "no parameter that requires",
