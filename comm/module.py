@@ -161,7 +161,7 @@ def _share_memory(one: Tensor, other: Tensor) -> bool:
 
 def _addresses(tensor: Tensor) -> Tensor:
     """(elements,) where each element lies in memory."""
-    offsets = torch.zeros((), dtype=torch.int64)
+    offsets = torch.zeros((), dtype=torch.int64, device="cpu")
     for length, stride in zip(tensor.shape, tensor.stride(), strict=True):
-        offsets = offsets[..., None] + torch.arange(length) * stride
+        offsets = offsets[..., None] + torch.arange(length, device="cpu") * stride
     return tensor.data_ptr() + offsets.flatten() * tensor.element_size()

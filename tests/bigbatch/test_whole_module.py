@@ -12,7 +12,7 @@ import torch
 from bodies import VOCABULARY, Sequences, flat, strategy_named
 from jobs import PROGRAMS, Run, launcher, quick
 from torch import nn
-from whole_module import CASES, REFUSED, Job, Plain, clamped
+from whole_module import CASES, REFUSED, Job, Plain, adamw, clamped
 
 from bigbatch.comm.errors import ConfigurationError, MismatchError
 from bigbatch.comm.parameters import FlatParameters, digest
@@ -434,3 +434,17 @@ def test_a_worker_on_a_network_must_have_the_same_fixed_tensors():
     assert facts() == facts(lambda module: module.table.data.mul_(2)), "the servers give what is trained"
     assert facts() != facts(lambda module: module.frozen.running_mean.add_(1e-3))
     assert facts() != facts(lambda module: module.frozen.weight.requires_grad_(False))
+
+
+@pytest.mark.parametrize("strategy", ["hierarchical", "ps+servers=2"])
+def test_torchs_default_device_is_for_the_users_own_tensors(strategy):
+    """A file may set it for itself (torch.set_default_device); buffers on the host stay there."""
+    kind = strategy_named(strategy)
+
+    def work(transport):
+        kind(transport).start(parameters[transport.rank], adamw)
+
+    parameters = [FlatParameters(Plain()) for _ in range(kind.ranks_for(2))]
+    with torch.device("meta"):
+        Cluster(len(parameters)).run(work)
+    assert all(own.gradients.device.type == "cpu" for own in parameters)
