@@ -4,7 +4,7 @@ from operator import is_, itemgetter
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from bigbatch.comm.errors import ConfigurationError, quoted
 
@@ -37,7 +37,7 @@ class WholeModule:
         named = list(module.named_parameters())
         for what, tensors in (("Parameter", named), ("The buffer", module.named_buffers())):
             for name, tensor in tensors:
-                if isinstance(tensor, UninitializedTensorMixin):
+                if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
                     raise ConfigurationError(
                         f"{what} {name} of the model {self.name} has no shape yet: let the model compute a batch first."
                     )

@@ -12,7 +12,7 @@ import torch
 from bodies import VOCABULARY, Sequences, flat, strategy_named
 from jobs import PROGRAMS, Run, launcher, quick
 from torch import nn
-from whole_module import CASES, REFUSED, Job, Plain, adamw, clamped
+from whole_module import CASES, REFUSED, Job, Plain, Quantised, adamw, clamped
 
 from bigbatch.comm.errors import ConfigurationError, MismatchError
 from bigbatch.comm.parameters import FlatParameters, digest
@@ -99,23 +99,9 @@ def test_servers_refuse_parameters_that_they_would_undo(between):
         Cluster(3).run(lambda transport: Job(kind, transport).train(Plain(), between=between))
 
 
-class Quantised(Plain):
-    """A codebook that each worker moves towards its own data (vector-quantize-pytorch 222)."""
-
-    def __init__(self):
-        super().__init__()
-        self.book = nn.Parameter(torch.zeros(3, dtype=torch.float64), requires_grad=False)
-
-    def forward(self, x, _=0):
-        self.book.data.lerp_(x.mean(0), 0.1)
-        return super().forward(x)
-
-
 @pytest.mark.parametrize(
     ("strategy", "words"),
     [
-        ("ring", "The parameter book has come apart from worker 0's"),
-        ("ps", "The parameter book has come apart from worker 0's"),
         ("ps+colocated", "The parameter book has come apart from worker 0's"),
         ("ps:async", "The parameter book is frozen and was changed"),
     ],
@@ -124,30 +110,6 @@ def test_a_frozen_parameter_that_every_worker_moves_by_its_own_data_is_found(str
     kind = strategy_named(strategy)
     with pytest.raises(ConfigurationError, match=re.escape(words)):
         Cluster(kind.ranks_for(3)).run(lambda transport: Job(kind, transport).train(Quantised()))
-
-
-class Taught(Plain):
-    """A frozen teacher, the moving mean of what is trained (mean teacher), alike on workers that are."""
-
-    def __init__(self):
-        super().__init__()
-        self.teacher = nn.Linear(3, 4).double().requires_grad_(False)
-
-    def forward(self, x, _=0):
-        return super().forward(x) + (self.teacher(x) - self.first(x)).pow(2).sum()
-
-
-def learnt(module, _):
-    module.teacher.weight.data.lerp_(module.first.weight.data, 0.1)
-
-
-@pytest.mark.parametrize("strategy", ["ring", "ps", "ps+servers=2"])
-def test_a_frozen_parameter_that_all_workers_move_alike_is_their_own(strategy):
-    def work(transport):
-        job = Job(strategy_named(strategy), transport)
-        job.same(job.train(Taught(), between=learnt), job.plain(Taught(), between=learnt))
-
-    Cluster(strategy_named(strategy).ranks_for(3)).run(work)
 
 
 def test_workers_that_come_apart_are_found():

@@ -356,6 +356,25 @@ def parameters_that_every_worker_changes_alike(job: Job) -> None:
         job.same(job.train(Plain(), between=clamped), job.plain(Plain(), between=clamped))
 
 
+class Taught(Plain):
+    """A frozen teacher, the moving mean of what is trained (mean teacher), alike on workers in step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.teacher = nn.Linear(FEATURES, 4).double().requires_grad_(False)
+
+    def forward(self, x: Tensor, _: int = 0) -> Tensor:
+        return super().forward(x) + (self.teacher(x) - self.first(x)).pow(2).sum()
+
+
+def learnt(module: nn.Module, _: int) -> None:
+    module.teacher.weight.data.lerp_(module.first.weight.data, 0.1)
+
+
+def a_frozen_parameter_that_all_workers_move_alike(job: Job) -> None:
+    job.same(job.train(Taught(), between=learnt), job.plain(Taught(), between=learnt))
+
+
 CASES: list[Callable[[Job], None]] = [
     a_block_used_three_times_under_reentrant_checkpointing,
     a_loss_that_removes_gradients,
@@ -371,6 +390,7 @@ CASES: list[Callable[[Job], None]] = [
     half_precision,
     values_that_were_moved,
     parameters_that_every_worker_changes_alike,
+    a_frozen_parameter_that_all_workers_move_alike,
 ]
 
 
@@ -407,6 +427,18 @@ class Renormed(Plain):
 
     def forward(self, x: Tensor, number: int = 0) -> Tensor:
         return super().forward(x + self.rows(torch.tensor(number % 5)))
+
+
+class Quantised(Plain):
+    """A frozen codebook that each worker moves towards its own data (vector-quantize-pytorch 222)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.book = nn.Parameter(torch.zeros(FEATURES, dtype=torch.float64), requires_grad=False)
+
+    def forward(self, x: Tensor, _: int = 0) -> Tensor:
+        self.book.data.lerp_(x.mean(0), 0.1)
+        return super().forward(x)
 
 
 class Tied(Plain):
@@ -529,6 +561,7 @@ REFUSED: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
     "a late bias": ("parts (second.bias)", lambda: {"module": without_bias(), "between": given_a_bias}),
     "a late hook": ("changed after it had been sent", lambda: {"module": Plain(), "between": hooked}),
     "weights that a layer changes": ("The parameter rows.weight", lambda: {"module": Renormed()}),
+    "a codebook": ("The parameter book has come apart from worker 0's", lambda: {"module": Quantised()}),
     "a late layer": ("got other parameters or parts", lambda: {"module": Plain(), "between": grown}),
     "a late conversion": (
         "became float32 of shape [1] on cpu after training",
