@@ -111,4 +111,4 @@ def array_dtype(dtype: "torch.dtype") -> "np.dtype[Any]":
     """NumPy's dtype for a dtype of torch."""
     import torch
 
-    return array_of(torch.empty(0, dtype=dtype)).dtype
+    return array_of(torch.empty(0, dtype=dtype, device="cpu")).dtype

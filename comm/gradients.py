@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.values import MOVED
+from bigbatch.comm.values import MOVED, reshaped
 
 
 class GradientViews:
@@ -65,7 +65,8 @@ class GradientViews:
         If an error ends it, it has added to some gradients and not to others, which is a fault.
 
         Raises:
-            ConfigurationError: the buffer itself was moved, so that nothing can be sent safely; on this rank alone.
+            ConfigurationError: the buffer itself was moved, so that nothing can be sent safely, or a parameter has got
+                another shape, so that torch cannot add to its gradient; on this rank alone.
         """
         if self.memory.data_ptr() != self._address:
             self.found(MOVED)
@@ -76,12 +77,22 @@ class GradientViews:
         try:
             yield
         except BaseException as error:
+            if changed := self._reshaped():
+                self.found(changed)
+                raise ConfigurationError(changed) from error
             self.found(
                 f"Backward was ended by an error ({type(error).__name__}) when it had added to some gradients and not "
                 "to others, so that no update can be made of them: go on from what was saved before."
             )
             raise
         self._now = [view._version for view in self._views]
+
+    def _reshaped(self) -> str:
+        """Says which parameter has another shape or dtype than its part of the buffer; mostly nothing."""
+        for (name, parameter), view in zip(self._named, self._views, strict=True):
+            if (parameter.dtype, parameter.shape) != (view.dtype, view.shape):
+                return reshaped(name, parameter, view)
+        return ""
 
     def attach(self) -> None:
         """Gives every parameter its part of the buffer as its gradient again, if it has none, or another."""

@@ -4,7 +4,7 @@ from operator import is_, itemgetter
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from bigbatch.comm.errors import ConfigurationError, quoted
 
@@ -27,14 +27,21 @@ class WholeModule:
     def __init__(self, module: nn.Module) -> None:
         if not isinstance(module, nn.Module):
             raise ConfigurationError(f"The model must be a torch.nn.Module, but is {quoted(module)}.")
+        if torch.is_inference_mode_enabled():
+            raise ConfigurationError(
+                "Nothing can be trained under torch.inference_mode, in which tensors do not know of changes: begin the "
+                "training outside of it."
+            )
         self._module = module
         self.name = type(module).__name__
         named = list(module.named_parameters())
+        for what, tensors in (("Parameter", named), ("The buffer", module.named_buffers())):
+            for name, tensor in tensors:
+                if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
+                    raise ConfigurationError(
+                        f"{what} {name} of the model {self.name} has no shape yet: let the model compute a batch first."
+                    )
         for name, parameter in named:
-            if isinstance(parameter, UninitializedParameter):
-                raise ConfigurationError(
-                    f"Parameter {name} of the model {self.name} has no shape yet: let the model compute a batch first."
-                )
             if parameter.is_inference():
                 raise ConfigurationError(
                     f"Parameter {name} of the model {self.name} was made under torch.inference_mode, so that nothing "
@@ -154,7 +161,7 @@ def _share_memory(one: Tensor, other: Tensor) -> bool:
 
 def _addresses(tensor: Tensor) -> Tensor:
     """(elements,) where each element lies in memory."""
-    offsets = torch.zeros((), dtype=torch.int64)
+    offsets = torch.zeros((), dtype=torch.int64, device="cpu")
     for length, stride in zip(tensor.shape, tensor.stride(), strict=True):
-        offsets = offsets[..., None] + torch.arange(length) * stride
+        offsets = offsets[..., None] + torch.arange(length, device="cpu") * stride
     return tensor.data_ptr() + offsets.flatten() * tensor.element_size()

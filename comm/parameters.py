@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import accumulate, zip_longest
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -298,42 +298,6 @@ def looks_at(updates: int) -> bool:
     So it costs next to nothing in a long training, and a fault that lasts is found all the same.
     """
     return updates & (updates - 1) == 0
-
-
-class GivenValues:
-    """Looks whether a worker's values are those that servers gave it: they would undo any change of its own.
-
-    Args:
-        parameters: the worker's, which have the first values already.
-    """
-
-    def __init__(self, parameters: FlatParameters) -> None:
-        self._parameters = parameters
-        self._updates = 0
-        self.note()
-
-    def note(self) -> None:
-        """Notes the values that have come."""
-        self._with_digests = looks_at(self._updates)
-        self._noted = self._look()
-        self._updates += 1
-
-    def _look(self) -> list[tuple[int, int]]:
-        digests = self._parameters.digests() if self._with_digests else []
-        return list(zip_longest(self._parameters.writes(), digests, fillvalue=0))
-
-    def check(self) -> None:
-        """Notes a fault if the values are others than those that came last.
-
-        Writes to a parameter itself are seen at once, those to its `.data` when the values are looked at.
-        """
-        for name, noted, found in zip(self._parameters.names, self._noted, self._look(), strict=True):
-            if noted != found:
-                self._parameters.views.found(
-                    f"The parameter {name} was changed outside of the optimiser, which the servers would undo: load "
-                    "values before training begins, and use an all-reduce if the loop or the model (max_norm) changes "
-                    "parameters."
-                )
 
 
 def described(tensor: Tensor) -> str:

@@ -50,10 +50,7 @@ class ValueViews:
             if _place(parameter) == place:
                 continue
             if (parameter.dtype, parameter.device, parameter.shape) != (part.dtype, part.device, part.shape):
-                return (
-                    f"The parameter {name} became {_described(parameter)} after training had begun with "
-                    f"{_described(part)}: convert the model, or cut its layers, first."
-                )
+                return reshaped(name, parameter, part)
             moved = parameter.detach().clone()  # for it may lie in the same memory, turned
             parameter.data = part
             if not torch.equal(part, moved):
@@ -64,6 +61,14 @@ class ValueViews:
 
 def _place(tensor: Tensor) -> tuple[int, torch.Size, tuple[int, ...]]:
     return tensor.data_ptr(), tensor.shape, tensor.stride()
+
+
+def reshaped(name: str, parameter: Tensor, part: Tensor) -> str:
+    """Says that a parameter is no longer like its part of the flat buffer, and what to do."""
+    return (
+        f"The parameter {name} became {_described(parameter)} after training had begun with {_described(part)}: "
+        "convert the model, or cut its layers, first."
+    )
 
 
 def _described(tensor: Tensor) -> str:

@@ -12,6 +12,7 @@ import atexit
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from itertools import islice
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -19,7 +20,7 @@ from typing import Any, Self, TypeVar
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.errors import ConfigurationError, DeadlockError
 from bigbatch.comm.kinds import SECONDS, Flag, checked
 from bigbatch.comm.parameters import FlatParameters
 from bigbatch.comm.strategies import STRATEGIES
@@ -132,7 +133,7 @@ class Session:
         self.report: StepReport | None = None
         self._tokens, self._loss = 0, 0.0
         self._pending = self._short = False
-        self._end = weakref.finalize(self, _end, strategy, close)
+        self._end = weakref.finalize(self, _end_uncalled, strategy, close)
 
     def shard(self, batches: Iterable[Item]) -> Iterator[Item]:
         """Yields this worker's share of the batches: one of every `workers` batches in a row, by the worker's number.
@@ -200,7 +201,9 @@ class Session:
 
     def close(self) -> None:
         """End this rank's session; all ranks call it together. The model keeps its parameters, not its gradients."""
-        self._end()
+        if ended := self._end.detach():
+            _, _, (strategy, close), _ = ended
+            _end(strategy, close)
 
     def __enter__(self) -> Self:
         return self
@@ -217,6 +220,12 @@ def _abort_after_an_error(reference: weakref.ref[Session]) -> None:
     session = reference()
     if session is not None and session._end.alive and getattr(sys, "last_value", None) is not None:
         session.strategy.transport.abort(1)
+
+
+def _end_uncalled(strategy: Strategy, close: Callable[[], None]) -> None:
+    """Ends a session that nobody has closed; if its simulation has ended before, nobody is left to be told."""
+    with suppress(DeadlockError):
+        _end(strategy, close)
 
 
 def _end(strategy: Strategy, close: Callable[[], None]) -> None:

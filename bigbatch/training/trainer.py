@@ -170,18 +170,18 @@ class Trainer:
             "strategy": self.strategy.state_dict(),
             "noise": None if self._noise is None else self._noise.state_dict(),
             "random": self._random.state_dict(),
-            "buffers": {name: buffer.clone() for name, buffer in self.model.named_buffers()},
+            "fixed": {name: tensor.clone() for name, tensor in self.parameters.module.fixed},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state that `state_dict` returned on the same rank; call it before the first update."""
         self._position = state["position"]
+        for name, tensor in self.parameters.module.fixed:
+            tensor.copy_(state["fixed"][name])
         self.strategy.load_state_dict(state["strategy"])
         if self._noise is not None and state["noise"] is not None:
             self._noise.load_state_dict(state["noise"])
         self._random.load_state_dict(state["random"])
-        for name, buffer in self.model.named_buffers():
-            buffer.copy_(state["buffers"][name])
 
     def updates(self) -> Iterator[Update]:
         """Makes one update per iteration until all are made; what the caller does in between is not timed.

@@ -174,9 +174,11 @@ def measure(
     workers = max(operation.workers for operation in operations.values())
     works = {**operations, MEMORY: Touching(workers) if transport.rank < workers else Operation(workers)}
     handed_in = partial(_distinct_integers, elements * at_once, ranks=workers)
-    total = cache(lambda count: sum(map(handed_in, range(count)), torch.zeros(1, dtype=torch.int64)).float())
+    total = cache(
+        lambda count: sum(map(handed_in, range(count)), torch.zeros(1, dtype=torch.int64, device="cpu")).float()
+    )
     own = handed_in(transport.rank).float()
-    memory = torch.zeros(len(own))
+    memory = torch.zeros(len(own), device="cpu")
 
     def prepare() -> None:
         for work in works.values():
@@ -239,4 +241,4 @@ def _distinct_integers(elements: int, rank: int, ranks: int) -> Tensor:
     The pattern repeats after 2^24/p², or more, elements: further apart than the chunks of a large buffer, and odd.
     """
     period = (EXACT_BELOW - 1) // ranks | 1
-    return (torch.arange(elements, dtype=torch.int64) * ranks + rank) % period
+    return (torch.arange(elements, dtype=torch.int64, device="cpu") * ranks + rank) % period

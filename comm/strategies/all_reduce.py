@@ -19,6 +19,7 @@ from bigbatch.comm.reducers.library import MPIAllReduce, TorchAllReduce
 from bigbatch.comm.reducers.shared_memory import SharedMemory
 from bigbatch.comm.schedules.prove import refuse_unproven
 from bigbatch.comm.schedules.schedule import Schedule, name_of
+from bigbatch.comm.strategies.alike import apart, refuse_unlike
 from bigbatch.comm.strategies.description import Description, Workload, all_reduced
 from bigbatch.comm.strategies.replicated import Replicated
 from bigbatch.comm.strategies.strategy import Squares, StepReport
@@ -28,9 +29,6 @@ from bigbatch.comm.transports.torch_distributed import TorchTransport
 from bigbatch.comm.wires.agreement import together
 from bigbatch.comm.wires.recording import COMPUTE
 from bigbatch.comm.wires.transport import Transport, consecutive_nodes
-
-ROUNDING = 1e-3
-"""How far the workers' values may be apart, relative to the largest: processors of several kinds round differently."""
 
 
 class AllReduce(Replicated):
@@ -131,14 +129,12 @@ class AllReduce(Replicated):
     def _faults(self) -> float:
         """A number whose sum over all workers is 0 if none has a fault, and all have the same parameters.
 
-        It is exact: workers have whole numbers of less than 2^40, which cancel if they are alike, and halves.
+        It is exact: what is apart are whole numbers, see `apart`, and faults are halves.
         """
         faults = 0.5 * bool(self.parameters.views.fault)
         if self.workers > 1 and looks_at(self.steps):
             frozen = [digest(tensor) for _, tensor in self.parameters.module.frozen]
-            numbered = enumerate([*self.parameters.digests(), *frozen], start=1)
-            whole = sum(number * one for number, one in numbered) % 2**40
-            faults += whole * (1 - self.workers if self.worker == 0 else 1)
+            faults += apart(self, [*self.parameters.digests(), *frozen])
         return faults
 
     def _refuse_unlike(self) -> None:
@@ -148,25 +144,7 @@ class AllReduce(Replicated):
             (piece.name, parameters.values[piece.first : piece.stop])
             for piece in parameters.pieces(0, len(parameters.values))
         ]
-        everything = [*trained, *parameters.module.frozen]
-        theirs = [tensor.clone() for _, tensor in everything]
-        self.share(theirs)
-
-        def compare() -> None:
-            for (name, mine), other in zip(everything, theirs, strict=True):
-                if torch.equal(mine, other):
-                    continue
-                wide = torch.complex128 if mine.is_complex() else torch.float64
-                apart = float((mine.to(wide) - other.to(wide)).abs().max())
-                largest = float(other.to(wide).abs().max())
-                if apart > ROUNDING * largest:
-                    raise ConfigurationError(
-                        f"The parameter {name} has come apart from worker 0's, by up to {apart:.2g}: change "
-                        "parameters on all workers alike. An optimiser must not draw random numbers of its own, nor a "
-                        "layer change its weights by the data that it sees, as with max_norm."
-                    )
-
-        together(self.transport, compare)
+        refuse_unlike(self, self.transport, [*trained, *parameters.module.frozen])
 
     def _everyones(self, tally: NDArray[np.float64]) -> NDArray[np.float64]:
         """Sum a few numbers, then the last bucket; every bucket is summed when it returns.

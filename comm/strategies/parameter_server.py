@@ -11,11 +11,12 @@ import numpy as np
 from bigbatch.comm.collectives import Nodes
 from bigbatch.comm.collectives.direct import direct
 from bigbatch.comm.errors import ConfigurationError, quoted
-from bigbatch.comm.parameters import Bucket, GivenValues, OnHost, OptimizerFactory, all_finite, refuse_parts
+from bigbatch.comm.parameters import Bucket, OnHost, OptimizerFactory, all_finite, refuse_parts
 from bigbatch.comm.schedules.schedule import chunk_bounds
 from bigbatch.comm.server.report import Report
 from bigbatch.comm.server.shard import Shard
 from bigbatch.comm.simulation.server_rounds import synchronous_server
+from bigbatch.comm.strategies.alike import GivenValues
 from bigbatch.comm.strategies.description import Description, Sum, Workload
 from bigbatch.comm.strategies.server_options import ServerOptions
 from bigbatch.comm.strategies.service import GRADIENT_TAG, LOOK, PUSH, REPORT_TAG, REQUEST_TAG, REST, VALUE_TAG, Service
@@ -133,7 +134,7 @@ class ParameterServer(Strategy):
         self._values = OnHost(self.parameters.values)
         self.bounds = chunk_bounds(len(self._values.array), len(self._servers)).tolist()
         self._versions = [0] * len(self._servers)
-        self._given = GivenValues(self.parameters)
+        self._note_given()
         if self.transport.rank in self._servers:
             first, stop = self.bounds[self.server : self.server + 2]
             self._shard = Shard(
@@ -145,6 +146,11 @@ class ParameterServer(Strategy):
             )
         if self.transport.board is not None:
             self._show(self.transport.board)
+
+    def _note_given(self) -> None:
+        if self.worker is not None:
+            together = self.in_step() or self.workers == 1
+            self._given = GivenValues(self, self._group if together else None)
 
     def _show(self, board: dict[Any, Any]) -> None:
         """Let workers in the same process look at the shard; every rank counts trainings, so that it is this one."""
@@ -319,7 +325,7 @@ class ParameterServer(Strategy):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave on this rank."""
         super().load_state_dict(state)
-        self._given = GivenValues(self.parameters)
+        self._note_given()
         self._versions = list(state["versions"])
         if self._shard is not None:
             self._shard.load_state_dict(state["shard"])

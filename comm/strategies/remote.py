@@ -9,7 +9,6 @@ from torch import Tensor
 from bigbatch.comm.parameters import (
     Bucket,
     FlatParameters,
-    GivenValues,
     OnHost,
     OptimizerFactory,
     all_finite,
@@ -19,6 +18,7 @@ from bigbatch.comm.schedules.schedule import chunk_bounds
 from bigbatch.comm.server.network.parts import tell_missing
 from bigbatch.comm.server.network.remote_shard import RemoteShard
 from bigbatch.comm.server.report import Report
+from bigbatch.comm.strategies.alike import GivenValues
 from bigbatch.comm.strategies.strategy import StepReport, Strategy, joint_outcome
 from bigbatch.comm.wires.transport import Transport
 
@@ -77,7 +77,7 @@ class RemoteServers(Strategy):
         for shard in self._shards:
             shard.begin_read()
         self._finish()
-        self._given = GivenValues(parameters)
+        self._given = GivenValues(self, None)
 
     def push(self, bucket: Bucket) -> None:
         """Does nothing: a gradient is sent whole in `step`, so that it counts once or not at all."""

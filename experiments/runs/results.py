@@ -1,5 +1,8 @@
 """The results of a command: kept first, then shown, then drawn; what fails names itself and leaves the rest."""
 
+import re
+import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +13,9 @@ from bigbatch.comm.errors import BigBatchError, ConfigurationError, IncompleteEr
 from bigbatch.comm.files import replacing, unwritable
 from bigbatch.comm.wires.life import doing
 from bigbatch.experiments.runs.run import SUMMARY, write_json
+
+SHOWN = 12
+"""Of characters that a font lacks, how many are named."""
 
 
 class Results:
@@ -35,6 +41,7 @@ class Results:
         self.folder = folder
         self.failures = list(failures)
         self._first: Exception | None = None
+        self._boxes = False
 
     def keep(self, content: dict[str, Any], name: str = SUMMARY) -> None:
         """Write a JSON file in the folder."""
@@ -55,10 +62,18 @@ class Results:
 
         def write() -> None:
             try:
-                with doing(f"drawing {name}"), replacing(path) as part, own_look():
+                with doing(f"drawing {name}"), replacing(path) as part, own_look(), boxes() as lacking:
                     draw(part)
             except OSError as error:
                 raise unwritable(path, error, "--out") from error
+            if lacking and not self._boxes:
+                self._boxes = True
+                characters = " ".join(list(dict.fromkeys(lacking))[:SHOWN])
+                print(
+                    f"The figure {path} has boxes in place of characters that Matplotlib's font lacks: {characters}.",
+                    file=sys.stderr,
+                    flush=True,
+                )
 
         self.attempt(f"The figure {path} cannot be drawn", write)
 
@@ -112,3 +127,17 @@ def own_look() -> Iterator[None]:
     with mpl.rc_context():
         mpl.rcdefaults()
         yield
+
+
+@contextmanager
+def boxes() -> Iterator[list[str]]:
+    """Collects the characters that Matplotlib's font lacks, of which it would warn one by one; other warnings go on."""
+    lacking: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield lacking
+    for warning in caught:
+        if glyph := re.match(r"Glyph (\d+) .*missing from", str(warning.message)):
+            lacking.append(chr(int(glyph[1])))
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)

@@ -279,3 +279,22 @@ def test_what_is_no_loss_or_no_number_of_tokens_is_refused_before_backward(chang
         with pytest.raises(ConfigurationError, match=said):
             session.backward(*change(loss, tokens))
         assert session.backward(loss, np.int64(tokens)).weight == tokens
+
+
+def test_a_session_that_a_failed_simulation_left_behind_disturbs_no_later_one():
+    """It ends when it is collected: at any time, in whatever greenlet runs then."""
+    left = []
+
+    def failing(transport):
+        model = nn.Linear(2, 1)
+        left.append(bigbatch.attach(model, torch.optim.SGD, lr=0.1, strategy="ps", transport=transport))
+        raise KeyError(transport.rank)
+
+    def collecting(transport):
+        left.clear()
+        transport.barrier()
+        return transport.rank
+
+    with pytest.raises(KeyError):
+        Cluster(3).run(failing)
+    assert Cluster(2).run(collecting) == [0, 1]

@@ -12,7 +12,7 @@ import torch
 from bodies import VOCABULARY, Sequences, flat, strategy_named
 from jobs import PROGRAMS, Run, launcher, quick
 from torch import nn
-from whole_module import CASES, REFUSED, Job, Plain, clamped
+from whole_module import CASES, REFUSED, Job, Plain, Quantised, adamw, clamped
 
 from bigbatch.comm.errors import ConfigurationError, MismatchError
 from bigbatch.comm.parameters import FlatParameters, digest
@@ -99,16 +99,17 @@ def test_servers_refuse_parameters_that_they_would_undo(between):
         Cluster(3).run(lambda transport: Job(kind, transport).train(Plain(), between=between))
 
 
-class Quantised(Plain):
-    """A codebook that each worker moves towards its own data (vector-quantize-pytorch 222)."""
-
-    def __init__(self):
-        super().__init__()
-        self.book = nn.Parameter(torch.zeros(3, dtype=torch.float64), requires_grad=False)
-
-    def forward(self, x, _=0):
-        self.book.data.lerp_(x.mean(0), 0.1)
-        return super().forward(x)
+@pytest.mark.parametrize(
+    ("strategy", "words"),
+    [
+        ("ps+colocated", "The parameter book has come apart from worker 0's"),
+        ("ps:async", "The parameter book is frozen and was changed"),
+    ],
+)
+def test_a_frozen_parameter_that_every_worker_moves_by_its_own_data_is_found(strategy, words):
+    kind = strategy_named(strategy)
+    with pytest.raises(ConfigurationError, match=re.escape(words)):
+        Cluster(kind.ranks_for(3)).run(lambda transport: Job(kind, transport).train(Quantised()))
 
 
 def test_workers_that_come_apart_are_found():
@@ -128,7 +129,6 @@ def test_workers_that_come_apart_are_found():
         job = Job(strategy_named("ring"), transport)
         job.refused("has come apart from worker 0's", module=Plain(), between=partial(loads, rank=transport.rank))
         job.refused("has come apart", module=Plain(), make=lambda named: Langevin(named, lr=0.1))
-        job.refused("The parameter book has come apart", module=Quantised())
 
     Cluster(3).run(alone)
 
@@ -195,6 +195,12 @@ def test_nothing_is_trained_of_a_backward_that_failed():
     assert torch.equal(flat(module), before)
 
 
+def test_training_does_not_begin_under_inference_mode():
+    model = Plain()
+    with torch.inference_mode(), pytest.raises(ConfigurationError, match="begin the training outside of it"):
+        attach(model, torch.optim.SGD, lr=0.1, transport=Alone())
+
+
 class Noisy(nn.Module):
     """Embeddings, a norm with running means, dropout that is noted, and a norm that stays in evaluation mode."""
 
@@ -214,8 +220,8 @@ class Noisy(nn.Module):
         return (x * kept) @ self.table.T
 
 
-def trainer_of(transport, strategy="ring", **more):
-    module = Noisy()
+def trainer_of(transport, strategy="ring", module=None, **more):
+    module = module or Noisy()
     parameters = FlatParameters(module)
     made = strategy_named(strategy)(transport)
     made.start(parameters, lambda named: torch.optim.SGD(named, lr=1e-3), bucket_bytes=100)
@@ -291,6 +297,24 @@ def test_a_trainer_stops_and_goes_on_in_the_midst_of_its_random_numbers():
         pass
     second.load_state_dict(first.state_dict())
     assert torch.equal(contents(finish(second)), contents(whole))
+
+
+def test_a_trainer_goes_on_with_the_frozen_parameters_that_it_had():
+    """A teacher that follows what is trained, as in self-supervised learning, is part of what is saved."""
+
+    def trained(trainer, updates):
+        for _ in itertools.islice(trainer.updates(), updates):
+            trainer.model.frozen.weight.data.mul_(0.9)
+        return trainer
+
+    def fresh():
+        module = Noisy()
+        module.frozen.weight.requires_grad_(False)
+        return trainer_of(Alone(), module=module)
+
+    whole, second = trained(fresh(), 5), fresh()
+    second.load_state_dict(trained(fresh(), 2).state_dict())
+    assert torch.equal(contents(trained(second, 3)), contents(whole))
 
 
 def test_a_look_puts_every_modules_mode_back():
@@ -372,3 +396,17 @@ def test_a_worker_on_a_network_must_have_the_same_fixed_tensors():
     assert facts() == facts(lambda module: module.table.data.mul_(2)), "the servers give what is trained"
     assert facts() != facts(lambda module: module.frozen.running_mean.add_(1e-3))
     assert facts() != facts(lambda module: module.frozen.weight.requires_grad_(False))
+
+
+@pytest.mark.parametrize("strategy", ["hierarchical", "ps+servers=2"])
+def test_torchs_default_device_is_for_the_users_own_tensors(strategy):
+    """A file may set it for itself (torch.set_default_device); buffers on the host stay there."""
+    kind = strategy_named(strategy)
+
+    def work(transport):
+        kind(transport).start(parameters[transport.rank], adamw)
+
+    parameters = [FlatParameters(Plain()) for _ in range(kind.ranks_for(2))]
+    with torch.device("meta"):
+        Cluster(len(parameters)).run(work)
+    assert all(own.gradients.device.type == "cpu" for own in parameters)

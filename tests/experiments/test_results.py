@@ -24,6 +24,7 @@ from bigbatch.comm.cache import keep, kept_json
 from bigbatch.comm.errors import INCOMPLETE, BigBatchError, ConfigurationError, IncompleteError
 from bigbatch.comm.files import replacing
 from bigbatch.experiments.commands.main import cli, run_program
+from bigbatch.experiments.figures.style import panels
 from bigbatch.experiments.runs.results import Results
 from bigbatch.experiments.runs.run import Run, read_summary
 from bigbatch.experiments.runs.writer import RunWriter
@@ -56,6 +57,23 @@ def test_each_step_fails_by_itself_and_the_error_names_all(tmp_path):
     assert str(failed.value) == (
         f"The results cannot be printed: ZeroDivisionError: division by zero; The file {tmp_path / 'one.png'} cannot "
         "be written: No space left on device. Make room there, or name another folder with --out."
+    )
+
+
+def test_characters_that_the_font_lacks_are_told_of_once(tmp_path, capsys):
+    """An algorithm may be called by a Chinese name; Matplotlib warns of each character (matplotlib 15062)."""
+
+    def draws(path: Path) -> None:
+        figure, _ = panels(1, 1)
+        figure.suptitle("环形 ring")
+        figure.savefig(path)
+
+    results = Results(tmp_path)
+    for name in ("one.png", "two.png"):
+        results.draw(name, draws)
+    results.close()
+    assert capsys.readouterr().err == (
+        f"The figure {tmp_path / 'one.png'} has boxes in place of characters that Matplotlib's font lacks: 环 形.\n"
     )
 
 

@@ -356,6 +356,25 @@ def parameters_that_every_worker_changes_alike(job: Job) -> None:
         job.same(job.train(Plain(), between=clamped), job.plain(Plain(), between=clamped))
 
 
+class Taught(Plain):
+    """A frozen teacher, the moving mean of what is trained (mean teacher), alike on workers in step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.teacher = nn.Linear(FEATURES, 4).double().requires_grad_(False)
+
+    def forward(self, x: Tensor, _: int = 0) -> Tensor:
+        return super().forward(x) + (self.teacher(x) - self.first(x)).pow(2).sum()
+
+
+def learnt(module: nn.Module, _: int) -> None:
+    module.teacher.weight.data.lerp_(module.first.weight.data, 0.1)
+
+
+def a_frozen_parameter_that_all_workers_move_alike(job: Job) -> None:
+    job.same(job.train(Taught(), between=learnt), job.plain(Taught(), between=learnt))
+
+
 CASES: list[Callable[[Job], None]] = [
     a_block_used_three_times_under_reentrant_checkpointing,
     a_loss_that_removes_gradients,
@@ -371,6 +390,7 @@ CASES: list[Callable[[Job], None]] = [
     half_precision,
     values_that_were_moved,
     parameters_that_every_worker_changes_alike,
+    a_frozen_parameter_that_all_workers_move_alike,
 ]
 
 
@@ -407,6 +427,18 @@ class Renormed(Plain):
 
     def forward(self, x: Tensor, number: int = 0) -> Tensor:
         return super().forward(x + self.rows(torch.tensor(number % 5)))
+
+
+class Quantised(Plain):
+    """A frozen codebook that each worker moves towards its own data (vector-quantize-pytorch 222)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.book = nn.Parameter(torch.zeros(FEATURES, dtype=torch.float64), requires_grad=False)
+
+    def forward(self, x: Tensor, _: int = 0) -> Tensor:
+        self.book.data.lerp_(x.mean(0), 0.1)
+        return super().forward(x)
 
 
 class Tied(Plain):
@@ -512,6 +544,15 @@ def put_into_shared_memory(module: nn.Module, updates: int) -> None:
         module.share_memory()
 
 
+def cut(module: nn.Module, updates: int) -> None:
+    if updates == 1:
+        module.first.weight.data = module.first.weight.data[:, :2]
+
+
+def of_two_features(module: nn.Module, batch: Batch) -> Tensor:
+    return module(batch[0][:, : module.first.weight.shape[1]]).sum()
+
+
 REFUSED: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
     "erased gradients": ("was set to zero after backward", lambda: {"module": Plain(), "loss": erased}),
     "a parameter that was replaced": ("second.weight was replaced", lambda: {"module": Plain(), "between": replaced}),
@@ -520,10 +561,15 @@ REFUSED: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
     "a late bias": ("parts (second.bias)", lambda: {"module": without_bias(), "between": given_a_bias}),
     "a late hook": ("changed after it had been sent", lambda: {"module": Plain(), "between": hooked}),
     "weights that a layer changes": ("The parameter rows.weight", lambda: {"module": Renormed()}),
+    "a codebook": ("The parameter book has come apart from worker 0's", lambda: {"module": Quantised()}),
     "a late layer": ("got other parameters or parts", lambda: {"module": Plain(), "between": grown}),
     "a late conversion": (
         "became float32 of shape [1] on cpu after training",
         lambda: {"module": Plain(), "between": converted},
+    ),
+    "a weight that is cut": (
+        "first.weight became float64 of shape [4, 2] on cpu after training",
+        lambda: {"module": Plain(), "between": cut, "loss": of_two_features},
     ),
     "a late thaw": ("first.weight was frozen when training", lambda: {"module": frozen_first(), "between": thawed}),
     "more goes than before": ("after it had been sent", lambda: {"module": LateLayers()}),
@@ -561,6 +607,10 @@ REFUSED: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
         lambda: {"module": nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1).double())},
     ),
     "a lazy layer": ("has no shape yet", lambda: {"module": nn.LazyLinear(2)}),
+    "a lazy norm without weights": (
+        "The buffer 1.running_mean of the model Sequential has no shape yet",
+        lambda: {"module": nn.Sequential(nn.Linear(3, 2), nn.LazyBatchNorm1d(affine=False))},
+    ),
     "nothing to train": ("no parameter that requires", lambda: {"module": nn.Linear(2, 2).requires_grad_(False)}),
     "only parameters of size zero": (
         "no parameter that requires",

@@ -9,12 +9,17 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from heapq import heappop, heappush
 from itertools import count
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
 from bigbatch.comm.errors import DeadlineError, DeadlockError
 from bigbatch.comm.wires.request import Request
+
+
+def _nobody_is_left() -> NoReturn:
+    """What waiting comes to when the simulation has ended: the greenlet that would wait may belong to another one."""
+    raise DeadlockError("The simulation has ended, so that nobody answers any more.")
 
 
 class Clock:
@@ -70,6 +75,7 @@ class Clock:
             for _, begun in self._greenlets:
                 if begun:
                     begun.throw()
+            self.give_way = _nobody_is_left
 
     def _go_on(self) -> None:
         events = self._events
