@@ -14,7 +14,8 @@ last = os.environ.get("PMI_RANK", os.environ.get("RANK")) == "1"
 
 if phase == "loading" and last:
     os.kill(os.getpid(), signal.SIGSTOP)
-detect().watch(deadline)
+launch = detect()
+launch.watch(deadline)
 with doing(phase):
     print(phase, flush=True)
     if phase == "holding on" and last:  # computes, and lets no other thread of its process work
@@ -28,5 +29,6 @@ with doing(phase):
     else:
         time.sleep(seconds)
 watching = watchdog()
-assert watching is not None
-watching.finished()
+assert watching is not None or launch.alone, "one by itself may be left to process 1, and then nobody watches it"
+if watching is not None:
+    watching.finished()
