@@ -28,7 +28,7 @@ def interrupted_in_an_import():
     try:
         signal.raise_signal(signal.SIGINT)
     except KeyboardInterrupt as error:
-        raise RuntimeError("Error calling __set_name__") from error  # as Python 3.11 has it, numpy 13248 likewise
+        raise RuntimeError("Error calling __set_name__") from error  # as Python 3.11 has it, for classes of options
 
 
 def interrupted_in_a_weak_reference():
