@@ -112,7 +112,8 @@ def test_a_numeral_is_read_exactly(kind, value, read):
         (Number(), datetime.date(2026, 1, 1), "no finite number"),
         (Number(), b"3", "no finite number"),
         (Number(), True, "no finite number"),
-        # What float() and index() take for numbers: sktime 3627, numpy 9646; what abs() and * of Decimal raise: isoduration 29.
+        # What float() and index() take for numbers: sktime 3627, numpy 9646.
+        # What abs() and * of Decimal raise: isoduration 29.
         *((kind, value, "is no (whole|finite) number") for kind in (Whole(), Number()) for value in LIKE_NUMBERS),
         (Number(), "1e999999999", r"at most 1e\+30"),
         (Number(), "9" * 10**6, r"at most 1e\+30"),
