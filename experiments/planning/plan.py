@@ -193,9 +193,9 @@ def candidates(
     ways = [(micro_batch, accumulation) for micro_batch in micro_batches for accumulation in accumulations]
     loads = [cluster.workload(*way) for way in ways]
     serves = {  # every combination is looked at before anything takes long
-        (name, count): {planned(name, number, count).ranks_for(count) - count: number for number in servers}
+        (name, count): {planned(name, number, count).ranks_for(count) - count: number for number in reversed(servers)}
         for name in strategies
-        for count in workers
+        for count in reversed(workers)  # what is refused is most often the largest
     }
     found = []
     for name in strategies:
