@@ -193,7 +193,7 @@ def candidates(
     ways = [(micro_batch, accumulation) for micro_batch in micro_batches for accumulation in accumulations]
     loads = [cluster.workload(*way) for way in ways]
     serves = {  # every combination is looked at before anything takes long
-        (name, count): {planned(name, number, count).ranks_for(count) - count: number for number in reversed(servers)}
+        (name, count): {planned(name, number, count).ranks_for(count) - count: number for number in servers}
         for name in strategies
         for count in reversed(workers)  # what is refused is most often the largest
     }
