@@ -6,7 +6,6 @@ figures and reports). The names here are the public ones. Each is imported when 
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from bigbatch.training.conformance import conform_task
     from bigbatch.training.session import Session, attach
 
-__version__ = version("bigbatch")
+__version__: str
 
 _PUBLIC = {
     "Cluster": "bigbatch.comm.transports.cluster",
@@ -46,6 +45,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("bigbatch")
     if name not in _PUBLIC:
         raise AttributeError(f"module 'bigbatch' has no attribute {name!r}; its public names are: {', '.join(__all__)}")
     return getattr(import_module(_PUBLIC[name]), name)

@@ -79,7 +79,7 @@ def quoted(value: Any) -> str:
     """Writes a refused value for a message, as Python writes it, but cut off where that is long."""
     try:
         text = repr(value)
-    except (ValueError, RecursionError):  # Python writes no whole number of thousands of digits, and no endless nesting
+    except Exception:  # Python writes no whole number of thousands of digits, and foreign objects raise what they like
         return f"so large a value of type {type(value).__name__}"
     text = " ".join(text.split())
     return text if len(text) <= QUOTED else f"{text[:QUOTED]}…"

@@ -181,6 +181,15 @@ def interrupted(error: BaseException | None) -> bool:
     return trace is None or dis.opname[trace.tb_frame.f_code.co_code[trace.tb_lasti]] != "RAISE_VARARGS"
 
 
+def comes_of_interruption(error: BaseException | None) -> bool:
+    """Whether an error is the user's interruption, or was made of it, as Python and NumPy do it while they import."""
+    while error is not None:
+        if interrupted(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def _what(error: BaseException) -> str:
     kind, said = "an error", ""
     with suppress(Exception, SystemExit, StillRunning), limited(1.0):  # what makes the text may be foreign code, too

@@ -6,12 +6,11 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
-from operator import index
 from pathlib import Path
 from typing import Any, ClassVar
 
 from bigbatch.comm.errors import QUOTED, ConfigurationError, quoted, suggestion
-from bigbatch.comm.numerals import numeral
+from bigbatch.comm.numerals import exact, numeral, plain, times
 
 LARGEST_WHOLE = 2**63 - 1
 """The largest whole number that every library behind an option can hold."""
@@ -68,8 +67,7 @@ class Text(Kind):
         text = str(value).strip()
         if not text and not self._empty:
             raise ValueError("is empty; write something")
-        if "\0" in text:
-            raise ValueError("has the character NUL in it, which no text of ours may have")
+        check_characters(text)
         return text
 
 
@@ -99,6 +97,20 @@ class Name(Text):
         if not self.others and name not in self.names():
             raise ValueError(f"is not known{suggestion(name, self.names())}; known: {', '.join(self.names())}")
         return name
+
+
+def check_characters(text: str) -> None:
+    """Refuses what nobody can write: a file, a message, another program's command line.
+
+    Raises:
+        ValueError: the text has NUL in it, or half of a character of UTF-16.
+    """
+    try:
+        written = os.fsencode(text)
+    except UnicodeEncodeError:
+        raise ValueError("has half a character in it, which no file and no message can have") from None
+    if 0 in written:
+        raise ValueError("has the character NUL in it, which no text of ours may have")
 
 
 def check_path(text: str) -> None:
@@ -133,24 +145,21 @@ class Whole(Kind):
         return int(number)
 
 
-def _whole(value: Any) -> int | Decimal | None:
-    """A whole number; None for everything else. A Decimal can have so many digits that it must not be an int yet."""
-    if isinstance(value, str):
-        return _without_parts(value, numeral(value))
-    if isinstance(value, float):
-        return int(value) if value.is_integer() else None
-    try:
-        return None if isinstance(value, bool) else index(value)
-    except TypeError:
-        return None
+def _whole(value: Any) -> Decimal | None:
+    """A whole number; None for everything else. It can have so many digits that it must not be an int yet."""
+    return _without_parts(value, numeral(value)) if isinstance(value, str) else _integral(exact(value))
 
 
 def _without_parts(text: str, number: Decimal | None) -> Decimal | None:
     """A number of what has no parts. 1.000 is refused, too: half of the world means a thousand, the other half one."""
-    if number is None or ("." in text and "e" not in text.lower()):
+    return None if "." in text and "e" not in text.lower() else _integral(number)
+
+
+def _integral(number: Decimal | None) -> Decimal | None:
+    if number is None or not number.is_finite():
         return None
     exponent = number.as_tuple().exponent
-    assert isinstance(exponent, int), "a numeral is finite"
+    assert isinstance(exponent, int), "it is finite"
     # Without the first condition, 1e-999999999 would be written out to see whether it is whole.
     return number if exponent >= 0 or (exponent > -QUOTED and number == number.to_integral_value()) else None
 
@@ -203,28 +212,13 @@ class Number(Kind):
 
     def read(self, value: Any) -> float:
         """Reads a finite number: 3 and "3e0" both give 3.0."""
-        number = _number(value)
-        if self._infinite and (number == math.inf or value == "inf"):
+        number = exact(value)
+        if self._infinite and (number == math.inf or (isinstance(value, str) and value == "inf")):
             return math.inf
-        if isinstance(number, float) and not math.isfinite(number):
+        if number is None or not number.is_finite():
             raise ValueError("is no finite number")
         check_limits(number, above=self.above, least=self.least, most=self.most)
         return float(number)
-
-
-def _number(value: Any) -> float | Decimal:
-    """A number; NaN for everything that is none. What a float cannot hold stays a Decimal, which limits refuse."""
-    if isinstance(value, str):
-        exact = numeral(value)
-        return math.nan if exact is None else exact if abs(exact) > LARGEST_NUMBER else float(exact)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return Decimal(value)
-    if isinstance(value, bool) or not hasattr(type(value), "__float__"):
-        return math.nan
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError, RuntimeError):  # such as an array of several numbers
-        return math.nan
 
 
 SECONDS = Number(least=0.001, most=1e6)
@@ -250,6 +244,7 @@ class Flag(Kind):
 
     def read(self, value: Any) -> bool:
         """Returns the value if it is True or False, and refuses everything else."""
+        value = plain(value)
         if not isinstance(value, bool):
             raise ValueError("is neither true nor false")
         return value
@@ -262,8 +257,9 @@ class File(Kind):
 
     def read(self, value: Any) -> Path:
         """Turns text into a path, and refuses empty text."""
-        if not isinstance(value, str | Path) or not str(value).strip() or "\0" in str(value):
+        if not isinstance(value, str | Path) or not str(value).strip():
             raise ValueError("is no path")
+        check_characters(str(value))
         check_path(str(value))
         return Path(value)
 
@@ -309,7 +305,7 @@ class Count(Kind):
         number, factor = numeral(digits), self._units.get(text[len(digits) :])
         if factor == 1:
             return _without_parts(digits, number)
-        return None if number is None or factor is None else number * factor
+        return None if number is None or factor is None else times(number, factor)
 
     def show(self, value: Any) -> str:
         """Writes the number with the largest unit that divides it: 500000 gives "500k"."""
@@ -365,7 +361,7 @@ class Several(Kind):
     def read(self, value: Any) -> tuple[Any, ...]:
         """Reads the values in their order: "large,small" gives ("large", "small")."""
         parts = value.split(",") if isinstance(value, str) else value
-        if not isinstance(parts, Sequence) or isinstance(parts, bytes | bytearray):
+        if not isinstance(parts, Sequence) or isinstance(parts, bytes | bytearray | memoryview):
             raise ValueError("is no list")
         parts = [part.strip() if isinstance(part, str) else part for part in parts]
         if all(part == "" for part in parts):

@@ -1,12 +1,23 @@
 """A whole module: what is trained of it, what is fixed, and whether that is still so later."""
 
 from operator import is_, itemgetter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from bigbatch.comm.errors import ConfigurationError, quoted
+
+
+def check_module(module: Any) -> None:
+    """Refuses what is no module, such as the class of one.
+
+    Raises:
+        ConfigurationError: it is none.
+    """
+    if not isinstance(module, nn.Module):
+        raise ConfigurationError(f"The model must be a torch.nn.Module, but is {quoted(module)}.")
 
 
 class WholeModule:
@@ -25,8 +36,7 @@ class WholeModule:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        if not isinstance(module, nn.Module):
-            raise ConfigurationError(f"The model must be a torch.nn.Module, but is {quoted(module)}.")
+        check_module(module)
         if torch.is_inference_mode_enabled():
             raise ConfigurationError(
                 "Nothing can be trained under torch.inference_mode, in which tensors do not know of changes: begin the "

@@ -95,6 +95,11 @@ class Options:
     def __post_init__(self) -> None:
         for own in own_options(type(self)):
             object.__setattr__(self, own.name, own.read(getattr(self, own.name)))
+        for name, kind in _nested(type(self)).items():
+            if not isinstance(group := getattr(self, name), kind):
+                raise ConfigurationError(
+                    f"{type(self).__name__}.{name} cannot be {quoted(group)}: that is no {kind.__name__}."
+                )
 
     @classmethod
     def of(cls, entries: Mapping[str, Any]) -> Self:

@@ -1,7 +1,6 @@
 """Registries: names for the things a user can choose, open to other packages and to files."""
 
 import ast
-import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -18,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from bigbatch.comm import foreign
-from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.errors import ConfigurationError, quoted, suggestion
 
 
 class Registry:
@@ -123,10 +122,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str], otherwise: str = ""
         otherwise: what else can be given, from its punctuation on, such as "; or a file".
     """
     names = list(known)
-    close = difflib.get_close_matches(name, names, n=1)
     return ConfigurationError(
-        f"Unknown {kind} {name!r}{f' (did you mean {close[0]!r}?)' if close else ''}. Known: "
-        f"{', '.join(names)}{otherwise}."
+        f"Unknown {kind} {quoted(name)}{suggestion(name, names)}. Known: {', '.join(names)}{otherwise}."
     )
 
 

@@ -9,9 +9,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from bigbatch.comm.errors import BigBatchError, ConfigurationError, LaunchError
+from bigbatch.comm.errors import BigBatchError, LaunchError
 from bigbatch.comm.files import claimed
-from bigbatch.comm.kinds import File, Several, checked
+from bigbatch.comm.kinds import File, Flag, Several, checked
 from bigbatch.comm.strategies import NAMED
 from bigbatch.comm.transports.launch import detect
 from bigbatch.experiments.planning.rows import sum_rows, update_rows
@@ -50,7 +50,7 @@ def run(strategy: str, *, out: str | Path | None = None, quiet: bool = False, **
         LaunchError: the processes cannot be started.
         BigBatchError: the experiment failed; on every rank, if the ranks could agree on that.
     """
-    folder = None if out is None else checked("out", File(), out)
+    folder, quiet = None if out is None else checked("out", File(), out), checked("quiet", Flag(), quiet)
     request = Request.of(strategy, choices)
     finished = conduct(request, folder, quiet=quiet, start=launcher.start, failed=_told)
     if finished is not None:
@@ -105,10 +105,8 @@ def compare(
         LaunchError: a launcher has started this process, or no other could be started.
         BigBatchError: an experiment failed.
     """
-    if not strategies or not all(isinstance(name, str) for name in strategies):
-        raise ConfigurationError('No strategy was named: name those to compare, as in compare("ring", "ps").')
-    requests = [Request.of(name, choices) for name in dict.fromkeys(strategies)]
-    folder = None if out is None else checked("out", File(), out)
+    requests = [Request.of(name, choices) for name in checked("The strategies", Several(NAMED), strategies)]
+    folder, quiet = None if out is None else checked("out", File(), out), checked("quiet", Flag(), quiet)
     runs = list(compared(requests, folder, quiet=quiet, tell=tell))
     _drawn(runs, runs[0].folder.parent)
     return runs
@@ -175,9 +173,7 @@ def simulate(
     Raises:
         ConfigurationError: there is no such strategy or option, or it cannot be simulated.
     """
-    if not strategies:
-        raise ConfigurationError("No strategy was named: name those to simulate.")
-    names = [strategies] if isinstance(strategies, str) else checked("strategies", Several(NAMED), strategies)
+    names = checked("The strategies", Several(NAMED), [strategies] if isinstance(strategies, str) else strategies)
     request = SimulationRequest.of(choices)
     if request.bytes is not None:
         return Records(sum_rows(names, request))

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.errors import ConfigurationError, quoted
 from bigbatch.comm.foreign import guarded
 from bigbatch.comm.kinds import Number, checked
 from bigbatch.comm.parameters import OptimizerFactory, WholeFactory
@@ -64,6 +64,11 @@ def factory_of(optimizer: Callable[..., Optimizer], **settings: Any) -> Optimize
         ConfigurationError: a setting is no finite number, or the optimiser cannot be made with them; on every rank,
             before anybody waits for another.
     """
+    if not callable(optimizer):
+        raise ConfigurationError(
+            f"The optimiser cannot be {quoted(optimizer)}: give a class such as torch.optim.SGD, or a function that "
+            "makes one of named parameters."
+        )
     name = getattr(optimizer, "__name__", type(optimizer).__name__)
     for key, value in settings.items():  # torch lets infinite rates pass, and some classes NaN
         for number in value if isinstance(value, tuple | list) else (value,):

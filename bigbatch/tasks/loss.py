@@ -48,6 +48,10 @@ def checked_loss(what: str, returned: Any, *, trains: bool = True) -> tuple[Tens
     if not is_tensor(loss) or loss.numel() != 1:
         found = f"a tensor of {loss.numel()} numbers" if is_tensor(loss) else quoted(loss)
         raise ConfigurationError(f"{what} cannot be {found}: it must be one number in a tensor, a sum over tokens.")
+    if not loss.dtype.is_floating_point or loss.is_meta:
+        raise ConfigurationError(
+            f"{what} cannot be of the type {loss.dtype} on the device {loss.device}: it must be a real number in nats."
+        )
     if trains and not loss.requires_grad:
         raise ConfigurationError(
             f"{what} has no gradient: compute it from the model's parameters, without detach() and outside no_grad()."

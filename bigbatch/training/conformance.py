@@ -20,7 +20,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from bigbatch.comm.errors import ConfigurationError, quoted
 from bigbatch.comm.measuring.conformance import examined
+from bigbatch.comm.module import check_module
 from bigbatch.models.model import Model
 from bigbatch.models.settings import ModelSettings
 from bigbatch.tasks.loss import PADDING
@@ -57,7 +59,13 @@ def conform_task(task: Task, model: nn.Module) -> dict[str, str]:
     Returns:
         What the checks found, by name, one sentence each: empty if task and model conform. `NOT_LOOKED_AT` says what
         they do not look at.
+
+    Raises:
+        ConfigurationError: the one is no task, or the other no module, such as the class of one.
     """
+    check_module(model)
+    if not isinstance(task, Task):
+        raise ConfigurationError(f"The task must be a bigbatch.tasks.task.Task, but is {quoted(task)}.")
     return dict(found for found in examined(checks_of_task(task, model)) if found[1])
 
 

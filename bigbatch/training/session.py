@@ -20,7 +20,7 @@ from typing import Any, Self, TypeVar
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from bigbatch.comm.errors import ConfigurationError, DeadlockError
+from bigbatch.comm.errors import ConfigurationError, DeadlockError, quoted
 from bigbatch.comm.kinds import SECONDS, Flag, checked
 from bigbatch.comm.parameters import FlatParameters
 from bigbatch.comm.strategies import STRATEGIES
@@ -79,7 +79,11 @@ def attach(
     kind: type[Strategy] = STRATEGIES.load(strategy).configured(options or {})
     make = factory_of(optimizer, **settings)
     parameters = FlatParameters(model)
-    wires = transport or current_transport()
+    if transport is not None and not isinstance(transport, Transport):
+        raise ConfigurationError(
+            f"The transport cannot be {quoted(transport)}: give that of a rank, as Cluster.run passes it, or None."
+        )
+    wires = current_transport() if transport is None else transport
     own = wires is None
     if wires is None:
         wires = kind.connect(detect(), str(parameters.values.device), deadline)

@@ -38,7 +38,8 @@ class Strategies(Registry):
         Raises:
             ConfigurationError: there is no such strategy.
         """
-        head, _, variant = checked("The strategy", NAMED, name).partition(":")
+        name = checked("The strategy", NAMED, name)
+        head, _, variant = name.partition(":")
         if not variant and head in OPTIONS:
             kind: type[Options] = import_object(OPTIONS[head])
             return kind()
@@ -56,7 +57,8 @@ class Strategies(Registry):
         from bigbatch.comm.strategies.all_reduce import all_reduce_by
         from bigbatch.comm.strategies.strategy import Strategy
 
-        head, _, words = checked("The strategy", NAMED, name).partition(":")
+        name = checked("The strategy", NAMED, name)
+        head, _, words = name.partition(":")
         if words and head in self.names():
             return self.load(head).variant(words)
         named_here = name in super().names() or name not in ALGORITHMS.names()

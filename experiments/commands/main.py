@@ -3,7 +3,7 @@
 import os
 import sys
 from contextlib import suppress
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 from click.shell_completion import CompletionItem
@@ -16,13 +16,27 @@ from bigbatch.comm.errors import (
     LaunchError,
     exit_status,
 )
-from bigbatch.comm.foreign import end_program
+from bigbatch.comm.foreign import comes_of_interruption, end_program, explained
 from bigbatch.comm.registry import unknown_name
 from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.experiments.commands import COMMANDS, subcommands
 from bigbatch.experiments.commands.experiment import strategy_command
 from bigbatch.experiments.commands.options import WIDTH
 from bigbatch.experiments.commands.streams import standard_streams
+
+
+class PastClick(Exception):  # noqa: N818 - it is no error itself
+    """Carries an error past click, which would end without a word.
+
+    It takes any EOFError for the user's Ctrl-D, and any BrokenPipeError for the end of whoever read our output.
+
+    Args:
+        error: the error.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
 
 
 class Commands(click.Group):
@@ -46,6 +60,17 @@ class Commands(click.Group):
         command = strategy_command(cmd_name)
         beside = subcommands(cmd_name)
         return StrategyGroup(command, beside) if beside else command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command that is named; here, before click sees it, what a user's code raises becomes our error."""
+        try:
+            return super().invoke(ctx)
+        except BaseException as raised:
+            if (told := explained(raised)) is not None:
+                raise told from raised
+            if isinstance(raised, EOFError | BrokenPipeError):
+                raise PastClick(raised) from raised
+            raise
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """Lists the names of all strategies, then of all other commands."""
@@ -152,12 +177,15 @@ def _status() -> int:
         return INTERRUPTED
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-    except Exception as error:  # a fault of ours, if not one of our own errors
-        if speaks(error):
+    except Exception as raised:  # a fault of ours, if not one of our own errors
+        if comes_of_interruption(raised):
+            return INTERRUPTED
+        fault = raised.error if isinstance(raised, PastClick) else raised
+        if speaks(fault):
             from bigbatch.experiments.commands.output import report
 
-            report(error)
-        return exit_status(error)
+            report(fault)
+        return exit_status(fault)
     return 0
 
 

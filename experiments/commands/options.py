@@ -11,7 +11,6 @@ from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from bigbatch.comm.errors import ConfigurationError, quoted, suggestion
-from bigbatch.comm.foreign import explained
 from bigbatch.comm.kinds import File, Flag, Kind, Name, Several, checked
 from bigbatch.comm.options import Option, Options, option, options_of
 from bigbatch.comm.toml import read_toml
@@ -132,19 +131,6 @@ class Command(click.Command):
         self.params.append(
             click.Option(["--debug"], is_flag=True, expose_value=False, help="Show the traceback of an error.")
         )
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Runs the command; what a user's code raises in it becomes one of our errors.
-
-        It has to be here, before click sees it: click takes an EOFError for Ctrl-D, a BrokenPipeError for the end of
-        whoever read our output, and its own exceptions for ours, and ends without a word.
-        """
-        try:
-            return super().invoke(ctx)
-        except BaseException as raised:
-            if (told := explained(raised)) is not None:
-                raise told from raised
-            raise
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes a section of the help for each heading; options without a heading come last."""

@@ -192,12 +192,16 @@ def candidates(
     """
     ways = [(micro_batch, accumulation) for micro_batch in micro_batches for accumulation in accumulations]
     loads = [cluster.workload(*way) for way in ways]
+    serves = {  # every combination is looked at before anything takes long
+        (name, count): {planned(name, number, count).ranks_for(count) - count: number for number in servers}
+        for name in strategies
+        for count in reversed(workers)  # what is refused is most often the largest
+    }
     found = []
     for name in strategies:
         for count in workers:
-            serving = {planned(name, number, count).ranks_for(count) - count: number for number in servers}
             say(f"{name}, {count:,} workers ...")
-            for extra, number in serving.items():
+            for extra, number in serves[name, count].items():
                 with simulating(name, count):
                     times = composed(name, cluster.network, count, loads, number)
                 for way, load, seconds in zip(ways, loads, times, strict=True):

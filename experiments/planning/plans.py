@@ -13,7 +13,6 @@ from bigbatch.experiments.planning.plan import (
     advice,
     candidates,
     exact_front,
-    planned,
     recommended,
 )
 from bigbatch.experiments.planning.rows import MODEL, network_of
@@ -112,8 +111,6 @@ def planned_for(request: PlanRequest, tell: Callable[[str], None]) -> Plan:
     computing = computing_on(asked.gpu, size.flops_per_token, asked.utilisation)
     known = known_from(size, request.target, request.critical_batch, request.least_updates, request.fit)
     at_once = fitting(size, request.micro_batch, None if asked.gpu == CORE else gpu_named(asked.gpu))
-    for name in request.strategies:  # all names are looked up before anything takes long
-        planned(name, request.servers[0], max(request.workers))
     cluster = Deployment(size, network, computing, asked.bucket_size, asked.overlap)
     found = candidates(
         cluster,

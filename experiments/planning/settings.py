@@ -1,5 +1,6 @@
 """The options of the commands `simulate` and `plan`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -51,12 +52,19 @@ class Counts(Kind):
 
     def read(self, value: Any) -> tuple[int, ...]:
         """Reads the numbers: "8..64,96" -> (8, 16, 32, 64, 96)."""
-        words = [str(part) for part in value] if isinstance(value, list | tuple | range) else str(value).split(",")
-        if not words:
+        if isinstance(value, str):
+            parts: Sequence[Any] = value.split(",")
+        else:
+            parts = (
+                value
+                if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray | memoryview)
+                else [value]
+            )
+        if not parts:
             raise ValueError(f"names no number of {self._things}")
         found: set[int] = set()
-        for word in words:
-            first, dots, last = word.strip().partition("..")
+        for word in parts:
+            first, dots, last = word.partition("..") if isinstance(word, str) else (word, "", word)
             try:
                 count, most = map(self._limits.read, (first, last if dots else first))
             except ValueError:

@@ -24,9 +24,10 @@ from bigbatch.comm.kinds import (
     Several,
     Text,
     Whole,
+    checked,
 )
 from bigbatch.comm.options import Options, option, options_of, unknown_option
-from bigbatch.comm.strategies import STRATEGIES
+from bigbatch.comm.strategies import NAMED, STRATEGIES
 from bigbatch.comm.wires import DEFAULT_DEADLINE
 from bigbatch.models.settings import ModelSettings
 from bigbatch.optimizers import OPTIMIZERS, SCALING_RULES, SCHEDULES
@@ -359,6 +360,7 @@ class Request:
         Raises:
             ConfigurationError: there is no such strategy or option, or an option does not take its value.
         """
+        strategy = checked("The strategy", NAMED, strategy)
         known = {one.name for one in options_of(Settings)}
         own = {name: value for name, value in choices.items() if name not in known}
         settings = Settings.of({name: value for name, value in choices.items() if name in known})

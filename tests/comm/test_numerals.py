@@ -1,16 +1,20 @@
 """Numerals: one way in which numbers are read from text and from Python, with limits; the rest is refused."""
 
 # ruff: noqa: RUF001 - what looks like other characters is what is tried here
+import ctypes
 import datetime
 import math
+from decimal import Decimal
+from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bigbatch.comm.errors import QUOTED, ConfigurationError, quoted
-from bigbatch.comm.kinds import BYTES, TOKENS, Number, Several, Text, Whole, checked
+from bigbatch.comm.kinds import BYTES, TOKENS, Flag, Number, Several, Text, Whole, checked
 from bigbatch.comm.numerals import numeral
 from bigbatch.comm.simulation.computing import GPU, Computing, Stragglers
 from bigbatch.comm.simulation.network import Network, wire
@@ -20,6 +24,22 @@ from bigbatch.comm.transports.cluster import Cluster
 NONE = ("", " ", "nan", "inf", "-inf", "1,5", "0,002", "1,50", "12,34,567", "1,000,00", ",5", "1,", "1_5", "1__000",
         "_1", "1,000_000", "0,123", "٣", "４", "²", "Ⅷ", "0x10", "0b1", "1e", "e5", "1e5.5", "1e9999999999", "--5",
         "1 000", "1\u202f000", "−1", "½", "1.2.3", "1'000", "\n1")  # fmt: skip
+
+
+class Odd:
+    """Somebody's number, which fails at whatever is asked of it."""
+
+    def __index__(self):
+        raise RuntimeError
+
+    def __repr__(self):
+        raise RuntimeError
+
+
+LIKE_NUMBERS = (np.True_, torch.tensor(True), np.bytes_(b"3"), 3 + 0j, np.complex64(3), torch.tensor(3 + 0j),
+                np.timedelta64(3, "s"), np.datetime64("2026"), np.array([3]), torch.tensor([3]), np.array([]),
+                torch.tensor(3.0, device="meta"), Decimal("NaN"), Decimal("sNaN"), Decimal("Infinity"), Odd(),
+                ctypes.c_int(3), memoryview(b"3"), {3}, range(3), ...)  # fmt: skip
 
 
 @pytest.mark.parametrize("text", NONE)
@@ -43,6 +63,15 @@ def test_what_is_no_numeral_is_refused_by_every_kind(text):
         (Whole(), "1.5e3", 1500),
         (Whole(), 1e3, 1000),
         (Whole(), np.int64(3), 3),
+        (Whole(), np.float32(3), 3),
+        (Whole(), np.array(3), 3),
+        (Whole(), torch.tensor(3.0, requires_grad=True), 3),
+        (Whole(), Decimal("3.0"), 3),
+        (Whole(), Fraction(3), 3),
+        (Number(), Fraction(1, 4), 0.25),
+        (Number(), torch.tensor(2.5, dtype=torch.bfloat16), 2.5),
+        (Number(), np.longdouble(2.5), 2.5),
+        (Flag(), np.True_, True),
         (Whole(), "9223372036854775807", 2**63 - 1),  # a float would make it one more
         (Number(), ".5", 0.5),
         (Number(), "1,500.25", 1500.25),
@@ -83,6 +112,13 @@ def test_a_numeral_is_read_exactly(kind, value, read):
         (Number(), datetime.date(2026, 1, 1), "no finite number"),
         (Number(), b"3", "no finite number"),
         (Number(), True, "no finite number"),
+        # What float() and index() take for numbers: sktime 3627, numpy 9646.
+        # What abs() and * of Decimal raise: isoduration 29.
+        *((kind, value, "is no (whole|finite) number") for kind in (Whole(), Number()) for value in LIKE_NUMBERS),
+        (Number(), "1e999999999", r"at most 1e\+30"),
+        (Number(), "9" * 10**6, r"at most 1e\+30"),
+        (TOKENS, "1e999999999M", "at most 1,000,000,000,000,000"),
+        (BYTES, "9" * 10**6 + "GB", "at most 1,125,899,906,842,624"),
         (Number(infinite=True, least=0), -math.inf, "no finite number"),
         (Number(infinite=True), "nan", "no finite number"),
         (TOKENS, "1.000", "not a number of tokens"),
@@ -115,7 +151,7 @@ def test_a_refused_value_is_quoted_on_one_line_and_cut_off():
     nested: list[object] = []
     for _ in range(100_000):
         nested = [nested]
-    for value in ("9" * 10**6, 10**5000, nested, endless, np.arange(10**4), "a\nb", "\ud800"):
+    for value in (Odd(), "9" * 10**6, 10**5000, nested, endless, np.arange(10**4), "a\nb", "\ud800"):
         text = quoted(value)
         assert len(text) <= QUOTED + 1
         assert "\n" not in text

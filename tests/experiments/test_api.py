@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 from nbclient import NotebookClient
 
@@ -123,14 +124,23 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_started(strategy, ch
         bigbatch.run(strategy, **choices)
 
 
+def test_a_path_and_a_text_of_numpy_are_names_too():
+    for name in (Path("ring"), np.str_("ring")):
+        assert Request.of(name, {}) == Request("ring")
+    assert [row["strategy"] for row in bigbatch.simulate(np.str_("ring"), workers=2, bytes=1000)] == ["ring"]
+
+
 @pytest.mark.parametrize(
     ("ask", "said"),
     [
         (partial(bigbatch.compare, "ring", "ps", batchsize=64), "no option 'batchsize'.*did you mean 'batch_size'"),
         (partial(bigbatch.compare, "ps", "ring", servers=2), "An experiment over ring has no option 'servers'"),
-        (partial(bigbatch.compare, ["ring", "ps"]), "name those to compare"),
+        (partial(bigbatch.compare, ["ring", "ps"]), r"The strategies cannot be .* holds .*, which is no text"),
         (partial(bigbatch.compare, "ring", simulate=2, network="bogus", out="out"), "Unknown network 'bogus'"),
-        (partial(bigbatch.simulate, []), "name those to simulate"),
+        (partial(bigbatch.compare), "The strategies cannot be .*: that names nothing"),
+        (partial(bigbatch.compare, "ring", quiet="no"), "quiet cannot be 'no': that is neither true nor false"),
+        (partial(bigbatch.simulate, np.array(["ring", "ps"])), "The strategies cannot be array.*: that is no list"),
+        (partial(bigbatch.simulate, []), "The strategies cannot be .*: that names nothing"),
         (partial(bigbatch.simulate, "ring", bytes="1MB", model="gpt2-small"), "--model is about updates"),
         (partial(bigbatch.simulate, "ring", bytes="1MB", straggler="slow:0:9"), "--straggler is about updates"),
     ],

@@ -1,6 +1,7 @@
 """Numbers on command lines, in configuration files and from callers in Python: every option, found by walking."""
 
 # ruff: noqa: RUF001 - what looks like other characters is what is tried here
+import array
 import contextlib
 import math
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 
 import bigbatch
@@ -17,6 +19,7 @@ from bigbatch.comm.kinds import Count, Flag, Number, Several, Whole
 from bigbatch.comm.transports.launch import Launch, Launcher
 from bigbatch.experiments.commands.main import cli, run_program
 from bigbatch.experiments.commands.options import Flagged, Value, read_entries
+from bigbatch.experiments.planning.settings import Counts
 from bigbatch.experiments.training import assemble
 from bigbatch.experiments.training.assemble import resolve_device, use_threads
 
@@ -74,6 +77,29 @@ def test_every_option_of_every_command_reads_its_value_by_a_kind():
         assert name in found
     assert len(found) > 500
     assert not [name for name, kind in found.items() if not isinstance(kind, Value)]
+
+
+def test_counts_are_whole_numbers_or_several_of_them():
+    counts = Counts("workers", 64)
+    for value, read in (
+        ("8..64", (8, 16, 32, 64)),
+        (np.int64(3), (3,)),
+        (array.array("i", [3, 2]), (2, 3)),
+        ([4.0], (4,)),
+    ):
+        assert counts.read(value) == read
+    for value in (
+        np.datetime64("2020"),
+        Path("3"),
+        b"3",
+        memoryview(b"3"),
+        np.array([8, 16]),
+        True,
+        "1e999999999",
+        "3\t",
+    ):
+        with pytest.raises(ValueError, match="is no number of workers"):
+            counts.read(value)
 
 
 def test_every_option_takes_a_legal_value_or_refuses_in_one_sentence():

@@ -8,7 +8,7 @@ from jobs import SMALL, Run
 
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.registry import Registry
-from bigbatch.experiments.commands.main import run_program
+from bigbatch.experiments.commands.main import Commands, cli, run_program
 from bigbatch.experiments.commands.options import Command
 
 FILE = """
@@ -185,12 +185,13 @@ def test_a_loss_that_goes_to_another_directory_leaves_the_results_where_they_bel
         ("GeneratorExit", "GeneratorExit"),
     ],
 )
-def test_what_click_takes_for_its_own_is_told_when_a_users_code_raises_it(raised, sentence):
+def test_what_click_takes_for_its_own_is_told_when_a_users_code_raises_it(monkeypatch, raised, sentence):
     """Click ends without a word for an EOFError, a KeyboardInterrupt or a BrokenPipeError, and with 0 for an Exit."""
     Path("raises.py").write_text(f"import click\ndef f():\n    raise {raised}\n")
     command = Command("some", callback=Registry("function", "none", {}).load("raises.py:f"))
+    monkeypatch.setattr(Commands, "get_command", lambda *_: command)
     with pytest.raises(ConfigurationError, match=rf"^{sentence} \(raises.py, line 3, in f\)\.$"):
-        command.main([], standalone_mode=False)
+        cli.main(["some"], standalone_mode=False)
 
 
 @pytest.mark.usefixtures("in_folder", "own_cache")

@@ -31,6 +31,8 @@ from bigbatch.experiments.planning.plan import (
     recommended,
     simulated,
 )
+from bigbatch.experiments.planning.plans import planned_for
+from bigbatch.experiments.planning.settings import PlanRequest
 from bigbatch.experiments.planning.simulate import simulate_row
 from bigbatch.experiments.planning.tradeoff import Tradeoff, kaplan
 from bigbatch.models.sizes import model_named, own_size
@@ -270,6 +272,14 @@ def test_what_cannot_be_planned_is_refused(options, words):
     outcome = CliRunner().invoke(cli, ["plan", *options])
     assert outcome.exit_code
     assert words in f"{outcome.exception} {outcome.output}"
+
+
+def test_the_last_of_many_combinations_is_refused_before_the_first_is_simulated():
+    request = PlanRequest.of({"target": 3.2, "workers": 2, "servers": "1..1048576", "strategies": "ring,ps"})
+    told: list[str] = []
+    with pytest.raises(ConfigurationError, match="workers and servers together cannot be 1048578"):
+        planned_for(request, told.append)
+    assert told == []
 
 
 def test_a_fit_is_planned_with_for_the_model_that_was_measured(tmp_path):
