@@ -60,7 +60,7 @@ class RunWriter:
         self._open = ExitStack()
         self._open.enter_context(claimed(folder))
         try:
-            self._claimed = folder.stat()
+            self._claimed = self._place.stat()
             for stale in (SUMMARY, TRACE, METRICS):
                 (self._place / stale).unlink(missing_ok=True)
             self._metrics = self._open.enter_context((self._place / METRICS).open("ab", buffering=0))
@@ -110,7 +110,7 @@ class RunWriter:
 
     def _write(self, name: str, write: Callable[[], None]) -> None:
         try:
-            if not os.path.samestat(self.folder.stat(), self._claimed):
+            if not os.path.samestat(self._place.stat(), self._claimed):
                 raise FileExistsError(0, "the run's folder was moved, and another one has its name now")
             write()
         except OSError as error:

@@ -175,6 +175,7 @@ def test_a_server_takes_what_its_formula_says_and_a_few_small_messages():
 # The commands.
 
 
+@pytest.mark.slow
 def test_an_experiment_in_simulated_time(run: Run, tmp_path):
     command = ("bigbatch-exp", "ps", "--consistency", "async", "--simulate", 5, "--network", "ethernet-10g", *SMALL)
     slowed = ("--straggler", "exponential:0.3", "--arms", "small", "--trace")

@@ -378,6 +378,7 @@ def test_what_cannot_be_drawn_is_told_why(monkeypatch, written, name):
     assert sentence in str(outcome.exception)
 
 
+@pytest.mark.slow
 def test_a_real_run_writes_a_trace_that_timeline_draws(run: Run, tmp_path):
     outcome = run("mpirun", "-n", "2", "bigbatch-exp", "ring", *SMALL, "--trace", "--trace-updates", "3",
                   "--bucket-size", "4KB", "--quiet", "--out", "here")  # fmt: skip

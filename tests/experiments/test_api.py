@@ -69,6 +69,7 @@ assert len(set(sums)) == 1 and sums[0] < 6
 )
 
 
+@pytest.mark.slow
 def test_a_notebook_runs_the_calls(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("BIGBATCH_CACHE", str(cache))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -109,7 +109,8 @@ def refused(*words: str) -> str:
         ),
     ],
 )
-def test_a_worker_says_what_is_wrong_with_its_server(frames, message):
+def test_a_worker_says_what_is_wrong_with_its_server(monkeypatch, frames, message):
+    monkeypatch.setattr("bigbatch.experiments.training.served.worker.FAREWELL_SECONDS", 0.1)  # to which nobody answers
     with answering(frames) as address:
         said = refused("worker", "--server", address, "--deadline", "20", "--quiet")
     assert message in said

@@ -108,6 +108,7 @@ def test_a_damaged_run_is_none(damage: Any, trained: Path, tmp_path: Path):
     assert read(folder) is None
 
 
+@pytest.mark.slow
 def test_damaged_runs_are_trained_anew(trained: Path, tmp_path: Path):
     points = [Point({**TINY, "seed": seed}) for seed in range(len(DAMAGES))]
     folders = [tmp_path / identity(point) for point in points]
@@ -263,7 +264,8 @@ def test_a_process_that_was_killed_is_told_once_and_leaves_nothing(tmp_path: Pat
     assert str(again.value) == str(first.value), "also for what is asked when the processes are already gone"
 
 
-@pytest.mark.parametrize("training", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("training", [False, True])
 def test_ctrl_c_says_how_to_go_on(training: bool, start: Start, tmp_path: Path):
     job = start("bigbatch-exp", "figure", "accumulation", "--quick", "--runs", "points", "--processes", "1")
     # Three processes are the program, the one that trains, and that of multiprocessing which looks after semaphores.

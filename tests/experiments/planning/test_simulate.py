@@ -7,6 +7,7 @@ import numpy as np
 import own_strategies
 import pytest
 import torch
+from jobs import quick
 from torch import nn
 
 from bigbatch.comm.collectives import ALGORITHMS
@@ -175,7 +176,7 @@ def test_what_never_repeats_itself_is_averaged_and_marked():
     assert row.busiest_port_bytes == pytest.approx(2 * 3 / 4 * 8000 * np.mean(range(2, 34)), rel=1e-12)
 
 
-@pytest.mark.parametrize("network", [SHARED, LEAVES], ids=lambda network: network.name)
+@pytest.mark.parametrize("network", quick([SHARED, LEAVES], lambda network: network is LEAVES), ids=lambda n: n.name)
 @pytest.mark.parametrize("name", ALGORITHMS.names())
 def test_replayed_updates_share_ports_as_on_a_cluster(name, network):
     """Who is early begins the next update while others still send for this one."""
