@@ -429,5 +429,5 @@ def test_a_server_that_fails_beside_a_worker_ends_the_job(run: Run, tmp_path):
     )
     outcome = run("mpirun", "-n", "3", "bigbatch-exp", "ps", "--colocated", "--optimizer", "broken.py:broken", *SMALL)
     assert outcome.status != 0
-    assert "on rank 1: ValueError: no such step" in outcome.err
+    assert "Broken cannot make its step: ValueError: no such step (broken.py, line 4, in step)." in outcome.err
     assert outcome.seconds < 20

@@ -240,7 +240,7 @@ BAD = {
     ),
     "no text": (["ring", "--text", "none.txt"], "none.txt cannot be read"),
     "empty text": (["ring", "--text", "empty.txt"], "is empty"),
-    "not text": (["ring", "--text", "binary"], "is not text"),
+    "not text": (["ring", "--text", "binary"], "is not in UTF-8"),
     "text too small": (["ring", "--text", "short.txt"], "too few for a context of 64"),
     "no GPU": (["ring", "--device", "cuda:7"], "'cuda:7' was asked for"),
     "unwritable": (["ring", "--out", "empty.txt/run"], "cannot be written"),
