@@ -16,6 +16,10 @@ PHASE, RANK = os.environ["BIGBATCH_TEST_STOP"].split()
 OWN = next(os.environ[name] for name in ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "RANK", "HOME") if name in os.environ)
 
 
+batches: list[Any] = []
+"""The splits of which this rank has made batches so far; the first is made before any update."""
+
+
 def reach(phase: str) -> None:
     if (phase, OWN) == (PHASE, RANK):
         os.kill(os.getpid(), signal.SIGSTOP)
@@ -44,7 +48,8 @@ class Stops(LanguageModelling):
         return super().prepare(settings)
 
     def batch(self, split: Any, examples: np.ndarray) -> Any:
-        reach(split)
+        reach("warmup" if split == "training" and not batches else split)
+        batches.append(split)
         return super().batch(split, examples)
 
 

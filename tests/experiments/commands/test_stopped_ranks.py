@@ -22,6 +22,7 @@ DOES = {
     "importing": "starting",
     "connecting": "connecting the ranks",
     "preparing": "preparing the text",
+    "warmup": "computing the first micro-batch of the arm small",
     "training": "training the arm small",
     "validation": "validating the arm small",
     "writing": "writing the run's folder",
