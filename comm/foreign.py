@@ -196,8 +196,8 @@ def _what(error: BaseException) -> str:
         kind = str(type(error).__name__)
         said = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
     cut = said if len(said) <= MOST_SAID else f"{said[:MOST_SAID]}…"
-    shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in cut)  # no terminal obeys it
-    return f"{kind}: {shown.rstrip('.')}" if shown else kind
+    told = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in cut)  # no terminal obeys it
+    return f"{kind}: {told.rstrip('.')}" if told else kind
 
 
 def _innermost(error: BaseException) -> str | None:
@@ -256,8 +256,9 @@ def same_directory() -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):  # foreign code has closed it
+        with suppress(OSError):  # foreign code has closed it, or nobody may go there any more
             os.fchdir(before)
+        with suppress(OSError):
             os.close(before)
 
 

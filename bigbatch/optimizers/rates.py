@@ -17,7 +17,7 @@ import numpy as np
 from torch.optim import Optimizer, RMSprop
 
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.foreign import guarded
+from bigbatch.comm.foreign import failure, guarded
 from bigbatch.comm.schedules.schedule import name_of
 
 Schedule = Callable[[int, int, int], float]
@@ -99,14 +99,17 @@ def refuse_wrong_factors(schedule: Schedule, steps: int, warm_up: int) -> None:
         ConfigurationError: a factor is no finite number of at least 0, or the schedule fails; names the step, and is
             marked `everywhere`, since every rank finds the same.
     """
-    name = name_of(schedule)
+    who = f"The schedule {name_of(schedule)}"
     every = max(1, -(-steps // MOST_STEPS_LOOKED_AT))
     try:
-        for step in [*range(1, steps + 1, every), steps]:
-            doing = f"a factor for step {step} of {steps}"
-            with guarded(f"The schedule {name}", f"give {doing}", f"gave {doing}", schedule):
-                factor = schedule(step, steps, warm_up)
-            refuse_wrong_factor(schedule, factor, step, steps)
+        with guarded(who, "give its factors", "gave its factors", schedule):  # once: a guard costs a millisecond
+            for step in [*range(1, steps + 1, every), steps]:
+                try:
+                    factor = schedule(step, steps, warm_up)
+                except Exception as error:
+                    said = failure(who, f"give a factor for step {step} of {steps}", error, schedule)
+                    raise ConfigurationError(said) from error
+                refuse_wrong_factor(schedule, factor, step, steps)
     except ConfigurationError as error:
         error.everywhere = True
         raise

@@ -164,7 +164,7 @@ def run_program() -> int:
 
 
 def _status() -> int:
-    """Runs the command, report its error, and return the exit status."""
+    """Runs the command, reports its error, and returns the exit status."""
     try:
         begin_to_watch()
         cli(standalone_mode=False)
