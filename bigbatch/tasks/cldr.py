@@ -7,6 +7,7 @@ Babel, which formats them here, has the BSD licence.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
+from difflib import get_close_matches
 from functools import lru_cache
 from random import Random
 from typing import Any
@@ -41,7 +42,7 @@ Phrase = Callable[[Locale, bool], str]
 Kind = Callable[[Random], Phrase]
 """Draws something that can be said."""
 
-SPACES = str.maketrans(dict.fromkeys("\u00a0\u2007\u2009\u202f", " ") | dict.fromkeys("\u061c\u200e\u200f", ""))
+SPACES = str.maketrans(dict.fromkeys("\u00a0\u2007\u2009\u202f", " ") | dict.fromkeys("\u061c\u200b\u200e\u200f", ""))
 """What is invisible and only steers how a text is laid out: narrow spaces, spaces where no line may end, and marks of
 the direction of writing. Nobody who reads an output sees whether a model has them right, and nobody types them."""
 
@@ -94,24 +95,23 @@ def language(name: str) -> Locale:
     Raises:
         ConfigurationError: Babel does not know it; the message suggests the code that was probably meant.
     """
-    try:
-        found = Locale.parse(name.replace("-", "_"))
-    except (UnknownLocaleError, ValueError, TypeError) as error:
-        raise _unknown_language(name) from error
-    if found.language in ("root", "und", "c"):  # what all languages share
+    code = name.replace("-", "_")
+    if code.partition("_")[0].lower() in ("root", "und", "c", "posix"):  # no language, for which Babel takes English
         raise _unknown_language(name)
-    return found
+    try:
+        return Locale.parse(code)
+    except (UnknownLocaleError, ValueError) as error:
+        raise _unknown_language(name) from error
 
 
 def _unknown_language(name: str) -> ConfigurationError:
     codes = sorted(locale_identifiers())
-    spoken = {str(english).lower(): code for code, english in Locale("en").languages.items() if code in codes}
-    spoken |= {str(Locale.parse(code).get_display_name()).lower(): code for code in spoken.values()}
-    close = spoken.get(name.lower())
-    likely = f" (did you mean {close!r}?)" if close else suggestion(name.replace("-", "_"), codes)
+    spoken = {code.lower(): code for code in codes}
+    spoken |= {str(english).lower(): code for code, english in Locale("en").languages.items() if code in codes}
+    close = get_close_matches(name.replace("-", "_").lower(), list(spoken), n=1)
+    meant = suggestion(spoken[close[0]], codes) if close else ""
     return ConfigurationError(
-        f"Unknown language {quoted(name)}{likely}: Babel knows {len(codes)} by their codes, such as en, de, pt-BR, ja "
-        "or ar."
+        f"Unknown language {quoted(name)}{meant}. Babel knows {len(codes)} by codes such as en, de, pt_BR, ja or ar."
     )
 
 
@@ -195,7 +195,8 @@ def _draw_time(draw: Random) -> time:
 def _draw_amount(draw: Random) -> Decimal:
     """Draws small whole numbers often, for they have plural forms of their own, and others below ten thousand."""
     digits = draw.choice((0, 0, 1, 2))
-    return Decimal(draw.randrange(1, draw.choice((13, 100, 1000, 10_000)))).scaleb(-digits)
+    amount = Decimal(draw.randrange(1, draw.choice((13, 100, 1000, 10_000)))).scaleb(-digits)
+    return amount if amount % 1 else Decimal(int(amount))  # 1.0 is written 1, but has the plural of 1.0
 
 
 def _listed(items: Sequence[str], style: str, locale: Locale) -> str:
