@@ -127,11 +127,11 @@ def test_a_beam_finds_what_greedy_decoding_misses():
     assert beam(generator([0], likely), starts(1), END, 3, 2, 0.0) == [[2]]  # 0.4 × 1
 
 
-@pytest.mark.parametrize("penalty", [0.0, 0.6])
+@pytest.mark.parametrize("penalty", [-1.0, 0.0, 0.6])
 def test_the_first_hypothesis_that_is_finished_need_not_be_the_best(penalty):
     """joeynmt 149: a search that stops when a hypothesis ends misses a longer, better one."""
     likely = table(after=[0.3, 0.7, 0.0], after1=[0.9, 0.0, 0.1])
-    assert beam(generator([0], likely), starts(1), END, 5, 2, penalty) == [[1]]  # 0.3 ends first, and 0.7 × 0.9 is more
+    assert beam(generator([0], likely), starts(1), END, 20, 2, penalty) == [[1]]  # 0.7 × 0.9, after 0.3 has ended
 
 
 def test_a_longer_text_wins_by_the_penalty_although_a_likelier_one_has_ended():
@@ -244,6 +244,15 @@ def test_with_a_cache_is_as_without(beams, penalty):
     without = write(Recomputed(Recurrent(7).from_the_start, 7))
     assert write(Recurrent(7)) == without
     assert len(set(map(tuple, without))) > 4
+
+
+def test_rows_go_on_in_the_order_that_is_asked_for():
+    mixed = generator([5, 6, 7])
+    mixed.advance(torch.tensor([START, START, START]))
+    mixed.advance(torch.tensor([1, 2, 3]))
+    mixed.keep(torch.tensor([2, 0, 2]))
+    wanted = [logits(7, 3, 1), logits(5, 1, 2), logits(7, 3, 3)]
+    assert mixed.advance(torch.tensor([1, 2, 3])).tolist() == np.array(wanted).tolist()
 
 
 def test_the_start_token_may_be_the_end_token():
