@@ -55,24 +55,35 @@ def standard_library(cache: Path) -> Corpus:
     Raises:
         ConfigurationError: this Python comes without its sources.
     """
-    root = Path(sysconfig.get_path("stdlib"))
-    key = hashlib.sha256(f"{sys.version} {root}".encode()).hexdigest()[:16]
-    kept = cache / f"standard-library-{key}.kept"
+    kept = cache / f"standard-library-{sources_key()}.kept"
     documents = kept_json(kept, list[str])
     if documents is None:
-        documents = list(dict.fromkeys(_docstrings(root)))
+        documents = list(dict.fromkeys(text for _, text in documented()))
         keep(kept, json.dumps(documents))
     if not documents:
-        raise ConfigurationError(
-            f"There is no documentation in {root}: this Python comes without its sources. Name a text with --text FILE."
-        )
+        raise no_sources()
     random.Random(0).shuffle(documents)
     training = tuple(text for number, text in enumerate(documents) if number % HELD_OUT)
     return Corpus(f"Python {sys.version.split()[0]} standard library", training, tuple(documents[::HELD_OUT]))
 
 
-def _docstrings(root: Path) -> Iterator[str]:
+def sources_key() -> str:
+    """What identifies the standard library of the running Python, for the name of a file in the cache."""
+    return hashlib.sha256(f"{sys.version} {_sources()}".encode()).hexdigest()[:16]
+
+
+def no_sources() -> ConfigurationError:
+    """Makes the error for a Python whose standard library documents nothing."""
+    return ConfigurationError(
+        f"There is no documentation in {_sources()}: this Python comes without its sources. Name a text with --text "
+        "FILE."
+    )
+
+
+def documented() -> Iterator[tuple[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, str]]:
+    """Walks through the running Python's standard library: what is documented there, and its documentation string."""
     tests_and_strangers = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3"}
+    root = _sources()
     for file in sorted(root.rglob("*.py")):
         if tests_and_strangers.intersection(file.relative_to(root).parts):
             continue
@@ -85,7 +96,11 @@ def _docstrings(root: Path) -> Iterator[str]:
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 documentation = ast.get_docstring(node)
                 if documentation:
-                    yield documentation
+                    yield node, documentation
+
+
+def _sources() -> Path:
+    return Path(sysconfig.get_path("stdlib"))
 
 
 def text_file(path: Path) -> Corpus:
