@@ -1,17 +1,15 @@
 """Questions about short passages, each of which is answered by a span of the passage (as in SQuAD)."""
 
-import ast
 import hashlib
 import json
 import random
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from bigbatch.comm.cache import keep, kept_json
-from bigbatch.tasks.corpora import HELD_OUT, Corpus, documented, no_sources, sources_key
+from bigbatch.tasks.corpora import HELD_OUT, Corpus, documentation
 
 TRAINING, VALIDATION = 40_000, 1_000
 """Numbers of questions."""
@@ -22,8 +20,8 @@ FUNCTIONS = 3
 LONGEST_SUMMARY, LONGEST_NAME = 60, 24
 """Lengths of the longest summary and name that are used, in characters: three make a passage of about 60 byte pairs."""
 
-SENTENCE = re.compile(r"[A-Z][a-z]+ .* ")
-"""How a summary begins that is a sentence of three words or more, and no rule of a grammar."""
+SENTENCE = re.compile(r"[A-Z][a-z]+ [^:]+ [^:]+")
+"""A summary of three words or more that is no rule of a grammar, and has no colon: that stands after a name."""
 
 
 @dataclass(frozen=True)
@@ -86,20 +84,14 @@ def function_questions(cache: Path) -> Questions:
     a model must look for the name in the passage.
 
     Args:
-        cache: the folder that keeps the summaries, since reading 600 modules takes seconds. It need not exist.
+        cache: the folder that keeps the documentation, since reading 600 modules takes seconds. It need not exist.
 
     Raises:
         ConfigurationError: this Python comes without its sources.
     """
-    kept = cache / f"functions-{LONGEST_SUMMARY}-{sources_key()}.kept"
-    functions = kept_json(kept, list[list[str]])
-    if functions is None:
-        functions = [list(pair) for pair in dict.fromkeys(_functions())]
-        keep(kept, json.dumps(functions))
+    functions = list(dict.fromkeys(_functions(documentation(cache))))
     draw = random.Random(0)
     summaries = list(dict.fromkeys(summary for _, summary in functions))
-    if len(summaries) < FUNCTIONS * HELD_OUT:
-        raise no_sources()
     draw.shuffle(summaries)
     held_out = dict.fromkeys(summaries[::HELD_OUT])
     asked = [(name, summary) for name, summary in functions if summary in held_out]
@@ -113,13 +105,13 @@ def function_questions(cache: Path) -> Questions:
     return Questions(f"functions of Python {sys.version.split()[0]}", training, validation)
 
 
-def _functions() -> Iterator[tuple[str, str]]:
+def _functions(documented: Iterable[Sequence[str]]) -> Iterator[tuple[str, str]]:
     """The public functions with a short summary, the first paragraph of their documentation: names and summaries."""
-    for node, documentation in documented():
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_"):
-            summary = " ".join(documentation.partition("\n\n")[0].split())
-            if SENTENCE.match(summary) and len(summary) <= LONGEST_SUMMARY and len(node.name) <= LONGEST_NAME:
-                yield node.name, summary
+    for name, text in documented:
+        summary = " ".join(text.partition("\n\n")[0].split())
+        fits = 0 < len(name) <= LONGEST_NAME and len(summary) <= LONGEST_SUMMARY
+        if fits and not name.startswith("_") and SENTENCE.fullmatch(summary):
+            yield name, summary
 
 
 def _different(functions: Sequence[tuple[str, str]], draw: random.Random) -> tuple[list[str], list[str]]:
