@@ -253,18 +253,17 @@ def test_pairs_are_the_same_in_another_process(tmp_path):
         "for name, make in MAKERS.items(): print(make(pathlib.Path(sys.argv[1]) / sys.argv[2]).sha256)"
     )
     mine = [make(tmp_path / "mine").sha256 for make in MAKERS.values()]
-    for seed in ("1", "2"):
-        variables = {**os.environ, "PYTHONHASHSEED": seed, "LC_ALL": "xx_YY", "TZ": "Asia/Tokyo"}
-        variables["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-        theirs = subprocess.run(
-            [sys.executable, "-c", program, tmp_path, seed],
-            env=variables,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=60,
-        )
-        assert theirs.stdout.split() == mine
+    variables = {**os.environ, "PYTHONHASHSEED": "1", "LC_ALL": "xx_YY", "TZ": "Asia/Tokyo"}
+    variables["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    theirs = subprocess.run(
+        [sys.executable, "-c", program, tmp_path, "theirs"],
+        env=variables,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert theirs.stdout.split() == mine
 
 
 @pytest.mark.parametrize(
@@ -274,6 +273,9 @@ def test_pairs_are_the_same_in_another_process(tmp_path):
 def test_other_languages_have_phrases_of_their_own(tmp_path, source, target):
     found = phrases(source, target, tmp_path)
     assert len(found.training) == 1800
+    assert not any(
+        hidden in text for pair in found.training for text in pair for hidden in "\u00a0\u202f\u2009\u200f\u200e"
+    )
     assert (
         sum(one == other for one, other in found.training) < 400
     )  # names of Latin letters, and days in Japan and China
