@@ -55,23 +55,39 @@ def standard_library(cache: Path) -> Corpus:
     Raises:
         ConfigurationError: this Python comes without its sources.
     """
-    root = Path(sysconfig.get_path("stdlib"))
-    key = hashlib.sha256(f"{sys.version} {root}".encode()).hexdigest()[:16]
-    kept = cache / f"standard-library-{key}.kept"
-    documents = kept_json(kept, list[str])
-    if documents is None:
-        documents = list(dict.fromkeys(_docstrings(root)))
-        keep(kept, json.dumps(documents))
-    if not documents:
-        raise ConfigurationError(
-            f"There is no documentation in {root}: this Python comes without its sources. Name a text with --text FILE."
-        )
+    documents = list(dict.fromkeys(text for _, text in documentation(cache)))
     random.Random(0).shuffle(documents)
     training = tuple(text for number, text in enumerate(documents) if number % HELD_OUT)
     return Corpus(f"Python {sys.version.split()[0]} standard library", training, tuple(documents[::HELD_OUT]))
 
 
-def _docstrings(root: Path) -> Iterator[str]:
+def documentation(cache: Path) -> list[list[str]]:
+    """Reads what is documented in the running Python's standard library, in the order of its files.
+
+    Args:
+        cache: the folder that keeps it, since there are 600 modules. It need not exist.
+
+    Returns:
+        The name of each function, or "" for a class or a module, and its documentation string.
+
+    Raises:
+        ConfigurationError: this Python comes without its sources.
+    """
+    root = Path(sysconfig.get_path("stdlib"))
+    key = hashlib.sha256(f"{sys.version} {root}".encode()).hexdigest()[:16]
+    kept = cache / f"documentation-{key}.kept"
+    found: list[list[str]] | None = kept_json(kept, list[list[str]])
+    if found is None:
+        found = [[name, text] for name, text in _docstrings(root)]
+        keep(kept, json.dumps(found))
+    if not found:
+        raise ConfigurationError(
+            f"There is no documentation in {root}: this Python comes without its sources. Name a text with --text FILE."
+        )
+    return found
+
+
+def _docstrings(root: Path) -> Iterator[tuple[str, str]]:
     tests_and_strangers = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3"}
     for file in sorted(root.rglob("*.py")):
         if tests_and_strangers.intersection(file.relative_to(root).parts):
@@ -83,9 +99,9 @@ def _docstrings(root: Path) -> Iterator[str]:
             continue  # templates and unreadable files document nothing
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                documentation = ast.get_docstring(node)
-                if documentation:
-                    yield documentation
+                text = ast.get_docstring(node)
+                if text:
+                    yield node.name if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else "", text
 
 
 def text_file(path: Path) -> Corpus:

@@ -11,7 +11,7 @@ from babel import Locale
 from unicode_rbnf import RbnfEngine
 
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.tasks.cldr import english_name, language, plain
+from bigbatch.tasks.languages import english_name, language, plain
 from bigbatch.tasks.pairs import Pairs, generated
 
 MOST_DIGITS = 6

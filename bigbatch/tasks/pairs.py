@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from gettext import c2py
 from itertools import islice
 from pathlib import Path
@@ -145,7 +146,11 @@ def read_pairs(path: Path, source: str, target: str) -> Pairs:
             left_out, first = left_out + 1, first or where
     pairs = divided(path.name, found, left_out, len(found))
     if not pairs.training:
-        empty = f" {left_out} are left out because a side is empty, the first one in {first}." if left_out else ""
+        empty = (
+            f" {left_out} are left out because a side is empty or not translated, the first one in {first}."
+            if left_out
+            else ""
+        )
         raise ConfigurationError(
             f"{what} has too few pairs of a source and a target: {len(pairs.validation)}.{empty} It takes two with "
             "different sources, one to learn from and one held out."
@@ -189,8 +194,8 @@ def _tab_separated(content: bytes, what: str, source: str, target: str) -> Entri
         if len(cells) <= max(columns):
             have = "1 column" if len(cells) == 1 else f"{len(cells)} columns"
             raise ConfigurationError(
-                f"{what} cannot be used: {where} has {have}, but the source should be in column {columns[0] + 1} and the "
-                f"target in column {columns[1] + 1}, with tabs between columns."
+                f"{what} cannot be used: {where} has {have}, but the source should be in column {columns[0] + 1} and "
+                f"the target in column {columns[1] + 1}, with tabs between columns."
             )
         yield where, cells[columns[0]], cells[columns[1]]
 
@@ -225,8 +230,8 @@ def _sides(value: object, what: str, where: str, source: str, target: str) -> tu
             if isinstance(holder, dict) and set(names) <= set(holder):
                 return _side(holder, names[0], what, where), _side(holder, names[1], what, where)
     inner = value.get("translation")
-    names = ", ".join(map(quoted, inner if isinstance(inner, dict) else value)) or "nothing"
-    raise ConfigurationError(f"{what} cannot be used: {where} has no {source!r} and {target!r}, but {names}.")
+    known = ", ".join(map(quoted, inner if isinstance(inner, dict) else value)) or "nothing"
+    raise ConfigurationError(f"{what} cannot be used: {where} has no {source!r} and {target!r}, but {known}.")
 
 
 def _side(holder: Mapping[str, object], name: str, what: str, where: str) -> str:
@@ -237,26 +242,22 @@ def _side(holder: Mapping[str, object], name: str, what: str, where: str) -> str
 
 
 def _editable(content: bytes, what: str, *_: str) -> Entries:
-    try:
-        catalogue = read_po(io.BytesIO(content.removeprefix(codecs.BOM_UTF8)), abort_invalid=True)
-    except PoFileError as error:
-        raise damaged(what, f"line {error.lineno + 1} is not as in a catalogue ({error.args[0]})") from error
-    except Exception as error:  # Babel lets through whatever comes of what it reads
-        raise damaged(what, f"it cannot be read as a catalogue ({error})") from error
-    yield from _messages(catalogue)
+    return _messages(content.removeprefix(codecs.BOM_UTF8), what, partial(read_po, abort_invalid=True))
 
 
 def _compiled(content: bytes, what: str, *_: str) -> Entries:
-    try:
-        catalogue = read_mo(io.BytesIO(content))
-    except Exception as error:  # Babel lets through whatever comes of what it reads
-        raise damaged(what, f"it cannot be read as a compiled catalogue ({error})") from error
-    yield from _messages(catalogue)
+    return _messages(content, what, read_mo)
 
 
-def _messages(catalogue: Catalog) -> Entries:
+def _messages(content: bytes, what: str, read: Callable[[io.BytesIO], Catalog]) -> Entries:
     """The messages of a catalogue; of one with plural forms, those for one thing and for five."""
-    plural = c2py(catalogue.plural_expr)
+    try:
+        catalogue = read(io.BytesIO(content))
+        plural = c2py(catalogue.plural_expr)
+    except PoFileError as error:
+        raise damaged(what, f"line {error.lineno + 1} does not belong in a catalogue ({error.args[0]})") from error
+    except Exception as error:  # Babel lets through whatever comes of what it reads
+        raise damaged(what, f"it cannot be read as a catalogue of messages ({error})") from error
     for number, message in enumerate(catalogue):
         if not message.id:
             continue  # the header

@@ -11,8 +11,9 @@ from babel import Locale
 from babel.core import get_cldr_version
 
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.tasks import cldr
-from bigbatch.tasks.cldr import Kind, Phrase, english_name, kinds, kinds_of_names, language, plain
+from bigbatch.tasks import cldr, languages
+from bigbatch.tasks.cldr import Kind, Phrase, kinds, kinds_of_names
+from bigbatch.tasks.languages import english_name, language, plain
 from bigbatch.tasks.pairs import Pairs, generated
 
 TRANSLATED = {
@@ -57,7 +58,7 @@ def phrases(source: str, target: str, cache: Path) -> Pairs:
     """Generates phrases in two languages: dates, durations, measurements, money, and names of countries and languages.
 
     Args:
-        source: code of the language to translate from, such as "en"; see `bigbatch.tasks.cldr.language`.
+        source: code of the language to translate from, such as "en"; see `bigbatch.tasks.languages.language`.
         target: code of the language to translate to.
         cache: the folder that keeps the pairs, since they take seconds to make. It need not exist.
 
@@ -84,7 +85,7 @@ def shortening(code: str, cache: Path) -> Pairs:
     """Generates phrases and how the same language writes them as short as it can: "12 kilometers per hour", "12km/h".
 
     Args:
-        code: code of the language, such as "en"; see `bigbatch.tasks.cldr.language`.
+        code: code of the language, such as "en"; see `bigbatch.tasks.languages.language`.
         cache: the folder that keeps the pairs, since they take seconds to make. It need not exist.
 
     Raises:
@@ -119,6 +120,6 @@ def _origin() -> str:
 
 def _file(cache: Path, name: str, locales: Sequence[Locale]) -> Path:
     """The file of generated phrases, under the name of all that they depend on, this program included."""
-    written = "".join(Path(str(file)).read_text() for file in (__file__, cldr.__file__))
+    written = "".join(Path(str(file)).read_text() for file in (__file__, cldr.__file__, languages.__file__))
     key = hashlib.sha256(f"{_origin()} {written}".encode()).hexdigest()[:16]
     return cache / f"{name}-{'-'.join(map(str, locales))}-{key}.kept"
