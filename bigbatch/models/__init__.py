@@ -5,7 +5,11 @@ from bigbatch.comm.registry import Registry
 MODELS = Registry(
     "model",
     "bigbatch.models",
-    {"decoder": "bigbatch.models.decoder:Decoder"},
+    {
+        "decoder": "bigbatch.models.decoder:Decoder",
+        "encoder-decoder": "bigbatch.models.encoder_decoder:EncoderDecoder",
+        "encoder": "bigbatch.models.encoder:Encoder",
+    },
     base="bigbatch.models.model:Model",
 )
 """All models; other packages add theirs as entry points of the group "bigbatch.models"."""

@@ -1,118 +1,71 @@
-"""A decoder-only pre-norm Transformer."""
-
-import math
-from dataclasses import dataclass
+"""A decoder-only Transformer."""
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from torch import Tensor, nn
 
-from bigbatch.models.model import Model
+from bigbatch.models.blocks import BlockCache, Blocks, TransformerShape, initialise, last_norm
+from bigbatch.models.model import Model, shape_for
+from bigbatch.models.positions import positions
 from bigbatch.models.settings import ModelSettings
 from bigbatch.models.sizes import ModelSize, own_size
 from bigbatch.tasks.task import Task
 
-
-@dataclass(frozen=True)
-class TransformerShape:
-    """The sizes that define a decoder-only Transformer.
-
-    Attributes:
-        vocabulary: number of different tokens.
-        context: the longest sequence, in tokens.
-        layers: number of blocks.
-        width: length of a token's vector; `heads` divides it.
-        heads: number of attention heads.
-    """
-
-    vocabulary: int
-    context: int
-    layers: int
-    width: int
-    heads: int
-
-
-class Attention(nn.Module):
-    """Causal multi-head self-attention (Vaswani et al. 2017, section 3.2).
-
-    Each head computes softmax(Q Kᵀ / √d + M) V, where d is the head's width and M is -∞ above the diagonal, so
-    that a token sees itself and the tokens before it. The projections have no bias: a key's bias would change nothing,
-    since softmax ignores a constant that is added to every score.
-    """
-
-    def __init__(self, shape: TransformerShape) -> None:
-        super().__init__()
-        self.heads = shape.heads
-        self.query_key_value = nn.Linear(shape.width, 3 * shape.width, bias=False)
-        self.output = nn.Linear(shape.width, shape.width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Attends to earlier tokens: (batch, sequence, width) -> (batch, sequence, width)."""
-        batch, sequence, width = x.shape
-        projected = self.query_key_value(x).view(batch, sequence, 3, self.heads, width // self.heads)
-        query, key, value = projected.permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        output: Tensor = self.output(mixed.transpose(1, 2).reshape(batch, sequence, width))
-        return output
-
-
-class Block(nn.Module):
-    """Attention, then a two-layer network, each on normalised input and added to the residual stream (pre-norm)."""
-
-    def __init__(self, shape: TransformerShape) -> None:
-        super().__init__()
-        self.attention_norm = nn.LayerNorm(shape.width)
-        self.attention = Attention(shape)
-        self.network_norm = nn.LayerNorm(shape.width)
-        self.expand = nn.Linear(shape.width, 4 * shape.width)
-        self.contract = nn.Linear(4 * shape.width, shape.width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Applies the block to a residual stream: (batch, sequence, width) -> (batch, sequence, width)."""
-        x = x + self.attention(self.attention_norm(x))
-        output: Tensor = x + self.contract(F.gelu(self.expand(self.network_norm(x))))
-        return output
+GPT2_DEVIATION = 0.02
+"""Standard deviation of GPT-2's initial weights (Radford et al. 2018, section 4.1, and 2019)."""
 
 
 class Transformer(nn.Module):
-    """Token and position embeddings, blocks, a last norm, and the token embedding reused as the output layer.
+    """Token and position embeddings, causal blocks, a last norm, and the token embedding reused as the output layer.
 
     Args:
         shape: the sizes of the model.
-        seed: seed for the initial weights. They come from a generator of their own, so that other random numbers drawn
-            earlier do not change them.
-
-    Initial weights follow GPT-2 (Radford et al. 2019): normal with standard deviation 0.02, or 0.02/√(2·layers) for the
-    matrices whose output is added to the residual stream.
+        seed: seed for the initial weights, whose standard deviation is that of GPT-2.
     """
 
     def __init__(self, shape: TransformerShape, seed: int = 0) -> None:
         super().__init__()
         self.shape = shape
         self.tokens = nn.Embedding(shape.vocabulary, shape.width)
-        self.positions = nn.Embedding(shape.context, shape.width)
-        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
-        self.norm = nn.LayerNorm(shape.width)
-        self._initialise(torch.Generator().manual_seed(seed))
-
-    def _initialise(self, generator: torch.Generator) -> None:
-        for name, parameter in self.named_parameters():
-            if parameter.dim() < 2:
-                continue  # norms start at one, biases at zero
-            into_stream = name.endswith(("attention.output.weight", "contract.weight"))
-            deviation = 0.02 / math.sqrt(2 * self.shape.layers) if into_stream else 0.02
-            nn.init.normal_(parameter, std=deviation, generator=generator)
-        for module in self.modules():
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
+        self.positions = positions(shape.positions, shape.context, shape.width)
+        self.blocks = Blocks(shape, causal=True)
+        self.norm = last_norm(shape)
+        initialise(self, 2 * shape.layers, torch.Generator().manual_seed(seed), GPT2_DEVIATION)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Predicts every next token: (batch, sequence) token numbers -> (batch, sequence, vocabulary) logits."""
-        position = torch.arange(tokens.shape[1], device=tokens.device)
-        x = self.tokens(tokens) + self.positions(position)
-        for block in self.blocks:
-            x = block(x)
+        return self._logits(tokens, None)
+
+    def _logits(self, tokens: Tensor, caches: list[BlockCache] | None) -> Tensor:
+        first = caches[0].own.tokens if caches else 0
+        x = self.positions(self.tokens(tokens), first)
+        x = self.blocks(F.dropout(x, self.shape.dropout, self.training), caches=caches)
         return F.linear(self.norm(x), self.tokens.weight)
+
+    def generator(self) -> "Continuation":
+        """Makes a generator that continues sequences, one token after the other."""
+        return Continuation(self)
+
+
+class Continuation:
+    """Continues sequences token by token, and computes each token's keys and values only once.
+
+    Args:
+        model: the model that predicts the next token.
+    """
+
+    def __init__(self, model: Transformer) -> None:
+        self._model = model
+        self._caches = [BlockCache() for _ in range(model.shape.layers)]
+
+    def advance(self, tokens: Tensor) -> Tensor:
+        """Takes the newest token of every row, (rows,), and predicts the next: (rows, vocabulary) logits."""
+        return self._model._logits(tokens[:, None], self._caches)[:, -1]
+
+    def keep(self, rows: Tensor) -> None:
+        """Keeps these rows, (rows,), in this order; a row can be kept several times."""
+        for cache in self._caches:
+            cache.keep(rows)
 
 
 class Decoder(Model):
@@ -121,12 +74,17 @@ class Decoder(Model):
     @classmethod
     def build(cls, task: Task, settings: ModelSettings, seed: int) -> Transformer:
         """Builds a Transformer with the task's vocabulary, whose context is as long as the task's examples."""
-        shape = TransformerShape(
-            task.vocabulary_size, task.example_tokens, settings.layers, settings.width, settings.heads
-        )
-        return Transformer(shape, seed)
+        return Transformer(shape_for(task, settings), seed)
 
     @classmethod
     def size(cls, task: Task, settings: ModelSettings) -> ModelSize:
         """Computes parameters and FLOPs per token by formula; see `bigbatch.models.sizes.own_size`."""
-        return own_size(task.vocabulary_size, task.example_tokens, settings.layers, settings.width)
+        shape = shape_for(task, settings)
+        return own_size(
+            shape.vocabulary,
+            shape.context,
+            shape.layers,
+            shape.width,
+            learnt_positions=shape.positions == "learnt",
+            pre_norm=shape.pre_norm,
+        )

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import nn
 
+from bigbatch.models.blocks import TransformerShape
 from bigbatch.models.settings import ModelSettings
 from bigbatch.models.sizes import ModelSize, model_of
 from bigbatch.tasks.task import Task
@@ -23,8 +24,8 @@ class Model(ABC):
         """Builds a new module whose initial weights depend on the seed alone, so that all ranks make the same one.
 
         Args:
-            task: the task that the model will learn; its `vocabulary_size` and `example_tokens` bound the inputs.
-            settings: the sizes that the user chose.
+            task: the task that the model will learn; its `vocabulary_size` and `context` bound the inputs.
+            settings: what the user chose; its `sizes()` are the number of blocks, the width and the heads.
             seed: seed for the initial weights.
 
         Raises:
@@ -46,9 +47,30 @@ class Model(ABC):
             cls.__name__,
             len(counts),
             0,
-            task.example_tokens,
+            task.context,
             task.vocabulary_size,
             size.parameters,
             size.flops_per_token,
             tuple(reversed(counts)),
         )
+
+
+def shape_for(task: Task, settings: ModelSettings, stacks: int = 1) -> TransformerShape:
+    """Chooses the shape of a Transformer: the task's vocabulary and context, and the user's sizes.
+
+    Args:
+        task: the task that the model will learn.
+        settings: what the user chose.
+        stacks: number of stacks of blocks: 2 for an encoder and a decoder.
+    """
+    sizes = settings.sizes(stacks)
+    return TransformerShape(
+        task.vocabulary_size,
+        task.context,
+        sizes.blocks // stacks,
+        sizes.width,
+        sizes.heads,
+        settings.positions,
+        settings.norm == "pre",
+        settings.dropout,
+    )

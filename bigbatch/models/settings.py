@@ -1,12 +1,48 @@
 """What a user can choose about the model."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar
 
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.kinds import Name, Whole, physical_memory
+from bigbatch.comm.kinds import Name, Number, Whole, physical_memory
 from bigbatch.comm.options import Options, option
 from bigbatch.models import MODELS
+
+POSITIONS = ("learnt", "sinusoidal", "rotary")
+"""The ways in which a model can be told where a token stands; see `bigbatch.models.positions`."""
+
+NORMS = ("pre", "post")
+"""Where a block normalises: the input of each sublayer, or the sum after it."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of a model.
+
+    Attributes:
+        blocks: number of blocks in all; an encoder and a decoder have half of them each.
+        width: length of a token's vector.
+        heads: number of attention heads.
+    """
+
+    blocks: int
+    width: int
+    heads: int
+
+
+PRESETS: Mapping[str, Sizes] = MappingProxyType(
+    {
+        "tiny": Sizes(2, 96, 4),
+        "small": Sizes(4, 256, 4),
+        "base": Sizes(12, 512, 8),
+        "big": Sizes(12, 1024, 16),
+    }
+)
+"""Sizes by name. `base` and `big` are those of Vaswani et al. 2017, table 3; the others are for a laptop."""
+
+DEFAULT_PRESET = "tiny"
 
 
 @dataclass(frozen=True)
@@ -14,35 +50,84 @@ class ModelSettings(Options):
     """The options for the model: its kind and its sizes.
 
     Attributes:
-        model: a name in the registry of models, or FILE.py:Model.
-        layers: number of blocks.
-        width: length of a token's vector.
-        heads: number of attention heads, which divides the width.
+        model: a name in the registry of models, FILE.py:Model, or one of `PRESETS` for the kind that the task takes;
+            None for that kind in the size `DEFAULT_PRESET`.
+        layers: number of blocks, of an encoder and of a decoder each; None for as many as the preset has.
+        width: length of a token's vector; None for the preset's.
+        heads: number of attention heads, which divides the width; None for the preset's.
+        positions: how the model is told where a token stands; one of `POSITIONS`.
+        norm: one of `NORMS`.
+        dropout: share of each sublayer's output that is dropped in training.
 
     Raises:
         ConfigurationError: the model cannot fit into this machine's memory; or the heads do not divide the width, and
-            the message names the nearest widths that they divide.
+            the message names the nearest widths that they divide; or a head's width is odd, which cannot be turned.
     """
 
     title: ClassVar[str] = "Model"
 
-    model: str = option("decoder", Name(MODELS.names, "FILE.py:Model"), "Kind of model to train.")
-    layers: int = option(2, Whole(most=10_000), "Number of Transformer blocks.")
-    width: int = option(96, Whole(most=2**16), "Length of the vector that stands for a token.")
-    heads: int = option(4, Whole(most=2**16), "Number of attention heads; it must divide the width.")
+    model: str | None = option(
+        None,
+        Name(lambda: [*MODELS.names(), *PRESETS], "FILE.py:Model"),
+        "Kind of model to train, or the size of the kind that the task takes: tiny, small, base or big.",
+        missing=f"what the task takes, {DEFAULT_PRESET}",
+    )
+    layers: int | None = option(
+        None,
+        Whole(most=10_000),
+        "Number of Transformer blocks; an encoder and a decoder have as many each.",
+        missing=f"{PRESETS[DEFAULT_PRESET].blocks} in all",
+    )
+    width: int | None = option(
+        None,
+        Whole(most=2**16),
+        "Length of the vector that stands for a token.",
+        missing=str(PRESETS[DEFAULT_PRESET].width),
+    )
+    heads: int | None = option(
+        None,
+        Whole(most=2**16),
+        "Number of attention heads; it must divide the width.",
+        missing=str(PRESETS[DEFAULT_PRESET].heads),
+    )
+    positions: str = option("learnt", Name(lambda: POSITIONS), "How the model is told where a token stands.")
+    norm: str = option("pre", Name(lambda: NORMS), "Normalise the input of each sublayer, or the sum after it.")
+    dropout: float = option(
+        0.0, Number(least=0, most=0.9), "Share of each sublayer's output that is dropped in training."
+    )
+
+    def sizes(self, stacks: int = 1) -> Sizes:
+        """Finds the sizes: those that were chosen, and else the preset's.
+
+        Args:
+            stacks: number of stacks of blocks: 2 for an encoder and a decoder.
+        """
+        preset = PRESETS.get(self.model or DEFAULT_PRESET, PRESETS[DEFAULT_PRESET])
+        blocks = preset.blocks if self.layers is None else self.layers * stacks
+        return Sizes(blocks, self.width or preset.width, self.heads or preset.heads)
+
+    def kind(self, usual: str) -> str:
+        """The kind of model: the one that was chosen, else the usual one of the task."""
+        return usual if self.model is None or self.model in PRESETS else self.model
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        parameters, memory = 12 * self.layers * self.width**2, physical_memory()
+        sizes = self.sizes()
+        parameters, memory = 12 * sizes.blocks * sizes.width**2, physical_memory()
         if 4 * parameters > memory:
             raise ConfigurationError(
-                f"{self.layers:,} layers of width {self.width:,} have at least {parameters:,} parameters, "
+                f"{sizes.blocks:,} layers of width {sizes.width:,} have at least {parameters:,} parameters, "
                 f"of 4 bytes each, and this machine has {memory:,} bytes of memory: take fewer --layers or a smaller "
                 "--width."
             )
-        if self.width % self.heads:
-            near = self.width // self.heads * self.heads
+        if sizes.width % sizes.heads:
+            near = sizes.width // sizes.heads * sizes.heads
             raise ConfigurationError(
-                f"Width {self.width} cannot be divided by {self.heads} heads. The nearest widths that can are "
-                f"{near or self.heads} and {near + self.heads}."
+                f"Width {sizes.width} cannot be divided by {sizes.heads} heads. The nearest widths that can are "
+                f"{near or sizes.heads} and {near + sizes.heads}."
+            )
+        if self.positions == "rotary" and sizes.width // sizes.heads % 2:
+            raise ConfigurationError(
+                f"Rotary positions turn pairs of numbers, but a head of width {sizes.width // sizes.heads} has one "
+                f"left over: take --width {sizes.width + sizes.heads}, or other --positions."
             )

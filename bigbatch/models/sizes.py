@@ -157,20 +157,26 @@ def model_of(parameters: int, flops_per_token: float | None = None, layers: int 
     return ModelSize("given", layers, 0, 0, 0, parameters, flops, parts)
 
 
-def own_size(vocabulary: int, context: int, layers: int, width: int) -> ModelSize:
-    """Computes the size of the Transformer in `bigbatch.models.decoder` from its dimensions.
+def block_parameters(width: int) -> int:
+    """Parameters of our own block: 4d² of attention (no bias), 8d² + 5d of the two layers and 4d of the two norms."""
+    return 12 * width**2 + 9 * width
 
-    A block has 4d² parameters of attention (no bias), 8d² + 5d of the two layers and 4d of the two norms. The output
-    layer is the token table.
+
+def own_size(
+    vocabulary: int, context: int, layers: int, width: int, *, learnt_positions: bool = True, pre_norm: bool = True
+) -> ModelSize:
+    """Computes the size of the Transformer in `bigbatch.models.decoder`, whose output layer is the token table.
 
     Args:
         vocabulary: number of different tokens.
         context: the longest sequence, in tokens.
         layers: number of blocks.
         width: d, the length of a token's vector.
+        learnt_positions: whether there is a table of positions.
+        pre_norm: whether there is a norm at the end, of 2d parameters.
     """
-    block = 12 * width**2 + 9 * width
-    tables, norm = (vocabulary + context) * width, 2 * width
+    block, norm = block_parameters(width), 2 * width if pre_norm else 0
+    tables = (vocabulary + (context if learnt_positions else 0)) * width
     flops = training_flops(layers * block + norm + vocabulary * width, layers, width, context)
-    parts = (norm, *[block] * layers, tables)
+    parts = tuple(filter(None, (norm, *[block] * layers, tables)))
     return ModelSize("transformer", layers, width, context, vocabulary, sum(parts), flops, parts)

@@ -8,6 +8,10 @@ TASKS = Registry(
     {
         "language-modelling": "bigbatch.tasks.language_modelling:LanguageModelling",
         "documents": "bigbatch.tasks.documents:Documents",
+        "translation": "bigbatch.tasks.translation:Translation",
+        "translation:numbers": "bigbatch.tasks.translation:TranslationOfNumbers",
+        "summarisation": "bigbatch.tasks.summarisation:Summarisation",
+        "question-answering": "bigbatch.tasks.question_answering:QuestionAnswering",
     },
     base="bigbatch.tasks.task:Task",
 )

@@ -25,6 +25,8 @@ class Documents(LanguageModelling):
         context: number of tokens at the start of a document that are used, at most.
         vocabulary_size: number of different tokens.
         corpus_sha256: digest that identifies the data.
+        token_bytes: (vocabulary,) number of bytes that each token stands for; None if they are not known.
+        label_smoothing: share of a target's weight that the training loss spreads evenly over all tokens.
 
     Raises:
         ConfigurationError: a split has no document of more than one token.
@@ -37,8 +39,10 @@ class Documents(LanguageModelling):
         context: int,
         vocabulary_size: int,
         corpus_sha256: str,
+        token_bytes: NDArray[np.int64] | None = None,
+        label_smoothing: float = 0.0,
     ) -> None:
-        super().__init__(tokens, context, vocabulary_size, corpus_sha256)
+        super().__init__(tokens, context, vocabulary_size, corpus_sha256, token_bytes, label_smoothing)
         self._spans = {split: spans(numbers, end, context) for split, numbers in tokens.items()}
         self.sizes = {split: len(found) for split, found in self._spans.items()}
         for split, size in self.sizes.items():
@@ -49,13 +53,21 @@ class Documents(LanguageModelling):
                 )
 
     @classmethod
-    def from_corpus(cls, corpus: Corpus, vocabulary: Vocabulary, context: int) -> Self:
+    def from_corpus(cls, corpus: Corpus, vocabulary: Vocabulary, context: int, label_smoothing: float = 0.0) -> Self:
         """Encode a corpus as a task; a corpus of a single text is cut into documents at empty lines."""
         tokens: dict[Split, NDArray[np.int32]] = {
             "training": vocabulary.encode(paragraphs(corpus.training)),
             "validation": vocabulary.encode(paragraphs(corpus.validation)),
         }
-        return cls(tokens, vocabulary.end, context, vocabulary.size, corpus.sha256)
+        return cls(
+            tokens,
+            vocabulary.end,
+            context,
+            vocabulary.size,
+            corpus.sha256,
+            vocabulary.token_bytes(),
+            label_smoothing,
+        )
 
     def _windows(self, split: Split, examples: NDArray[np.int64]) -> list[NDArray[np.int32]]:
         return [self._tokens[split][first:stop] for first, stop in self._spans[split][examples].tolist()]

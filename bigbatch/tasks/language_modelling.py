@@ -1,10 +1,12 @@
 """Language modelling: predict the next token of a long text."""
 
-from collections.abc import Iterable, Mapping
-from typing import Self
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -25,7 +27,11 @@ class LanguageModelling(Task):
         context: tokens in a window; the last window of a split may be shorter and is padded.
         vocabulary_size: number of different tokens.
         corpus_sha256: digest that identifies the data.
+        token_bytes: (vocabulary,) number of bytes that each token stands for; None if they are not known.
+        label_smoothing: share of a target's weight that the training loss spreads evenly over all tokens.
     """
+
+    takes = frozenset({"label_smoothing"})
 
     def __init__(
         self,
@@ -33,9 +39,13 @@ class LanguageModelling(Task):
         context: int,
         vocabulary_size: int,
         corpus_sha256: str,
+        token_bytes: NDArray[np.int64] | None = None,
+        label_smoothing: float = 0.0,
     ) -> None:
         self._tokens = tokens
-        self.example_tokens = context
+        self._token_bytes = None if token_bytes is None else torch.from_numpy(token_bytes)
+        self._smoothing = label_smoothing
+        self.example_tokens: int = context
         self.vocabulary_size = vocabulary_size
         self.corpus_sha256 = corpus_sha256
         # The last token of a split is only ever a target.
@@ -46,10 +56,12 @@ class LanguageModelling(Task):
         """Read the text, learn its vocabulary, and encode it."""
         cache = cache_folder()
         corpus = standard_library(cache) if settings.text is None else text_file(settings.text)
-        return cls.from_corpus(corpus, learn_vocabulary(corpus, settings.vocabulary, cache), settings.context)
+        vocabulary = learn_vocabulary(corpus, settings.vocabulary, cache)
+        context = settings.context or cls.default_context
+        return cls.from_corpus(corpus, vocabulary, context, settings.label_smoothing or 0.0)
 
     @classmethod
-    def from_corpus(cls, corpus: Corpus, vocabulary: Vocabulary, context: int) -> Self:
+    def from_corpus(cls, corpus: Corpus, vocabulary: Vocabulary, context: int, label_smoothing: float = 0.0) -> Self:
         """Encode a corpus as a task.
 
         Raises:
@@ -68,7 +80,7 @@ class LanguageModelling(Task):
             raise ConfigurationError(
                 f"{have}, too few for a context of {context}: name a longer text, or use --context {count - 1} or less."
             )
-        return cls(tokens, context, vocabulary.size, corpus.sha256)
+        return cls(tokens, context, vocabulary.size, corpus.sha256, vocabulary.token_bytes(), label_smoothing)
 
     def batch(self, split: Split, examples: NDArray[np.int64]) -> TokenBatch:
         """Make a batch of windows by number, (examples,): tokens, and the next tokens as targets; padded."""
@@ -87,13 +99,28 @@ class LanguageModelling(Task):
 
     def loss(self, model: nn.Module, batch: TokenBatch) -> tuple[Tensor, int]:
         """Compute the cross-entropy of the next tokens: its sum in nats, and the number of tokens that it is over."""
-        return summed_cross_entropy(model(batch.tokens), batch.targets)
+        smoothing = self._smoothing if model.training else 0.0
+        return summed_cross_entropy(model(batch.tokens), batch.targets, smoothing)
 
-    def metrics(self, model: nn.Module, batches: Iterable[TokenBatch]) -> dict[str, float]:
-        """Measure `accuracy`: the share of next tokens to which the model gives the highest probability."""
-        right = counted = 0
-        for batch in batches:
-            counts = batch.targets != PADDING
-            right += int((model(batch.tokens).argmax(-1) == batch.targets)[counts].sum())
-            counted += int(counts.sum())
-        return {"accuracy": right / counted} if counted else {}
+    def measure(self, model: nn.Module, batch: TokenBatch) -> list[tuple[int, int, float, int]]:
+        """Measure each window: tokens predicted right, tokens, summed loss in nats, and bytes of the tokens."""
+        logits, targets = model(batch.tokens), batch.targets
+        counts = targets != PADDING
+        right = ((logits.argmax(-1) == targets) & counts).sum(-1)
+        losses = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=PADDING, reduction="none").sum(-1)
+        nbytes = torch.zeros_like(right)
+        if self._token_bytes is not None:
+            nbytes = (self._token_bytes.to(targets.device)[targets.clamp(min=0)] * counts).sum(-1)
+        return list(zip(right.tolist(), counts.sum(-1).tolist(), losses.tolist(), nbytes.tolist(), strict=True))
+
+    def metrics(self, measured: Sequence[Any]) -> dict[str, float]:
+        """Compute `accuracy` and `bits per byte`.
+
+        Accuracy is the share of next tokens to which the model gives the highest probability. Bits per byte are the
+        loss in bits over all bytes that the tokens stand for, so that different vocabularies can be compared.
+        """
+        if not measured:
+            return {}
+        right, counted, nats, nbytes = (sum(column) for column in zip(*measured, strict=True))
+        metrics = {"accuracy": right / counted} if counted else {}
+        return {**metrics, "bits per byte": nats / math.log(2) / nbytes} if nbytes else metrics

@@ -15,17 +15,21 @@ PADDING = -100
 """The target of padding, which does not count in the loss; it is torch's default for `ignore_index`."""
 
 
-def summed_cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, int]:
+def summed_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> tuple[Tensor, int]:
     """Computes the cross-entropy summed, never averaged, over the targets that count, and the number of those targets.
 
     Args:
         logits: (batch, sequence, vocabulary) scores of every token.
         targets: (batch, sequence) token numbers, `PADDING` where there is nothing to predict.
+        smoothing: share of a target's weight that is spread evenly over all tokens of the vocabulary, the target
+            included (Szegedy et al. 2016, section 7).
 
     Returns:
         The loss, a scalar in nats, and the number of tokens that it is summed over.
     """
-    loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=PADDING, reduction="sum")
+    loss = F.cross_entropy(
+        logits.flatten(0, 1), targets.flatten(), ignore_index=PADDING, reduction="sum", label_smoothing=smoothing
+    )
     return loss, int((targets != PADDING).sum())
 
 

@@ -8,8 +8,12 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import TypedDict
 
-from bigbatch.tasks.corpora import HELD_OUT, Corpus, documentation
+from bigbatch.comm.errors import ConfigurationError, quoted
+from bigbatch.comm.files import parsed, read_bytes, utf8
+from bigbatch.comm.schema import Count, check
+from bigbatch.tasks.corpora import HELD_OUT, LARGEST_TEXT, Corpus, documentation
 
 TRAINING, VALIDATION = 40_000, 1_000
 """Numbers of questions."""
@@ -75,6 +79,39 @@ class Questions:
         return Corpus(self.name, training, validation)
 
 
+class SquadAnswer(TypedDict):
+    """An answer in a file of SQuAD's format."""
+
+    text: str
+    answer_start: Count
+
+
+class SquadQuestion(TypedDict):
+    """A question in a file of SQuAD's format."""
+
+    question: str
+    answers: list[SquadAnswer]
+
+
+class SquadParagraph(TypedDict):
+    """A passage and its questions in a file of SQuAD's format."""
+
+    context: str
+    qas: list[SquadQuestion]
+
+
+class SquadArticle(TypedDict):
+    """An article in a file of SQuAD's format."""
+
+    paragraphs: list[SquadParagraph]
+
+
+class SquadFile(TypedDict):
+    """A file of SQuAD's format (Rajpurkar et al. 2016)."""
+
+    data: list[SquadArticle]
+
+
 def function_questions(cache: Path) -> Questions:
     """Asks what functions of Python's standard library do; a passage has the summaries of three of them.
 
@@ -103,6 +140,44 @@ def function_questions(cache: Path) -> Questions:
     )
     validation = tuple(_question(*_different(asked, draw), draw) for _ in range(VALIDATION))
     return Questions(f"functions of Python {sys.version.split()[0]}", training, validation)
+
+
+def read_questions(path: Path) -> Questions:
+    """Reads questions in the format of SQuAD, versions 1 and 2; every tenth passage is held out.
+
+    Of several answers to a question the first one counts. Questions without an answer are left out.
+
+    Raises:
+        ConfigurationError: the file cannot be read, is in another format, an answer is not where it is said to be, or
+            there are too few passages with a question.
+    """
+    what = f"The file {path}"
+    data = check(parsed(utf8(read_bytes(path, what, LARGEST_TEXT), what), what), SquadFile, what)["data"]
+    asked: dict[str, list[Question]] = {}
+    for paragraph in (paragraph for article in data for paragraph in article["paragraphs"]):
+        passage = paragraph["context"]
+        for question in paragraph["qas"]:
+            for answer in question["answers"][:1]:
+                start, stop = answer["answer_start"], answer["answer_start"] + len(answer["text"])
+                if not answer["text"].strip() or passage[start:stop] != answer["text"]:
+                    raise ConfigurationError(
+                        f"{what} cannot be used: the answer {quoted(answer['text'])} to {quoted(question['question'])} "
+                        f"does not stand at character {start} of its passage."
+                    )
+                asked.setdefault(passage, []).append(Question(passage, question["question"], start, stop))
+    passages = list(asked)
+    if len(passages) < 2:
+        raise ConfigurationError(
+            f"{what} has too few passages with an answered question: {len(passages)}. It takes two, one to learn from "
+            "and one held out."
+        )
+    random.Random(0).shuffle(passages)
+    held_out = set(passages[::HELD_OUT])
+    validation, training = (
+        tuple(question for passage in passages if (passage in held_out) is out for question in asked[passage])
+        for out in (True, False)
+    )
+    return Questions(path.name, training, validation)
 
 
 def _functions(documented: Iterable[Sequence[str]]) -> Iterator[tuple[str, str]]:

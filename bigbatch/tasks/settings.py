@@ -1,12 +1,39 @@
 """What a user can choose about the data."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from bigbatch.comm.kinds import TOKENS, File, Name, Whole
-from bigbatch.comm.options import Options, option
+from bigbatch.comm.kinds import TOKENS, File, Name, Number, Text, Whole
+from bigbatch.comm.options import Options, option, options_of
 from bigbatch.tasks import TASKS
+
+TOO_LONG = ("cut", "drop")
+"""What can become of an example with more tokens than the context: its end is cut off, or it is left out."""
+
+
+@dataclass(frozen=True)
+class DecodingSettings(Options):
+    """The options for decoding: how a trained model chooses what it writes.
+
+    Attributes:
+        beam: number of hypotheses that beam search keeps; 1 for greedy decoding.
+        length_penalty: exponent of the length by which a hypothesis's log-probability is divided; see
+            `bigbatch.tasks.decoding.beam`.
+    """
+
+    title: ClassVar[str] = "Decoding"
+
+    beam: int | None = option(
+        None, Whole(most=1024), "Hypotheses that beam search keeps.", missing="1, greedy decoding"
+    )
+    length_penalty: float | None = option(
+        None,
+        Number(least=0, most=10),
+        "Exponent of the length by which beam search divides a hypothesis's log-probability.",
+        missing="0.6",
+    )
 
 
 @dataclass(frozen=True)
@@ -16,10 +43,16 @@ class DataSettings(Options):
     Attributes:
         task: a name in the registry of tasks, or FILE.py:Task.
         text: the user's own text, or None for the task's default.
-        context: tokens in an example, at most.
+        source: the language that is read, by its code; None for the task's default.
+        target_language: the language that is written, by its code; None for the task's default.
+        context: tokens in a sequence, at most; None for the task's default.
+        too_long: one of `TOO_LONG`; None for the first.
         vocabulary: number of different tokens, at most.
-        tokens: number of tokens that each arm is trained on.
+        label_smoothing: share of a target's weight that is spread evenly over all tokens in the training loss; None
+            for none.
+        tokens: number of tokens that each arm is trained on; None for the task's default.
         validation_tokens: number of held-out tokens on which the validation loss is measured.
+        decoding: how a trained model chooses what it writes.
     """
 
     title: ClassVar[str] = "Data"
@@ -28,10 +61,37 @@ class DataSettings(Options):
     text: Path | None = option(
         None,
         File(),
-        "Text to learn from, a file in UTF-8; its last tenth is held out for validation.",
-        missing="the documentation in Python's standard library",
+        "Text or pairs of texts to learn from, a file in UTF-8; a tenth is held out for validation.",
+        missing="what the task finds on this machine",
     )
-    context: int = option(64, Whole(most=2**20), "Tokens in an example, at most.")
+    source: str | None = option(None, Text("LANGUAGE"), "Language that is read, such as en.", missing="en")
+    target_language: str | None = option(None, Text("LANGUAGE"), "Language that is written, such as de.", missing="de")
+    context: int | None = option(
+        None, Whole(most=2**20), "Tokens in a sequence, at most.", missing="64, or as the task says"
+    )
+    too_long: str | None = option(
+        None, Name(lambda: TOO_LONG), "What becomes of a text with more tokens.", missing="cut"
+    )
     vocabulary: int = option(1024, Whole(most=2**20), "Number of different tokens, at most.")
-    tokens: int = option(500_000, TOKENS, "Tokens that each arm is trained on.")
+    label_smoothing: float | None = option(
+        None,
+        Number(least=0, most=0.9),
+        "Share of a target's weight that the training loss spreads evenly over all tokens.",
+        missing="0",
+    )
+    tokens: int | None = option(
+        None, TOKENS, "Tokens that each arm is trained on.", missing="500k, or as the task says"
+    )
     validation_tokens: int = option(8_000, TOKENS, "Held-out tokens on which the validation loss is measured.")
+    decoding: DecodingSettings = field(default_factory=DecodingSettings)
+
+    def not_taken(self, takes: frozenset[str]) -> Iterator[str]:
+        """Lists the flags of options that the user has set and a task does not take, which takes those named."""
+        values = self.flat()
+        for one in options_of(type(self)):
+            if one.name in FOR_SOME - takes and values[one.name] is not None:
+                yield one.flag
+
+
+FOR_SOME = frozenset({"source", "target_language", "too_long", "label_smoothing", "beam", "length_penalty"})
+"""The options for the data that only some tasks take; the others refuse them."""

@@ -1,16 +1,17 @@
 """Tasks: what is learnt. A task provides examples and computes a model's loss on them."""
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, Self, get_args
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Protocol, Self, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bigbatch.comm.errors import quoted
+from bigbatch.comm.errors import ConfigurationError, quoted
 from bigbatch.tasks.settings import DataSettings
 
 Split = Literal["training", "validation"]
@@ -30,16 +31,32 @@ class Task(ABC):
     as FILE.py:Task.
 
     Attributes:
+        default_model: the kind of model that the task's batches are made for, by its name in the registry of models.
+        default_tokens: tokens that an arm is trained on, if the user says nothing else.
+        default_context: tokens in a sequence, at most, if the user says nothing else.
+        takes: names of those options for the data that not every task takes, and this one does; see
+            `bigbatch.tasks.settings.FOR_SOME`.
+        score: the metric that is measured whenever the validation loss is, too; None if only the loss is.
         corpus_sha256: digest that identifies the data.
         vocabulary_size: number of different tokens that a model must know.
-        example_tokens: tokens in an example, at most; a budget of tokens is divided by it to get examples.
+        example_tokens: tokens that are predicted in an example: their mean number, or the same for all; a budget of
+            tokens is divided by it to get examples.
+        source_tokens: mean number of tokens of an example that are read and not predicted.
         sizes: number of examples in each split.
+        remarks: sentences without full stops about the data that the user should know.
     """
 
+    default_model: ClassVar[str] = "decoder"
+    default_tokens: ClassVar[int] = 500_000
+    default_context: ClassVar[int] = 64
+    takes: ClassVar[frozenset[str]] = frozenset()
+    score: ClassVar[str | None] = None
     corpus_sha256: str
     vocabulary_size: int
-    example_tokens: int
+    example_tokens: float
+    source_tokens: float = 0.0
     sizes: Mapping[Split, int]
+    remarks: Sequence[str] = ()
 
     @classmethod
     @abstractmethod
@@ -47,11 +64,25 @@ class Task(ABC):
         """Read and prepare the data that the task learns from.
 
         Args:
-            settings: what the user chose about the data: the text, the context, the vocabulary.
+            settings: what the user chose about the data: the text, the vocabulary, the context. Where the user chose
+                no tokens or no context, they are this task's defaults.
 
         Raises:
             ConfigurationError: the text is missing, empty, not text or too small.
         """
+
+    @property
+    def context(self) -> int:
+        """The longest sequence that a model must take, in tokens; `example_tokens` unless this is overridden."""
+        return math.ceil(self.example_tokens)
+
+    def lengths(self, split: Split) -> NDArray[np.int64] | None:  # noqa: ARG002 - for others
+        """The lengths of all examples, (examples, sequences), in tokens: of a source and its target, for example.
+
+        Returns None, unless this is overridden, if the examples are as good as equally long. Otherwise examples of
+        similar lengths are put into one micro-batch, in which each sequence is padded to the longest.
+        """
+        return None
 
     @abstractmethod
     def batch(self, split: Split, examples: NDArray[np.int64]) -> Batch:
@@ -61,14 +92,35 @@ class Task(ABC):
     def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, int]:
         """Compute the model's loss on a batch, summed over its tokens, in nats, and the number of those tokens."""
 
-    def metrics(self, model: nn.Module, batches: Iterable[Any]) -> dict[str, float]:  # noqa: ARG002 - for others
-        """Measure a trained model in other ways than its loss; returns values by name, none unless overridden.
+    def measure(self, model: nn.Module, batch: Any) -> list[Any]:  # noqa: ARG002 - for others
+        """Measure a model on each held-out example of a batch, for `metrics`; nothing unless this is overridden.
 
         Args:
             model: the model in evaluation mode, with gradients switched off.
-            batches: batches of held-out examples, on the model's device.
+            batch: a batch of held-out examples, on the model's device.
+
+        Returns:
+            An entry for each example, in order, which JSON can write: ranks measure parts and send them to each other.
         """
+        return []
+
+    def metrics(self, measured: Sequence[Any]) -> dict[str, float]:  # noqa: ARG002 - for others
+        """Compute the metrics other than the loss from what was measured on all examples; values by name."""
         return {}
+
+
+def prepared(kind: type[Task], settings: DataSettings) -> Task:
+    """Prepares a task, with its own defaults where the user has not chosen.
+
+    Raises:
+        ConfigurationError: the data cannot be used, or the user has set an option that this task does not take.
+    """
+    for flag in settings.not_taken(kind.takes):
+        raise ConfigurationError(
+            f"The task {settings.task} does not take {flag}, which is about another task: leave it out."
+        )
+    tokens, context = settings.tokens or kind.default_tokens, settings.context or kind.default_context
+    return kind.prepare(replace(settings, tokens=tokens, context=context))
 
 
 def wrong_facts(task: Any) -> Iterator[str]:
@@ -76,10 +128,11 @@ def wrong_facts(task: Any) -> Iterator[str]:
     if not isinstance(task, Task):
         yield f"prepare returns {quoted(task)}, but must return the task."
         return
-    for name in ("example_tokens", "vocabulary_size"):
-        number = getattr(task, name, None)
-        if not _positive(number):
-            yield f"{name} is {quoted(number)}, but must be a whole number of at least 1."
+    if not _positive(number := getattr(task, "vocabulary_size", None)):
+        yield f"vocabulary_size is {quoted(number)}, but must be a whole number of at least 1."
+    tokens = getattr(task, "example_tokens", None)
+    if not _positive(tokens) and not (isinstance(tokens, float) and 1 <= tokens < math.inf):
+        yield f"example_tokens is {quoted(tokens)}, but must be a number of at least 1."
     sizes: Any = getattr(task, "sizes", {})
     for split in get_args(Split):
         size = sizes.get(split) if isinstance(sizes, Mapping) else sizes

@@ -1,6 +1,7 @@
 """A byte-pair vocabulary that is learnt from the training text."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,26 @@ class Vocabulary:
         """Encodes documents as token numbers, (tokens,): one document after the other, with an end token after each."""
         pieces = [[*encoding.ids, self.end] for encoding in self._tokenizer.encode_batch(list(documents))]
         return np.concatenate([np.empty(0, dtype=np.int32), *(np.array(piece, dtype=np.int32) for piece in pieces)])
+
+    def token_bytes(self) -> NDArray[np.int64]:
+        """Counts the bytes that each token stands for, (size,); the end token stands for none."""
+        lengths = np.zeros(self.size, dtype=np.int64)
+        for text, number in self._tokenizer.get_vocab().items():
+            lengths[number] = 0 if number == self.end else len(text)  # byte level: each character is a byte
+        return lengths
+
+    def encode_each(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encodes each text by itself as token numbers, without an end token."""
+        return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+
+    def encode_with_places(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """Encodes each text by itself, without an end token.
+
+        Returns:
+            For each text, its token numbers, and for each token its first character and the one after its last. A
+            character of several tokens belongs to each of them.
+        """
+        return [(encoding.ids, encoding.offsets) for encoding in self._tokenizer.encode_batch(list(texts))]
 
     def decode(self, tokens: NDArray[np.int32]) -> str:
         """Decodes token numbers, (tokens,), to text."""

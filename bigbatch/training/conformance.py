@@ -8,6 +8,7 @@ right only if losses are sums, if tokens are counted, and if a loss depends on i
 """
 
 import copy
+import json
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping
@@ -141,7 +142,7 @@ def returns_loss_and_tokens(subject: Subject) -> Findings:
         if isinstance(tokens, bool) or not isinstance(tokens, int):
             yield f"The number of tokens is {_described(tokens)}, but must be a Python int."
             return
-        most = len(places) * subject.task.example_tokens
+        most = len(places) * subject.task.context
         if not 0 < tokens <= most:
             yield f"{len(places)} {split} examples are said to have {tokens} tokens, but have 1 to {most}."
         targets = getattr(batch, "targets", None)
@@ -296,28 +297,39 @@ def _content(batch: Any) -> bytes:
     return b"|".join(value.numpy().tobytes() for value in vars(batch).values() if isinstance(value, Tensor))
 
 
-def measures_once(subject: Subject) -> Findings:
-    """Checks that metrics are finite numbers, made from batches that come one after the other and only once."""
+def measures_each(subject: Subject) -> Findings:
+    """Checks that measuring gives an entry for each example, which can be sent, and metrics that are finite numbers.
+
+    They are the same however the examples were cut into batches, as ranks measure parts and put them together.
+    """
     task, model = subject.task, subject.model
-
-    def batches() -> Iterator[Any]:
-        for place in subject.examples("validation"):
-            yield task.batch("validation", np.array([place]))
-
+    places = subject.examples("validation")
     values = {name: value.clone() for name, value in model.state_dict().items()}
     with torch.no_grad():
-        once: Any = task.metrics(model, batches())
-        listed = task.metrics(model, list(batches()))
-    if not isinstance(once, Mapping):
-        yield f"metrics returns a {type(once).__name__}, but must return numbers by name."
+        together: Any = task.measure(model, task.batch("validation", places))
+        if not isinstance(together, list) or len(together) not in (0, len(places)):
+            yield f"measure returns {quoted(together)}, but must return a list with an entry for each example."
+            return
+        apart = [entry for place in places for entry in task.measure(model, task.batch("validation", place[None]))]
+    try:
+        sent = json.loads(json.dumps(together))
+    except (TypeError, ValueError) as error:
+        yield f"measure returns what JSON cannot write ({error}), so that ranks cannot send it to each other."
         return
-    for name, number in once.items():
+    metrics: Any = task.metrics(sent)
+    if not isinstance(metrics, Mapping):
+        yield f"metrics returns a {type(metrics).__name__}, but must return numbers by name."
+        return
+    other = task.metrics(apart)
+    for name, number in metrics.items():
         if not isinstance(name, str) or not isinstance(number, int | float) or not math.isfinite(number):
             yield f"The metric {name!r} is {number!r}, but must be a finite number."
-        elif name not in listed or not close(number, listed[name]):
-            yield f"The metric {name!r} is another one if the batches are given as a list: go through them once."
+        elif name not in other or not close(number, other[name]):
+            yield f"The metric {name!r} is another one if the examples are measured one by one."
+    if task.score is not None and task.score not in metrics:
+        yield f"The score of the task is {task.score!r}, which metrics does not return: it has {', '.join(metrics)}."
     if model.training or any(not torch.equal(model.state_dict()[name], value) for name, value in values.items()):
-        yield "metrics changes the model."
+        yield "measure changes the model."
 
 
 CHECKS: Mapping[str, Callable[[Subject], Findings]] = {
@@ -330,7 +342,7 @@ CHECKS: Mapping[str, Callable[[Subject], Findings]] = {
     "empty": takes_no_places,
     "model alone": leaves_the_model_alone,
     "splits": keeps_splits_apart,
-    "metrics": measures_once,
+    "metrics": measures_each,
 }
 """Checks of a task with a model, by name."""
 

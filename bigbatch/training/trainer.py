@@ -1,10 +1,11 @@
 """The training loop: one for every strategy."""
 
+import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any
+from itertools import chain
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,10 +21,16 @@ from bigbatch.tasks.loss import checked_loss
 from bigbatch.tasks.task import Split, Task
 from bigbatch.training.batches import BatchPlan
 from bigbatch.training.compute_model import ComputeModel
+from bigbatch.training.division import Batches
 from bigbatch.training.noise import NoiseScale, measurable, noise_scale
 from bigbatch.training.order import DataOrder
 from bigbatch.training.pushes import MicroBatchSquares, Pushes
 from bigbatch.training.whole_model import RandomStream, SharedBuffers, evaluating, unchanged
+
+Found = TypeVar("Found")
+
+MEASURED_AT_ONCE = 64
+"""Number of examples on which a model is measured at once: without gradients they need little memory."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,9 @@ class Update:
         bytes_sent: bytes that the worker sent.
         gradient_square: the estimate of |G|² so far, see `bigbatch.training.noise`; NaN where that is not measured.
         gradient_variance: the estimate of tr Σ so far, of one example; NaN where that is not measured.
+        padding: share of padding among the tokens that all workers compute for the batch; NaN if nothing is padded
+            because all examples are as good as equally long.
+        imbalance: tokens that the worker with the most computes for the batch, over the mean; NaN in the same case.
     """
 
     number: int
@@ -59,6 +69,8 @@ class Update:
     bytes_sent: int
     gradient_square: float = math.nan
     gradient_variance: float = math.nan
+    padding: float = math.nan
+    imbalance: float = math.nan
 
     @property
     def applied(self) -> bool:
@@ -121,7 +133,8 @@ class Trainer:
         self.plan = plan
         self.examples = examples
         self._position: int | None = None
-        self._order = DataOrder(task.sizes["training"], seed)
+        order = DataOrder(task.sizes["training"], seed)
+        self.batches = Batches(plan, order, examples, task.lengths("training"))
         self._device = parameters.values.device
         worker = -1 if strategy.worker is None else strategy.worker
         self._random = RandomStream((seed, worker + 1), self._device)
@@ -157,7 +170,7 @@ class Trainer:
     @property
     def ended(self) -> bool:
         """Whether this worker has made all its updates."""
-        return self.position >= self.plan.updates(self.examples)
+        return self.position >= self.batches.updates
 
     def state_dict(self) -> dict[str, Any]:
         """Returns everything that this worker needs to resume in another process as if it had never stopped.
@@ -206,6 +219,7 @@ class Trainer:
                 self._buffers.share()
             self._measure(number, tokens, report.squares)
             self._position = report.next_update
+            padding, imbalance = self.batches.waste(number)
             yield Update(
                 number=self.position,
                 outcome=report.outcome,
@@ -220,6 +234,8 @@ class Trainer:
                 bytes_sent=transport.bytes_sent - sent,
                 gradient_square=self._noise.gradient_square if self._noise is not None else math.nan,
                 gradient_variance=self._noise.gradient_variance if self._noise is not None else math.nan,
+                padding=padding,
+                imbalance=imbalance,
             )
 
     def _measure(self, update: int, tokens: int, squares: Squares | None) -> None:
@@ -229,7 +245,7 @@ class Trainer:
         plan = self.plan
         share = plan.micro_batch * plan.accumulation
         if self._micro_batch_squares is not None:
-            if sum(map(len, plan.micro_batches(update, self.worker, self.examples))) == share:
+            if self.batches.whole(update, self.worker):
                 self._noise.add(self._micro_batch_squares.of(tokens), plan.micro_batch, share)
         elif squares is not None and (update + 1) * plan.global_batch <= self.examples:
             self._noise.add(squares, share, plan.global_batch)
@@ -240,10 +256,10 @@ class Trainer:
         It leaves no trace: neither in the model's buffers, nor in the random numbers that are drawn later.
         """
         buffers = list(self.model.buffers())
-        for places in islice(self.plan.micro_batches(0, self.worker, self.examples), 1):
+        for examples in self.batches.micro_batches(0, self.worker)[:1]:
             self.parameters.views.begin()
             with unchanged(buffers), self._random.kept(), self._random:
-                loss, _ = self._loss("training", self._order.at(places))
+                loss, _ = self._loss("training", examples)
                 self._pushes.begin()
                 with self.parameters.views.adding():
                     loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
@@ -255,15 +271,15 @@ class Trainer:
         if self._micro_batch_squares is not None:
             self._micro_batch_squares.begin()
         tokens, losses = 0, [torch.zeros((), device=self._device)]
-        micro_batches = list(self.plan.micro_batches(update, self.worker, self.examples))
+        micro_batches = self.batches.micro_batches(update, self.worker)
         span, spend, backward = self.strategy.transport.span, self.strategy.transport.spend, 0.0
         self._compute_model.begin()
-        for places in micro_batches:
+        for number, examples in enumerate(micro_batches, start=1):
             spend(backward, "backward")
             # No longer than the forward: in a simulation other ranks of this process go on while this one waits.
             with span(COMPUTE, "forward"), self._random:
-                loss, counted = self._loss("training", self._order.at(places))
-            if places is micro_batches[-1]:
+                loss, counted = self._loss("training", examples)
+            if number == len(micro_batches):
                 self._pushes.begin()
             with span(COMPUTE, "backward"), self.parameters.views.adding():
                 loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
@@ -293,50 +309,84 @@ class Trainer:
         Returns:
             The loss; None on workers that did not validate.
         """
+        sums = self._look(lambda share, shares: self._evaluate(examples, share, shares), self.strategy.total)
+        if sums is None:
+            return None
+        loss, tokens = sums.tolist()
+        return float(loss / tokens)
+
+    def measure(self, examples: int | None = None) -> list[Any] | None:
+        """Measures what the task's metrics are made of on held-out examples, and changes nothing about the training.
+
+        Who measures is as for `validate`.
+
+        Args:
+            examples: number of held-out examples to use, the first ones; None for all.
+
+        Returns:
+            What `Task.measure` has found for each example, in order; None on workers that did not measure.
+        """
+        found = self._look(lambda share, shares: self._measured(examples, share, shares), self._gathered)
+        return None if found is None else [entry for _, entry in sorted(found, key=lambda pair: pair[0])]
+
+    def weights(self) -> dict[str, Tensor] | None:
+        """Copies the state of the newest model to the CPU's memory; all workers call it together, once they have ended.
+
+        Returns:
+            The state by name, as `torch.nn.Module.state_dict` has it; None on all workers but worker 0.
+        """
+        with self.strategy.newest(together=True), self._buffers.looking(together=True):
+            if self.worker != 0:
+                return None
+            return {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
+
+    def _look(self, evaluate: Callable[[int, int], Found], join: Callable[[Found], Found]) -> Found | None:
+        """Look at the newest parameters: all workers together, if they can, or worker 0 alone.
+
+        Args:
+            evaluate: called with the number of a share of the examples, and the number of shares.
+            join: makes of every worker's share what is found on all.
+        """
         strategy = self.strategy
         together = strategy.in_step() or self.ended
         if not together and self.worker != 0:
             return None
         with strategy.newest(together=together), self._buffers.looking(together=together):
             if not together:
-                sums = self._evaluate(examples, 0, 1)
-            else:
-                everything = strategy.transport.once(lambda: self._evaluate(examples, 0, 1))
-                sums = everything if everything is not None else self._evaluate_together(examples)
-        loss, tokens = sums.tolist()
-        return float(loss / tokens)
-
-    def metrics(self, examples: int | None = None) -> dict[str, float] | None:
-        """Measures the task's other metrics on held-out examples; all workers call it together, once they have ended.
-
-        Args:
-            examples: number of held-out examples to use, the first ones; None for all.
-
-        Returns:
-            The task's metrics by name; None on all workers but worker 0, which measures.
-        """
-        with self.strategy.newest(together=True):
-            if self.worker != 0:
-                return None
-            size, step = self.task.sizes["validation"], self.plan.micro_batch
-            places = np.arange(min(size, examples or size))
-            batches = (
-                self.task.batch("validation", places[first : first + step]).to(self._device)
-                for first in range(0, len(places), step)
-            )
-            with evaluating(self.model, self._evaluation_random):
-                return self.task.metrics(self.model, batches)
-
-    def _evaluate_together(self, examples: int | None) -> NDArray[np.float64]:
-        return self.strategy.total(self._evaluate(examples, self.worker, self.plan.workers))
+                return evaluate(0, 1)
+            everything = strategy.transport.once(lambda: evaluate(0, 1))
+            return everything if everything is not None else join(evaluate(self.worker, self.plan.workers))
 
     def _evaluate(self, examples: int | None, share: int, shares: int) -> NDArray[np.float64]:
         """(2,) the summed loss on a share of the held-out examples, and its tokens."""
-        size = self.task.sizes["validation"]
-        mine = np.arange(share, min(size, examples or size), shares)
         total, counted = 0.0, 0
         with evaluating(self.model, self._evaluation_random):
-            for start in range(0, len(mine), self.plan.micro_batch):
-                loss, tokens = self._loss("validation", mine[start : start + self.plan.micro_batch])
+            for numbers in self._held_out(examples, share, shares, self.plan.micro_batch):
+                loss, tokens = self._loss("validation", numbers)
                 total, counted = total + float(loss), counted + tokens
         return np.array([total, counted])
+
+    def _measured(self, examples: int | None, share: int, shares: int) -> list[tuple[int, Any]]:
+        """What the task measures on a share of the held-out examples, with the number of each example."""
+        found: list[tuple[int, Any]] = []
+        with evaluating(self.model, self._evaluation_random):
+            for numbers in self._held_out(examples, share, shares, MEASURED_AT_ONCE):
+                entries = self.task.measure(self.model, self.task.batch("validation", numbers).to(self._device))
+                found += zip(numbers.tolist(), entries, strict=bool(entries))
+        return found
+
+    def _gathered(self, found: list[tuple[int, Any]]) -> list[tuple[int, Any]]:
+        """What all workers have measured."""
+        written = torch.frombuffer(bytearray(json.dumps(found).encode()), dtype=torch.uint8)
+        everyones = self.strategy.all_gather(written, alike=False)
+        return list(chain.from_iterable(json.loads(part.numpy().tobytes()) for part in everyones))
+
+    def _held_out(self, examples: int | None, share: int, shares: int, at_once: int) -> Iterator[NDArray[np.int64]]:
+        """The numbers of the held-out examples of a share, in batches of similar lengths."""
+        size = self.task.sizes["validation"]
+        mine = np.arange(share, min(size, examples or size), shares)
+        lengths = self.task.lengths("validation")
+        if lengths is not None:
+            mine = mine[np.argsort(lengths[mine].sum(axis=1), kind="stable")]
+        for start in range(0, len(mine), at_once):
+            yield mine[start : start + at_once]

@@ -185,7 +185,7 @@ def task_subject(name: str, data: DataSettings, model: ModelSettings) -> Subject
 
     def made() -> tuple[Task, torch.nn.Module]:
         task = task_of(data.changed({"task": name}))
-        return task, MODELS.load(model.model).build(task, model, 0)
+        return task, MODELS.load(model.kind(task.default_model)).build(task, model, 0)
 
     def values(_: Transport) -> list[Any]:
         task, module = made()

@@ -129,7 +129,7 @@ def race(
     }
     contestants[DDP] = OverTorch(transport.rank, assembly, plan)
     contestants[NOTHING] = OverStrategy(NoExchange(transport), assembly, plan)
-    tokens = plan.global_batch * task.example_tokens
+    tokens = round(plan.global_batch * task.example_tokens)
     speeds: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(turns + 1):
         say(f"turn {turn} of {turns} ..." if turn else "warming up ...")

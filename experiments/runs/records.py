@@ -45,6 +45,10 @@ class ArmRow(TypedDict):
     updates_to_target: NotRequired[Amount | None]
     tokens_to_target: NotRequired[Amount | None]
     seconds_to_target: NotRequired[Amount | None]
+    padding: NotRequired[float | None]
+    imbalance: NotRequired[float | None]
+    metrics: NotRequired[dict[str, float | None] | None]
+    baseline: NotRequired[dict[str, float | None]]
     noise_scale: NotRequired[float | None]
     gradient_square: NotRequired[float | None]
     gradient_variance: NotRequired[float | None]
@@ -67,6 +71,9 @@ class RunSummary(TypedDict):
     workers: Whole
     task: NotRequired[str | None]
     target: NotRequired[float | None]
+    target_metric: NotRequired[str | None]
+    score: NotRequired[str | None]
+    trivial_answer: NotRequired[str | None]
     corpus_sha256: NotRequired[str | None]
     parameters: Count
     arms: Annotated[list[ArmRow], Entries(most=MOST_ARMS)]
@@ -101,6 +108,7 @@ class ValidationRecord(TypedDict):
     tokens: Amount
     seconds: Amount | None
     loss: float | None
+    metrics: NotRequired[dict[str, float | None]]
 
 
 METRICS_LINES: dict[str, type] = {"update": UpdateRecord, "validation": ValidationRecord}

@@ -1,5 +1,6 @@
 """The results of runs for a reader: a table, and a sentence about it."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from bigbatch.experiments.runs.run import Run
 Summary = dict[str, Any]
 
 # What stands at the left, the summary's key, factor, decimals.
-ROWS = (
+SPEED_ROWS = (
     ("updates", "updates", 1, 0),
     ("throughput, tokens/s", "tokens_per_second", 1, 0),
     ("time per update, ms", "update_seconds", 1e3, 1),
@@ -19,8 +20,16 @@ ROWS = (
     ("communication in all, ms", "total_communication_seconds", 1e3, 1),
     ("sent per update and worker, MB", "bytes_sent_per_update", 1e-6, 2),
     ("peak memory of a worker, MB", "peak_memory_bytes", 1e-6, 0),
+)
+LOSS_ROWS = (
     ("training loss, nats/token", "training_loss", 1, 3),
     ("validation loss, nats/token", "validation_loss", 1, 3),
+)
+
+# Of runs whose examples are of different lengths.
+LENGTH_ROWS = (
+    ("padding, % of the tokens", "padding", 100, 1),
+    ("slowest worker's tokens / mean", "imbalance", 1, 3),
 )
 
 # Of runs that train until a loss is reached.
@@ -74,9 +83,14 @@ def _rows(arms: list[dict[str, Any]], workers: int) -> list[tuple[str, list[str]
             [f"{arm.get('workers', workers)} × {arm['micro_batch']} × {arm['accumulation']}" for arm in arms],
         ),
     ]
-    targets = TARGET_ROWS if any("updates_to_target" in arm for arm in arms) else ()
-    for label, key, factor, decimals in (*ROWS, *targets):
-        rows.append((label, [_number(arm.get(key), factor, decimals) for arm in arms]))
+    rows += _numbers(SPEED_ROWS, arms)
+    if any("padding" in arm for arm in arms):
+        rows += _numbers(LENGTH_ROWS, arms)
+    rows += _numbers(LOSS_ROWS, arms)
+    rows.append(("validation perplexity", [_number(perplexity(arm["validation_loss"]), 1, 1) for arm in arms]))
+    rows += _metrics(arms)
+    if any("updates_to_target" in arm for arm in arms):
+        rows += _numbers(TARGET_ROWS, arms)
     if any("noise_scale" in arm for arm in arms):
         rows.append(("noise scale, examples", list(map(_noise_scale, arms))))
     if any(arm["skipped_updates"] for arm in arms):
@@ -86,6 +100,36 @@ def _rows(arms: list[dict[str, Any]], workers: int) -> list[tuple[str, list[str]
         rows.append(("mean staleness, updates", [_number(count.mean_staleness, 1, 2) for count in counts]))
         rows.append(("gradients dropped", [_number(count.dropped, 1, 0) for count in counts]))
     return rows
+
+
+def _numbers(kinds: Sequence[tuple[str, str, float, int]], arms: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
+    return [
+        (label, [_number(arm.get(key), factor, decimals) for arm in arms]) for label, key, factor, decimals in kinds
+    ]
+
+
+def _metrics(arms: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
+    """A row for each of the task's metrics, and one for what the trivial answers have of it."""
+    rows = []
+    for name in dict.fromkeys(name for arm in arms for name in arm.get("metrics") or {}):
+        rows.append((name, [_metric(name, (arm.get("metrics") or {}).get(name)) for arm in arms]))
+        trivial = [arm.get("baseline", {}).get(name) for arm in arms]
+        if any(value is not None for value in trivial):
+            rows.append(("  of the trivial answer", [_metric(name, value) for value in trivial]))
+    return rows
+
+
+PERCENT = ("chrF", "BLEU", "ROUGE-L")
+"""Metrics that go from 0 to 100 by custom; the others are shares, or of their own size."""
+
+
+def _metric(name: str, value: float | None) -> str:
+    return _number(value, 1, 1 if name in PERCENT else 3)
+
+
+def perplexity(loss: float | None) -> float | None:
+    """The perplexity of a loss in nats per token: e to the power of the loss; None if it is not known or too large."""
+    return math.exp(loss) if loss is not None and loss < math.log(1e12) else None
 
 
 @dataclass(frozen=True)
@@ -161,7 +205,7 @@ def verdict(summary: Summary) -> str:
     if any(arm["tokens_per_second"] is None for arm in arms.values()):
         return "No worker could say how long it took, so that there is nothing to compare."
     if summary.get("target") is not None:
-        return _raced(list(arms.values()), summary["target"])
+        return _raced(list(arms.values()), _target(summary))
     large, accumulated, small = (arms.get(name) for name in ("large", "accumulated", "small"))
     if large and accumulated:
         clauses.append(
@@ -187,11 +231,29 @@ def verdict(summary: Summary) -> str:
             f"waiting take {_share(best)} of the time"
         )
     sentence = "; ".join(clauses)
-    return sentence[0].upper() + sentence[1:] + "."
+    return f"{sentence[0].upper()}{sentence[1:]}.{_scored(summary)}"
 
 
-def _raced(arms: Sequence[dict[str, Any]], target: float) -> str:
-    """One sentence about arms that trained until a loss was reached."""
+def _scored(summary: Summary) -> str:
+    """A sentence about the scores, with a space before it; empty if the task has none."""
+    score, trivial = summary.get("score"), summary.get("trivial_answer")
+    scored = [arm for arm in summary["arms"] if (arm.get("metrics") or {}).get(score) is not None]
+    if not score or not scored:
+        return ""
+    reached = ", ".join(f"{arm['name']} {_metric(score, arm['metrics'][score])}" for arm in scored)
+    baseline = scored[0].get("baseline", {}).get(score)
+    compared = f", and {trivial} {_metric(score, baseline)}" if trivial and baseline is not None else ""
+    return f" The {score} of {reached}{compared}." if len(scored) == 1 else f" {score}: {reached}{compared}."
+
+
+def _target(summary: Summary) -> str:
+    """What the arms were trained to, in words."""
+    metric, value = summary.get("target_metric"), summary["target"]
+    return f"a validation loss of {value:g} nats per token" if metric is None else f"{metric} {value:g}"
+
+
+def _raced(arms: Sequence[dict[str, Any]], target: str) -> str:
+    """One sentence about arms that trained until a target was reached."""
     clauses = []
     for arm in arms:
         if arm.get("updates_to_target") is None:
@@ -203,7 +265,7 @@ def _raced(arms: Sequence[dict[str, Any]], target: float) -> str:
                 f"{arm['name']} did after {arm['updates_to_target']:,.0f} updates of {arm['global_batch']} examples, "
                 f"{arm['tokens_to_target'] or 0.0:,.0f} tokens and {arm['seconds_to_target'] or 0.0:.1f} s"
             )
-    return f"Who reached a validation loss of {target:g} nats per token? {'; '.join(clauses)}."
+    return f"Who reached {target}? {'; '.join(clauses)}."
 
 
 def compared_verdict(summaries: Sequence[Summary]) -> str:

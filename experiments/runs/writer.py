@@ -3,15 +3,18 @@
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from bigbatch.comm.files import claimed, unwritable
+from torch import Tensor
+
+from bigbatch.comm.files import claimed, unwritable, write_whole
 from bigbatch.comm.tracing.perfetto import write_trace
 from bigbatch.comm.wires.recording import Span
+from bigbatch.experiments.runs.examples import EXAMPLES, examples_page
 from bigbatch.experiments.runs.run import (
     CONFIG,
     METRICS,
@@ -24,6 +27,8 @@ from bigbatch.experiments.runs.run import (
     plain_value,
     write_json,
 )
+from bigbatch.experiments.runs.weights import WEIGHTS, weights_file, write_weights
+from bigbatch.tasks.answers import Answer
 
 SECONDS_TO_NEXT_TRY = 1.0
 """Seconds after which it is tried again to write lines that found no room."""
@@ -61,7 +66,7 @@ class RunWriter:
         self._open.enter_context(claimed(folder))
         try:
             self._claimed = self._place.stat()
-            for stale in (SUMMARY, TRACE, METRICS):
+            for stale in (SUMMARY, TRACE, METRICS, EXAMPLES, *(file.name for file in self._place.glob(WEIGHTS))):
                 (self._place / stale).unlink(missing_ok=True)
             self._metrics = self._open.enter_context((self._place / METRICS).open("ab", buffering=0))
         except OSError as error:
@@ -89,6 +94,15 @@ class RunWriter:
     def summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json: the results of the finished run."""
         self._write(SUMMARY, lambda: write_json(self._place / SUMMARY, summary))
+
+    def weights(self, arm: str, weights: Mapping[str, Tensor]) -> None:
+        """Write the weights of the model that an arm has trained."""
+        self._write(weights_file(arm), lambda: write_weights(self._place / weights_file(arm), weights))
+
+    def examples(self, answers: Mapping[str, Sequence[Answer]]) -> None:
+        """Write examples.md: inputs, references, and what the model of each arm has written."""
+        text = examples_page(answers)
+        self._write(EXAMPLES, lambda: write_whole(self._place / EXAMPLES, text))
 
     def run(self, summary: dict[str, Any]) -> "Run":
         """Makes the run whose summary was written last, also if not all of its files could be written."""

@@ -23,7 +23,7 @@ from bigbatch.optimizers.rates import ScalingRule, Schedule, warm_up_start
 from bigbatch.optimizers.standard import optimizer_named
 from bigbatch.tasks import TASKS
 from bigbatch.tasks.settings import DataSettings
-from bigbatch.tasks.task import Task, wrong_facts
+from bigbatch.tasks.task import Task, prepared, wrong_facts
 from bigbatch.training.batches import DEFAULT_BATCH, Arm, BatchPlan
 from bigbatch.training.compute_model import ComputeModel
 from bigbatch.training.noise import measurable
@@ -47,8 +47,7 @@ def task_of(settings: DataSettings) -> Task:
     Raises:
         ConfigurationError: there is no such task, its text cannot be used, or it describes itself wrongly.
     """
-    kind: type[Task] = TASKS.load(settings.task)
-    task = kind.prepare(settings)
+    task = prepared(TASKS.load(settings.task), settings)
     for wrong in wrong_facts(task):
         raise ConfigurationError(f"The task {settings.task}: {wrong}")
     return task
@@ -70,8 +69,8 @@ class Assembly:
     def __init__(self, settings: Settings, task: Task) -> None:
         self.settings = settings
         self.task = task
-        self.examples = settings.examples(task.example_tokens)
-        self._kind: type[Model] = MODELS.load(settings.model.model)
+        self.examples = settings.examples(task.default_tokens, task.example_tokens)
+        self._kind = kind_of_model(settings, type(task))
 
     def model(self) -> nn.Module:
         """Builds a new model, with the same weights on every rank.
@@ -147,6 +146,26 @@ class Assembly:
         )
 
 
+def kind_of_model(settings: Settings, task: type[Task]) -> type[Model]:
+    """Loads the kind of model that the settings name, or that the task takes.
+
+    Raises:
+        ConfigurationError: there is no such kind, or it is one of our own that is made for other tasks' batches.
+    """
+    name = settings.model.kind(task.default_model)
+    if name in OWN and task.default_model in OWN and name != task.default_model:
+        raise ConfigurationError(
+            f"The model {name} cannot learn the task {settings.data.task}, which takes an {task.default_model}: leave "
+            "--model out, or name a size: tiny, small, base or big."
+        )
+    kind: type[Model] = MODELS.load(name)
+    return kind
+
+
+OWN = ("decoder", "encoder-decoder", "encoder")
+"""Our own kinds of models, each of which takes the batches of some tasks."""
+
+
 def optimizer_of(settings: Settings, plan: BatchPlan, updates: int, strategy: type[Strategy]) -> OptimizerFactory:
     """Makes the factory of one arm's optimisers from the settings; see `Assembly.optimizer`.
 
@@ -198,8 +217,7 @@ def check(request: Request, plan: BatchPlan, strategy: type[Strategy]) -> None:
     """
     settings = request.settings
     strategy.workers_among(strategy.ranks_for(plan.workers))
-    TASKS.load(settings.data.task)
-    MODELS.load(settings.model.model)
+    kind_of_model(settings, TASKS.load(settings.data.task))
     SCHEDULES.load(settings.update.schedule)
     update, target = settings.update, settings.observation.target
     if update.base_batch is not None and update.scaling == UNSCALED:
@@ -209,7 +227,7 @@ def check(request: Request, plan: BatchPlan, strategy: type[Strategy]) -> None:
         )
     if target is not None and not strategy.in_step():
         raise ConfigurationError(
-            f"--target {target:g} asks how long all workers take, but those of {request.strategy} are not in step, so "
+            f"--target {target} asks how long all workers take, but those of {request.strategy} are not in step, so "
             "that one's updates, tokens and seconds are not the others': leave --target out, or use ps:sync or an "
             "all-reduce."
         )

@@ -138,7 +138,7 @@ def _stamp(folder: Path) -> tuple[int, int] | None:
 
 
 def conduct_alone(request: Request, folder: Path) -> Run:
-    """Run an experiment of one process, quietly, in this process, whoever started it.
+    """Run an experiment of one process, quietly, in this process, whoever started it; its models are not kept.
 
     Args:
         request: what is asked for: one worker, or a simulation.
@@ -154,7 +154,8 @@ def conduct_alone(request: Request, folder: Path) -> Run:
     def failed(error: Exception, _: int | None) -> None:
         raise AssertionError("an error in a job of one rank is raised") from error
 
-    run = conduct(request, folder, quiet=True, start=refuse, failed=failed, launch=Launch(Launcher.NONE))
+    alone = replace(request, settings=request.settings.changed({"weights": False}))
+    run = conduct(alone, folder, quiet=True, start=refuse, failed=failed, launch=Launch(Launcher.NONE))
     assert run is not None, "the only rank is rank 0"
     return run
 

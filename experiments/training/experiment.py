@@ -16,17 +16,21 @@ from bigbatch.comm.wires.life import doing, now_doing
 from bigbatch.comm.wires.transport import Transport
 from bigbatch.experiments.runs.run import Run, environment
 from bigbatch.experiments.runs.writer import RunWriter
-from bigbatch.experiments.training.arm import train_and_measure
+from bigbatch.experiments.training.arm import Trained, train_and_measure
 from bigbatch.experiments.training.assemble import Assembly, facts_about_task, noise_remarks, task_of, use_threads
 from bigbatch.experiments.training.history import summarise, summary_of
 from bigbatch.experiments.training.progress import Reporter
 from bigbatch.experiments.training.settings import Request
 from bigbatch.experiments.training.simulated import Simulation, fastest
 from bigbatch.experiments.training.tracing import Tracing
+from bigbatch.tasks.answers import Answer, AnsweringTask
 from bigbatch.tasks.task import Task
 from bigbatch.training.batches import Arm, BatchPlan
 from bigbatch.training.compute_model import ComputeModel
 from bigbatch.training.memory import peak_bytes, reset_peak
+
+EXAMPLES_SHOWN = 20
+"""Number of held-out examples whose answers are written to the run's folder."""
 
 
 @dataclass(frozen=True)
@@ -84,17 +88,20 @@ class Experiment:
         for arm in arms:
             assembly.optimizer(arm.plan, self.strategy)  # what it refuses, it refuses before the first arm
         tell = self.reporter.tell
+        self.reporter.remark(assembly.task.remarks)
         writer = together(transport, lambda: RunWriter(self.place(), tell) if transport.rank == 0 else None)
         if writer is None:
             tracing = Tracing(transport, settings.observation, lambda _: None)
-            self._run_arms(transport, assembly, arms, lambda _: None, tracing)
+            self._run_arms(transport, assembly, arms, Recorder(), tracing)
             return None
         with writer:
             writer.config({**asked, "environment": environment()})
             tracing = Tracing(transport, settings.observation, writer.trace)
-            summary = self._run_arms(transport, assembly, arms, writer.metric, tracing)
+            recorder = WritingRecorder(writer, assembly.task)
+            summary = self._run_arms(transport, assembly, arms, recorder, tracing)
             now_doing("writing the run's folder")
             writer.summary(summary)
+            recorder.finish()
             return writer.run(summary)
 
     def _prepare(self, transport: Transport) -> Task:
@@ -116,11 +123,11 @@ class Experiment:
         transport: Transport,
         assembly: Assembly,
         arms: list[Arm],
-        record: Callable[[dict[str, Any]], None],
+        recorder: "Recorder",
         tracing: Tracing,
     ) -> dict[str, Any]:
         """Run one arm after the other; returns the run's summary."""
-        results = [self._run_arm(transport, assembly, arm, record, tracing) for arm in arms]
+        results = [self._run_arm(transport, assembly, arm, recorder, tracing) for arm in arms]
         parameters = [result.pop("parameters") for result in results]
         return summary_of(
             self.request,
@@ -136,7 +143,7 @@ class Experiment:
         transport: Transport,
         assembly: Assembly,
         arm: Arm,
-        record: Callable[[dict[str, Any]], None],
+        recorder: "Recorder",
         tracing: Tracing,
     ) -> dict[str, Any]:
         """Train one arm from the start; every rank returns the same result."""
@@ -154,23 +161,28 @@ class Experiment:
         remarks = [*strategy.remarks, *noise_remarks(settings, arm, tells_squares=strategy.tells_squares)]
         self.reporter.remark(remarks)
         with tracing.arm(arm.name, works=strategy.worker is not None):
-            trained = strategy.run(lambda: train_and_measure(trainer, arm.name, settings, self.reporter, record))
-        history, metrics = trained or (None, None)
+            trained = strategy.run(
+                lambda: train_and_measure(trainer, arm.name, settings, self.reporter, recorder.metric)
+            )
+        history = trained.history if trained is not None else None
+        scores = scores_of(assembly.task, trained) if strategy.worker == 0 else None
         target = settings.observation.target
         mine = {
             "peak": peak_bytes(self.device) if self.simulation is None else math.nan,  # of all ranks together
             "history": None if history is None else history.totals(),
             "until": None if history is None else history.until(target),
             "statistics": strategy.statistics(),
-            "metrics": metrics,
+            "scores": scores,
         }
+        if trained is not None:
+            recorder.trained(arm.name, trained)
         ranks = all_gather(transport, mine)
         buckets = len(strategy.buckets)
         parameters = trainer.parameters.values.numel()
         strategy.close()
         until = next(rank["until"] for rank in ranks if rank["until"] is not None)
-        measured = next(rank["metrics"] for rank in ranks if rank["metrics"] is not None)
-        about = {"metrics": measured, "buckets": buckets, "remarks": remarks}
+        scored = next(rank["scores"] for rank in ranks if rank["scores"] is not None)
+        about = {**scored, "buckets": buckets, "remarks": remarks}
         row = {**summarise(arm, ranks, strategy.replicas(strategy.workers)), **until, **about}
         return {"parameters": parameters, **row}
 
@@ -190,3 +202,52 @@ class Experiment:
             return fastest(compute) / tokens
 
         return self.simulation.compute_model(strategy.worker, assembly.size(), seconds_per_token, micro_batch)
+
+
+def scores_of(task: Task, trained: Trained | None) -> dict[str, Any]:
+    """Computes the entries of a summary's row about the task's metrics, and about those of a trivial answer."""
+    measured = trained.measured if trained is not None else None
+    if not measured:
+        return {"metrics": {}}
+    baseline = {"baseline": task.baseline(measured)} if isinstance(task, AnsweringTask) else {}
+    return {"metrics": task.metrics(measured), **baseline}
+
+
+class Recorder:
+    """Takes what a rank has to say about a run; this base class, for all ranks but rank 0, keeps nothing."""
+
+    def metric(self, record: dict[str, Any]) -> None:
+        """Takes the record of an update or of a validation."""
+
+    def trained(self, arm: str, trained: Trained) -> None:
+        """Takes what is left of an arm that was trained."""
+
+
+class WritingRecorder(Recorder):
+    """Takes what rank 0 has to say about a run, and writes it to the run's folder.
+
+    Args:
+        writer: writes the folder.
+        task: the task that is learnt.
+    """
+
+    def __init__(self, writer: RunWriter, task: Task) -> None:
+        self._writer = writer
+        self._task = task
+        self._answers: dict[str, list[Answer]] = {}
+
+    def metric(self, record: dict[str, Any]) -> None:
+        """Write the record of an update or of a validation."""
+        self._writer.metric(record)
+
+    def trained(self, arm: str, trained: Trained) -> None:
+        """Write the weights of an arm that was trained, and keep its answers."""
+        if trained.weights is not None:
+            self._writer.weights(arm, trained.weights)
+        if trained.measured and isinstance(self._task, AnsweringTask):
+            self._answers[arm] = [Answer(*entry) for entry in trained.measured[:EXAMPLES_SHOWN]]
+
+    def finish(self) -> None:
+        """Write the answers of all arms side by side, if there are any."""
+        if self._answers:
+            self._writer.examples(self._answers)

@@ -1,14 +1,17 @@
 """The history of one arm: every update and validation, and their summary."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from bigbatch.comm.schema import plain
 from bigbatch.comm.update import Outcome
 from bigbatch.experiments.runs.records import ArmRow, RunSummary, Simulated
 from bigbatch.experiments.runs.run import environment, first_reaching
+from bigbatch.experiments.training.goal import Goal
 from bigbatch.experiments.training.settings import Request
+from bigbatch.tasks.answers import AnsweringTask
 from bigbatch.tasks.task import Task
 from bigbatch.training.batches import Arm
 from bigbatch.training.noise import noise_scale
@@ -21,11 +24,21 @@ LAST_SHARE = 0.1
 NOISE = ("noise_scale", "gradient_square", "gradient_variance")
 """Keys of the gradient noise in an update's record, which are there only if it was measured."""
 
+WASTE = ("padding", "imbalance")
+"""Keys of what unequal lengths cost in an update's record, which are there only if examples have lengths."""
+
+NOT_ALWAYS = (*NOISE, *WASTE)
+
 
 def without_unmeasured(record: dict[str, Any]) -> dict[str, Any]:
-    """Removes the entries on gradient noise from an update's record, unless the noise was measured."""
-    measured = math.isfinite(record["gradient_square"])
-    return {name: value for name, value in record.items() if measured or name not in NOISE}
+    """Removes the entries on gradient noise and on lengths from an update's record, unless they were measured."""
+    left_out = {
+        name
+        for names, told in ((NOISE, "gradient_square"), (WASTE, "padding"))
+        for name in names
+        if not math.isfinite(record[told])
+    }
+    return {name: value for name, value in record.items() if name not in left_out}
 
 
 @dataclass(frozen=True)
@@ -37,12 +50,14 @@ class Validation:
         tokens: tokens that all workers had trained on until then.
         seconds: seconds of training until then.
         loss: the validation loss, in nats per token.
+        metrics: the task's other metrics, as far as they were measured.
     """
 
     update: int
     tokens: float
     seconds: float
     loss: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 class History:
@@ -67,28 +82,35 @@ class History:
         self.tokens = update.total_tokens
         self.seconds += update.seconds
 
-    def validated(self, update: int, tokens: float, seconds: float, loss: float) -> None:
-        """Adds a validation loss, in nats per token, with the update, tokens and seconds before it."""
-        self.validations.append(Validation(update, tokens, seconds, loss))
+    def validated(
+        self, update: int, tokens: float, seconds: float, loss: float, metrics: Mapping[str, float] | None = None
+    ) -> None:
+        """Adds a validation loss, in nats per token, and metrics, with the update, tokens and seconds before it."""
+        self.validations.append(Validation(update, tokens, seconds, loss, metrics or {}))
 
     @property
     def validation_loss(self) -> float:
         """The last validation loss that was measured, in nats per token; NaN before the first."""
         return self.validations[-1].loss if self.validations else float("nan")
 
-    def until(self, target: float | None) -> dict[str, float | None]:
-        """Computes updates, tokens and seconds until the target loss; None if it was not reached, {} without one."""
+    def until(self, target: Goal | None) -> dict[str, float | None]:
+        """Computes updates, tokens and seconds until the target; None if it was not reached, {} without one."""
         if target is None:
             return {}
-        losses = [validation.loss for validation in self.validations]
+        measured = [target.measured(validation.loss, validation.metrics) for validation in self.validations]
         return {
-            f"{what}_to_target": first_reaching([getattr(v, name) for v in self.validations], losses, target)
+            f"{what}_to_target": first_reaching(
+                [getattr(v, name) for v in self.validations], measured, target.threshold
+            )
             for what, name in (("updates", "update"), ("tokens", "tokens"), ("seconds", "seconds"))
         }
 
-    def ended(self, target: float | None) -> bool:
-        """Whether training can stop: the target loss is reached, or cannot be because the loss is not a number."""
-        return target is not None and not self.validation_loss > target
+    def ended(self, target: Goal | None) -> bool:
+        """Whether training can stop: the target is reached, or cannot be because the loss is not a number."""
+        if target is None or not self.validations:
+            return False
+        last = self.validations[-1]
+        return math.isnan(last.loss) or target.measured(last.loss, last.metrics) <= target.threshold
 
     def training_loss(self) -> float:
         """Computes the mean training loss per token over the last tenth of the tokens, in nats."""
@@ -99,6 +121,11 @@ class History:
             if tokens >= last:
                 break
         return loss / tokens if tokens else float("nan")
+
+    def mean_waste(self, name: str) -> float:
+        """The mean over the updates of one of `WASTE`; NaN if it was not measured."""
+        measured = [value for update in self.updates if math.isfinite(value := getattr(update, name))]
+        return sum(measured) / len(measured) if measured else math.nan
 
     def totals(self) -> dict[str, float]:
         """Computes the totals over all updates that `summarise` needs; times are in seconds."""
@@ -113,6 +140,8 @@ class History:
             "updates": len(self.updates),
             "last_update": self.updates[-1].number if self.updates else 0,
             "bytes_sent": sum(update.bytes_sent for update in self.updates),
+            "padding": self.mean_waste("padding"),
+            "imbalance": self.mean_waste("imbalance"),
             "training_loss": self.training_loss(),
             "validation_loss": self.validation_loss,
             "gradient_square": self.updates[-1].gradient_square if self.updates else math.nan,
@@ -179,6 +208,8 @@ def summarise(
         )
         row["noise_scale"] = noise_scale(square, variance)
         row["gradient_square"], row["gradient_variance"] = square, variance
+    if histories and math.isfinite(histories[0]["padding"]):
+        row["padding"], row["imbalance"] = mean("padding"), mean("imbalance")
     if only_serving:
         row["server_peak_memory_bytes"] = max(rank["peak"] for rank in only_serving)
     if servers:
@@ -204,11 +235,15 @@ def summary_of(
         arms: rows of the arms; see `summarise`.
         simulated: description of the simulation; None if nothing was simulated.
     """
+    goal = request.settings.observation.target
     summary: RunSummary = {
         "strategy": request.strategy,
         "workers": workers,
         "task": request.settings.data.task,
-        "target": request.settings.observation.target,
+        "target": None if goal is None else goal.value,
+        "target_metric": None if goal is None else goal.metric,
+        "score": task.score,
+        "trivial_answer": task.trivial_answer if isinstance(task, AnsweringTask) else None,
         "corpus_sha256": task.corpus_sha256,
         "parameters": parameters,
         "arms": cast("list[ArmRow]", arms),  # from `summarise`, with what else is known of each

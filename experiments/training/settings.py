@@ -29,6 +29,7 @@ from bigbatch.comm.kinds import (
 from bigbatch.comm.options import Options, option, options_of, unknown_option
 from bigbatch.comm.strategies import NAMED, STRATEGIES
 from bigbatch.comm.wires import DEFAULT_DEADLINE
+from bigbatch.experiments.training.goal import Goal, Goals
 from bigbatch.models.settings import ModelSettings
 from bigbatch.optimizers import OPTIMIZERS, SCALING_RULES, SCHEDULES
 from bigbatch.tasks.settings import DataSettings
@@ -216,21 +217,23 @@ class ObservationSettings(Options):
     """The options for observation: what is measured and recorded during training.
 
     Attributes:
-        target: validation loss, in nats per token, at which an arm ends; None to train on all tokens.
+        target: validation loss or score at which an arm ends; None to train on all tokens.
         noise_scale: whether to measure the gradient noise scale.
+        weights: whether to keep the model that each arm has trained.
         trace: whether to record what every rank does when, in the first updates of each arm.
         trace_updates: number of updates of each arm that a trace records.
     """
 
     title: ClassVar[str] = "Observation"
 
-    target: float | None = option(
+    target: Goal | None = option(
         None,
-        Number(above=0),
-        "Validation loss, in nats per token, at which an arm ends early.",
+        Goals(),
+        "Validation loss in nats per token, such as 3.3, or score, such as chrF:70, at which an arm ends early.",
         missing="train on all tokens",
     )
     noise_scale: bool = option(False, Flag(), "Measure the gradient noise scale of every arm.")
+    weights: bool = option(True, Flag(), "Keep the model that each arm has trained, for `predict`.")
     trace: bool = option(False, Flag(), "Write trace.json, which records what every rank does when.")
     trace_updates: int = option(20, UPDATES, "Number of updates that a trace records of each arm, from its first.")
 
@@ -318,9 +321,14 @@ class Settings(Options):
         """
         return self.batch.plan(started or self.simulation.simulate)
 
-    def examples(self, example_tokens: int) -> int:
-        """Computes the number of examples, of `example_tokens` tokens each, that an arm sees."""
-        return math.ceil(self.data.tokens / example_tokens)
+    def examples(self, tokens: int, example_tokens: float) -> int:
+        """Computes the number of examples, of `example_tokens` tokens each, that an arm sees.
+
+        Args:
+            tokens: number of tokens that the arm is trained on if the user has not chosen.
+            example_tokens: mean number of tokens in an example.
+        """
+        return math.ceil((self.data.tokens or tokens) / example_tokens)
 
 
 def own_options(strategy: str) -> Options:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from bigbatch.comm.errors import MalformedError
 from bigbatch.comm.update import Outcome
-from bigbatch.experiments.training.history import NOISE, History, without_unmeasured
+from bigbatch.experiments.training.history import NOT_ALWAYS, History, without_unmeasured
 from bigbatch.training.trainer import Update
 
 UPDATE, VALIDATION, PEAK = 0.0, 1.0, 2.0
@@ -30,7 +30,7 @@ WHOLE = {"number", "tokens", "workers", "total_tokens", "bytes_sent", "update", 
 def row_of(record: dict[str, Any]) -> NDArray[np.float64]:
     """Converts a record of metrics to a note, a row of float64 numbers."""
     kind = next(number for number, name in KINDS.items() if name == record["kind"])
-    complete = {**dict.fromkeys(NOISE, math.nan), **record}
+    complete = {**dict.fromkeys(NOT_ALWAYS, math.nan), **record}
     if "outcome" in complete:
         complete["outcome"] = Outcome(complete["outcome"]).code
     return np.array([kind, *(complete[name] for name in NOTED[kind])], dtype=np.float64)

@@ -24,6 +24,7 @@ from bigbatch.experiments.training.served.notes import row_of
 from bigbatch.experiments.training.served.offer import Announcement, facts_of
 from bigbatch.experiments.training.settings import Settings
 from bigbatch.models import MODELS
+from bigbatch.models.settings import PRESETS
 from bigbatch.optimizers.standard import optimizer_named
 from bigbatch.tasks import TASKS
 from bigbatch.training.memory import peak_bytes, reset_peak
@@ -180,7 +181,7 @@ class NetworkWorker:
             ) from error
         for what, name, given, known in (
             ("task", settings.data.task, self.task, TASKS.names()),
-            ("model", settings.model.model, self.model, MODELS.names()),
+            ("model", settings.model.model, self.model, [None, *MODELS.names(), *PRESETS]),
         ):
             if given is None and name not in known:  # never a file that a server names
                 raise MismatchError(

@@ -1,0 +1,43 @@
+"""Translation: of phrases, of numbers in words, or of the user's own pairs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bigbatch.tasks.number_words import number_words
+from bigbatch.tasks.pairs import Pairs, read_pairs
+from bigbatch.tasks.phrases import phrases
+from bigbatch.tasks.scores import bleu, chrf, exact_match
+from bigbatch.tasks.sequence_to_sequence import SequenceToSequence
+from bigbatch.tasks.settings import DataSettings
+
+SOURCE, TARGET = "en", "de"
+"""The languages if the user names none."""
+
+
+class Translation(SequenceToSequence):
+    """Translate dates, durations, money, measurements and names between two languages, or pairs of a file."""
+
+    takes = SequenceToSequence.takes | {"source", "target_language"}
+
+    @classmethod
+    def pairs(cls, settings: DataSettings, cache: Path) -> Pairs:
+        """Phrases of two languages, or the pairs of the user's file."""
+        source, target = settings.source or SOURCE, settings.target_language or TARGET
+        return phrases(source, target, cache) if settings.text is None else read_pairs(settings.text, source, target)
+
+    def scores(self, outputs: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+        """Score by chrF, BLEU, and the share of outputs that are exactly right."""
+        return {
+            "chrF": chrf(outputs, references),
+            "BLEU": bleu(outputs, references),
+            "exact match": exact_match(outputs, references),
+        }
+
+
+class TranslationOfNumbers(Translation):
+    """Translate numbers in words between two languages: "two hundred and seven" is "zweihundertsieben"."""
+
+    @classmethod
+    def pairs(cls, settings: DataSettings, cache: Path) -> Pairs:
+        """Number words of two languages."""
+        return number_words(settings.source or SOURCE, settings.target_language or TARGET, cache)

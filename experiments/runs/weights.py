@@ -1,0 +1,52 @@
+"""The weights of a run's trained models, a file for each arm."""
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.files import damaged, read_bytes, replacing
+
+WEIGHTS = "model-*.pt"
+"""The pattern of the files' names."""
+
+LARGEST_WEIGHTS = 2**36
+"""Size of the largest file of weights that is read, in bytes."""
+
+
+def weights_file(arm: str) -> str:
+    """The name of the file that has the weights of an arm's model."""
+    return WEIGHTS.replace("*", arm)
+
+
+def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write a model's state, as `torch.save` does."""
+    with replacing(path) as part:
+        torch.save(dict(weights), part)
+
+
+def read_weights(folder: Path, arm: str) -> dict[str, Any]:
+    """Reads the state of an arm's model from a run's folder; nothing in the file is run.
+
+    Raises:
+        ConfigurationError: there are no such weights, or they are damaged.
+    """
+    path = folder / weights_file(arm)
+    if not path.exists():
+        there = ", ".join(sorted(file.name for file in folder.glob(WEIGHTS))) or "none"
+        raise ConfigurationError(
+            f"{folder} has no weights of the arm {arm}: there is no {path.name}; the files of weights are: {there}."
+        )
+    what = f"The file {path}"
+    content = read_bytes(path, what, LARGEST_WEIGHTS)
+    try:
+        weights = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch has no one error for a file that is none of its own
+        raise damaged(what, "torch cannot read it") from error
+    if not isinstance(weights, dict):
+        raise damaged(what, f"it holds a {type(weights).__name__}, and should hold a model's state")
+    return weights
