@@ -38,14 +38,6 @@ class AnsweringTask(Task):
     def scores(self, outputs: Sequence[str], references: Sequence[str]) -> dict[str, float]:
         """Score the outputs for a whole corpus against one reference for each; scores by name."""
 
-    @abstractmethod
-    def predict(self, model: nn.Module, texts: Sequence[str]) -> list[str]:
-        """What the model writes for inputs of the user's own.
-
-        Raises:
-            ConfigurationError: an input is none for this task; the message says what one looks like.
-        """
-
     def measure(self, model: nn.Module, batch: Any) -> list[list[str]]:
         """Measure a model's answers to a batch: the input, the reference and the output of each example."""
         outputs = self.answers(model, batch)

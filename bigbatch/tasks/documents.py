@@ -25,7 +25,7 @@ class Documents(LanguageModelling):
         context: number of tokens at the start of a document that are used, at most.
         vocabulary_size: number of different tokens.
         corpus_sha256: digest that identifies the data.
-        token_bytes: (vocabulary,) number of bytes that each token stands for; None if they are not known.
+        vocabulary: the vocabulary; None if it is not known, so that nothing can be said about texts and bytes.
         label_smoothing: share of a target's weight that the training loss spreads evenly over all tokens.
 
     Raises:
@@ -39,10 +39,10 @@ class Documents(LanguageModelling):
         context: int,
         vocabulary_size: int,
         corpus_sha256: str,
-        token_bytes: NDArray[np.int64] | None = None,
+        vocabulary: Vocabulary | None = None,
         label_smoothing: float = 0.0,
     ) -> None:
-        super().__init__(tokens, context, vocabulary_size, corpus_sha256, token_bytes, label_smoothing)
+        super().__init__(tokens, context, vocabulary_size, corpus_sha256, vocabulary, label_smoothing)
         self._spans = {split: spans(numbers, end, context) for split, numbers in tokens.items()}
         self.sizes = {split: len(found) for split, found in self._spans.items()}
         for split, size in self.sizes.items():
@@ -65,7 +65,7 @@ class Documents(LanguageModelling):
             context,
             vocabulary.size,
             corpus.sha256,
-            vocabulary.token_bytes(),
+            vocabulary,
             label_smoothing,
         )
 

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bigbatch.comm.cache import cache_folder
-from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.errors import ConfigurationError, quoted
 from bigbatch.tasks.corpora import Corpus, standard_library, text_file
+from bigbatch.tasks.decoding import Generator, Recomputed, greedy
 from bigbatch.tasks.loss import PADDING, summed_cross_entropy
 from bigbatch.tasks.settings import DataSettings
 from bigbatch.tasks.task import Split, Task, TokenBatch
@@ -27,7 +28,7 @@ class LanguageModelling(Task):
         context: tokens in a window; the last window of a split may be shorter and is padded.
         vocabulary_size: number of different tokens.
         corpus_sha256: digest that identifies the data.
-        token_bytes: (vocabulary,) number of bytes that each token stands for; None if they are not known.
+        vocabulary: the vocabulary; None if it is not known, so that nothing can be said about texts and bytes.
         label_smoothing: share of a target's weight that the training loss spreads evenly over all tokens.
     """
 
@@ -39,13 +40,14 @@ class LanguageModelling(Task):
         context: int,
         vocabulary_size: int,
         corpus_sha256: str,
-        token_bytes: NDArray[np.int64] | None = None,
+        vocabulary: Vocabulary | None = None,
         label_smoothing: float = 0.0,
     ) -> None:
         self._tokens = tokens
-        self._token_bytes = None if token_bytes is None else torch.from_numpy(token_bytes)
+        self._vocabulary = vocabulary
+        self._token_bytes = None if vocabulary is None else torch.from_numpy(vocabulary.token_bytes())
         self._smoothing = label_smoothing
-        self.example_tokens: int = context
+        self.example_tokens = context
         self.vocabulary_size = vocabulary_size
         self.corpus_sha256 = corpus_sha256
         # The last token of a split is only ever a target.
@@ -80,7 +82,7 @@ class LanguageModelling(Task):
             raise ConfigurationError(
                 f"{have}, too few for a context of {context}: name a longer text, or use --context {count - 1} or less."
             )
-        return cls(tokens, context, vocabulary.size, corpus.sha256, vocabulary.token_bytes(), label_smoothing)
+        return cls(tokens, context, vocabulary.size, corpus.sha256, vocabulary, label_smoothing)
 
     def batch(self, split: Split, examples: NDArray[np.int64]) -> TokenBatch:
         """Make a batch of windows by number, (examples,): tokens, and the next tokens as targets; padded."""
@@ -94,7 +96,7 @@ class LanguageModelling(Task):
 
     def _windows(self, split: Split, examples: NDArray[np.int64]) -> list[NDArray[np.int32]]:
         """The tokens of each example, and the one that follows the last."""
-        numbers, context = self._tokens[split], self.example_tokens
+        numbers, context = self._tokens[split], self.context
         return [numbers[start : start + context + 1] for start in (examples * context).tolist()]
 
     def loss(self, model: nn.Module, batch: TokenBatch) -> tuple[Tensor, int]:
@@ -124,3 +126,36 @@ class LanguageModelling(Task):
         right, counted, nats, nbytes = (sum(column) for column in zip(*measured, strict=True))
         metrics = {"accuracy": right / counted} if counted else {}
         return {**metrics, "bits per byte": nats / math.log(2) / nbytes} if nbytes else metrics
+
+    def predict(self, model: nn.Module, texts: Sequence[str]) -> list[str]:
+        """How the model goes on with each text, greedily, to the end of the document or of its context.
+
+        Raises:
+            ConfigurationError: a text leaves no room in the context, or the task was made without a vocabulary.
+        """
+        vocabulary = self._vocabulary
+        if vocabulary is None:
+            raise ConfigurationError("This task was made from token numbers, without the vocabulary of the text.")
+        device, continued = next(model.parameters()).device, []
+        for text, tokens in zip(texts, vocabulary.encode_each(texts), strict=True):
+            prompt = torch.tensor([vocabulary.end, *tokens], device=device)
+            if len(prompt) > self.context:
+                raise ConfigurationError(
+                    f"{quoted(text)} has {len(tokens)} tokens, and the model sees {self.context - 1} at once, with the "
+                    "start of a document before them: shorten it."
+                )
+            generator = _generator(model, device)
+            for token in prompt[:-1]:
+                generator.advance(token[None])
+            (written,) = greedy(generator, prompt[-1:], vocabulary.end, self.context + 1 - len(prompt))
+            continued.append(vocabulary.decode(np.array([*tokens, *written], dtype=np.int32)))
+        return continued
+
+
+def _generator(model: nn.Module, device: torch.device) -> Generator:
+    """Makes a generator of one text: the model's own, or one that computes everything anew for each token."""
+    make: Any = getattr(model, "generator", None)
+    if make is not None:
+        own: Generator = make()
+        return own
+    return Recomputed(lambda tokens, _: model(tokens), 1, device)

@@ -21,7 +21,7 @@ from bigbatch.comm.errors import ConfigurationError, quoted
 from bigbatch.comm.files import LONGEST_LINE, damaged, parsed, read_bytes, utf8
 from bigbatch.tasks.corpora import HELD_OUT, LARGEST_TEXT, Corpus
 
-GENERATED = 62_000
+GENERATED = 42_000
 """Number of pairs that are generated, where there are as many different ones."""
 
 GENERATED_VALIDATION = 2_000
@@ -91,9 +91,10 @@ def generated(name: str, file: Path, candidates: Callable[[], Iterable[tuple[str
 
     Args:
         name: where the pairs come from, in words for a reader.
-        file: the file that keeps them; its name tells everything that they depend on.
+        file: the file that keeps them; its name tells everything that they depend on, but for their number.
         candidates: generates pairs, the same ones every time. Of several with the same source the first one counts.
     """
+    file = file.with_stem(f"{file.stem}-{GENERATED}")
     found: list[list[str]] | None = kept_json(file, list[list[str]])
     if found is None:
         targets: dict[str, str] = {}

@@ -108,6 +108,19 @@ class Task(ABC):
         """Compute the metrics other than the loss from what was measured on all examples; values by name."""
         return {}
 
+    def predict(self, model: nn.Module, texts: Sequence[str]) -> list[str]:  # noqa: ARG002 - for others
+        """What a trained model writes for inputs of the user's own, one for each.
+
+        Args:
+            model: the model in evaluation mode, with gradients switched off.
+            texts: the inputs.
+
+        Raises:
+            ConfigurationError: an input is none for this task, and the message says what one looks like; or this is
+                not overridden.
+        """
+        raise ConfigurationError(f"The task {type(self).__name__} makes no predictions from words.")
+
 
 def prepared(kind: type[Task], settings: DataSettings) -> Task:
     """Prepares a task, with its own defaults where the user has not chosen.

@@ -57,7 +57,7 @@ class Vocabulary:
 
     def encode_each(self, texts: Sequence[str]) -> list[list[int]]:
         """Encodes each text by itself as token numbers, without an end token."""
-        return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
 
     def encode_with_places(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
         """Encodes each text by itself, without an end token.

@@ -1,4 +1,4 @@
-"""The comparison figure: throughput, where the time goes, loss against tokens and seconds, and the noise scale."""
+"""The comparison figure: throughput, where the time goes, loss and score against tokens and time, the noise scale."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +21,8 @@ def comparison(runs: Sequence[Run]) -> Figure:
     bars = [(run, arm) for run in runs for arm in run.summary["arms"]]
     several = len(runs) > 1
     noisy = any("noise_scale" in arm for _, arm in bars)
-    rows, width = 3 if noisy else 2, 10 + (1.5 if several else 0)
+    score = runs[0].summary.get("score")
+    rows, width = 2 + bool(score) + noisy, 10 + (1.5 if several else 0)
     figure, (throughput, split, by_tokens, by_seconds, *rest) = panels(rows, 2, width=width, height=3.75 * rows)
     labels = [f"{run.summary['strategy']}\n{arm['name']}" if several else arm["name"] for run, arm in bars]
     arm_names = list(dict.fromkeys(arm["name"] for _, arm in bars))
@@ -47,11 +48,13 @@ def comparison(runs: Sequence[Run]) -> Figure:
             by_tokens.plot([], [], color=own, linestyle=LINES[number % len(LINES)], label=run.summary["strategy"])
     by_tokens.plot([], [], color=GREY, linewidth=1, alpha=0.5, label="training (thin)")
     by_tokens.legend(frameon=False, fontsize=8)
+    if score:
+        _scores(rest[:2], runs, score, shade)
     if noisy:
-        noise, corner = rest
+        noise, corner = rest[-2:]
         grid = noise.get_gridspec()
         assert grid is not None, "`panels` has made one"
-        noise.set_subplotspec(grid[2, :])
+        noise.set_subplotspec(grid[-1, :])
         corner.remove()
         _noise_scales(noise, runs, shade)
     first = runs[0].summary
@@ -130,6 +133,46 @@ def _loss(axis: Axes, run: Run, arm: str, key: str, shade: str, line: Line) -> N
         marker="o",
         markersize=3,
     )
+
+
+def _scores(axes: Sequence[Axes], runs: Sequence[Run], score: str, shade: Callable[[Run, str], str]) -> None:
+    """The score against tokens and against time, and that of the trivial answers as a line."""
+    for axis, key, unit in zip(axes, ("tokens", "seconds"), ("tokens", "training time (s)"), strict=True):
+        for number, run in enumerate(runs):
+            for arm in run.summary["arms"]:
+                measured = [
+                    (record[key], value)
+                    for record in run.curve(arm["name"], "validation")
+                    if (value := record.get("metrics", {}).get(score)) is not None and record[key] is not None
+                ]
+                axis.plot(
+                    [at for at, _ in measured],
+                    [value for _, value in measured],
+                    color=shade(run, arm["name"]),
+                    linestyle=LINES[number % len(LINES)],
+                    linewidth=1.6,
+                    marker="o",
+                    markersize=3,
+                )
+        first = runs[0].summary
+        trivial = first["arms"][0].get("baseline", {}).get(score)
+        if trivial is not None:
+            axis.axhline(trivial, color=GREY, linewidth=0.9, linestyle="--")
+            axis.annotate(
+                str(first.get("trivial_answer") or "trivial answer"),
+                (1, trivial),
+                (-3, 3),
+                xycoords=("axes fraction", "data"),
+                textcoords="offset points",
+                ha="right",
+                color="#555555",
+                fontsize=7.5,
+            )
+        axis.set_ylim(bottom=0)
+        axis.set_xlabel(unit)
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axis.set_ylabel(score)
+        axis.set_title(f"{score} against {'tokens' if key == 'tokens' else 'time'}", loc="left")
 
 
 def _noise_scales(axis: Axes, runs: Sequence[Run], shade: Callable[[Run, str], str]) -> None:
