@@ -2,34 +2,41 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bigbatch.comm.errors import ConfigurationError
 
 DEFAULT_BATCH, DEFAULT_ACCUMULATION = 64, 4
 
+EXAMPLES, TOKENS = UNITS = ("examples", "tokens")
+"""What batches can be counted in."""
+
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How a global batch is divided: global batch = micro-batch × accumulation × workers, in examples.
+    """How a global batch is divided: global batch = micro-batch × accumulation × workers.
 
     Attributes:
-        micro_batch: number of examples that a worker computes at once.
+        micro_batch: number of examples that a worker computes at once; or of tokens, on the average.
         accumulation: number of micro-batches whose gradients a worker adds up before an update.
         workers: number of workers.
+        unit: what batches are counted in, one of `UNITS`. A global batch of tokens has at most as many, each example
+            counted as long as the longest in it.
     """
 
     micro_batch: int
     accumulation: int
     workers: int
+    unit: str = EXAMPLES
 
     @property
     def global_batch(self) -> int:
-        """Number of examples behind one update of all workers."""
+        """Number of examples, or the most tokens, behind one update of all workers."""
         return self.micro_batch * self.accumulation * self.workers
 
     def updates(self, examples: int) -> int:
         """Counts the updates that it takes to see this many examples; the last may have fewer than a full batch."""
+        assert self.unit == EXAMPLES, "how many examples are in a batch of tokens depends on their lengths"
         return math.ceil(examples / self.global_batch)
 
     def micro_batches(self, update: int, worker: int, examples: int) -> Iterator[range]:
@@ -48,6 +55,26 @@ class BatchPlan:
         stop = min(start + share, examples)
         for first in range(start, stop, self.micro_batch):
             yield range(first, min(first + self.micro_batch, stop))
+
+
+def token_plan(tokens: int, workers: int | None = None, accumulation: int | None = None) -> BatchPlan:
+    """Makes the plan of batches of at most `tokens` tokens; the micro-batches' sizes are rounded down.
+
+    Args:
+        tokens: tokens of a global batch, with padding.
+        workers: number of workers; one by default.
+        accumulation: number of micro-batches of a worker; `DEFAULT_ACCUMULATION` by default.
+
+    Raises:
+        ConfigurationError: a micro-batch would have no token.
+    """
+    workers, accumulation = workers or 1, accumulation or DEFAULT_ACCUMULATION
+    if tokens < workers * accumulation:
+        raise ConfigurationError(
+            f"A batch of {tokens} tokens leaves none for each of {accumulation} micro-batches of {workers} workers: "
+            f"use --batch-tokens {workers * accumulation} or more."
+        )
+    return BatchPlan(tokens // (workers * accumulation), accumulation, workers, TOKENS)
 
 
 def derive_plan(
@@ -130,7 +157,7 @@ def arms_of(plan: BatchPlan) -> dict[str, Arm]:
     micro-batches per worker, and so makes `accumulation` times as many updates.
     """
     return {
-        "large": Arm("large", BatchPlan(plan.micro_batch * plan.accumulation, 1, plan.workers)),
+        "large": Arm("large", replace(plan, micro_batch=plan.micro_batch * plan.accumulation, accumulation=1)),
         "accumulated": Arm("accumulated", plan),
-        "small": Arm("small", BatchPlan(plan.micro_batch, 1, plan.workers)),
+        "small": Arm("small", replace(plan, accumulation=1)),
     }

@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from bigbatch.training.batches import BatchPlan
+from bigbatch.training.batches import EXAMPLES, BatchPlan
 from bigbatch.training.order import DataOrder
 
 Numbers = NDArray[np.int64]
@@ -58,12 +58,37 @@ class Batches:
         self.examples = examples
         self._order = order
         self._lengths = lengths
+        self._borders = None if plan.unit == EXAMPLES else self._filled()
         self._last: tuple[int, Division] | None = None
 
     @property
     def updates(self) -> int:
         """Number of global batches."""
-        return self.plan.updates(self.examples)
+        return self.plan.updates(self.examples) if self._borders is None else len(self._borders) - 1
+
+    def places(self, update: int) -> range:
+        """The places, in the order of the data, of the examples in an update's global batch."""
+        if self._borders is not None:
+            return range(self._borders[update], self._borders[update + 1])
+        first = update * self.plan.global_batch
+        return range(first, min(first + self.plan.global_batch, self.examples))
+
+    def _filled(self) -> list[int]:
+        """Cuts the order of the data where one more example would make a global batch too long.
+
+        As is the custom (fairseq's --max-tokens), a batch has the number of its examples times the longest of them. So
+        it has the same examples however it is divided, and no division makes more tokens of it. An example that is
+        longer than a whole batch is one by itself.
+        """
+        assert self._lengths is not None, "tokens can be counted only if there are lengths"
+        borders, longest = [0], 0
+        for place in range(self.examples):
+            length = int(self._lengths[self._order.at(range(place, place + 1))[0]].sum())
+            longest = max(longest, length)
+            if place > borders[-1] and (place + 1 - borders[-1]) * longest > self.plan.global_batch:
+                borders.append(place)
+                longest = length
+        return [*borders, self.examples]
 
     def micro_batches(self, update: int, worker: int) -> list[Numbers]:
         """Lists the numbers of the examples in each micro-batch that a worker computes for an update.
@@ -83,7 +108,7 @@ class Batches:
             return (
                 sum(map(len, plan.micro_batches(update, worker, self.examples))) == plan.micro_batch * plan.accumulation
             )
-        return (update + 1) * plan.global_batch <= self.examples
+        return update + 1 < self.updates or len(self.places(update)) == plan.global_batch
 
     def waste(self, update: int) -> tuple[float, float]:
         """The padding and the imbalance of an update's division; NaN if examples have no lengths."""
@@ -97,8 +122,7 @@ class Batches:
         assert self._lengths is not None, "examples without lengths are divided in order"
         if self._last is None or self._last[0] != update:
             plan = self.plan
-            first = update * plan.global_batch
-            numbers = self._order.at(range(first, min(first + plan.global_batch, self.examples)))
+            numbers = self._order.at(self.places(update))
             self._last = update, divide(numbers, self._lengths[numbers], plan.workers, plan.accumulation)
         return self._last[1]
 

@@ -19,7 +19,7 @@ from bigbatch.comm.update import Outcome
 from bigbatch.comm.wires.recording import COMPUTE
 from bigbatch.tasks.loss import checked_loss
 from bigbatch.tasks.task import Split, Task
-from bigbatch.training.batches import BatchPlan
+from bigbatch.training.batches import EXAMPLES, TOKENS, BatchPlan
 from bigbatch.training.compute_model import ComputeModel
 from bigbatch.training.division import Batches
 from bigbatch.training.noise import NoiseScale, measurable, noise_scale
@@ -88,6 +88,14 @@ class Update:
         return self.seconds - self.communication_seconds - self.waiting_seconds
 
 
+def lengths_for(plan: BatchPlan, task: Task) -> NDArray[np.int64] | None:
+    """The lengths of the training examples, by which they are divided; None if they are divided in order."""
+    lengths = task.lengths("training")
+    if lengths is None and plan.unit == TOKENS:
+        return np.full((task.sizes["training"], 1), task.context, dtype=np.int64)
+    return lengths
+
+
 class Trainer:
     """Trains a module on a task over a strategy, whichever these are.
 
@@ -134,7 +142,8 @@ class Trainer:
         self.examples = examples
         self._position: int | None = None
         order = DataOrder(task.sizes["training"], seed)
-        self.batches = Batches(plan, order, examples, task.lengths("training"))
+        self.batches = Batches(plan, order, examples, lengths_for(plan, task))
+        self._at_once = plan.micro_batch if plan.unit == EXAMPLES else max(1, plan.micro_batch // task.context)
         self._device = parameters.values.device
         worker = -1 if strategy.worker is None else strategy.worker
         self._random = RandomStream((seed, worker + 1), self._device)
@@ -361,7 +370,7 @@ class Trainer:
         """(2,) the summed loss on a share of the held-out examples, and its tokens."""
         total, counted = 0.0, 0
         with evaluating(self.model, self._evaluation_random):
-            for numbers in self._held_out(examples, share, shares, self.plan.micro_batch):
+            for numbers in self._held_out(examples, share, shares, self._at_once):
                 loss, tokens = self._loss("validation", numbers)
                 total, counted = total + float(loss), counted + tokens
         return np.array([total, counted])

@@ -14,6 +14,7 @@ from bigbatch.experiments.measuring.optimizer_speed import optimizer_ratios
 from bigbatch.experiments.measuring.race import DDP, NOTHING
 from bigbatch.experiments.measuring.simulator_speed import ALLOWED, simulator_seconds
 from bigbatch.experiments.measuring.started import measurement
+from bigbatch.experiments.measuring.translation_speed import loop_ratio
 from bigbatch.experiments.runs.records import BenchSummary, RaceRow
 from bigbatch.experiments.runs.run import read_summary
 
@@ -97,6 +98,11 @@ def check_allowance(measured: Measured) -> dict[str, float]:
     return {f"{100 * measured['checks']:.3f} %": CHECKS_AT_MOST / measured["checks"]}
 
 
+def loop_speed(measured: Measured) -> dict[str, float]:
+    """Compares training translation with a plain loop: the ratio of target tokens per second."""
+    return {"one worker": measured["translation"]}
+
+
 CHECKS_AT_MOST = 0.002
 """Largest share of an update in which is seen to it that what torch writes is what is trained."""
 
@@ -126,6 +132,7 @@ TARGETS = (
     Target("1.3 steps of fused AdamW against one of LAMB", 1, optimizer_allowance),
     Target("1.02 updates against one that measures the noise scale", 1, noise_allowance),
     Target("0.2 % of an update against checking gradients and parameters", 1, check_allowance),
+    Target("training translation against a plain loop", 0.9, loop_speed),
 )
 """All speed targets. `mpi` is MPI_Allreduce in place; training is of 4 million parameters on 2 ranks.
 
@@ -175,6 +182,8 @@ def measure_all(folder: Path, tell: Callable[[str], None]) -> list[dict[str, Any
     measured["noise"] = noise_ratio()
     tell("── checks")
     measured["checks"] = check_ratio()
+    tell("── translation")
+    measured["translation"] = loop_ratio()
     return [
         {"what": target.what, "at_least": target.at_least, "reached": min(cases.values()), "cases": cases}
         for target in TARGETS

@@ -24,6 +24,7 @@ class ArmRow(TypedDict):
 
     name: NameText
     global_batch: Whole
+    batch_unit: NotRequired[NameText]
     micro_batch: Whole
     accumulation: Whole
     workers: NotRequired[Whole]

@@ -77,7 +77,7 @@ def table_of(summaries: Sequence[Summary]) -> tuple[list[str], list[TableSection
 
 def _rows(arms: list[dict[str, Any]], workers: int) -> list[tuple[str, list[str]]]:
     rows = [
-        ("global batch, examples", [str(arm["global_batch"]) for arm in arms]),
+        (f"global batch, {_unit(arms[0])}", [str(arm["global_batch"]) for arm in arms]),
         (
             "  = workers × micro × accumulation",
             [f"{arm.get('workers', workers)} × {arm['micro_batch']} × {arm['accumulation']}" for arm in arms],
@@ -100,6 +100,11 @@ def _rows(arms: list[dict[str, Any]], workers: int) -> list[tuple[str, list[str]
         rows.append(("mean staleness, updates", [_number(count.mean_staleness, 1, 2) for count in counts]))
         rows.append(("gradients dropped", [_number(count.dropped, 1, 0) for count in counts]))
     return rows
+
+
+def _unit(arm: dict[str, Any]) -> str:
+    """What an arm's batches are counted in."""
+    return str(arm.get("batch_unit", "examples"))
 
 
 def _numbers(kinds: Sequence[tuple[str, str, float, int]], arms: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
@@ -209,7 +214,7 @@ def verdict(summary: Summary) -> str:
     large, accumulated, small = (arms.get(name) for name in ("large", "accumulated", "small"))
     if large and accumulated:
         clauses.append(
-            f"{large['global_batch']} examples an update end at "
+            f"{large['global_batch']} {_unit(large)} an update end at "
             f"{_gap(accumulated['validation_loss'], large['validation_loss'])} whether computed at once or accumulated "
             f"in {accumulated['accumulation']} micro-batches, which runs at "
             f"{_ratio(accumulated['tokens_per_second'], large['tokens_per_second'])} the speed"
@@ -262,8 +267,9 @@ def _raced(arms: Sequence[dict[str, Any]], target: str) -> str:
             clauses.append(f"{arm['name']} had before its first update")
         else:
             clauses.append(
-                f"{arm['name']} did after {arm['updates_to_target']:,.0f} updates of {arm['global_batch']} examples, "
-                f"{arm['tokens_to_target'] or 0.0:,.0f} tokens and {arm['seconds_to_target'] or 0.0:.1f} s"
+                f"{arm['name']} did after {arm['updates_to_target']:,.0f} updates of {arm['global_batch']} "
+                f"{_unit(arm)}, {arm['tokens_to_target'] or 0.0:,.0f} tokens and "
+                f"{arm['seconds_to_target'] or 0.0:.1f} s"
             )
     return f"Who reached {target}? {'; '.join(clauses)}."
 

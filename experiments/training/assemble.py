@@ -23,11 +23,13 @@ from bigbatch.optimizers.rates import ScalingRule, Schedule, warm_up_start
 from bigbatch.optimizers.standard import optimizer_named
 from bigbatch.tasks import TASKS
 from bigbatch.tasks.settings import DataSettings
-from bigbatch.tasks.task import Task, prepared, wrong_facts
-from bigbatch.training.batches import DEFAULT_BATCH, Arm, BatchPlan
+from bigbatch.tasks.task import Task, check_taken, prepared, wrong_facts
+from bigbatch.training.batches import DEFAULT_BATCH, EXAMPLES, Arm, BatchPlan
 from bigbatch.training.compute_model import ComputeModel
+from bigbatch.training.division import Batches
 from bigbatch.training.noise import measurable
-from bigbatch.training.trainer import Trainer
+from bigbatch.training.order import DataOrder
+from bigbatch.training.trainer import Trainer, lengths_for
 
 
 def strategy_of(request: Request) -> type[Strategy]:
@@ -95,7 +97,14 @@ class Assembly:
             ConfigurationError: the rule cannot scale to that batch; or the warm-up is longer than the arm, which is
                 marked `everywhere`, since every rank finds the same.
         """
-        return optimizer_of(self.settings, plan, plan.updates(self.examples), strategy)
+        return optimizer_of(self.settings, plan, self.updates(plan), strategy)
+
+    def updates(self, plan: BatchPlan) -> int:
+        """Counts the updates of an arm whose batches are divided by a plan."""
+        if plan.unit == EXAMPLES:
+            return plan.updates(self.examples)
+        order = DataOrder(self.task.sizes["training"], self.settings.batch.seed)
+        return Batches(plan, order, self.examples, lengths_for(plan, self.task)).updates
 
     def trainer(
         self,
@@ -217,13 +226,24 @@ def check(request: Request, plan: BatchPlan, strategy: type[Strategy]) -> None:
     """
     settings = request.settings
     strategy.workers_among(strategy.ranks_for(plan.workers))
-    kind_of_model(settings, TASKS.load(settings.data.task))
+    task: type[Task] = TASKS.load(settings.data.task)
+    check_taken(task, settings.data)
+    kind_of_model(settings, task)
     SCHEDULES.load(settings.update.schedule)
     update, target = settings.update, settings.observation.target
     if update.base_batch is not None and update.scaling == UNSCALED:
         raise ConfigurationError(
             f"--base-batch {update.base_batch} says from which batch to scale: add --scaling linear or sqrt, or leave "
             "it out."
+        )
+    if plan.unit != EXAMPLES and settings.observation.noise_scale:
+        raise ConfigurationError(
+            "--noise-scale compares gradients of as many examples each, and --batch-tokens makes batches of different "
+            "numbers: use --batch-size."
+        )
+    if plan.unit != EXAMPLES and update.scaling != UNSCALED and update.base_batch is None:
+        raise ConfigurationError(
+            f"--scaling {update.scaling} needs to know for how many tokens the rate is meant: add --base-batch."
         )
     if target is not None and not strategy.in_step():
         raise ConfigurationError(

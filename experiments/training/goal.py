@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bigbatch.comm.kinds import Kind, Number, checked
+from bigbatch.comm.errors import quoted
+from bigbatch.comm.kinds import Kind, Number
 
 LOSS = Number(above=0)
 
@@ -67,7 +68,10 @@ class Goals(Kind):
             return Goal(LOSS.read(value))
         if not name.strip():
             raise ValueError("names no score before the colon; write a loss such as 3.3, or a score such as chrF:70")
-        return Goal(checked(f"The score {name.strip()}", SCORE, number), name.strip())
+        try:
+            return Goal(SCORE.read(number), name.strip())
+        except ValueError as error:
+            raise ValueError(f"has {quoted(number)} behind the colon, which {error}") from None
 
     def write(self, value: Any) -> Any:
         """Returns a loss as a number, and a score as text."""

@@ -183,6 +183,7 @@ def summarise(
     row: ArmRow = {
         "name": arm.name,
         "global_batch": arm.plan.global_batch,
+        "batch_unit": arm.plan.unit,
         "micro_batch": arm.plan.micro_batch,
         "accumulation": arm.plan.accumulation,
         "updates": max((history["last_update"] for history in histories), default=0),

@@ -17,6 +17,7 @@ from bigbatch.comm.kinds import (
     RANKS,
     SECONDS,
     SEED,
+    TOKENS,
     UPDATES,
     Flag,
     Name,
@@ -33,7 +34,16 @@ from bigbatch.experiments.training.goal import Goal, Goals
 from bigbatch.models.settings import ModelSettings
 from bigbatch.optimizers import OPTIMIZERS, SCALING_RULES, SCHEDULES
 from bigbatch.tasks.settings import DataSettings
-from bigbatch.training.batches import ARMS, DEFAULT_ACCUMULATION, DEFAULT_BATCH, Arm, BatchPlan, arms_of, derive_plan
+from bigbatch.training.batches import (
+    ARMS,
+    DEFAULT_ACCUMULATION,
+    DEFAULT_BATCH,
+    Arm,
+    BatchPlan,
+    arms_of,
+    derive_plan,
+    token_plan,
+)
 
 UNSCALED = "none"
 """The scaling rule that leaves every rate as it is."""
@@ -87,6 +97,7 @@ class BatchSettings(Options):
     Attributes:
         workers: number of workers that train; None for as many as a launcher started.
         batch_size: number of examples behind an update.
+        batch_tokens: number of tokens behind an update, at most, instead of examples.
         micro_batch: number of examples that a worker computes at once.
         accumulate: number of micro-batches whose gradients a worker adds up for an update, in the arm `accumulated`.
         arms: which arms are run, in order.
@@ -100,6 +111,12 @@ class BatchSettings(Options):
     )
     batch_size: int | None = option(
         None, EXAMPLES, "Global batch of an update, in examples.", missing=f"about {DEFAULT_BATCH}"
+    )
+    batch_tokens: int | None = option(
+        None,
+        TOKENS,
+        "Global batch in tokens, at most: the number of its examples times the longest, source and target together.",
+        missing="counted in examples",
     )
     micro_batch: int | None = option(
         None, EXAMPLES, "Examples that a worker computes at once.", missing="what the batch size leaves"
@@ -127,6 +144,14 @@ class BatchSettings(Options):
                 f"-n asks for {self.workers} workers, but the launcher started {workers}. Leave -n out, or start them "
                 "without it."
             )
+        if self.batch_tokens is not None:
+            for name in ("batch_size", "micro_batch"):
+                if getattr(self, name) is not None:
+                    raise ConfigurationError(
+                        f"--batch-tokens counts a batch in tokens, and --{name.replace('_', '-')} in examples: leave "
+                        "one of them out."
+                    )
+            return token_plan(self.batch_tokens, workers or self.workers, self.accumulate)
         return derive_plan(workers or self.workers, self.batch_size, self.micro_batch, self.accumulate)
 
     def chosen_arms(self, plan: BatchPlan) -> list[Arm]:

@@ -71,7 +71,7 @@ class ServingSettings(Options):
 
 UNUSED = {
     *("workers", "target", "bucket_size", "overlap", "node_size", "device", "deadline", "trace", "trace_updates"),
-    *("simulate", "network", "straggler", "gpu", "servers", "colocated"),
+    *("simulate", "network", "straggler", "gpu", "servers", "colocated", "batch_tokens", "weights"),
 }
 """Options of an experiment, or of servers among ranks, that a server on a network does not use."""
 

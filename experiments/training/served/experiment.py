@@ -261,6 +261,7 @@ class ServedArm:
         self._writer = writer
         self._workers: dict[int, int] = {}
         self._validated: set[float] = set()
+        self._score = assembly.task.score
         self._busy = Busy()
         self._remarks = noise_remarks(assembly.settings, arm, tells_squares=RemoteServers.tells_squares)
         for remark in self._remarks:
@@ -325,7 +326,7 @@ class ServedArm:
 
     def _record(self, session: int, row: NDArray[np.float64], when: float) -> None:
         """Make a worker's note a line of the metrics; their time is that in which any worker trained."""
-        record = record_of(row)
+        record = record_of(row, self._score)
         worker = self._workers.setdefault(session, len(self._workers))
         if record["kind"] == "update":
             self._busy.add(when - record["seconds"], when)
@@ -341,7 +342,8 @@ class ServedArm:
     def summary(self) -> dict[str, Any]:
         """Makes the arm's row for the run's summary; see `summarise`."""
         sessions = self.server.sessions.values()
-        ranks = [rank for rank in (rank_of(session.notes.values()) for session in sessions) if rank is not None]
+        entries = (rank_of(session.notes.values(), self._score) for session in sessions)
+        ranks = [rank for rank in entries if rank is not None]
         ranks.sort(key=lambda rank: -rank["history"]["tokens"])
         shard = self.server.shard
         statistics = {
@@ -357,4 +359,6 @@ class ServedArm:
         made = shard.version + shard.skipped
         missing = self.server.ending.missing_in_words
         remarks = [*self._remarks, *([f"{missing}."] if missing else [])]
-        return {**row, "workers": there.plan.workers, "updates": made, "buckets": 1, "remarks": remarks}
+        metrics = ranks[0]["metrics"] if ranks else {}
+        about = {"metrics": metrics, "buckets": 1, "remarks": remarks}
+        return {**row, "workers": there.plan.workers, "updates": made, **about}

@@ -144,7 +144,7 @@ class NetworkWorker:
 
         def note(record: dict[str, Any]) -> None:
             for shard in shards:
-                shard.note(row_of(record))
+                shard.note(row_of(record, assembly.task.score))
 
         heartbeat = Heartbeat(shards, self.dial)
         heartbeat.start()
