@@ -107,8 +107,9 @@ def divide(numbers: Numbers, lengths: Numbers, workers: int, accumulation: int) 
     """Divides examples into micro-batches of about equal padded size, and these evenly among workers.
 
     The examples are sorted by length and cut into workers × accumulation pieces, so that the largest piece is as small
-    as can be with its padding; where two sequences differ in length, that is a little larger. The pieces go to the workers from the largest to the smallest, each to the worker that
-    has the fewest tokens so far and fewer pieces than `accumulation`.
+    as can be with its padding; where two sequences differ in length, that is a little larger. The pieces go to the
+    workers from the largest to the smallest, each to the worker that has the fewest tokens so far and fewer pieces than
+    `accumulation`.
 
     Args:
         numbers: (examples,) numbers of the examples.
