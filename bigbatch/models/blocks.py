@@ -127,8 +127,9 @@ class Attention(nn.Module):
 
     def _heads(self, projected: Tensor, parts: int) -> tuple[Tensor, ...]:
         """Cuts (batch, sequence, parts · width) into `parts` tensors of (batch, heads, sequence, head width)."""
-        batch, sequence, _ = projected.shape
-        return projected.view(batch, sequence, parts, self.heads, -1).permute(2, 0, 3, 1, 4).unbind()
+        batch, sequence, together = projected.shape
+        width = together // (parts * self.heads)
+        return projected.view(batch, sequence, parts, self.heads, width).permute(2, 0, 3, 1, 4).unbind()
 
 
 @dataclass

@@ -205,7 +205,8 @@ class Examples:
 def padded(sequences: Sequence[list[int]]) -> Tensor:
     """Puts sequences into the rows of a tensor, (sequences, longest), with `PADDING` after the shorter ones."""
     longest = max(map(len, sequences), default=1)
-    return torch.tensor([[*tokens, *[PADDING] * (longest - len(tokens))] for tokens in sequences]).reshape(-1, longest)
+    rows = [[*tokens, *[PADDING] * (longest - len(tokens))] for tokens in sequences]
+    return torch.tensor(rows, dtype=torch.int64).reshape(-1, longest)
 
 
 def generator(model: nn.Module, batch: PairBatch) -> Generator:

@@ -131,8 +131,9 @@ def divide(numbers: Numbers, lengths: Numbers, workers: int, accumulation: int) 
     """Divides examples into micro-batches of about equal padded size, and these evenly among workers.
 
     The examples are sorted by length and cut into workers × accumulation pieces, so that the largest piece is as small
-    as can be with its padding. The pieces go to the workers from the largest to the smallest, each to the worker that
-    has the fewest tokens so far and fewer pieces than `accumulation`.
+    as can be with its padding; where two sequences differ in length, that is a little larger. The pieces go to the
+    workers from the largest to the smallest, each to the worker that has the fewest tokens so far and fewer pieces than
+    `accumulation`.
 
     Args:
         numbers: (examples,) numbers of the examples.
@@ -143,6 +144,7 @@ def divide(numbers: Numbers, lengths: Numbers, workers: int, accumulation: int) 
     order = np.lexsort((numbers, *lengths.T, lengths.sum(axis=1)))[::-1]
     numbers, lengths = numbers[order], lengths[order]
     # In this order a piece is as wide as its first example, or a little wider where two sequences differ in length.
+    # To cut by the true widths takes six times as long, and saves half a percent of padding (tests/bigbatch).
     widths = lengths.sum(axis=1).tolist()
     borders = _borders(widths, workers * accumulation)
     pieces = [(first, stop) for first, stop in pairwise(borders) if first < stop]

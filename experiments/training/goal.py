@@ -29,7 +29,8 @@ class Goal:
     metric: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.value:g}" if self.metric is None else f"{self.metric}:{self.value:g}"
+        value = repr(float(self.value)).removesuffix(".0")  # every digit: what is written is read again
+        return value if self.metric is None else f"{self.metric}:{value}"
 
     def measured(self, loss: float, metrics: Mapping[str, float]) -> float:
         """What was measured of the goal, turned so that lower is better; NaN if it is not among the metrics."""
@@ -41,7 +42,7 @@ class Goal:
     @property
     def threshold(self) -> float:
         """The value to reach, turned as `measured` turns it."""
-        return self.value if self.metric is None else self._turned(self.value, self.metric.casefold())
+        return self.value if self.metric is None else self._turned(self.value, self.metric)
 
     def name_among(self, metrics: Mapping[str, float]) -> str | None:
         """The name that the goal's score has among the metrics; None if it has none."""
@@ -51,7 +52,7 @@ class Goal:
 
     @staticmethod
     def _turned(value: float, name: str) -> float:
-        return value if name in LOWER_IS_BETTER else -value
+        return value if name.casefold() in LOWER_IS_BETTER else -value
 
 
 class Goals(Kind):

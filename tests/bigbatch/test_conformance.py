@@ -203,15 +203,40 @@ class WrongSizes(LanguageModelling):
         self.sizes = {"training": 3.5, "validation": 4}
 
 
-class WalksTwice(LanguageModelling):
-    def metrics(self, model, batches):
-        examples = sum(len(batch.tokens) for batch in batches)
-        return {"again": sum(len(batch.tokens) for batch in batches) / examples}
+class MeasuresBatches(LanguageModelling):
+    def measure(self, model, batch):
+        return super().measure(model, batch)[:1]
+
+
+class MeasuresTensors(LanguageModelling):
+    def measure(self, model, batch):
+        return [torch.tensor(entry) for entry in super().measure(model, batch)]
+
+
+class MeasuresTheBatch(LanguageModelling):
+    """What it measures of an example depends on those beside it."""
+
+    def measure(self, model, batch):
+        return [(len(batch.tokens), *rest) for _, *rest in super().measure(model, batch)]
+
+
+class MeasuresInTrainingMode(LanguageModelling):
+    def measure(self, model, batch):
+        return super().measure(model.train(), batch)
 
 
 class NotANumber(LanguageModelling):
-    def metrics(self, model, batches):
+    def metrics(self, measured):
         return {"nothing": float("nan")}
+
+
+class NoNames(LanguageModelling):
+    def metrics(self, measured):
+        return 0.5
+
+
+class NoScore(LanguageModelling):
+    score = "chrF"
 
 
 class Raises(LanguageModelling):
@@ -242,7 +267,12 @@ MUTANTS = {
     IgnoresTheSplit: ("splits", "validation examples are training examples too"),
     WeighsThePosition: ("places", "depends on the order of the examples"),
     WrongSizes: ("sizes", r"sizes\['training'\] is 3.5"),
-    WalksTwice: ("metrics", "is another one if the batches are given as a list"),
+    MeasuresBatches: ("metrics", "must return a list with an entry for each example"),
+    MeasuresTensors: ("metrics", "what JSON cannot write"),
+    MeasuresTheBatch: ("metrics", "'accuracy' is another one if the examples are measured one by one"),
+    MeasuresInTrainingMode: ("metrics", "measure changes the model"),
+    NoNames: ("metrics", "metrics returns a float, but must return numbers by name"),
+    NoScore: ("metrics", "The score of the task is 'chrF', which metrics does not return: it has accuracy"),
     NotANumber: ("metrics", "The metric 'nothing' is nan"),
     Raises: ("loss", "KeyError: 'oops'"),
 }

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.models.decoder import Attention, Transformer, TransformerShape
+from bigbatch.models.blocks import Attention, TransformerShape
+from bigbatch.models.decoder import Transformer
 from bigbatch.tasks.corpora import Corpus, standard_library, text_file
 from bigbatch.tasks.language_modelling import LanguageModelling
 from bigbatch.tasks.loss import PADDING, summed_cross_entropy
@@ -18,7 +19,7 @@ SHAPE = TransformerShape(vocabulary=13, context=7, layers=2, width=8, heads=2)
 
 def test_attention_is_the_published_formula():
     torch.manual_seed(0)
-    attention, x = Attention(SHAPE).double(), torch.randn(3, 7, 8, dtype=torch.float64)
+    attention, x = Attention(SHAPE, causal=True).double(), torch.randn(3, 7, 8, dtype=torch.float64)
     query, key, value = (attention.query_key_value.weight.chunk(3)[i] for i in range(3))
     heads = []
     for head in range(2):
@@ -68,13 +69,31 @@ class Successor(torch.nn.Module):
         return torch.nn.functional.one_hot((tokens + 1) % 10, 10).double()
 
 
+NUMBERS = np.array([0, 1, 2, 5, 6, 3, 4, 9], dtype=np.int32)  # `Successor` is right after 0, 1, 5 and 3, of seven
+
+
 def test_accuracy_is_the_share_of_next_tokens_that_are_right_without_padding():
-    numbers = np.array([0, 1, 2, 5, 6, 3, 4, 9], dtype=np.int32)  # right after 0, 1, 5 and 3, of seven that follow
-    task = LanguageModelling({"validation": numbers}, 4, 10, "")
-    batches = [task.batch("validation", np.array([window])) for window in (0, 1)]
-    both = task.batch("validation", np.array([1, 0]))  # the shorter one is padded
-    assert task.metrics(Successor(), batches) == task.metrics(Successor(), [both]) == {"accuracy": 4 / 7}
-    assert task.metrics(Successor(), []) == {}
+    task = LanguageModelling({"validation": NUMBERS}, 4, 10, "")
+    apart = [task.measure(Successor(), task.batch("validation", np.array([window])))[0] for window in (0, 1)]
+    together = task.measure(Successor(), task.batch("validation", np.array([1, 0])))  # the shorter one is padded
+    assert apart == together[::-1]
+    assert task.metrics(apart) == task.metrics(together) == {"accuracy": 4 / 7}
+    assert task.metrics([]) == {}
+
+
+@pytest.mark.parametrize("size", [257, 300])
+def test_bits_per_byte_are_the_bits_of_all_tokens_over_the_bytes_of_the_text(tmp_path, size):
+    """Whatever the vocabulary, over the length of the text in UTF-8 (Gao et al. 2020, section 3.1)."""
+    corpus = Corpus("test", ("the cat sat on the mat, ünlikely. " * 20,), ("the cat, the mat ünd the \N{SNOWMAN}",))
+    vocabulary = learn_vocabulary(corpus, size, tmp_path)
+    task = LanguageModelling.from_corpus(corpus, vocabulary, context=5)  # the last window is shorter
+    table = torch.randn(size, vocabulary.size, generator=torch.Generator().manual_seed(0))
+    measured = task.measure(lambda tokens: table[tokens], task.batch("validation", np.arange(task.sizes["validation"])))
+    encoded = vocabulary.encode(corpus.validation)
+    predicted = vocabulary.decode(encoded[1:]).encode()  # the first token is no target
+    pairs = zip(encoded[:-1].tolist(), encoded[1:].tolist(), strict=True)
+    bits = -sum(math.log2(float(table[one].softmax(0)[other])) for one, other in pairs)
+    assert task.metrics(measured)["bits per byte"] == pytest.approx(bits / len(predicted), rel=1e-5)
 
 
 def test_windows_cover_the_text_once_and_the_last_is_padded():

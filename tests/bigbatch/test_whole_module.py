@@ -317,10 +317,20 @@ def test_a_trainer_goes_on_with_the_frozen_parameters_that_it_had():
     assert torch.equal(contents(trained(second, 3)), contents(whole))
 
 
+class Measured(Sequences):
+    """It looks at the model, and says which example it has looked at."""
+
+    def measure(self, model, batch):
+        assert not any(module.training for module in model.modules())
+        assert not model(batch.tokens).requires_grad
+        return [int((self.tokens[90:] == row).all(-1).nonzero()) for row in batch.tokens]
+
+
 def test_a_look_puts_every_modules_mode_back():
     trainer = finish(trainer_of(Alone()))
     trainer.validate()
-    trainer.metrics()
+    trainer.task = Measured()
+    assert trainer.measure() == list(range(7))
     assert (trainer.model.training, trainer.model.norm.training, trainer.model.frozen.training) == (True, True, False)
     assert not any(map(torch.count_nonzero, [trainer.model.frozen.num_batches_tracked]))
 

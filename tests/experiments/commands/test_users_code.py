@@ -64,8 +64,12 @@ class Asks(Hidden):
     error = EOFError("no answer")
 
 class MetricsRaises(LanguageModelling):
-    def metrics(self, model, batches):
+    def metrics(self, measured):
         return more("metrics")
+
+class MeasureRaises(LanguageModelling):
+    def measure(self, model, batch):
+        return more("measure")
 
 class BuildRaises(Decoder):
     @classmethod
@@ -109,6 +113,7 @@ CASES = {
     "loss interrupts": (["ring", "--task", "mine.py:Interrupts"], "KeyboardInterrupt (mine.py, line 45, in loss)"),
     "loss asks": (["ring", "--task", "mine.py:Asks"], "EOFError: no answer (mine.py, line 45, in loss)"),
     "metrics": (["ring", "--task", "mine.py:MetricsRaises"], "ValueError: metrics (helper.py, line 2, in more)"),
+    "measure": (["ring", "--task", "mine.py:MeasureRaises"], "ValueError: measure (helper.py, line 2, in more)"),
     "build": (["ring", "--model", "mine.py:BuildRaises"], "ValueError: build (helper.py, line 2, in more)"),
     "no task": (["ring", "--task", "mine.py:BuildRaises"], "but must be a class derived from bigbatch.tasks.task.Task"),
     "no model": (
