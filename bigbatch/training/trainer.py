@@ -113,6 +113,7 @@ class Trainer:
         compute_model: how long computing takes, if the clock is a simulated one.
         measure_noise: whether to estimate the gradient noise scale, if each update has several samples of the gradient:
             over the workers if the strategy was started `with_squares`, else over this worker's own micro-batches.
+            Examples of different lengths are then divided in their order.
 
     Raises:
         ConfigurationError: the noise can be measured over the workers only, but the strategy was started without
@@ -142,7 +143,8 @@ class Trainer:
         self.examples = examples
         self._position: int | None = None
         order = DataOrder(task.sizes["training"], seed)
-        self.batches = Batches(plan, order, examples, lengths_for(plan, task))
+        # Micro-batches of similar lengths are no random draws, which the noise scale compares.
+        self.batches = Batches(plan, order, examples, None if measure_noise else lengths_for(plan, task))
         self._at_once = plan.micro_batch if plan.unit == EXAMPLES else max(1, plan.micro_batch // task.context)
         self._device = parameters.values.device
         worker = -1 if strategy.worker is None else strategy.worker
