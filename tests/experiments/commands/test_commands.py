@@ -83,7 +83,8 @@ def test_every_wire_runs_the_same_arms(run: Run, tmp_path, name):
     )
     assert outcome.err.count("small: update 8/8") == 1  # one rank speaks
     assert outcome.out.count("tokens/s") == 1
-    assert "here/: comparison.png, config.json, metrics.jsonl, summary.json" in outcome.out
+    models = "model-accumulated.pt, model-large.pt, model-small.pt"
+    assert f"here/: comparison.png, config.json, metrics.jsonl, {models}, summary.json" in outcome.out
     # The same data in the same order: the losses differ by rounding alone, whatever moved the gradients.
     first = next(iter(LOSSES.values()))
     assert LOSSES[name] == pytest.approx(first, abs=1e-5)

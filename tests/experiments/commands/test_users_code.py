@@ -172,7 +172,7 @@ def test_a_loss_that_goes_to_another_directory_leaves_the_results_where_they_bel
     assert Path.cwd() == here
     traces = ["trace.json"] if "--trace" in words else []
     assert sorted(path.name for path in Path("found").iterdir()) == sorted(
-        ["comparison.png", "config.json", "metrics.jsonl", "summary.json", *traces]
+        ["comparison.png", "config.json", "metrics.jsonl", "model-large.pt", "summary.json", *traces]
     )
     assert capsys.readouterr().out.splitlines()[-1].startswith("found/: ")
 
