@@ -44,7 +44,7 @@ def shell(redirection: str, arguments: list[str], folder: Path, cache: Path, **v
 
 def is_complete(folder: Path) -> bool:
     """Whether a run's folder has everything, whatever became of what was printed."""
-    names = {path.name for path in folder.iterdir()}
+    names = {path.name for path in folder.iterdir() if not path.match("model-*.pt")}
     return {"config.json", "metrics.jsonl", "summary.json", "comparison.png"} == names and bool(
         json.loads((folder / "summary.json").read_text())["arms"]
     )
