@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -17,20 +18,17 @@ from bigbatch.comm.parameters import FlatParameters
 from bigbatch.comm.strategies.strategy import Squares, Strategy
 from bigbatch.comm.update import Outcome
 from bigbatch.comm.wires.recording import COMPUTE
-from bigbatch.tasks.loss import checked_loss
-from bigbatch.tasks.task import Split, Task
+from bigbatch.tasks.task import Task
 from bigbatch.training.batches import EXAMPLES, TOKENS, BatchPlan
 from bigbatch.training.compute_model import ComputeModel
 from bigbatch.training.division import Batches
+from bigbatch.training.evaluation import Examples
 from bigbatch.training.noise import NoiseScale, measurable, noise_scale
 from bigbatch.training.order import DataOrder
 from bigbatch.training.pushes import MicroBatchSquares, Pushes
-from bigbatch.training.whole_model import RandomStream, SharedBuffers, evaluating, unchanged
+from bigbatch.training.whole_model import RandomStream, SharedBuffers, unchanged
 
 Found = TypeVar("Found")
-
-MEASURED_AT_ONCE = 64
-"""Number of examples on which a model is measured at once: without gradients they need little memory."""
 
 
 @dataclass(frozen=True)
@@ -145,11 +143,11 @@ class Trainer:
         order = DataOrder(task.sizes["training"], seed)
         # Micro-batches of similar lengths are no random draws, which the noise scale compares.
         self.batches = Batches(plan, order, examples, None if measure_noise else lengths_for(plan, task))
-        self._at_once = plan.micro_batch if plan.unit == EXAMPLES else max(1, plan.micro_batch // task.context)
         self._device = parameters.values.device
         worker = -1 if strategy.worker is None else strategy.worker
         self._random = RandomStream((seed, worker + 1), self._device)
-        self._evaluation_random = RandomStream((seed, 0), self._device)
+        at_once = plan.micro_batch if plan.unit == EXAMPLES else max(1, plan.micro_batch // task.context)
+        self._examples = Examples(task, model, self._device, at_once, RandomStream((seed, 0), self._device))
         self._buffers = SharedBuffers(strategy, broadcast=broadcast_buffers)
         self._compute_model = compute_model or ComputeModel()
         self._noise: NoiseScale | None = None
@@ -270,7 +268,7 @@ class Trainer:
         for examples in self.batches.micro_batches(0, self.worker)[:1]:
             self.parameters.views.begin()
             with unchanged(buffers), self._random.kept(), self._random:
-                loss, _ = self._loss("training", examples)
+                loss, _ = self._examples.loss("training", examples)
                 self._pushes.begin()
                 with self.parameters.views.adding():
                     loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
@@ -289,7 +287,7 @@ class Trainer:
             spend(backward, "backward")
             # No longer than the forward: in a simulation other ranks of this process go on while this one waits.
             with span(COMPUTE, "forward"), self._random:
-                loss, counted = self._loss("training", examples)
+                loss, counted = self._examples.loss("training", examples)
             if number == len(micro_batches):
                 self._pushes.begin()
             with span(COMPUTE, "backward"), self.parameters.views.adding():
@@ -302,10 +300,6 @@ class Trainer:
             losses.append(loss.detach())
         self._pushes.finish(backward)
         return tokens, float(torch.stack(losses).double().sum())
-
-    def _loss(self, split: Split, examples: NDArray[np.int64]) -> tuple[Tensor, int]:
-        returned = self.task.loss(self.model, self.task.batch(split, examples).to(self._device))
-        return checked_loss(f"The loss of the task {type(self.task).__name__}", returned, trains=split == "training")
 
     def validate(self, examples: int | None = None) -> float | None:
         """Measures the mean loss per token on held-out examples, in nats, without changing anything about the training.
@@ -320,7 +314,7 @@ class Trainer:
         Returns:
             The loss; None on workers that did not validate.
         """
-        sums = self._look(lambda share, shares: self._evaluate(examples, share, shares), self.strategy.total)
+        sums = self._look(partial(self._examples.validated, examples), self.strategy.total)
         if sums is None:
             return None
         loss, tokens = sums.tolist()
@@ -337,7 +331,7 @@ class Trainer:
         Returns:
             What `Task.measure` has found for each example, in order; None on workers that did not measure.
         """
-        found = self._look(lambda share, shares: self._measured(examples, share, shares), self._gathered)
+        found = self._look(partial(self._examples.measured, examples), self._gathered)
         return None if found is None else [entry for _, entry in sorted(found, key=lambda pair: pair[0])]
 
     def weights(self) -> dict[str, Tensor] | None:
@@ -368,36 +362,8 @@ class Trainer:
             everything = strategy.transport.once(lambda: evaluate(0, 1))
             return everything if everything is not None else join(evaluate(self.worker, self.plan.workers))
 
-    def _evaluate(self, examples: int | None, share: int, shares: int) -> NDArray[np.float64]:
-        """(2,) the summed loss on a share of the held-out examples, and its tokens."""
-        total, counted = 0.0, 0
-        with evaluating(self.model, self._evaluation_random):
-            for numbers in self._held_out(examples, share, shares, self._at_once):
-                loss, tokens = self._loss("validation", numbers)
-                total, counted = total + float(loss), counted + tokens
-        return np.array([total, counted])
-
-    def _measured(self, examples: int | None, share: int, shares: int) -> list[tuple[int, Any]]:
-        """What the task measures on a share of the held-out examples, with the number of each example."""
-        found: list[tuple[int, Any]] = []
-        with evaluating(self.model, self._evaluation_random):
-            for numbers in self._held_out(examples, share, shares, MEASURED_AT_ONCE):
-                entries = self.task.measure(self.model, self.task.batch("validation", numbers).to(self._device))
-                found += zip(numbers.tolist(), entries, strict=bool(entries))
-        return found
-
     def _gathered(self, found: list[tuple[int, Any]]) -> list[tuple[int, Any]]:
         """What all workers have measured."""
         written = torch.frombuffer(bytearray(json.dumps(found).encode()), dtype=torch.uint8)
         everyones = self.strategy.all_gather(written, alike=False)
         return list(chain.from_iterable(json.loads(part.numpy().tobytes()) for part in everyones))
-
-    def _held_out(self, examples: int | None, share: int, shares: int, at_once: int) -> Iterator[NDArray[np.int64]]:
-        """The numbers of the held-out examples of a share, in batches of similar lengths."""
-        size = self.task.sizes["validation"]
-        mine = np.arange(share, min(size, examples or size), shares)
-        lengths = self.task.lengths("validation")
-        if lengths is not None:
-            mine = mine[np.argsort(lengths[mine].sum(axis=1), kind="stable")]
-        for start in range(0, len(mine), at_once):
-            yield mine[start : start + at_once]
