@@ -20,9 +20,9 @@ PIPE_CLOSED = 141
 WIDER = {"∞": "inf", "…": "...", "±": "+/-", "½": "1/2", "√": "sqrt ", "∝": "~", "✓": "passed", "✗": "FAILED"}
 
 TWINS = str.maketrans(
-    "×÷−–—·•≈←→↑↓≤≥─━│┃┌┐└┘├┤┬┴┼╸╺αβγδηλμµσςτΔΣ²³⊙█▏“”„\u2018\u2019\u00a0\u202f",
-    'x/---.*~<>^v<>--||+++++++++--abgdnluusstDS23*#|"""\'\'  ',
-    "",
+    "×÷−–—·•≈←→↑↓≤≥─━│┃┌┐└┘├┤┬┴┼╸╺αβγδηλμµσςτΔΣ²³⊙█▏“”„\u2018\u2019\u00a0\u2007\u2009\u202f",
+    'x/---.*~<>^v<>--||+++++++++--abgdnluusstDS23*#|"""\'\'    ',
+    "\u061c\u200b\u200e\u200f",  # nobody sees them
 ) | {ord(letter): words for letter, words in WIDER.items()}
 """Plain characters for those that we print; most are as wide, so that tables keep their columns."""
 

@@ -220,13 +220,13 @@ class Noisy(nn.Module):
         return (x * kept) @ self.table.T
 
 
-def trainer_of(transport, strategy="ring", module=None, **more):
+def trainer_of(transport, strategy="ring", module=None, task=None, **more):
     module = module or Noisy()
     parameters = FlatParameters(module)
     made = strategy_named(strategy)(transport)
     made.start(parameters, lambda named: torch.optim.SGD(named, lr=1e-3), bucket_bytes=100)
     plan = BatchPlan(6, 2, made.workers)
-    return Trainer(module, Sequences(), made, parameters, plan, 5 * plan.global_batch, seed=3, **more)
+    return Trainer(module, task or Sequences(), made, parameters, plan, 5 * plan.global_batch, seed=3, **more)
 
 
 def finish(trainer):
@@ -327,9 +327,8 @@ class Measured(Sequences):
 
 
 def test_a_look_puts_every_modules_mode_back():
-    trainer = finish(trainer_of(Alone()))
+    trainer = finish(trainer_of(Alone(), task=Measured()))
     trainer.validate()
-    trainer.task = Measured()
     assert trainer.measure() == list(range(7))
     assert (trainer.model.training, trainer.model.norm.training, trainer.model.frozen.training) == (True, True, False)
     assert not any(map(torch.count_nonzero, [trainer.model.frozen.num_batches_tracked]))

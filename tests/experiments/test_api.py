@@ -97,7 +97,7 @@ def test_a_run_has_what_the_command_line_leaves(tmp_path: Path, cache: Path, mon
         "comparison.png",
     }
     assert [update["number"] for update in run.updates] == list(range(1, len(run.updates) + 1))
-    assert run.summary["arms"][0]["metrics"].keys() == {"accuracy"}
+    assert run.summary["arms"][0]["metrics"].keys() == {"accuracy", "bits per byte"}
     assert math.isfinite(run.validations[-1]["loss"])
     with pytest.raises(ConfigurationError, match="Unknown drawing 'losess'"):
         run.figure("losess")
