@@ -24,9 +24,15 @@ def weights_file(arm: str) -> str:
 
 
 def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Write a model's state, as `torch.save` does."""
+    """Write a model's state, as `torch.save` does.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    content = io.BytesIO()  # writing to a file itself, torch would raise an error of its own for a full disk
+    torch.save(dict(weights), content)
     with replacing(path) as part:
-        torch.save(dict(weights), part)
+        part.write_bytes(content.getbuffer())
 
 
 def read_weights(folder: Path, arm: str) -> dict[str, Any]:

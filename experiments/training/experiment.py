@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import bigbatch
 from bigbatch.comm.strategies.strategy import Strategy
@@ -235,19 +236,25 @@ class WritingRecorder(Recorder):
         self._writer = writer
         self._task = task
         self._answers: dict[str, list[Answer]] = {}
+        self._weights: dict[str, dict[str, Tensor]] = {}
 
     def metric(self, record: dict[str, Any]) -> None:
         """Write the record of an update or of a validation."""
         self._writer.metric(record)
 
     def trained(self, arm: str, trained: Trained) -> None:
-        """Write the weights of an arm that was trained, and keep its answers."""
+        """Keep the weights of an arm that was trained, and its answers."""
         if trained.weights is not None:
-            self._writer.weights(arm, trained.weights)
+            self._weights[arm] = trained.weights
         if trained.measured and isinstance(self._task, AnsweringTask):
             self._answers[arm] = [Answer(*entry) for entry in trained.measured[:EXAMPLES_SHOWN]]
 
     def finish(self) -> None:
-        """Write the answers of all arms side by side, if there are any."""
+        """Write the answers of all arms side by side, if there are any, and the weights.
+
+        They come last, so that what they take of a small disk is not missing for results.
+        """
         if self._answers:
             self._writer.examples(self._answers)
+        for arm, weights in self._weights.items():
+            self._writer.weights(arm, weights)

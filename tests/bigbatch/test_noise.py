@@ -353,7 +353,7 @@ def test_what_no_arm_can_measure_is_refused(command, words):
 
 
 def test_notes_of_workers_on_a_network_keep_what_was_measured():
-    update = Update(3, Outcome.DROPPED, 40, 5.5, 1, 120, 0.5, 0.1, 0.2, 0.1, 99, 2.0, 3.0)
+    update = Update(3, Outcome.DROPPED, 40, 5.5, 1, 120, 0.5, 0.1, 0.2, 0.1, 99, 2.0, 3.0, 0.2, 1.01)
     line = {
         "kind": "update",
         **asdict(update),
@@ -368,3 +368,16 @@ def test_notes_of_workers_on_a_network_keep_what_was_measured():
     assert line.keys() - unmeasured.keys() == {"noise_scale", "gradient_square", "gradient_variance"}
     assert record_of(row_of(unmeasured)) == unmeasured
     assert math.isnan(rank_of([(0.0, row_of(unmeasured))])["history"]["gradient_variance"])
+    alike = without_unmeasured({**line, "padding": math.nan})
+    assert line.keys() - alike.keys() == {"padding", "imbalance"}
+    assert record_of(row_of(alike)) == alike
+
+
+def test_notes_of_workers_on_a_network_keep_the_score():
+    line = {"kind": "validation", "update": 3, "tokens": 120.0, "seconds": 0.5, "loss": 2.5}
+    scored = {**line, "metrics": {"chrF": 41.5, "BLEU": 7.0}}
+    assert record_of(row_of(scored, "chrF"), "chrF") == {**line, "metrics": {"chrF": 41.5}}
+    assert record_of(row_of(line, "chrF"), "chrF") == line
+    update = row_of({"kind": "update", **asdict(Update(1, Outcome.APPLIED, 40, 5.5, 1, 120, *[0.5] * 4, 99)),
+                     "compute_seconds": 0.3, "total_seconds": 1.25})  # fmt: skip
+    assert rank_of([(0.0, update), (1.0, row_of(scored, "chrF"))], "chrF")["metrics"] == {"chrF": 41.5}
