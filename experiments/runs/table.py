@@ -248,7 +248,8 @@ def _scored(summary: Summary) -> str:
     reached = ", ".join(f"{arm['name']} {_metric(score, arm['metrics'][score])}" for arm in scored)
     baseline = scored[0].get("baseline", {}).get(score)
     compared = f", and {trivial} {_metric(score, baseline)}" if trivial and baseline is not None else ""
-    return f" The {score} of {reached}{compared}." if len(scored) == 1 else f" {score}: {reached}{compared}."
+    name = score.capitalize() if score.islower() else score
+    return f" {name}: {reached}{compared}."
 
 
 def _target(summary: Summary) -> str:
