@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from bigbatch.comm.errors import ConfigurationError
 from bigbatch.tasks.bible import bible
 from bigbatch.tasks.debian import libreoffice_help
 from bigbatch.tasks.hugging_face import hugging_face
@@ -48,5 +49,14 @@ class TranslationOfNumbers(Translation):
 
     @classmethod
     def pairs(cls, settings: DataSettings, cache: Path) -> Pairs:
-        """Number words of two languages."""
+        """Number words of two languages.
+
+        Raises:
+            ConfigurationError: the user names a text, or a language has no number words.
+        """
+        if settings.text is not None:
+            raise ConfigurationError(
+                f"The task {settings.task} makes its own pairs and reads no text: leave out --text, or use --task "
+                "translation."
+            )
         return number_words(settings.source or SOURCE, settings.target_language or TARGET, cache)

@@ -24,7 +24,7 @@ from bigbatch.tasks.settings import DataSettings
 from bigbatch.tasks.summarisation import TEXTS as SHORTENED
 from bigbatch.tasks.summarisation import Summarisation
 from bigbatch.tasks.translation import TEXTS as TRANSLATED
-from bigbatch.tasks.translation import Translation
+from bigbatch.tasks.translation import Translation, TranslationOfNumbers
 
 
 def everything(pairs: Pairs) -> set[tuple[str, str]]:
@@ -418,3 +418,10 @@ def test_summaries_have_a_rouge_l_if_rouge_score_is_installed(installed: bool, m
     monkeypatch.setattr("bigbatch.tasks.summarisation.rouge_l", lambda outputs, references: 12.5)  # noqa: ARG005
     scores = Summarisation.scores(Summarisation.__new__(Summarisation), ["a b"], ["a b"])
     assert scores == {"chrF": 100, "exact match": 1, **({"ROUGE-L": 12.5} if installed else {})}
+
+
+def test_number_words_are_learnt_from_no_text(tmp_path: Path):
+    with pytest.raises(
+        ConfigurationError, match=r"^The task translation:numbers makes its own pairs .* leave out --text"
+    ):
+        TranslationOfNumbers.pairs(DataSettings(task="translation:numbers", text=Path("bible")), tmp_path)
