@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -24,7 +24,7 @@ class AnsweringTask(Task):
         trivial_answer: what the baseline does, which has learnt nothing, such as "copying the source".
     """
 
-    trivial_answer: ClassVar[str]
+    trivial_answer: str
 
     @abstractmethod
     def answers(self, model: nn.Module, batch: Any) -> list[str]:

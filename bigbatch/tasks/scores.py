@@ -9,6 +9,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 
 from bigbatch.comm.errors import ConfigurationError, quoted
 
@@ -80,6 +81,11 @@ def rouge_l(outputs: Sequence[str], references: Sequence[str]) -> float:
     return 100 * _mean(
         lambda output, reference: scorer.score(reference, output)["rougeL"].fmeasure, outputs, references
     )
+
+
+def has_rouge() -> bool:
+    """Says whether rouge-score is installed, so that `rouge_l` can be computed."""
+    return find_spec("rouge_score") is not None
 
 
 class _Words:

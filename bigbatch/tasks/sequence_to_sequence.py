@@ -66,10 +66,11 @@ class SequenceToSequence(AnsweringTask):
     takes = frozenset({"too_long", "label_smoothing", "beam", "length_penalty"})
     default_tokens = 300_000
     score = "chrF"
-    trivial_answer = "copying the source"
 
     def __init__(self, pairs: Pairs, vocabulary: Vocabulary, settings: DataSettings) -> None:
         self._vocabulary = vocabulary
+        self._trivial = pairs.trivial
+        self.trivial_answer = pairs.trivial.name
         self._context = context = settings.context or self.default_context
         self._smoothing = settings.label_smoothing or 0.0
         self._beam = settings.decoding.beam or 1
@@ -165,8 +166,8 @@ class SequenceToSequence(AnsweringTask):
         return self.answers(model, self._batch([(text, "") for text in texts], sources, [[] for _ in texts]).to(device))
 
     def trivial(self, source: str) -> str:
-        """The source itself."""
-        return source
+        """What the pairs' trivial answer makes of the source, such as the source itself."""
+        return self._trivial.answer(source)
 
 
 @dataclass(frozen=True)

@@ -1,33 +1,39 @@
 """Summarisation: of phrases into their shortest form, or of the user's own pairs of a text and its summary."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from bigbatch.tasks.pairs import Pairs, read_pairs
+from bigbatch.tasks.debian import debian_descriptions
+from bigbatch.tasks.hugging_face import hugging_face
+from bigbatch.tasks.named_texts import NamedText, pairs_of
+from bigbatch.tasks.pair_files import SUMMARIES
+from bigbatch.tasks.pairs import FIRST_WORDS, Pairs
 from bigbatch.tasks.phrases import shortening
-from bigbatch.tasks.scores import chrf, exact_match
+from bigbatch.tasks.scores import chrf, exact_match, has_rouge, rouge_l
 from bigbatch.tasks.sequence_to_sequence import SequenceToSequence
 from bigbatch.tasks.settings import DataSettings
 
 LANGUAGE = "en"
 """The language if the user names none."""
 
-TEXT, SUMMARY = "text", "summary"
-"""The names of the two columns in a file of the user's."""
+TEXTS: dict[str, NamedText] = {"debian-descriptions": debian_descriptions, "hugging-face": hugging_face}
+"""The texts that --text can name."""
 
 
 class Summarisation(SequenceToSequence):
-    """Shorten dates, durations, money and measurements of a language to their narrow form, or texts of a file."""
+    """Shorten dates, durations, money and measurements to their narrow form, or texts to their summaries."""
 
     takes = SequenceToSequence.takes | {"source"}
 
     @classmethod
     def pairs(cls, settings: DataSettings, cache: Path) -> Pairs:
-        """Long and narrow phrases of a language, or the pairs of the user's file."""
+        """Long and narrow phrases of a language, or the texts and summaries that the user names."""
         if settings.text is None:
             return shortening(settings.source or LANGUAGE, cache)
-        return read_pairs(settings.text, TEXT, SUMMARY)
+        return replace(pairs_of(settings.text, *SUMMARIES[0], TEXTS), trivial=FIRST_WORDS)
 
     def scores(self, outputs: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-        """Score by chrF, and the share of outputs that are exactly right."""
-        return {"chrF": chrf(outputs, references), "exact match": exact_match(outputs, references)}
+        """Score by chrF, by ROUGE-L if rouge-score is installed, and by the share of outputs that are exactly right."""
+        rouge = {"ROUGE-L": rouge_l(outputs, references)} if has_rouge() else {}
+        return {"chrF": chrf(outputs, references), **rouge, "exact match": exact_match(outputs, references)}

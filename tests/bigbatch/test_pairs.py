@@ -9,7 +9,8 @@ from babel.messages.catalog import Catalog
 from babel.messages.mofile import write_mo
 
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.tasks.pairs import Pairs, divided, read_pairs
+from bigbatch.tasks.pair_files import read_pairs
+from bigbatch.tasks.pairs import Pairs, divided
 
 WORDS = [(f"word {number}", f"Wort {number}") for number in range(40)]
 
