@@ -61,7 +61,7 @@ class DataSettings(Options):
     text: Path | None = option(
         None,
         File(),
-        "Text or pairs of texts to learn from, a file in UTF-8; a tenth is held out for validation.",
+        "File in UTF-8 to learn from, or the name of a text, such as libreoffice-help; a tenth is held out.",
         missing="what the task finds on this machine",
     )
     source: str | None = option(None, Text("LANGUAGE"), "Language that is read, such as en.", missing="en")
