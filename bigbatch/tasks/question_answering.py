@@ -120,7 +120,7 @@ class QuestionAnswering(AnsweringTask):
     """
 
     default_model = "encoder"
-    default_tokens = 40_000
+    default_tokens = 32_000
     default_context = 160
     default_positions = "rotary"
     takes = frozenset({"too_long"})
