@@ -70,7 +70,7 @@ def shape_for(task: Task, settings: ModelSettings, stacks: int = 1) -> Transform
         sizes.blocks // stacks,
         sizes.width,
         sizes.heads,
-        settings.positions,
+        settings.told(task.default_positions),
         settings.norm == "pre",
         settings.dropout,
     )

@@ -55,7 +55,7 @@ class ModelSettings(Options):
         layers: number of blocks, of an encoder and of a decoder each; None for as many as the preset has.
         width: length of a token's vector; None for the preset's.
         heads: number of attention heads, which divides the width; None for the preset's.
-        positions: how the model is told where a token stands; one of `POSITIONS`.
+        positions: how the model is told where a token stands, one of `POSITIONS`; None for the task's default.
         norm: one of `NORMS`.
         dropout: share of each sublayer's output that is dropped in training.
 
@@ -90,7 +90,12 @@ class ModelSettings(Options):
         "Number of attention heads; it must divide the width.",
         missing=str(PRESETS[DEFAULT_PRESET].heads),
     )
-    positions: str = option("learnt", Name(lambda: POSITIONS), "How the model is told where a token stands.")
+    positions: str | None = option(
+        None,
+        Name(lambda: POSITIONS),
+        "How the model is told where a token stands.",
+        missing="learnt, or as the task says",
+    )
     norm: str = option("pre", Name(lambda: NORMS), "Normalise the input of each sublayer, or the sum after it.")
     dropout: float = option(
         0.0, Number(least=0, most=0.9), "Share of each sublayer's output that is dropped in training."
@@ -110,6 +115,20 @@ class ModelSettings(Options):
         """The kind of model: the one that was chosen, else the usual one of the task."""
         return usual if self.model is None or self.model in PRESETS else self.model
 
+    def told(self, usual: str) -> str:
+        """How the model is told where a token stands: as was chosen, else as usual for the task.
+
+        Raises:
+            ConfigurationError: positions are rotary and a head's width is odd, which cannot be turned.
+        """
+        sizes, positions = self.sizes(), self.positions or usual
+        if positions == "rotary" and sizes.width // sizes.heads % 2:
+            raise ConfigurationError(
+                f"Rotary positions turn pairs of numbers, but a head of width {sizes.width // sizes.heads} has one "
+                f"left over: take --width {sizes.width + sizes.heads}, or other --positions."
+            )
+        return positions
+
     def __post_init__(self) -> None:
         super().__post_init__()
         sizes = self.sizes()
@@ -126,8 +145,5 @@ class ModelSettings(Options):
                 f"Width {sizes.width} cannot be divided by {sizes.heads} heads. The nearest widths that can are "
                 f"{near or sizes.heads} and {near + sizes.heads}."
             )
-        if self.positions == "rotary" and sizes.width // sizes.heads % 2:
-            raise ConfigurationError(
-                f"Rotary positions turn pairs of numbers, but a head of width {sizes.width // sizes.heads} has one "
-                f"left over: take --width {sizes.width + sizes.heads}, or other --positions."
-            )
+        if self.positions is not None:
+            self.told(self.positions)

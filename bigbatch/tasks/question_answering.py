@@ -120,8 +120,9 @@ class QuestionAnswering(AnsweringTask):
     """
 
     default_model = "encoder"
-    default_tokens = 40_000
+    default_tokens = 32_000
     default_context = 160
+    default_positions = "rotary"
     takes = frozenset({"too_long"})
     score = "exact match"
     trivial_answer = "the passage's first sentence"
@@ -137,6 +138,7 @@ class QuestionAnswering(AnsweringTask):
         }
         self._passages: dict[Split, list[Passage]] = {}
         self._spans: dict[Split, list[Span]] = {}
+        self._references: dict[Split, list[str]] = {}
         self._lengths: dict[Split, NDArray[np.int64]] = {}
         left_out = cut = 0
         most, drop = settings.context or self.default_context, settings.too_long == "drop"
@@ -158,6 +160,7 @@ class QuestionAnswering(AnsweringTask):
                 )
             self._passages[split] = [passages[number] for number in kept]
             self._spans[split] = [spans[number] for number in kept]
+            self._references[split] = [asked[number].answer for number in kept]
             self._lengths[split] = np.array([[len(passages[number].tokens)] for number in kept], dtype=np.int64)
         self._context = most
         self.sizes = {split: len(passages) for split, passages in self._passages.items()}
@@ -176,13 +179,22 @@ class QuestionAnswering(AnsweringTask):
         return cls(questions, learn_vocabulary(questions.corpus(), settings.vocabulary, cache), settings)
 
     def _encoded(self, texts: Sequence[tuple[str, str]]) -> list[Passage]:
-        """Encodes questions, and the passages that they are about."""
+        """Encodes questions, and the passages that they are about.
+
+        A space is put before a passage: its first word has then the byte pairs that it has in a question.
+        """
         end = self._vocabulary.end
         questions = self._vocabulary.encode_each([question for question, _ in texts])
-        passages = self._vocabulary.encode_with_places([passage for _, passage in texts])
+        passages = self._vocabulary.encode_with_places([f" {passage}" for _, passage in texts])
         return [
-            Passage(question, text, [*asked, end, *tokens, end], len(asked) + 1, characters)
-            for (question, text), asked, (tokens, characters) in zip(texts, questions, passages, strict=True)
+            Passage(
+                question,
+                text,
+                [*asked, end, *tokens, end],
+                len(asked) + 1,
+                [(max(0, start - 1), stop - 1) for start, stop in places],
+            )
+            for (question, text), asked, (tokens, places) in zip(texts, questions, passages, strict=True)
         ]
 
     @property
@@ -196,10 +208,14 @@ class QuestionAnswering(AnsweringTask):
 
     def batch(self, split: Split, examples: NDArray[np.int64]) -> SpanBatch:
         """Make a batch of the questions with these numbers, (examples,)."""
-        passages = [self._passages[split][number] for number in examples.tolist()]
-        return self._batch(passages, [self._spans[split][number] for number in examples.tolist()])
+        numbers = examples.tolist()
+        return self._batch(
+            [self._passages[split][number] for number in numbers],
+            [self._spans[split][number] for number in numbers],
+            [self._references[split][number] for number in numbers],
+        )
 
-    def _batch(self, passages: Sequence[Passage], spans: Sequence[Span]) -> SpanBatch:
+    def _batch(self, passages: Sequence[Passage], spans: Sequence[Span], references: Sequence[str]) -> SpanBatch:
         tokens = padded([passage.tokens for passage in passages])
         mask = tokens != PADDING
         place = torch.arange(tokens.shape[1])
@@ -211,7 +227,7 @@ class QuestionAnswering(AnsweringTask):
             (place >= first[:, None]) & (place < stop[:, None]),
             torch.tensor(spans, dtype=torch.int64).reshape(-1, 2),
             tuple(passage.input for passage in passages),
-            tuple(passage.answer(span) for passage, span in zip(passages, spans, strict=True)),
+            tuple(references),
             tuple(passages),
         )
 
@@ -223,7 +239,7 @@ class QuestionAnswering(AnsweringTask):
 
     def _scores(self, model: nn.Module, batch: SpanBatch) -> Tensor:
         """(batch, sequence, 2) logits; -∞ at tokens that are none of the passage."""
-        scores: Tensor = model(batch.tokens, batch.mask)
+        scores: Tensor = model(batch.tokens, batch.passage, batch.mask)
         return scores.masked_fill(~batch.passage[:, :, None], -torch.inf)
 
     def answers(self, model: nn.Module, batch: SpanBatch) -> list[str]:
@@ -256,7 +272,8 @@ class QuestionAnswering(AnsweringTask):
                     f"{self._context}: shorten the passage."
                 )
         device = next(model.parameters()).device
-        return self.answers(model, self._batch(passages, [(p.first, p.first) for p in passages]).to(device))
+        nothing = self._batch(passages, [(passage.first, passage.first) for passage in passages], [""] * len(passages))
+        return self.answers(model, nothing.to(device))
 
 
 def divided(text: str) -> tuple[str, str]:
@@ -265,10 +282,10 @@ def divided(text: str) -> tuple[str, str]:
     Raises:
         ConfigurationError: there is no question mark at the end, or no sentence before the question.
     """
-    passage, _, question = text.strip().rpartition(". ")
+    passage, stop, question = text.strip().rpartition(". ")
     if not passage or not question.endswith("?"):
         raise ConfigurationError(
             f"{quoted(text)} is no passage with a question at its end: write sentences, the question last, such as "
             "'abspath: Return an absolute path. getsize: Return the size of a file. what does getsize do?'."
         )
-    return question, passage
+    return question, passage + stop.strip()

@@ -15,7 +15,7 @@ from bigbatch.comm.files import parsed, read_bytes, utf8
 from bigbatch.comm.schema import Count, check
 from bigbatch.tasks.corpora import HELD_OUT, LARGEST_TEXT, Corpus, documentation
 
-TRAINING, VALIDATION = 40_000, 1_000
+TRAINING, VALIDATION = 20_000, 1_000
 """Numbers of questions."""
 
 FUNCTIONS = 3

@@ -34,6 +34,8 @@ class Task(ABC):
         default_model: the kind of model that the task's batches are made for, by its name in the registry of models.
         default_tokens: tokens that an arm is trained on, if the user says nothing else.
         default_context: tokens in a sequence, at most, if the user says nothing else.
+        default_positions: how a model is told where a token stands, if the user says nothing else; one of
+            `bigbatch.models.settings.POSITIONS`.
         takes: names of those options for the data that not every task takes, and this one does; see
             `bigbatch.tasks.settings.FOR_SOME`.
         score: the metric that is measured whenever the validation loss is, too; None if only the loss is.
@@ -49,6 +51,7 @@ class Task(ABC):
     default_model: ClassVar[str] = "decoder"
     default_tokens: ClassVar[int] = 500_000
     default_context: ClassVar[int] = 64
+    default_positions: ClassVar[str] = "learnt"
     takes: ClassVar[frozenset[str]] = frozenset()
     score: ClassVar[str | None] = None
     corpus_sha256: str
