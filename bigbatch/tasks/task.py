@@ -128,12 +128,21 @@ def prepared(kind: type[Task], settings: DataSettings) -> Task:
     Raises:
         ConfigurationError: the data cannot be used, or the user has set an option that this task does not take.
     """
+    check_taken(kind, settings)
+    tokens, context = settings.tokens or kind.default_tokens, settings.context or kind.default_context
+    return kind.prepare(replace(settings, tokens=tokens, context=context))
+
+
+def check_taken(kind: type[Task], settings: DataSettings) -> None:
+    """Refuse options that the user has set and this task does not take.
+
+    Raises:
+        ConfigurationError: there is such an option.
+    """
     for flag in settings.not_taken(kind.takes):
         raise ConfigurationError(
             f"The task {settings.task} does not take {flag}, which is about another task: leave it out."
         )
-    tokens, context = settings.tokens or kind.default_tokens, settings.context or kind.default_context
-    return kind.prepare(replace(settings, tokens=tokens, context=context))
 
 
 def wrong_facts(task: Any) -> Iterator[str]:

@@ -86,6 +86,7 @@ def figure(settings: FigureSettings, names: tuple[str, ...]) -> None:
     quick, study = settings.quick, study_of(settings)
     claims = claims_named(names)
     check_trains(claims, settings)
+    study.check()
     say = told(True)
     summaries: list[dict[str, Any]] = []
     failures: list[str] = []

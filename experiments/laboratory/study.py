@@ -5,6 +5,9 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from bigbatch.tasks import TASKS
+from bigbatch.tasks.settings import DataSettings
+
 if TYPE_CHECKING:  # whoever only asks for help must not wait for torch
     from bigbatch.experiments.training.assemble import Assembly
     from bigbatch.models.sizes import ModelSize
@@ -81,6 +84,17 @@ class Study:
     def validation_tokens(self, wanted: int) -> int:
         """The number of held-out tokens on which a loss is measured, where the task can afford as many as wanted."""
         return min(wanted, self.most_validation_tokens)
+
+    def check(self) -> None:
+        """Refuse early what the user has chosen about the data and the task does not take.
+
+        Raises:
+            ConfigurationError: there is such an option.
+        """
+        from bigbatch.tasks.task import check_taken
+
+        settings = DataSettings.of({name: value for name, value in self.base.items() if value is not None})
+        check_taken(TASKS.load(self.task), settings)
 
     def assembly(self, options: Mapping[str, Any]) -> "Assembly":
         """Prepares the task, from which models of these and the study's own options can be made.

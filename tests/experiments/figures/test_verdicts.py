@@ -184,7 +184,12 @@ def test_a_mistake_that_makes_no_difference_is_none():
 @pytest.mark.parametrize(
     ("study", "name", "line", "told"),
     [
-        (LANGUAGE_MODELLING, "text.txt", "This is paragraph {} of some.\n\n", "54 documents to train on.* takes 64"),
+        (
+            LANGUAGE_MODELLING,
+            "text.txt",
+            "This is paragraph {} of some.\n\n",
+            "55 documents to train on.* takes 64",
+        ),
         (STUDIES["translation"], "pairs.tsv", "{} apples\t{} Äpfel\n", "54 pairs to train on.* takes .* more pairs"),
     ],
 )

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from laboratories import Pretend, run_with
 
 from bigbatch.comm.errors import ConfigurationError
@@ -20,7 +21,6 @@ from bigbatch.experiments.planning.needs import size_of
 from bigbatch.experiments.planning.tradeoff import Tradeoff, fit
 from bigbatch.experiments.runs.run import Run
 from bigbatch.experiments.training.assemble import Assembly, task_of
-from bigbatch.experiments.training.settings import Settings
 from bigbatch.models.sizes import own_size
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -29,12 +29,21 @@ MODEL = {"layers": 1, "width": 64, "heads": 4}
 
 
 @pytest.fixture
-def pairs(tmp_path: Path) -> Study:
-    """Translation of a file of pairs, whose targets have 2, 4 or 12 tokens."""
-    file = tmp_path / "pairs.tsv"
-    lines = [f"{number}\t{'x' * (number % 3) * 5 or 'y'}\n" for number in range(300)]
-    file.write_text("".join(lines))
-    return replace(STUDIES["translation"], chosen={"text": file})
+def texts(tmp_path: Path) -> dict[str, Study]:
+    """Every study on a small file: paragraphs, or pairs with targets of several lengths."""
+    words = [f"{'very ' * (number**2 % 11)}fine apples, {number} of them" for number in range(1500)]
+    paragraphs, pairs = tmp_path / "text.txt", tmp_path / "pairs.tsv"
+    paragraphs.write_text("\n\n".join(words))
+    pairs.write_text("".join(f"{number} apples\t{text}\n" for number, text in enumerate(words)))
+    return {
+        name: replace(study, chosen={"text": paragraphs if study.examples == "documents" else pairs})
+        for name, study in STUDIES.items()
+    }
+
+
+@pytest.fixture
+def pairs(texts: dict[str, Study]) -> Study:
+    return texts["translation"]
 
 
 def test_language_modelling_is_trained_as_it_always_was():
@@ -43,17 +52,16 @@ def test_language_modelling_is_trained_as_it_always_was():
     sweep = to_a_loss(laboratory.study, quick=True)
     point = sweep.point(laboratory, 64, 2e-3, 12.5, 1)
     assert point.command() == (
-        "bigbatch-exp ring --workers 1 --batch-size 64 --micro-batch 32 --arms accumulated --seed 1 "
-        "--context 32 --vocabulary 257 --tokens 26624 --validation-tokens 2048 --layers 1 --width 64 --heads 4 "
-        "--learning-rate 0.002 --optimizer adam --device cpu --target 2.6 --noise-scale"
+        "bigbatch-exp ring --context 32 --vocabulary 257 --tokens 26624 --validation-tokens 2048 --layers 1 --width 64 "
+        "--heads 4 --workers 1 --batch-size 64 --micro-batch 32 --arms accumulated --seed 1 --learning-rate 0.002 "
+        "--optimizer adam --device cpu --target 2.6 --noise-scale"
     )
     assert identity(point) == identity(replace(point, options={**point.options, "task": None}))
 
 
 def test_tokens_of_an_example_are_those_of_the_task(pairs: Study):
     assert LANGUAGE_MODELLING.example_tokens == 32
-    settings = Settings.of({**pairs.base, **pairs.options})
-    lengths = task_of(settings.data).lengths("training")
+    lengths = pairs.assembly({}).task.lengths("training")
     assert lengths is not None
     mean = lengths[:, 1].mean()
     assert pairs.example_tokens == pytest.approx(mean)
@@ -73,14 +81,15 @@ def test_a_run_of_so_many_updates_sees_as_many_whole_batches(pairs: Study):
 
 
 def test_batches_are_told_in_tokens_of_the_task():
-    own = Tuned(8, 1e-3, {}, (12.0,), (run_with(gradient_square=2.0, gradient_variance=60.0),), (), 12.7)
+    own = Tuned(8, 1e-3, {1e-3: 11.0}, (12.0,), (run_with(gradient_square=2.0, gradient_variance=60.0),), (), 12.7)
     assert own.tokens == 102
     assert critical_batch.row_of(own)["batch_tokens"] == 102
     assert critical_batch.noise_of([own]) == pytest.approx(12.7 * 30)
 
 
-def test_the_size_for_simulated_time_is_that_of_the_model_that_is_trained(pairs: Study):
-    assert LANGUAGE_MODELLING.size(MODEL) == own_size(257, 32, 1, 64)
+def test_the_size_for_simulated_time_is_that_of_the_model_that_is_trained(texts: dict[str, Study]):
+    assert texts["language-modelling"].size(MODEL) == own_size(257, 32, 1, 64)
+    pairs = texts["translation"]
     size = pairs.size(MODEL)
     assembly = pairs.assembly(MODEL)
     assert size.name == "encoder-decoder"
@@ -90,11 +99,11 @@ def test_the_size_for_simulated_time_is_that_of_the_model_that_is_trained(pairs:
     assert cluster.workload(3, 5).tokens == round(15 * pairs.example_tokens)
 
 
-def test_a_fit_tells_the_model_it_is_about(pairs: Study):
+def test_a_fit_tells_the_model_it_is_about(texts: dict[str, Study]):
     tradeoff = Tradeoff(50.0, 600.0)
     batches = [50.0, 100.0, 400.0, 1600.0]
     fitted = fit(batches, [tradeoff.updates(batch) for batch in batches])
-    for study in (LANGUAGE_MODELLING, pairs):
+    for study in texts.values():
         size = study.size(MODEL)
         written = critical_batch.as_json(fitted, size, 3.0)["model"]
         assert size_of({**written, "parts": list(written["parts"])}) == size
@@ -113,29 +122,24 @@ def test_combinations_have_one_of_the_tuned_batches_in_examples(pairs: Study):
     assert point.options["learning_rate"] == 1e-3 * front[0].examples
 
 
-@pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
-def test_every_study_has_its_mistake_in_accumulation(study: Study):
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_has_its_mistake_in_accumulation(name: str, texts: dict[str, Study]):
     """It divides by the tokens of each micro-batch in training only."""
-    right, wrong = (
-        task_of(Settings.of({"task": name, "context": 32}).data)
-        for name in (study.ragged, accumulation.WRONG[study.ragged])
-    )
-    assert right.corpus_sha256 == wrong.corpus_sha256
-    settings = Settings.of({"task": study.ragged, "context": 32, **MODEL})
-    model = Assembly(settings, right).model()
-    batch = right.batch("training", np.array([1, 2, 3]))
-    summed, tokens = right.loss(model, batch)
-    mistaken, one = wrong.loss(model, batch)
-    assert one == 1
-    assert float(mistaken) == pytest.approx(float(summed) / tokens)
-    model.eval()
-    assert wrong.loss(model, batch)[1] == tokens
+    study = texts[name]
+    options = {**MODEL, "task": study.ragged}
+    right, wrong = study.assembly(options), study.assembly({**options, "task": accumulation.WRONG[study.ragged]})
+    assert right.task.corpus_sha256 == wrong.task.corpus_sha256
+    model, batch = right.model(), right.task.batch("training", np.array([1, 2, 3]))
+    with torch.no_grad():
+        summed, tokens = right.task.loss(model, batch)
+        mistaken, one = wrong.task.loss(model, batch)
+        assert one == 1
+        assert float(mistaken) == pytest.approx(float(summed) / tokens)
+        assert wrong.task.loss(model.eval(), batch)[1] == tokens
 
 
-def test_accumulation_compares_ways_of_the_tasks_own(tmp_path: Path):
-    file = tmp_path / "pairs.tsv"
-    file.write_text("".join(f"{number} apples\t{'fine ' * (number % 7)}apples {number}\n" for number in range(1500)))
-    study = replace(STUDIES["translation"], chosen={"text": file})
+@pytest.mark.slow
+def test_accumulation_compares_ways_of_the_tasks_own(pairs: Study):
     losses = {"translation": 3.0}
 
     def answer(options: Mapping[str, Any]) -> Run:
@@ -146,13 +150,13 @@ def test_accumulation_compares_ways_of_the_tasks_own(tmp_path: Path):
         }
         return Run(Path("nowhere"), {"task": options["task"], "arms": [arm]}, [])
 
-    laboratory = Pretend(answer, study)
+    laboratory = Pretend(answer, pairs)
     finding = accumulation.Figure(laboratory, quick=True).examine()
     assert finding.verdict.value == "held", finding.sentence
     assert "pairs each" in finding.asked
     (batch,) = {options["batch_size"] for options in laboratory.asked}
     assert batch & (batch - 1) == 0, "it can be halved to the end"
-    assert {options["text"] for options in laboratory.asked} == {file}
+    assert {options["text"] for options in laboratory.asked} == {pairs.chosen["text"]}
     assert finding.rows[-1]["wrong"]
     assert finding.rows[-1]["gradient_error"] > 0.01
 
