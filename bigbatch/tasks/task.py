@@ -122,6 +122,18 @@ class Task(ABC):
         raise ConfigurationError(f"The task {type(self).__name__} makes no predictions from words.")
 
 
+def check_taken(kind: type[Task], settings: DataSettings) -> None:
+    """Refuses options that the user has set and a kind of task does not take.
+
+    Raises:
+        ConfigurationError: there is one; the message names it.
+    """
+    for flag in settings.not_taken(kind.takes):
+        raise ConfigurationError(
+            f"The task {settings.task} does not take {flag}, which is about another task: leave it out."
+        )
+
+
 def prepared(kind: type[Task], settings: DataSettings) -> Task:
     """Prepares a task, with its own defaults where the user has not chosen.
 
@@ -131,18 +143,6 @@ def prepared(kind: type[Task], settings: DataSettings) -> Task:
     check_taken(kind, settings)
     tokens, context = settings.tokens or kind.default_tokens, settings.context or kind.default_context
     return kind.prepare(replace(settings, tokens=tokens, context=context))
-
-
-def check_taken(kind: type[Task], settings: DataSettings) -> None:
-    """Refuse options that the user has set and this task does not take.
-
-    Raises:
-        ConfigurationError: there is such an option.
-    """
-    for flag in settings.not_taken(kind.takes):
-        raise ConfigurationError(
-            f"The task {settings.task} does not take {flag}, which is about another task: leave it out."
-        )
 
 
 def wrong_facts(task: Any) -> Iterator[str]:

@@ -51,24 +51,13 @@ class Batches:
         order: the order in which examples are seen.
         examples: number of examples to see in all; the last batch may be short.
         lengths: (all examples, sequences) lengths in tokens; None if they are as good as equal.
-        by_length: whether to divide examples by their lengths. If not, they are divided in order, so that every
-            micro-batch is a random sample of as many examples.
     """
 
-    def __init__(
-        self,
-        plan: BatchPlan,
-        order: DataOrder,
-        examples: int,
-        lengths: Numbers | None = None,
-        *,
-        by_length: bool = True,
-    ) -> None:
+    def __init__(self, plan: BatchPlan, order: DataOrder, examples: int, lengths: Numbers | None = None) -> None:
         self.plan = plan
         self.examples = examples
         self._order = order
         self._lengths = lengths
-        self._by_length = by_length
         self._last: tuple[int, Division] | None = None
 
     @property
@@ -107,19 +96,10 @@ class Batches:
         """Divides the global batch of an update, whose examples have lengths."""
         assert self._lengths is not None, "examples without lengths are divided in order"
         if self._last is None or self._last[0] != update:
-            plan, lengths = self.plan, self._lengths
+            plan = self.plan
             first = update * plan.global_batch
             numbers = self._order.at(range(first, min(first + plan.global_batch, self.examples)))
-            if self._by_length:
-                division = divide(numbers, lengths[numbers], plan.workers, plan.accumulation)
-            else:
-                parts = [
-                    [self._order.at(places) for places in plan.micro_batches(update, worker, self.examples)]
-                    for worker in range(plan.workers)
-                ]
-                padded = [sum(padded_tokens(lengths[part]) for part in own) for own in parts]
-                division = Division(parts, int(lengths[numbers].sum()), np.array(padded, dtype=np.int64))
-            self._last = update, division
+            self._last = update, divide(numbers, self._lengths[numbers], plan.workers, plan.accumulation)
         return self._last[1]
 
 
@@ -142,7 +122,7 @@ def divide(numbers: Numbers, lengths: Numbers, workers: int, accumulation: int) 
     widths = lengths.sum(axis=1).tolist()
     borders = _borders(widths, workers * accumulation)
     pieces = [(first, stop) for first, stop in pairwise(borders) if first < stop]
-    costs = [padded_tokens(lengths[first:stop]) for first, stop in pieces]
+    costs = [(stop - first) * int(lengths[first:stop].max(axis=0).sum()) for first, stop in pieces]
     micro_batches: list[list[Numbers]] = [[] for _ in range(workers)]
     padded = [0] * workers
     for cost, (first, stop) in sorted(zip(costs, pieces, strict=True), key=lambda piece: -piece[0]):
@@ -151,11 +131,6 @@ def divide(numbers: Numbers, lengths: Numbers, workers: int, accumulation: int) 
         micro_batches[least].append(numbers[first:stop])
         padded[least] += cost
     return Division(micro_batches, int(lengths.sum()), np.array(padded, dtype=np.int64))
-
-
-def padded_tokens(lengths: Numbers) -> int:
-    """Counts the tokens of a micro-batch whose examples have these lengths, (examples, sequences), with its padding."""
-    return len(lengths) * int(lengths.max(axis=0).sum())
 
 
 def _borders(widths: list[int], pieces: int) -> list[int]:

@@ -105,7 +105,6 @@ class Trainer:
         compute_model: how long computing takes, if the clock is a simulated one.
         measure_noise: whether to estimate the gradient noise scale, if each update has several samples of the gradient:
             over the workers if the strategy was started `with_squares`, else over this worker's own micro-batches.
-            Examples of different lengths are then not sorted, which takes more padding.
 
     Raises:
         ConfigurationError: the noise can be measured over the workers only, but the strategy was started without
@@ -135,9 +134,7 @@ class Trainer:
         self.examples = examples
         self._position: int | None = None
         order = DataOrder(task.sizes["training"], seed)
-        measured = measure_noise and measurable(plan.workers, plan.accumulation, tells_squares=strategy.tells_squares)
-        # Gradients are compared as those of random samples of equal size, which examples sorted by length are not.
-        self.batches = Batches(plan, order, examples, task.lengths("training"), by_length=not measured)
+        self.batches = Batches(plan, order, examples, task.lengths("training"))
         self._device = parameters.values.device
         worker = -1 if strategy.worker is None else strategy.worker
         self._random = RandomStream((seed, worker + 1), self._device)
@@ -146,7 +143,7 @@ class Trainer:
         self._compute_model = compute_model or ComputeModel()
         self._noise: NoiseScale | None = None
         self._micro_batch_squares: MicroBatchSquares | None = None
-        if measured:
+        if measure_noise and measurable(plan.workers, plan.accumulation, tells_squares=strategy.tells_squares):
             if not strategy.with_squares and plan.accumulation == 1:
                 raise ConfigurationError(
                     "The noise scale is to be measured over the workers' gradients, but the strategy was started "
