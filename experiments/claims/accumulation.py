@@ -114,10 +114,10 @@ class Figure(Claim):
             "validation_tokens": study.validation_tokens(20_000),
         }
         assembly = study.assembly(options)
-        example = assembly.task.example_tokens
+        read, written = assembly.task.source_tokens, assembly.task.example_tokens
         # A power of two, so that it can be halved to the end.
-        batch = 1 << round(math.log2((4096 if self.quick else 8192) / example))
-        options |= {"batch_size": batch, "tokens": math.floor(batch * example * updates)}
+        batch = 1 << round(math.log2((4096 if self.quick else 8192) / (read + written)))
+        options |= {"batch_size": batch, "tokens": math.floor(batch * written * updates)}
         ways = {
             "at once": (right, batch),
             "in 4": (right, batch // 4),
