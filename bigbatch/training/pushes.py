@@ -12,6 +12,10 @@ from bigbatch.comm.strategies.strategy import Squares, Strategy
 class MicroBatchSquares:
     """Squared norms of the gradients of one worker's update: of each micro-batch's gradient, and of their mean.
 
+    Each micro-batch's summed gradient is divided by the mean number of tokens in a micro-batch, not by its own: the
+    mean gradient of a few examples is far noisier where these happen to be short, so that its square would not fall
+    with the number of examples as `bigbatch.training.noise` takes it to.
+
     A micro-batch's gradients are kept as backward computes them, before they are added to those of earlier
     micro-batches, and released when its backward has finished. Until then the gradients are in memory twice.
 
@@ -32,9 +36,9 @@ class MicroBatchSquares:
         self._each: list[float] = []
         self._sum: list[Tensor] = []
 
-    def end_draw(self, tokens: int) -> None:
-        """Adds the square of one micro-batch's gradient, after backward of its `tokens` tokens has finished."""
-        self._each.append(total([square(gradient) for gradient in self._caught]) / max(tokens, 1) ** 2)
+    def end_draw(self) -> None:
+        """Adds the square of one micro-batch's summed gradient, after its backward has finished."""
+        self._each.append(total([square(gradient) for gradient in self._caught]))
         self._caught.clear()
 
     def complete(self, gradients: Tensor) -> None:
@@ -43,7 +47,8 @@ class MicroBatchSquares:
 
     def of(self, tokens: int) -> Squares:
         """Returns the squares of an update of `tokens` tokens, which must have at least one micro-batch."""
-        return Squares(sum(self._each) / len(self._each), total(self._sum) / max(tokens, 1) ** 2)
+        draws = len(self._each)
+        return Squares(sum(self._each) / draws / max(tokens / draws, 1) ** 2, total(self._sum) / max(tokens, 1) ** 2)
 
 
 class Pushes:

@@ -293,7 +293,7 @@ class Trainer:
             with span(COMPUTE, "backward"), self.parameters.views.adding():
                 loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
                 if self._micro_batch_squares is not None:
-                    self._micro_batch_squares.end_draw(counted)
+                    self._micro_batch_squares.end_draw()
             spend(self._compute_model.forward(counted), "forward")
             backward = self._compute_model.backward(counted)
             tokens += counted

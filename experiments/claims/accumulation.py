@@ -15,10 +15,13 @@ from bigbatch.experiments.laboratory.claim import Claim, Column, Finding, Minute
 from bigbatch.experiments.laboratory.point import Point
 from bigbatch.experiments.laboratory.sweep import only_arm
 from bigbatch.experiments.runs.run import Run
-from bigbatch.experiments.training.assemble import Assembly, task_of
-from bigbatch.experiments.training.settings import Settings
+from bigbatch.experiments.training.assemble import Assembly
 from bigbatch.tasks.documents import Documents
+from bigbatch.tasks.sequence_to_sequence import PairBatch
+from bigbatch.tasks.summarisation import Summarisation
 from bigbatch.tasks.task import Task, TokenBatch
+from bigbatch.tasks.translation import Translation
+from bigbatch.training.division import divide
 
 SAME_GRADIENT = 1e-12
 """Largest relative difference between two float64 gradients that counts as rounding."""
@@ -41,11 +44,39 @@ class MeanOfMeans(Documents):
 
     def loss(self, model: nn.Module, batch: TokenBatch) -> tuple[Tensor, int]:
         """Compute the mean loss during training, as if it were one token's; the right sum during evaluation."""
-        summed, tokens = super().loss(model, batch)
-        return (summed / tokens, 1) if model.training else (summed, tokens)
+        return averaged(model, *super().loss(model, batch))
 
 
-RIGHT, WRONG = "documents", f"{MeanOfMeans.__module__}:{MeanOfMeans.__name__}"
+class MeanOfMeansTranslation(Translation):
+    """The same mistake in translation."""
+
+    def loss(self, model: nn.Module, batch: PairBatch) -> tuple[Tensor, int]:
+        """Compute the mean loss during training, as if it were one token's; the right sum during evaluation."""
+        return averaged(model, *super().loss(model, batch))
+
+
+class MeanOfMeansSummarisation(Summarisation):
+    """The same mistake in summarisation."""
+
+    def loss(self, model: nn.Module, batch: PairBatch) -> tuple[Tensor, int]:
+        """Compute the mean loss during training, as if it were one token's; the right sum during evaluation."""
+        return averaged(model, *super().loss(model, batch))
+
+
+def averaged(model: nn.Module, summed: Tensor, tokens: int) -> tuple[Tensor, int]:
+    """Divides a micro-batch's summed loss by its tokens while the model is trained, as if it were one token's."""
+    return (summed / tokens, 1) if model.training else (summed, tokens)
+
+
+WRONG = {
+    name: f"{kind.__module__}:{kind.__name__}"
+    for name, kind in {
+        "documents": MeanOfMeans,
+        "translation": MeanOfMeansTranslation,
+        "summarisation": MeanOfMeansSummarisation,
+    }.items()
+}
+"""Names of the tasks that make the mistake, by the name of the task that does not."""
 
 
 class Figure(Claim):
@@ -68,25 +99,30 @@ class Figure(Claim):
 
     def examine(self) -> Finding:
         """Compare gradients of the same batches, and trainings over the same data in the same order."""
-        batch, smallest = (64, 2) if self.quick else (128, 2)
-        updates, context = 30 if self.quick else 150, 64
+        study = self.laboratory.study
+        right, wrong = study.ragged, WRONG[study.ragged]
+        updates, smallest = 30 if self.quick else 150, 2
         options: dict[str, Any] = {
-            "batch_size": batch,
-            "tokens": batch * context * updates,
-            "context": context,
+            "task": right,
+            "context": 64,
             "layers": 1 if self.quick else 2,
             "width": 64 if self.quick else 96,
             "optimizer": "adam",
             "learning_rate": 1e-3,
             "vocabulary": 1024,
             "heads": 4,
-            "validation_tokens": 20_000,
+            "validation_tokens": study.validation_tokens(20_000),
         }
+        assembly = study.assembly(options)
+        read, written = assembly.task.source_tokens, assembly.task.example_tokens
+        # A power of two, so that it can be halved to the end.
+        batch = 1 << round(math.log2((4096 if self.quick else 8192) / (read + written)))
+        options |= {"batch_size": batch, "tokens": math.floor(batch * written * updates)}
         ways = {
-            "at once": (RIGHT, batch),
-            "in 4": (RIGHT, batch // 4),
-            f"in {batch // smallest}": (RIGHT, smallest),
-            f"mean of {batch // smallest} means": (WRONG, smallest),
+            "at once": (right, batch),
+            "in 4": (right, batch // 4),
+            f"in {batch // smallest}": (right, smallest),
+            f"mean of {batch // smallest} means": (wrong, smallest),
         }
         seeds = range(2 if self.quick else 3)
         points = [
@@ -95,7 +131,13 @@ class Figure(Claim):
             for seed in seeds
         ]
         # Before anything is trained: it says whether the text will do.
-        errors = self._gradient_errors(options, {name: (task == RIGHT, micro) for name, (task, micro) in ways.items()})
+        summed = {name: (task == right, micro_batch) for name, (task, micro_batch) in ways.items()}
+        if assembly.task.sizes["training"] < batch:
+            raise ConfigurationError(
+                f"The text has {assembly.task.sizes['training']} {study.examples} to train on, and a batch takes "
+                f"{batch}: name {study.more_data} with --text, or none."
+            )
+        errors = gradient_errors(assembly, batch, summed)
         runs = self.laboratory.runs(points)
         rows = []
         for number, (name, (_, micro_batch)) in enumerate(ways.items()):
@@ -105,9 +147,9 @@ class Figure(Claim):
         return Finding(
             verdict,
             sentence,
-            f"{updates} updates of {batch} documents each, of different lengths and at most {context} tokens, with "
-            f"Adam in float32, {len(seeds)} seeds; and the gradients of {GRADIENT_BATCHES} batches in float64, at the "
-            "start.",
+            f"{updates} updates of {batch} {study.examples} each, of different lengths and at most "
+            f"{options['context']} tokens, with Adam in float32, {len(seeds)} seeds; and the gradients of "
+            f"{GRADIENT_BATCHES} batches in float64, at the start.",
             columns=(
                 Column("name", "batch"),
                 Column("micro_batch", "micro-batch"),
@@ -119,33 +161,36 @@ class Figure(Claim):
                 Column("memory", "peak memory, MB"),
             ),
             rows=rows,
+            details={"task": study.task},
             runs=[run.folder for run in runs],
         )
-
-    def _gradient_errors(self, options: dict[str, Any], ways: dict[str, tuple[bool, int]]) -> dict[str, list[float]]:
-        """How far each way's gradient is from the whole batch's, relatively, in float64, for several batches."""
-        settings = Settings.of({**self.laboratory.base, **options, "task": RIGHT})
-        assembly = Assembly(settings, task_of(settings.data))
-        task, model = assembly.task, assembly.model().double()
-        batch = options["batch_size"]
-        if task.sizes["training"] < batch:
-            raise ConfigurationError(
-                f"The text has {task.sizes['training']} documents to train on, and a batch takes {batch}: name a text "
-                "of more paragraphs with --text, or none."
-            )
-        errors: dict[str, list[float]] = {name: [] for name in ways}
-        for number in range(GRADIENT_BATCHES):
-            examples = np.random.default_rng(number).permutation(task.sizes["training"])[:batch]
-            whole = gradient(model, task, [examples], summed=True)
-            for name, (summed, micro_batch) in ways.items():
-                parts = [examples[first : first + micro_batch] for first in range(0, batch, micro_batch)]
-                error = (gradient(model, task, parts, summed=summed) - whole).norm() / whole.norm()
-                errors[name].append(float(error))
-        return errors
 
     def draw(self, finding: Finding, path: Path) -> None:
         """Draw gradient errors, losses, throughput and peak memory of each way to compute the batch."""
         draw_ways(finding, path)
+
+
+def gradient_errors(assembly: Assembly, batch: int, ways: dict[str, tuple[bool, int]]) -> dict[str, list[float]]:
+    """Measures how far the gradient of each way is from the whole batch's, relatively, in float64, for several batches.
+
+    Args:
+        assembly: makes the task and the model.
+        batch: number of examples in a batch.
+        ways: for each way, whether losses are summed, and the number of examples in a micro-batch.
+    """
+    task, model = assembly.task, assembly.model().double()
+    lengths = task.lengths("training")
+    errors: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(GRADIENT_BATCHES):
+        examples = np.random.default_rng(number).permutation(task.sizes["training"])[:batch]
+        whole = gradient(model, task, [examples], summed=True)
+        for name, (summed, micro_batch) in ways.items():
+            parts = [examples[first : first + micro_batch] for first in range(0, batch, micro_batch)]
+            if lengths is not None:  # as a trainer does it
+                (parts,) = divide(examples, lengths[examples], 1, batch // micro_batch).micro_batches
+            error = (gradient(model, task, parts, summed=summed) - whole).norm() / whole.norm()
+            errors[name].append(float(error))
+    return errors
 
 
 def gradient(model: nn.Module, task: Task, parts: Sequence[Any], *, summed: bool) -> Tensor:
@@ -184,7 +229,7 @@ def row_of(
     arms = [only_arm(run) for run in runs]
     losses = [arm["validation_loss"] for arm in arms]
     apart = [loss - only_arm(run)["validation_loss"] for loss, run in zip(losses, reference, strict=True)]
-    wrong = any(run.summary["task"] == WRONG for run in runs)
+    wrong = any(run.summary["task"] in WRONG.values() for run in runs)
     return {
         "name": name,
         "micro_batch": micro_batch,

@@ -1,7 +1,8 @@
 """The claim about how many updates and tokens it takes to reach a loss at each batch size."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
 from bigbatch.experiments.figures.style import BLUE, GREY, ORANGE, VERMILION, panels
 from bigbatch.experiments.laboratory.claim import Claim, Column, Finding, Minutes, Verdict
-from bigbatch.experiments.laboratory.sweep import CONTEXT, Tuned, only_arm, to_a_loss
+from bigbatch.experiments.laboratory.sweep import Tuned, only_arm, to_a_loss
 from bigbatch.experiments.planning.tradeoff import Fit, Tradeoff, fit
+from bigbatch.models.sizes import ModelSize
 
 CLOSE = 0.25
 """Largest relative distance of a batch size's mean from the curve at which the curve still describes it."""
@@ -47,7 +49,8 @@ class Figure(Claim):
 
     def examine(self) -> Finding:
         """Tune the learning rate of each batch size, count updates to the loss, and fit."""
-        sweep = to_a_loss(quick=self.quick)
+        study = self.laboratory.study
+        sweep = to_a_loss(study, quick=self.quick)
         tuned = sweep.run(self.laboratory)
         rows = [row_of(own) for own in tuned]
         fitted = fit_of(tuned)
@@ -67,8 +70,8 @@ class Figure(Claim):
         return Finding(
             verdict,
             sentence,
-            f"Byte-level language modelling of real text to a validation loss of {options['target']} nats per byte, "
-            f"with {options['layers']} layer(s) of width {options['width']} and Adam at a constant rate; at each batch "
+            f"{study.words} to a validation loss of {options['target']} {study.unit}, with {options['layers']} "
+            f"layer(s) of width {options['width']}{study.model_words} and Adam at a constant rate; at each batch "
             "size the rate is the best of a grid of factors of 2 that grows until the optimum is inside, and "
             f"{len(sweep.seeds) - 1} other seeds are run with it and counted.",
             columns=(
@@ -85,9 +88,11 @@ class Figure(Claim):
             ),
             rows=rows,
             details={
+                "task": study.task,
+                "unit": study.unit,
                 "target": options["target"],
                 "noise": noise,
-                "fit": None if fitted is None else as_json(fitted, options),
+                "fit": None if fitted is None else as_json(fitted, study.size(options), options["target"]),
             },
             runs=[run.folder for own in tuned for run in (*own.runs, *own.others)],
         )
@@ -99,7 +104,7 @@ class Figure(Claim):
 
 def row_of(own: Tuned) -> dict[str, Any]:
     """Makes the table's row for one batch size, from its tuning and its seeds."""
-    reached, batch = own.reached, own.batch * CONTEXT
+    reached, batch = own.reached, own.tokens
     updates = float(np.exp(np.mean(np.log(reached)))) if reached else None
     noise = noise_of([own])
     return {
@@ -122,7 +127,7 @@ def row_of(own: Tuned) -> dict[str, Any]:
 
 def fit_of(tuned: Sequence[Tuned]) -> Fit | None:
     """Fits the trade-off of updates and tokens to the measured runs; None if no run reached the loss."""
-    points = [(own.batch * CONTEXT, score) for own in tuned for score in own.reached]
+    points = [(own.tokens, score) for own in tuned for score in own.reached]
     return fit(*zip(*points, strict=True)) if points else None
 
 
@@ -130,15 +135,19 @@ def noise_of(tuned: Sequence[Tuned]) -> float | None:
     """Computes the gradient noise scale at the end of the runs, in tokens, as a ratio of means; None if not known."""
     arms = [only_arm(run) for own in tuned for run in own.runs]
     pairs = [(arm.get("gradient_square"), arm.get("gradient_variance")) for arm in arms]
-    return ratio_of_means(
-        [(square, variance) for square, variance in pairs if square is not None and variance is not None]
-    )
+    known = [(square, variance) for square, variance in pairs if square is not None and variance is not None]
+    return ratio_of_means(known, tuned[0].example_tokens)
 
 
-def ratio_of_means(estimates: Sequence[tuple[float, float]]) -> float | None:
-    """Computes the noise scale in tokens from estimates of (|G|², tr Σ of one example); None if it is not known."""
+def ratio_of_means(estimates: Sequence[tuple[float, float]], example_tokens: float) -> float | None:
+    """Computes the noise scale in tokens; None if it is not known.
+
+    Args:
+        estimates: estimates of (|G|², tr Σ of one example).
+        example_tokens: mean number of tokens in an example.
+    """
     square, variance = (sum(column) for column in zip(*estimates, strict=True)) if estimates else (0.0, 0.0)
-    return CONTEXT * variance / square if square > 0 else None
+    return example_tokens * variance / square if square > 0 else None
 
 
 def regime(batch: float, tradeoff: Tradeoff) -> str:
@@ -176,13 +185,19 @@ def judged(rows: Sequence[dict[str, Any]], fitted: Fit | None) -> tuple[Verdict,
     return Verdict.HELD, sentence
 
 
-def as_json(fitted: Fit, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Converts a fit to types that JSON can write, in the form that `plan --fit` and the drawing read."""
+def as_json(fitted: Fit, size: ModelSize, target: float) -> dict[str, Any]:
+    """Converts a fit to types that JSON can write, in the form that `plan --fit` and the drawing read.
+
+    Args:
+        fitted: the fit.
+        size: the size of the model that was trained.
+        target: the loss to which it was trained.
+    """
     batches = np.geomspace(fitted.tradeoff.critical_batch / 64, fitted.tradeoff.critical_batch * 64, 97)
     low, high = fitted.band(batches)
     return {
-        "target": options["target"],
-        "model": {name: options[name] for name in ("vocabulary", "context", "layers", "width")},
+        "target": target,
+        "model": asdict(size),
         "least_updates": fitted.tradeoff.least_updates,
         "least_updates_interval": list(fitted.least_updates),
         "critical_batch": fitted.tradeoff.critical_batch,
@@ -223,8 +238,8 @@ def draw_critical(finding: Finding, path: Path) -> None:
         axis.yaxis.set_major_formatter(EngFormatter(sep=""))
         axis.yaxis.set_minor_locator(NullLocator())
     figure.suptitle(
-        f"What a bigger batch buys, to a validation loss of {finding.details['target']} nats per byte: the claim "
-        f"{finding.verdict.value}",
+        f"What a bigger batch buys, to a validation loss of {finding.details['target']} {finding.details['unit']}: "
+        f"the claim {finding.verdict.value}",
         x=0.01,
         ha="left",
         fontsize=11,

@@ -11,7 +11,7 @@ from matplotlib.ticker import NullLocator
 
 from bigbatch.experiments.figures.style import BLUE, GREY, panels
 from bigbatch.experiments.laboratory.claim import Claim, Column, Finding, Minutes, Verdict
-from bigbatch.experiments.laboratory.sweep import CONTEXT, STEP, Sweep, Tuned, run_all, validation_loss
+from bigbatch.experiments.laboratory.sweep import STEP, Sweep, Tuned, run_all, validation_loss
 
 SMALL = 8
 """Largest batch, in examples, that the exponent is fitted to: the rules hold well below the critical batch.
@@ -69,6 +69,7 @@ class Figure(Claim):
 
     def examine(self) -> Finding:
         """Tune the rate of each optimiser, batch size and seed, on the same number of tokens, and fit the exponents."""
+        study = self.laboratory.study
         tokens = 30_000 if self.quick else 200_000
         batches = (2, 8, 32) if self.quick else (1, 2, 4, 8, 16, 32, 64)
         seeds = range(2 if self.quick else 3)
@@ -78,11 +79,11 @@ class Figure(Claim):
                     "layers": 1,
                     "width": 64,
                     "heads": 4,
-                    "context": CONTEXT,
-                    "vocabulary": 257,
-                    "validation_tokens": 8192,
+                    **study.options,
+                    "validation_tokens": study.validation_tokens(8192),
                     **rule.options,
                 },
+                study.example_tokens,
                 batches,
                 rate=lambda _, rule=rule: rule.start,  # type: ignore[misc]
                 tokens=lambda _: tokens,
@@ -104,9 +105,9 @@ class Figure(Claim):
         return Finding(
             verdict,
             sentence,
-            f"Trainings of one layer of width 64 on {tokens:,} bytes each, {len(seeds)} seeds, each of which has its "
-            "own grid of learning rates in factors of 2, as wide as it takes; the best is where a parabola through the "
-            "best three has its least validation loss.",
+            f"Trainings of one layer of width 64{study.model_words} on {tokens:,} {study.of_text}s each, {len(seeds)} "
+            "seeds, each of which has its own grid of learning rates in factors of 2, as wide as it takes; the best is "
+            "where a parabola through the best three has its least validation loss.",
             columns=(
                 Column("optimizer", "optimiser"),
                 Column("batch", "batch, examples"),
@@ -117,7 +118,7 @@ class Figure(Claim):
                 Column("tried", "rates tried"),
             ),
             rows=rows,
-            details={"exponents": exponents, "small": SMALL},
+            details={"task": study.task, "unit": study.unit, "exponents": exponents, "small": SMALL},
             runs=[run.folder for result in results for tuned in result for run in (*tuned.runs, *tuned.others)],
         )
 
@@ -236,12 +237,12 @@ def draw_rates(finding: Finding, path: Path) -> None:
         best.set_xlabel("batch (examples)")
         best.set_ylabel("best learning rate, a dot a seed")
         best.set_title(f"{rule.optimizer}: exponent {exponent['exponent']:.2f}, claimed {rule.exponent:g}", loc="left")
-        _losses(losses, rows)
+        _losses(losses, rows, finding.details["unit"])
     figure.suptitle(f"The best learning rate by batch size: the claim {finding.verdict.value}", x=0.01, ha="left")
     figure.savefig(path)
 
 
-def _losses(axis: Any, rows: Sequence[Any]) -> None:
+def _losses(axis: Any, rows: Sequence[Any], unit: str) -> None:
     """Mean loss over the seeds against the rate, a line for each batch size; those that came to nothing are cut off."""
     least = min((row["loss"] for row in rows if row["loss"] is not None), default=0.0)
     for number, row in enumerate(rows):
@@ -259,6 +260,6 @@ def _losses(axis: Any, rows: Sequence[Any]) -> None:
     axis.set_xscale("log", base=2)
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:.2g}")
     axis.set_xlabel("learning rate")
-    axis.set_ylabel("validation loss (nats per byte)")
+    axis.set_ylabel(f"validation loss ({unit})")
     axis.margins(y=0.12)
     axis.set_title("Loss by rate; at each minimum, the batch", loc="left", fontsize=10)

@@ -11,7 +11,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 from bigbatch.experiments.claims.critical_batch import ratio_of_means
 from bigbatch.experiments.figures.style import ORANGE, VERMILION, panels
 from bigbatch.experiments.laboratory.claim import Claim, Column, Finding, Minutes, Verdict
-from bigbatch.experiments.laboratory.sweep import CONTEXT, Tuned, only_arm, to_a_loss
+from bigbatch.experiments.laboratory.sweep import Tuned, only_arm, to_a_loss
 from bigbatch.experiments.planning.tradeoff import fit
 from bigbatch.experiments.runs.run import Run, first_reaching
 
@@ -46,7 +46,8 @@ class Figure(Claim):
 
     def examine(self) -> Finding:
         """Fit the critical batch at several losses from the same runs, and read the noise scale at each loss."""
-        sweep = to_a_loss(quick=self.quick, seeds=None if self.quick else 1)
+        study = self.laboratory.study
+        sweep = to_a_loss(study, quick=self.quick, seeds=None if self.quick else 1)
         tuned = sweep.run(self.laboratory)
         target = float(sweep.options["target"])
         rows = [row_at(target + STEPS * step, tuned) for step in range(LOSSES - 1, -1, -1)]
@@ -58,7 +59,7 @@ class Figure(Claim):
             "that is best for the last loss, is looked at where it passed each loss. The noise scale is smoothed over "
             "about 50 updates.",
             columns=(
-                Column("loss", "loss, nats/byte", 1),
+                Column("loss", f"loss, nats/{study.of_text}", 1),
                 Column("critical", "B_c, tokens"),
                 Column("critical_low", "from"),
                 Column("critical_high", "to"),
@@ -68,7 +69,7 @@ class Figure(Claim):
                 Column("ratio", "ratio", 2),
             ),
             rows=rows,
-            details={"target": target},
+            details={"task": study.task, "unit": study.unit, "target": target},
             runs=[run.folder for own in tuned for run in (*own.runs, *own.others)],
         )
 
@@ -103,7 +104,7 @@ class Figure(Claim):
         axis.yaxis.set_major_formatter(EngFormatter(sep=""))
         axis.yaxis.set_minor_locator(NullLocator())
         axis.invert_xaxis()
-        axis.set_xlabel("validation loss (nats per byte), falling as training goes on")
+        axis.set_xlabel(f"validation loss ({finding.details['unit']}), falling as training goes on")
         axis.set_ylabel("batch (tokens)")
         axis.set_title(f"The noise scale and the critical batch: the claim {finding.verdict.value}", loc="left")
         figure.savefig(path)
@@ -127,19 +128,21 @@ def estimates_at(run: Run, loss: float) -> tuple[float, float] | None:
     return None if square is None or variance is None else (square, variance)
 
 
-def noise_at(runs: Sequence[Run], loss: float) -> float | None:
+def noise_at(runs: Sequence[Run], loss: float, example_tokens: float) -> float | None:
     """Computes the noise scale at a loss over several runs, in tokens, as a ratio of means; None if not known."""
-    return ratio_of_means([estimates for run in runs if (estimates := estimates_at(run, loss)) is not None])
+    known = [estimates for run in runs if (estimates := estimates_at(run, loss)) is not None]
+    return ratio_of_means(known, example_tokens)
 
 
 def row_at(loss: float, tuned: Sequence[Tuned]) -> dict[str, Any]:
     """Makes the table's row for one loss: the critical batch and the noise scale there, in tokens."""
-    points = [(own.batch * CONTEXT, updates_to(run, loss)) for own in tuned for run in own.runs]
+    example_tokens = tuned[0].example_tokens
+    points = [(own.tokens, updates_to(run, loss)) for own in tuned for run in own.runs]
     reached = [point for point in points if math.isfinite(point[1])]
     fitted = fit(*zip(*reached, strict=True)) if reached else None
     told = fitted is not None and fitted.untold is None
-    by_batch = {own.batch: noise for own in tuned if (noise := noise_at(own.runs, loss)) is not None}
-    noise = noise_at([run for own in tuned for run in own.runs], loss)
+    by_batch = {own.batch: noise for own in tuned if (noise := noise_at(own.runs, loss, example_tokens)) is not None}
+    noise = noise_at([run for own in tuned for run in own.runs], loss, example_tokens)
     critical = fitted.tradeoff.critical_batch if fitted is not None and told else None
     return {
         "loss": loss,

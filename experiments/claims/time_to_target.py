@@ -13,6 +13,7 @@ from bigbatch.experiments.claims.critical_batch import fit_of
 from bigbatch.experiments.figures.front import draw_front
 from bigbatch.experiments.laboratory.claim import Claim, Column, Finding, Minutes, Verdict
 from bigbatch.experiments.laboratory.point import Point
+from bigbatch.experiments.laboratory.study import Study
 from bigbatch.experiments.laboratory.sweep import SEED_ALLOWANCE, Sweep, Tuned, only_arm, to_a_loss
 from bigbatch.experiments.planning.plan import (
     Candidate,
@@ -27,7 +28,6 @@ from bigbatch.experiments.planning.tradeoff import Tradeoff
 from bigbatch.experiments.runs.run import Run
 from bigbatch.experiments.training.settings import CORE
 from bigbatch.experiments.training.simulated import computing_on
-from bigbatch.models.sizes import own_size
 
 NETWORK = "ethernet-25g"
 
@@ -61,19 +61,20 @@ class Figure(Claim):
 
     def examine(self) -> Finding:
         """Predict the front from the sweep of critical-batch, then train some of it on a simulated clock."""
-        sweep = to_a_loss(quick=True)  # the other one would take too long besides
+        study = self.laboratory.study
+        sweep = to_a_loss(study, quick=True)  # the other one would take too long besides
         tuned = sweep.run(self.laboratory)
         fitted = fit_of(tuned)
         options = sweep.options
         asked = (
             f"Up to {WORKERS[-1]} simulated workers, each a laptop's core, over {NETWORK}, train the model of "
-            f"critical-batch's quick form to {options['target']} nats per byte: every way to make one of its batches."
+            f"critical-batch's quick form to {options['target']} {study.unit}: every way to make one of its batches."
         )
         behind = [run.folder for own in tuned for run in (*own.runs, *own.others)]
         if fitted is None or fitted.untold is not None:
             why = "No run reached the loss." if fitted is None else str(fitted.untold)
             return Finding(Verdict.UNTOLD, why, asked, COLUMNS, [], {"front": []}, behind)
-        cluster = cluster_of(sweep)
+        cluster = cluster_of(study)
         found, front = predicted(cluster, fitted.tradeoff, [own.batch for own in tuned if own.reached])
         chosen = along(front, 3 if self.quick else 5)
         trained = self._trained(sweep, tuned, chosen, range(UNSEEN, UNSEEN + (2 if self.quick else 4)))
@@ -94,6 +95,8 @@ class Figure(Claim):
                     "least_updates": fitted.tradeoff.least_updates,
                     "critical_batch": fitted.tradeoff.critical_batch,
                 },
+                "task": study.task,
+                "unit": study.unit,
                 "target": options["target"],
             },
             [*behind, *(run.folder for runs in trained for run in runs)],
@@ -110,7 +113,7 @@ class Figure(Claim):
 
     def draw(self, finding: Finding, path: Path) -> None:
         """Draw the predicted front of time and cost, with the times of the whole trainings."""
-        draw_times(finding, path)
+        draw_times(finding, self.laboratory.study, path)
 
 
 COLUMNS = (
@@ -128,11 +131,12 @@ COLUMNS = (
 )
 
 
-def cluster_of(sweep: Sweep) -> Deployment:
+def cluster_of(study: Study) -> Deployment:
     """Describes the cluster on which the sweep's model is planned: a laptop's core per worker, over `NETWORK`."""
-    size = own_size(*(int(sweep.options[name]) for name in ("vocabulary", "context", "layers", "width")))
+    sweep = to_a_loss(study, quick=True)
+    size = study.size(sweep.options)
     computing = computing_on(CORE, size.flops_per_token)
-    return Deployment(size, network_named(NETWORK), computing, BUCKET_BYTES, overlap=True)
+    return Deployment(size, network_named(NETWORK), computing, BUCKET_BYTES, True, sweep.example_tokens)
 
 
 def predicted(
@@ -140,8 +144,7 @@ def predicted(
 ) -> tuple[list[Candidate], list[Candidate]]:
     """Predicts all combinations whose batch is one of `batches`, in examples; returns them and their front."""
     everything = candidates(cluster, tradeoff, STRATEGIES, WORKERS, (1,), MICRO_BATCHES, ACCUMULATIONS)
-    tokens = {batch * cluster.size.context for batch in batches}
-    front, found = exact_front(cluster, tradeoff, [one for one in everything if one.batch in tokens])
+    front, found = exact_front(cluster, tradeoff, [one for one in everything if one.examples in batches])
     return found, front
 
 
@@ -161,8 +164,7 @@ def simulated_point(sweep: Sweep, base: dict[str, Any], tuned: dict[int, Tuned],
         one: the combination.
         seed: seed of the training.
     """
-    context = int(sweep.options["context"])
-    own = tuned[one.batch // context]
+    own = tuned[one.examples]
     patience = SEED_ALLOWANCE * min(own.reached)
     options = {
         **base,
@@ -233,8 +235,8 @@ def judged(rows: Sequence[dict[str, Any]], best: Candidate) -> tuple[Verdict, st
     return (Verdict.FAILED if beyond else Verdict.UNTOLD), sentence
 
 
-def draw_times(finding: Finding, path: Path) -> None:
-    """Draw the front as `plan` does to a PNG file, with the times of the whole trainings."""
+def draw_times(finding: Finding, study: Study, path: Path) -> None:
+    """Draw the front as `plan` does to a PNG file, with the times of the whole trainings of a study's task."""
     front = [Candidate(**one) for one in finding.details["front"]]
     if not front:
         from bigbatch.experiments.figures.style import panels
@@ -245,7 +247,7 @@ def draw_times(finding: Finding, path: Path) -> None:
         return
     found = [Candidate(**one) for one in finding.details["candidates"]]
     tradeoff = Tradeoff(**finding.details["updates"])
-    cluster = cluster_of(to_a_loss(quick=True))
+    cluster = cluster_of(study)
     hours = np.geomspace(min(one.gpu_hours for one in front) / 10, 10 * max(one.gpu_hours for one in front), 2000)
     trained = [
         (seconds, seconds * row["ranks"] / 3600)
@@ -258,8 +260,9 @@ def draw_times(finding: Finding, path: Path) -> None:
         front,
         Candidate(**finding.details["recommended"]),
         (ideal(tradeoff, cluster, 1, hours), hours),
-        f"A loss of {finding.details['target']} nats per byte on cores of a laptop over {NETWORK}: the claim "
-        f"{finding.verdict.value}\npoints: workers × sequences at once × micro-batches; crosses: trained as a whole",
+        f"A loss of {finding.details['target']} {finding.details['unit']} on cores of a laptop over {NETWORK}: "
+        f"the claim {finding.verdict.value}\n"
+        "points: workers × sequences at once × micro-batches; crosses: trained as a whole",
         path,
         trained=trained,
     )

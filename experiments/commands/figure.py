@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import click
 
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.kinds import File, Flag, Name, Whole
+from bigbatch.comm.kinds import File, Flag, Name, Text, Whole
 from bigbatch.comm.options import Options, option
 from bigbatch.experiments.claims import CLAIMS
 from bigbatch.experiments.commands.options import Command, Value, takes
 from bigbatch.experiments.commands.ranks import refuse_launchers
+from bigbatch.experiments.laboratory.study import LANGUAGE_MODELLING, STUDIES, Study
 
 if TYPE_CHECKING:  # whoever only asks for help must not wait for torch
     from rich.console import Console
@@ -36,7 +37,10 @@ class FigureSettings(Options):
 
     Attributes:
         quick: whether to examine the claim in its smallest form.
-        text: the user's own text, or None for the task's default.
+        task: name of the task that is learnt, one of `STUDIES`; None for language modelling.
+        text: the user's own text or pairs, or None for the task's default.
+        source: the language that is read, by its code; None for the task's default.
+        target_language: the language that is written, by its code; None for the task's default.
         processes: number of processes that train at a time, or None for as many as there are cores.
         runs: the folder in which all runs are kept and found again.
         out: the folder below which each figure has a folder of its own.
@@ -46,9 +50,15 @@ class FigureSettings(Options):
     title: ClassVar[str] = "Figure"
 
     quick: bool = option(False, Flag(), "Examine the claim in its smallest form.")
+    task: str | None = option(None, Name(lambda: STUDIES), "Task to learn.", missing=LANGUAGE_MODELLING.task)
     text: Path | None = option(
-        None, File(), "Text to learn from, a file in UTF-8.", missing="the documentation in Python's standard library"
+        None,
+        File(),
+        "Text or pairs of texts to learn from, a file in UTF-8.",
+        missing="what the task finds on this machine",
     )
+    source: str | None = option(None, Text("LANGUAGE"), "Language that is read, such as en.", missing="en")
+    target_language: str | None = option(None, Text("LANGUAGE"), "Language that is written, such as de.", missing="de")
     processes: int | None = option(
         None, Whole(most=10_000), "Number of processes that train at a time.", missing="as many as there are cores"
     )
@@ -73,19 +83,20 @@ def figure(settings: FigureSettings, names: tuple[str, ...]) -> None:
     from bigbatch.experiments.training.launcher import usable_cores
 
     refuse_launchers("figure starts the processes that train itself")
-    quick, text = settings.quick, settings.text
+    quick, study = settings.quick, study_of(settings)
     claims = claims_named(names)
-    check_trains(claims, {"--text": text, "--processes": settings.processes})
+    check_trains(claims, settings)
+    study.check()
     say = told(True)
     summaries: list[dict[str, Any]] = []
     failures: list[str] = []
-    base = {"text": text and text.resolve()}
-    with going_on(), Laboratory(settings.runs, settings.processes or usable_cores(), say, base) as laboratory:
+    with going_on(), Laboratory(settings.runs, settings.processes or usable_cores(), say, study) as laboratory:
         for name, kind in claims.items():
             began = time.monotonic()
             minutes = kind.minutes.quick if quick else kind.minutes.default
             say(f"── {name}: about {minutes:g} minutes on two cores, less what is there already")
-            folder = settings.out / (folder_name(Path(name).name) + ("-quick" if quick else ""))
+            of_task = f"-{settings.task}" if settings.task is not None and kind.trains else ""
+            folder = settings.out / f"{folder_name(Path(name).name)}{of_task}{'-quick' if quick else ''}"
             make_folder(folder)
             claim = kind(laboratory, quick=quick)
             finding = claim.examine()
@@ -114,17 +125,26 @@ def claims_named(names: Sequence[str]) -> dict[str, type["Claim"]]:
     return {name: CLAIMS.load(name) for name in chosen}
 
 
-def check_trains(claims: dict[str, type["Claim"]], given: dict[str, Any]) -> None:
-    """Refuse options about training if none of the figures trains anything.
+def study_of(settings: FigureSettings) -> Study:
+    """What the figures train: the study of the task, on the user's own data where there are any."""
+    study = LANGUAGE_MODELLING if settings.task is None else STUDIES[settings.task]
+    text = settings.text and settings.text.resolve()
+    chosen = {"text": text, "source": settings.source, "target_language": settings.target_language}
+    return replace(study, chosen=chosen)
 
-    Args:
-        claims: the figures, by name.
-        given: options about training and their values; None for an option that was left out.
+
+ABOUT_TRAINING = ("task", "text", "source", "target_language", "processes")
+"""Those of the options that change nothing where nothing is trained."""
+
+
+def check_trains(claims: dict[str, type["Claim"]], settings: FigureSettings) -> None:
+    """Refuse options about training if none of the figures trains anything.
 
     Raises:
         ConfigurationError: such an option was given, and no figure trains.
     """
-    words = [option for option, value in given.items() if value is not None]
+    given = settings.flat()
+    words = [one.flag for one in settings.offered() if one.name in ABOUT_TRAINING and given[one.name] is not None]
     if words and not any(claim.trains for claim in claims.values()):
         raise ConfigurationError(
             f"{' and '.join(words)} would change nothing, for nothing is trained to draw {' and '.join(claims)}: leave "

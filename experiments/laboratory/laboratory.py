@@ -11,18 +11,19 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 from bigbatch.comm.errors import BigBatchError, ConfigurationError
 from bigbatch.comm.files import unwritable
 from bigbatch.comm.wires.processes import Process, namespace
 from bigbatch.experiments.laboratory.point import Point
+from bigbatch.experiments.laboratory.study import LANGUAGE_MODELLING, Study
 from bigbatch.experiments.runs.run import Run, make_folder
 from bigbatch.experiments.training.conduct import conduct_alone
 from bigbatch.experiments.training.identity import identity_of
@@ -130,10 +131,12 @@ class Laboratory:
         folder: the folder of all runs.
         processes: number of processes that train at a time, with one thread each.
         tell: called with a sentence about the progress now and then.
+        study: what is trained.
 
     Attributes:
         tell: called with a sentence for the user.
-        base: options of every point, such as the user's own text.
+        study: what is trained.
+        base: options of every point: the task, and the user's own text.
         made: number of runs that were trained here.
         found: number of runs that existed already.
     """
@@ -143,10 +146,11 @@ class Laboratory:
         folder: Path,
         processes: int,
         tell: Callable[[str], None],
-        base: Mapping[str, Any] | None = None,
+        study: Study = LANGUAGE_MODELLING,
     ) -> None:
         self.folder = folder
-        self.base = dict(base or {})
+        self.study = study
+        self.base = study.base
         self.made = self.found = 0
         self._processes = processes
         self.tell = tell

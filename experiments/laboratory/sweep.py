@@ -7,6 +7,7 @@ from typing import Any
 
 from bigbatch.experiments.laboratory.laboratory import Inquiry, Laboratory
 from bigbatch.experiments.laboratory.point import Point
+from bigbatch.experiments.laboratory.study import MORE_TOKENS, Study
 from bigbatch.experiments.runs.run import Run
 
 STEP = 2.0
@@ -34,6 +35,7 @@ class Tuned:
             chosen as the best of several.
         runs: the runs of the other seeds.
         others: the runs with which the rate was tuned.
+        example_tokens: mean number of tokens in an example.
     """
 
     batch: int
@@ -42,6 +44,12 @@ class Tuned:
     scores: tuple[float, ...]
     runs: tuple[Run, ...]
     others: tuple[Run, ...]
+    example_tokens: float
+
+    @property
+    def tokens(self) -> int:
+        """The number of tokens behind an update, in the mean."""
+        return round(self.batch * self.example_tokens)
 
     @property
     def reached(self) -> list[float]:
@@ -81,6 +89,7 @@ class Sweep:
 
     Attributes:
         options: options of all points.
+        example_tokens: mean number of tokens in an example.
         batches: batch sizes, in examples behind an update.
         rate: the learning rate with which the search starts, for each batch size.
         tokens: the most tokens that a run may train on, for each batch size.
@@ -91,6 +100,7 @@ class Sweep:
     """
 
     options: Mapping[str, Any]
+    example_tokens: float
     batches: Sequence[int]
     rate: Callable[[int], float]
     tokens: Callable[[int], int]
@@ -108,8 +118,8 @@ class Sweep:
 
     def point(self, laboratory: Laboratory, batch: int, rate: float, updates: float, seed: int) -> Point:
         """Makes the point of one training of at most `updates` updates, rounded up so that the same points recur."""
-        example = int(self.options["context"])
-        tokens = min(self.tokens(batch), math.ceil(updates) * batch * example if math.isfinite(updates) else math.inf)
+        most = math.ceil(updates) * batch * self.example_tokens if math.isfinite(updates) else math.inf
+        tokens = min(self.tokens(batch), most)
         plan = {"batch_size": batch, "learning_rate": rate, "tokens": int(tokens), "seed": seed}
         return Point({**laboratory.base, **self.options, **divided(batch), **plan})
 
@@ -138,7 +148,8 @@ class Sweep:
         patience = SEED_ALLOWANCE * tried[rate] if self.races else math.inf
         seeds = self.seeds[1:] if math.isfinite(tried[rate]) else ()
         own = yield [self.point(laboratory, batch, rate, patience, seed) for seed in seeds]
-        return Tuned(batch, rate, tried, tuple(map(self.score, own)), tuple(own), tuple(runs.values()))
+        scores = tuple(map(self.score, own))
+        return Tuned(batch, rate, tried, scores, tuple(own), tuple(runs.values()), self.example_tokens)
 
 
 def run_all(sweeps: Sequence[Sweep], laboratory: Laboratory) -> list[list[Tuned]]:
@@ -164,37 +175,38 @@ def divided(batch: int) -> dict[str, int]:
     return {"micro_batch": max(sizes, default=1)}
 
 
-CONTEXT = 32
-"""Number of tokens in an example of the sweep that several figures share."""
-
-
-def to_a_loss(*, quick: bool, seeds: int | None = None) -> Sweep:
+def to_a_loss(study: Study, *, quick: bool, seeds: int | None = None) -> Sweep:
     """Makes the sweep that several figures share: updates of a small Transformer to a loss, by batch size.
 
-    It models the bytes of real text. The quick form has one layer and two seeds; the full form has two layers, a lower
-    loss, more batch sizes and three seeds. One more seed is for tuning. The optimiser is Adam without weight decay, at
-    a constant rate. The noise scale is measured during training.
+    The quick form has one layer and two seeds; the full form has two layers, a lower loss, more batch sizes and three
+    seeds. One more seed is for tuning. The optimiser is Adam without weight decay, at a constant rate. The noise scale
+    is measured during training.
 
     Args:
+        study: what is trained, and how far.
         quick: whether to make the sweep in its smallest form.
         seeds: a smaller number of seeds, to use only some of the sweep's runs; None for all.
+
+    Raises:
+        ConfigurationError: the task's data cannot be used.
     """
+    reach = study.reach(quick=quick)
     options = {
-        "target": 2.6 if quick else 2.3,
+        "target": reach.target,
         "layers": 1 if quick else 2,
         "width": 64,
         "heads": 4,
-        "context": CONTEXT,
-        "vocabulary": 257,
+        **study.options,
         "optimizer": "adam",
-        "validation_tokens": 2048 if quick else 8192,
+        "validation_tokens": reach.validation_tokens,
         "noise_scale": True,
     }
     return Sweep(
         options,
-        batches=(4, 8, 16, 32, 64, 128, 256) if quick else (2, 4, 8, 16, 32, 64, 128, 256, 512),
+        study.example_tokens,
+        batches=reach.batches,
         rate=lambda batch: 1e-3 if batch < 16 else 2e-3,
-        tokens=lambda batch: (1_000_000 if quick else 2_000_000) + 20_000 * batch,
+        tokens=lambda batch: reach.tokens + MORE_TOKENS * batch,
         score=updates_to_target,
         seeds=range(1 + (seeds or (2 if quick else 3))),
         races=True,

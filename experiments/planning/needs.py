@@ -1,8 +1,8 @@
 """What a training needs: memory on a GPU, and updates to reach a loss, as far as they are known."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,7 +10,7 @@ from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.schema import check
 from bigbatch.comm.simulation.computing import GPU
 from bigbatch.experiments.planning.tradeoff import Tradeoff, kaplan
-from bigbatch.experiments.runs.records import FitSummary
+from bigbatch.experiments.runs.records import FitSummary, FittedModel
 from bigbatch.experiments.runs.run import SUMMARY, read_summary
 from bigbatch.models.sizes import ModelSize, own_size
 
@@ -164,12 +164,20 @@ class Measured:
             Tradeoff(float(fit["least_updates"]), float(fit["critical_batch"])),
             fit.get("target"),
             fit.get("untold"),
-            None if sizes is None else own_size(*(sizes[name] for name in SIZES)),
+            None if sizes is None else size_of(sizes),
         )
 
 
 SIZES = ("vocabulary", "context", "layers", "width")
-"""The sizes of our own Transformer that a fit names."""
+"""The sizes of our own decoder, from which all others follow."""
+
+
+def size_of(model: FittedModel) -> ModelSize:
+    """The size of the model that a fit is about: as the fit has it, or that of our own decoder."""
+    sizes: Mapping[str, Any] = model
+    if all(one.name in sizes for one in fields(ModelSize)):
+        return ModelSize(**{**sizes, "parts": tuple(model["parts"])})
+    return own_size(*(sizes[name] for name in SIZES))
 
 
 def _fitted(size: ModelSize, folder: Path, target: float | None) -> Known:

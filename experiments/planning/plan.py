@@ -82,6 +82,11 @@ class Candidate:
     simulated: bool
 
     @property
+    def examples(self) -> int:
+        """Number of sequences in an update of all workers."""
+        return self.workers * self.micro_batch * self.accumulation
+
+    @property
     def ranks(self) -> int:
         """Number of ranks that are paid for: workers and servers."""
         return self.workers + self.servers
@@ -151,6 +156,7 @@ class Deployment:
         computing: how long a worker computes for a token.
         bucket_bytes: target size of a gradient bucket, in bytes.
         overlap: whether buckets are sent while backward still runs.
+        example_tokens: mean number of tokens in a sequence; None for as many as the model's context.
     """
 
     size: ModelSize
@@ -158,10 +164,15 @@ class Deployment:
     computing: Computing
     bucket_bytes: int
     overlap: bool
+    example_tokens: float | None = None
+
+    def tokens(self, sequences: int) -> int:
+        """The number of tokens in this many sequences, in the mean."""
+        return round(sequences * (self.size.context if self.example_tokens is None else self.example_tokens))
 
     def workload(self, micro_batch: int, accumulation: int) -> Workload:
         """Makes a worker's workload: `accumulation` micro-batches of `micro_batch` sequences each."""
-        tokens = micro_batch * accumulation * self.size.context
+        tokens = self.tokens(micro_batch * accumulation)
         return Workload(self.size, tokens, self.computing, self.bucket_bytes, self.overlap, accumulation)
 
 
@@ -315,7 +326,7 @@ def ideal(tradeoff: Tradeoff, cluster: Deployment, micro_batch: int, gpu_hours: 
         gpu_hours: (any shape) costs in GPU-hours; the time is infinite where they are below the least cost.
     """
     computing = cluster.computing.seconds_per_token
-    least_seconds = tradeoff.least_updates * micro_batch * cluster.size.context * computing
+    least_seconds = tradeoff.least_updates * cluster.tokens(micro_batch) * computing
     over = gpu_hours * 3600 / (tradeoff.least_tokens * computing) - 1
     return np.where(over > 0, least_seconds * (1 + 1 / np.where(over > 0, over, 1.0)), np.inf)
 

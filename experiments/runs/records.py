@@ -148,12 +148,16 @@ class Measurements(TypedDict):
 
 
 class FittedModel(TypedDict):
-    """The size of the model that a fit is about."""
+    """The size of the model that a fit is about; our own decoder's follows from the first four numbers."""
 
     vocabulary: Whole
     context: Whole
     layers: Whole
     width: Whole
+    name: NotRequired[NameText]
+    parameters: NotRequired[Whole]
+    flops_per_token: NotRequired[Positive]
+    parts: NotRequired[list[Whole]]
 
 
 class Fit(TypedDict):

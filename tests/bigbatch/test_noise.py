@@ -81,6 +81,21 @@ class Known(Task):
         return TOKENS * model(batch), TOKENS * len(batch)
 
 
+class Ragged(Known):
+    """Examples of one token or of seven, so that micro-batches of few have very different numbers of tokens."""
+
+    def __init__(self, gradients: np.ndarray) -> None:
+        super().__init__(gradients)
+        self.tokens = torch.where(self._gradients[:, 1] > EXPECTED[1], 7, 1)
+
+    def batch(self, _: str, examples: np.ndarray) -> Tensor:
+        return torch.cat([self._gradients, self.tokens[:, None]], dim=1)[torch.from_numpy(examples)]
+
+    def loss(self, model: nn.Module, batch: Tensor) -> tuple[Tensor, int]:
+        gradients, tokens = batch[:, :-1], batch[:, -1:]
+        return model(tokens * gradients), int(tokens.sum())
+
+
 def sgd(parameters: object) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=1e-3)
 
@@ -238,6 +253,20 @@ def test_estimates_are_unbiased(workers, micro_batch, accumulation):
         error = single.std(ddof=1) / math.sqrt(count)
         assert error < 0.2 * truth
         assert abs(single.mean() - truth) < 4 * error
+
+
+def test_uneven_numbers_of_tokens_do_not_bias_estimates():
+    """Even if a micro-batch has two examples; the mean of each one's own tokens is off by a factor of 2.5 here."""
+    z = np.random.default_rng(5).standard_normal((12_000, ELEMENTS))
+    task = Ragged(EXPECTED + SPREAD * z)
+    tokens, gradients = task.tokens.numpy(), task.tokens.numpy()[:, None] * (EXPECTED + SPREAD * z)
+    expected = gradients.sum(0) / tokens.sum()
+    # The variance of a ratio's numerator about what its denominator has it be (Cochran 1977, section 2.11).
+    variance = np.square(gradients - tokens[:, None] * expected).sum(1).mean() / tokens.mean() ** 2
+    updates = updates_on(Alone(), STRATEGIES.load("ring"), 2, 2, len(z), task, measure_noise=True)
+    later = updates[len(updates) // 5 :]
+    assert np.mean([one.gradient_square for one in later]) == pytest.approx(np.square(expected).sum(), rel=0.25)
+    assert np.mean([one.gradient_variance for one in later]) == pytest.approx(variance, rel=0.1)
 
 
 def test_averages_are_divided_only_after_they_are_made():

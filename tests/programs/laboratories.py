@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from bigbatch.experiments.laboratory.laboratory import Inquiry, Laboratory
+from bigbatch.experiments.laboratory.study import LANGUAGE_MODELLING, Study
 from bigbatch.experiments.runs.run import Run
 
 
@@ -15,8 +16,8 @@ def run_with(**arm: Any) -> Run:
 class Pretend(Laboratory):
     """Answers points from a function instead of training them."""
 
-    def __init__(self, answer: Callable[[Mapping[str, Any]], Run]) -> None:
-        super().__init__(Path("nowhere"), 1, lambda _: None)
+    def __init__(self, answer: Callable[[Mapping[str, Any]], Run], study: Study = LANGUAGE_MODELLING) -> None:
+        super().__init__(Path("nowhere"), 1, lambda _: None, study)
         self.asked: list[Mapping[str, Any]] = []
         self._answer = answer
 

@@ -68,9 +68,12 @@ def test_a_figure_in_a_file(run: Command, tmp_path: Path):
         (["scaling", "--text", "nonsense.txt"], "--text would change nothing"),
         (["crossover", "scaling", "--processes", "3"], "--processes would change nothing"),
         (["scaling", "--text", "a", "--processes", "3"], "to draw scaling: leave them out"),
+        (["crossover", "--task", "translation"], "--task would change nothing, for nothing is trained"),
+        (["critical-batch", "--task", "documents"], "known: language-modelling, translation, summarisation"),
+        (["accumulation", "--source", "en"], "language-modelling does not take --source"),
     ],
 )
-def test_options_about_training_are_refused_where_nothing_is_trained(run: Command, words: list[str], told: str):
+def test_options_about_training_are_refused_where_they_change_nothing(run: Command, words: list[str], told: str):
     outcome = run("bigbatch-exp", "figure", *words)
     assert outcome.status == 2
     assert told in outcome.err

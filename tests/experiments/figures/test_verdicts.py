@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from laboratories import Pretend, run_with
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.experiments.claims import accumulation, critical_batch, learning_rate, noise_scale, time_to_target
 from bigbatch.experiments.laboratory.claim import Column, Verdict
+from bigbatch.experiments.laboratory.study import LANGUAGE_MODELLING, STUDIES, Study
 from bigbatch.experiments.laboratory.sweep import Tuned
 from bigbatch.experiments.planning.plan import Candidate
 from bigbatch.experiments.planning.tradeoff import Tradeoff
@@ -25,7 +27,7 @@ def tuned_of(batches: tuple[int, ...], updates: Callable[[int], float]) -> list[
         scores = tuple(float(updates(batch) * math.exp(0.02 * rng.standard_normal())) for _ in range(2))
         square = {"gradient_square": 2.0, "gradient_variance": 60.0}
         runs = tuple(run_with(updates_to_target=score, **square) for score in scores)
-        found.append(Tuned(batch, 1e-3, {5e-4: math.inf, 1e-3: scores[0], 2e-3: math.inf}, scores, runs, ()))
+        found.append(Tuned(batch, 1e-3, {5e-4: math.inf, 1e-3: scores[0], 2e-3: math.inf}, scores, runs, (), 32))
     return found
 
 
@@ -104,7 +106,7 @@ def test_estimates_are_taken_where_a_run_passed_the_loss():
     run = Run(Path("nowhere"), {"arms": [{"name": "accumulated"}]}, metrics)
     assert noise_scale.updates_to(run, 3.125) == pytest.approx(125.0)
     assert noise_scale.estimates_at(run, 3.125) == (8.0, 750.0)
-    assert noise_scale.noise_at([run, run], 3.125) == 32 * 750 / 8
+    assert noise_scale.noise_at([run, run], 3.125, 12.5) == 12.5 * 750 / 8
     assert noise_scale.estimates_at(run, 1.0) is None, "it was never that low"
     assert noise_scale.estimates_at(run, 4.0) is None, "the average had not seen enough updates"
     assert noise_scale.updates_to(run, 4.0) == pytest.approx(66.67, rel=0.01)
@@ -120,9 +122,9 @@ def test_growth_has_the_interval_of_a_t_test_of_logarithms():
 
 def test_the_best_rate_is_that_of_a_parabola():
     losses = {rate: 2.0 + 0.1 * (math.log2(rate) + 9.7) ** 2 for rate in (2**-11, 2**-10, 2**-9)}
-    own = Tuned(4, 2**-10, losses, (losses[2**-10],), (), ())
+    own = Tuned(4, 2**-10, losses, (losses[2**-10],), (), (), 32)
     assert learning_rate.refined(own) == pytest.approx(2**-9.7, rel=1e-9)
-    assert learning_rate.refined(Tuned(4, 2**-10, {2**-10: 2.0, 2**-9: math.inf}, (2.0,), (), ())) == 2**-10
+    assert learning_rate.refined(Tuned(4, 2**-10, {2**-10: 2.0, 2**-9: math.inf}, (2.0,), (), (), 32)) == 2**-10
 
 
 def rates(name: str, exponent: float, wobble: float) -> dict[str, Any]:
@@ -179,12 +181,25 @@ def test_a_mistake_that_makes_no_difference_is_none():
     assert accumulation.judged(rows)[0] is Verdict.FAILED
 
 
-def test_a_text_of_too_few_documents_is_refused_before_anything_is_trained(tmp_path: Path):
-    text = tmp_path / "text.txt"
-    text.write_text("\n\n".join(f"This is paragraph {number} of some." for number in range(60)))
-    laboratory = Pretend(lambda _: run_with())
-    laboratory.base["text"] = text
-    with pytest.raises(ConfigurationError, match="54 documents to train on, and a batch takes 64"):
+@pytest.mark.parametrize(
+    ("study", "name", "line", "told"),
+    [
+        (
+            LANGUAGE_MODELLING,
+            "text.txt",
+            "This is paragraph {} of some.\n\n",
+            "55 documents to train on.* takes 64",
+        ),
+        (STUDIES["translation"], "pairs.tsv", "{} apples\t{} Äpfel\n", "54 pairs to train on.* takes .* more pairs"),
+    ],
+)
+def test_a_text_of_too_few_examples_is_refused_before_anything_is_trained(
+    study: Study, name: str, line: str, told: str, tmp_path: Path
+):
+    text = tmp_path / name
+    text.write_text("".join(line.format(number, number) for number in range(60)))
+    laboratory = Pretend(lambda _: run_with(), replace(study, chosen={"text": text}))
+    with pytest.raises(ConfigurationError, match=told):
         accumulation.Figure(laboratory, quick=True).examine()
     assert not laboratory.asked
 

@@ -72,7 +72,7 @@ def bowl(best: float) -> Callable[[Mapping[str, Any]], Run]:
 
 def sweep_from(rate: float, seeds: tuple[int, ...] = (0, 1)) -> Sweep:
     return Sweep(
-        {"context": 16, "width": 32}, (4, 8), lambda _: rate, lambda _: 10**6, updates_to_target, seeds, races=True
+        {"context": 16, "width": 32}, 16, (4, 8), lambda _: rate, lambda _: 10**6, updates_to_target, seeds, races=True
     )
 
 
