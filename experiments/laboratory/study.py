@@ -158,7 +158,14 @@ TRANSLATION = Study(
     more_data="a file of more pairs",
 )
 
-SUMMARISATION = replace(TRANSLATION, task="summarisation", words="Shortening of texts", ragged="summarisation")
+SUMMARISATION = replace(
+    TRANSLATION,
+    task="summarisation",
+    words="Shortening of texts",
+    quick=replace(TRANSLATION.quick, target=2.2),
+    full=replace(TRANSLATION.full, target=1.5),
+    ragged="summarisation",
+)
 
 STUDIES: Mapping[str, Study] = MappingProxyType(
     {study.task: study for study in (LANGUAGE_MODELLING, TRANSLATION, SUMMARISATION)}
