@@ -31,6 +31,7 @@ class Reach:
 
 
 MORE_TOKENS = 20_000
+"""Tokens by which each example in a batch raises what a training may take: large batches take more tokens to a loss."""
 
 
 @dataclass(frozen=True)
