@@ -31,6 +31,7 @@ class Reach:
 
 
 MORE_TOKENS = 20_000
+"""Tokens by which each example in a batch raises what a training may take: large batches take more tokens to a loss."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,14 @@ TRANSLATION = Study(
     more_data="a file of more pairs",
 )
 
-SUMMARISATION = replace(TRANSLATION, task="summarisation", words="Shortening of texts", ragged="summarisation")
+SUMMARISATION = replace(
+    TRANSLATION,
+    task="summarisation",
+    words="Shortening of texts",
+    quick=replace(TRANSLATION.quick, target=2.2),
+    full=replace(TRANSLATION.full, target=1.5),
+    ragged="summarisation",
+)
 
 STUDIES: Mapping[str, Study] = MappingProxyType(
     {study.task: study for study in (LANGUAGE_MODELLING, TRANSLATION, SUMMARISATION)}
