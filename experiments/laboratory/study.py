@@ -44,6 +44,7 @@ class Study:
         of_text: what a token is of a text: a byte, or a token of a vocabulary.
         model_words: which layers are counted, where the model has two stacks of them; else empty.
         options: options of every training about the data, by name.
+        rates: Adam's learning rates with which the search starts: below 16 examples a batch, and from there on.
         quick: how far the sweep to a loss goes in its smallest form.
         full: how far it goes otherwise.
         most_validation_tokens: the most held-out tokens on which any training is measured: answers take long.
@@ -59,6 +60,7 @@ class Study:
     of_text: str
     model_words: str
     options: Mapping[str, Any]
+    rates: tuple[float, float]
     quick: Reach
     full: Reach
     most_validation_tokens: int
@@ -135,6 +137,7 @@ LANGUAGE_MODELLING = Study(
     of_text="byte",
     model_words="",
     options={"context": 32, "vocabulary": 257},
+    rates=(1e-3, 2e-3),
     quick=Reach(2.6, (4, 8, 16, 32, 64, 128, 256), 1_000_000, 2048),
     full=Reach(2.3, (2, 4, 8, 16, 32, 64, 128, 256, 512), 2_000_000, 8192),
     most_validation_tokens=20_000,
@@ -150,6 +153,7 @@ TRANSLATION = Study(
     of_text="token",
     model_words=" in encoder and decoder each",
     options={"context": 32, "vocabulary": 512},
+    rates=(2e-3, 4e-3),
     quick=Reach(3.2, (4, 8, 16, 32, 64, 128, 256), 400_000, 1024),
     full=Reach(2.4, (2, 4, 8, 16, 32, 64, 128, 256, 512), 1_000_000, 2048),
     most_validation_tokens=1024,

@@ -205,7 +205,7 @@ def to_a_loss(study: Study, *, quick: bool, seeds: int | None = None) -> Sweep:
         options,
         study.example_tokens,
         batches=reach.batches,
-        rate=lambda batch: 1e-3 if batch < 16 else 2e-3,
+        rate=lambda batch: study.rates[batch >= 16],
         tokens=lambda batch: reach.tokens + MORE_TOKENS * batch,
         score=updates_to_target,
         seeds=range(1 + (seeds or (2 if quick else 3))),
