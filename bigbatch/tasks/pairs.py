@@ -14,7 +14,7 @@ from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.files import LONGEST_LINE
 from bigbatch.tasks.corpora import HELD_OUT, Corpus
 
-GENERATED = 42_000
+GENERATED = 62_000
 """Number of pairs that are generated, where there are as many different ones."""
 
 GENERATED_VALIDATION = 2_000

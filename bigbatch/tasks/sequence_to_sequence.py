@@ -64,7 +64,7 @@ class SequenceToSequence(AnsweringTask):
 
     default_model = "encoder-decoder"
     takes = frozenset({"too_long", "label_smoothing", "beam", "length_penalty"})
-    default_tokens = 300_000
+    default_tokens = 350_000
     score = "chrF"
 
     def __init__(self, pairs: Pairs, vocabulary: Vocabulary, settings: DataSettings) -> None:

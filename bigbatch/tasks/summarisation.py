@@ -24,7 +24,7 @@ TEXTS: dict[str, NamedText] = {"debian-descriptions": debian_descriptions, "hugg
 class Summarisation(SequenceToSequence):
     """Shorten dates, durations, money and measurements to their narrow form, or texts to their summaries."""
 
-    default_tokens = 150_000
+    default_tokens = 120_000
     takes = SequenceToSequence.takes | {"source"}
 
     @classmethod

@@ -329,7 +329,7 @@ def test_two_things_that_are_measured_are_two_in_every_language():
 @pytest.mark.parametrize("name", MAKERS)
 def test_all_pairs_are_generated(tmp_path, name):
     found = MAKERS[name](tmp_path)
-    assert (len(found.training), len(found.validation)) == (40_000, 2_000)
+    assert (len(found.training), len(found.validation)) == (60_000, 2_000)
 
 
 @pytest.mark.slow
