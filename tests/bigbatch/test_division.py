@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from bigbatch.training.batches import BatchPlan, arms_of
+from bigbatch.training.batches import TOKENS, BatchPlan, arms_of, token_plan
 from bigbatch.training.division import Batches, divide
 from bigbatch.training.order import DataOrder
 
@@ -144,3 +144,36 @@ def test_a_huge_example_is_computed_alone_and_the_rest_is_still_even():
     assert alone.tolist() == [60]
     others = sorted(division.padded.tolist())[:-1]
     assert max(others) <= 1.4 * min(others)
+
+
+@pytest.mark.parametrize("most", [40, 97, 400])
+def test_a_batch_counted_in_tokens_holds_its_padding_too(most):
+    """pytorch/data 788: a limit of tokens that does not count padding is none."""
+    lengths = np.random.default_rng(3).integers(1, 20, (50, 2))
+    order, examples = DataOrder(50, seed=4), 120  # more than two epochs
+    seen = []
+    for workers, accumulation in ((1, 1), (2, 2), (3, 4)):
+        plan = BatchPlan(most // (workers * accumulation), accumulation, workers, TOKENS)
+        batches = Batches(plan, order, examples, lengths)
+        assert plan.global_batch <= most
+        numbers = [order.at(batches.places(update)).tolist() for update in range(batches.updates)]
+        seen.append([number for batch in numbers for number in batch])
+        for batch in numbers:
+            padded = len(batch) * max(lengths[number].sum() for number in batch)
+            assert padded <= plan.global_batch or len(batch) == 1
+        for update, (batch, after) in enumerate(itertools.pairwise(numbers)):  # and no shorter than it need be
+            longer = [*batch, after[0]]
+            assert len(longer) * max(lengths[number].sum() for number in longer) > plan.global_batch
+            assert sorted(
+                n for worker in batches.division(update).micro_batches for each in worker for n in each.tolist()
+            ) == sorted(batch)
+    assert seen[0] == seen[1] == seen[2] == order.at(range(examples)).tolist()
+
+
+def test_the_batches_of_large_and_accumulated_are_the_same_sets_counted_in_tokens():
+    lengths = np.random.default_rng(5).integers(1, 20, (50, 2))
+    arms = arms_of(token_plan(240, workers=2, accumulation=4))
+    assert [arm.plan.global_batch for arm in arms.values()] == [240, 240, 60]
+    large, accumulated, small = (Batches(arm.plan, DataOrder(50, seed=4), 120, lengths) for arm in arms.values())
+    assert [large.places(u) for u in range(large.updates)] == [accumulated.places(u) for u in range(large.updates)]
+    assert small.updates > large.updates == accumulated.updates
