@@ -26,8 +26,8 @@ from bigbatch.experiments.planning.plan import (
 )
 from bigbatch.experiments.planning.tradeoff import Tradeoff
 from bigbatch.experiments.runs.run import Run
-from bigbatch.experiments.training.settings import CORE
 from bigbatch.experiments.training.simulated import computing_on
+from bigbatch.experiments.training.simulation_settings import CORE
 
 NETWORK = "ethernet-25g"
 

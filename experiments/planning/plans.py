@@ -17,8 +17,8 @@ from bigbatch.experiments.planning.plan import (
 )
 from bigbatch.experiments.planning.rows import MODEL, network_of
 from bigbatch.experiments.planning.settings import PlanRequest
-from bigbatch.experiments.training.settings import CORE
 from bigbatch.experiments.training.simulated import computing_on
+from bigbatch.experiments.training.simulation_settings import CORE
 from bigbatch.models.sizes import ModelSize, model_named
 
 

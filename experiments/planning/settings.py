@@ -25,7 +25,7 @@ from bigbatch.comm.kinds import (
 )
 from bigbatch.comm.options import Options, option, options_of
 from bigbatch.comm.simulation import UTILISATION
-from bigbatch.experiments.training.settings import NETWORK, Straggling, gpus, networks
+from bigbatch.experiments.training.simulation_settings import NETWORK, Straggling, gpus, networks
 
 MOST_AT_ONCE = 4096
 """Largest number of sequences at once, and of micro-batches in an update."""

@@ -12,7 +12,8 @@ from bigbatch.comm.simulation.network import Network
 from bigbatch.comm.simulation.presets import network_named
 from bigbatch.comm.transports.cluster import Cluster
 from bigbatch.comm.wires.transport import Transport
-from bigbatch.experiments.training.settings import CORE, MEASURED, NETWORK, Settings
+from bigbatch.experiments.training.settings import Settings
+from bigbatch.experiments.training.simulation_settings import CORE, MEASURED, NETWORK
 from bigbatch.models.sizes import ModelSize
 from bigbatch.training.compute_model import ComputeModel, SimulatedComputeModel
 
