@@ -243,14 +243,21 @@ class QuestionAnswering(AnsweringTask):
         return scores.masked_fill(~batch.passage[:, :, None], -torch.inf)
 
     def answers(self, model: nn.Module, batch: SpanBatch) -> list[str]:
-        """The most likely span in each passage: its last token does not come before its first."""
+        """The most likely span in each passage: its last token does not come before its first.
+
+        A model whose scores are no numbers, because training has diverged, gives empty answers.
+        """
         starts, stops = self._scores(model, batch).log_softmax(1).unbind(2)
         together = starts[:, :, None] + stops[:, None, :]
         length = together.shape[1]
         fits = torch.ones(length, length, dtype=torch.bool, device=together.device).triu().tril(LONGEST_ANSWER - 1)
         best = together.masked_fill(~fits, -torch.inf).flatten(1).argmax(1).tolist()
         spans = [divmod(place, length) for place in best]
-        return [passage.answer(span) for passage, span in zip(batch.passages, spans, strict=True)]
+        known = (~starts.isnan().any(1)).tolist()
+        return [
+            passage.answer(span) if knows else ""
+            for passage, span, knows in zip(batch.passages, spans, known, strict=True)
+        ]
 
     def trivial(self, source: str) -> str:
         """The passage's first sentence, without the name that stands before it and a colon."""

@@ -202,6 +202,17 @@ def test_what_stands_outside_the_passage_is_no_answer(task):
     assert task.answers(Oracle(scores), batch) == expected
 
 
+def test_a_model_that_has_diverged_gives_empty_answers(cache):
+    """Its scores are NaN, of which argmax takes the first: a token of the question, which is no place in a passage."""
+    long = a_question("One.", "One", "which of the many numbers that are known to everybody stands in this passage?")
+    task = task_of(Questions("made up", (SHORT,), (long, SHORT)), cache)
+    diverged = Oracle([])
+    batch = task.batch("validation", np.arange(2))
+    assert batch.passages[0].first > len(batch.passages[0].characters)
+    diverged.forward = lambda tokens, *_: torch.full((*tokens.shape, 2), math.nan)
+    assert task.answers(diverged, batch) == ["", ""]
+
+
 def test_predict_finds_what_an_oracle_points_at(task):
     passage = "abspath: Return an absolute path. getsize: Return the size of a file."
     text = f"{passage} what does getsize do?"
