@@ -123,9 +123,13 @@ class History:
         return loss / tokens if tokens else float("nan")
 
     def mean_waste(self, name: str) -> float:
-        """The mean over the updates of one of `WASTE`; NaN if it was not measured."""
-        measured = [value for update in self.updates if math.isfinite(value := getattr(update, name))]
-        return sum(measured) / len(measured) if measured else math.nan
+        """The mean over the updates of one of `WASTE`, each weighing as many as its tokens; NaN if not measured.
+
+        A last, short batch, which leaves workers without any example, so counts for as little as it is.
+        """
+        measured = [update for update in self.updates if math.isfinite(getattr(update, name)) and update.tokens]
+        tokens = sum(update.tokens for update in measured)
+        return sum(update.tokens * getattr(update, name) for update in measured) / tokens if measured else math.nan
 
     def totals(self) -> dict[str, float]:
         """Computes the totals over all updates that `summarise` needs; times are in seconds."""

@@ -5,9 +5,11 @@ import math
 import pytest
 
 from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.update import Outcome
 from bigbatch.experiments.training.goal import Goal, Goals
 from bigbatch.experiments.training.history import History
 from bigbatch.experiments.training.settings import Settings
+from bigbatch.training.trainer import Update
 
 READ = {
     "3.3": Goal(3.3),
@@ -107,3 +109,29 @@ def test_the_place_of_a_goal_is_interpolated_over_the_logarithm_of_the_place():
     unreached = dict.fromkeys(expected)
     assert history.until(Goal(81, "chrF")) == history.until(Goal(3.9)) == history.until(Goal(1, "BLEU")) == unreached
     assert not history.ended(Goal(70, "chrF"))  # the last one is below again
+
+
+def test_a_short_last_batch_weighs_little_in_the_mean_padding_and_imbalance():
+    """Of 101 examples over four workers the last batch has one: it leaves three of them idle, but hardly counts."""
+    history = History()
+    for number, (tokens, padding, imbalance) in enumerate([(990, 0.2, 1.0), (10, 0.0, 4.0), (0, math.nan, math.nan)]):
+        times = dict.fromkeys(
+            ("seconds", "communication_seconds", "total_communication_seconds", "waiting_seconds"), 1.0
+        )
+        history.add(
+            Update(
+                number + 1,
+                Outcome.APPLIED,
+                tokens,
+                3.0,
+                4,
+                tokens,
+                bytes_sent=0,
+                padding=padding,
+                imbalance=imbalance,
+                **times,
+            )
+        )
+    assert history.mean_waste("padding") == pytest.approx(0.198)
+    assert history.mean_waste("imbalance") == pytest.approx(1.03)
+    assert math.isnan(History().mean_waste("padding"))
