@@ -34,6 +34,10 @@ class BatchPlan:
         """Number of examples, or the most tokens, behind one update of all workers."""
         return self.micro_batch * self.accumulation * self.workers
 
+    def examples_at_once(self, longest: int) -> int:
+        """Number of examples in a micro-batch; of tokens, how many of the longest, of `longest` tokens, it takes."""
+        return self.micro_batch if self.unit == EXAMPLES else max(1, self.micro_batch // longest)
+
     def updates(self, examples: int) -> int:
         """Counts the updates that it takes to see this many examples; the last may have fewer than a full batch."""
         assert self.unit == EXAMPLES, "how many examples are in a batch of tokens depends on their lengths"

@@ -101,15 +101,6 @@ class Batches:
             return [self._order.at(places) for places in self.plan.micro_batches(update, worker, self.examples)]
         return self.division(update).micro_batches[worker]
 
-    def whole(self, update: int, worker: int) -> bool:
-        """Whether as many examples as planned are behind a worker's gradient in an update."""
-        plan = self.plan
-        if self._lengths is None:
-            return (
-                sum(map(len, plan.micro_batches(update, worker, self.examples))) == plan.micro_batch * plan.accumulation
-            )
-        return update + 1 < self.updates or len(self.places(update)) == plan.global_batch
-
     def waste(self, update: int) -> tuple[float, float]:
         """The padding and the imbalance of an update's division; NaN if examples have no lengths."""
         if self._lengths is None:

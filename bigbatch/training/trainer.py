@@ -19,7 +19,7 @@ from bigbatch.comm.strategies.strategy import Squares, Strategy
 from bigbatch.comm.update import Outcome
 from bigbatch.comm.wires.recording import COMPUTE
 from bigbatch.tasks.task import Task
-from bigbatch.training.batches import EXAMPLES, TOKENS, BatchPlan
+from bigbatch.training.batches import TOKENS, BatchPlan
 from bigbatch.training.compute_model import ComputeModel
 from bigbatch.training.division import Batches
 from bigbatch.training.evaluation import Examples
@@ -146,7 +146,7 @@ class Trainer:
         self._device = parameters.values.device
         worker = -1 if strategy.worker is None else strategy.worker
         self._random = RandomStream((seed, worker + 1), self._device)
-        at_once = plan.micro_batch if plan.unit == EXAMPLES else max(1, plan.micro_batch // task.context)
+        at_once = plan.examples_at_once(task.context)
         self._examples = Examples(task, model, self._device, at_once, RandomStream((seed, 0), self._device))
         self._buffers = SharedBuffers(strategy, broadcast=broadcast_buffers)
         self._compute_model = compute_model or ComputeModel()
@@ -254,7 +254,7 @@ class Trainer:
         plan = self.plan
         share = plan.micro_batch * plan.accumulation
         if self._micro_batch_squares is not None:
-            if self.batches.whole(update, self.worker):
+            if sum(map(len, self.batches.micro_batches(update, self.worker))) == share:
                 self._noise.add(self._micro_batch_squares.of(tokens), plan.micro_batch, share)
         elif squares is not None and (update + 1) * plan.global_batch <= self.examples:
             self._noise.add(squares, share, plan.global_batch)
@@ -312,13 +312,13 @@ class Trainer:
             examples: number of held-out examples to use, the first ones; None for all.
 
         Returns:
-            The loss; None on workers that did not validate.
+            The loss, NaN if the examples have no token; None on workers that did not validate.
         """
         sums = self._look(partial(self._examples.validated, examples), self.strategy.total)
         if sums is None:
             return None
         loss, tokens = sums.tolist()
-        return float(loss / tokens)
+        return float(loss / tokens) if tokens else math.nan
 
     def measure(self, examples: int | None = None) -> list[Any] | None:
         """Measures what the task's metrics are made of on held-out examples, and changes nothing about the training.

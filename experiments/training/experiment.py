@@ -157,7 +157,7 @@ class Experiment:
             assembly.optimizer(arm.plan, self.strategy),
             arm.plan,
             self.device,
-            compute_model=self._compute_model(strategy, assembly, arm.plan.micro_batch),
+            compute_model=self._compute_model(strategy, assembly, arm.plan.examples_at_once(assembly.task.context)),
         )
         remarks = [*strategy.remarks, *noise_remarks(settings, arm, tells_squares=strategy.tells_squares)]
         self.reporter.remark(remarks)

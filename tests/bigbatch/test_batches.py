@@ -63,3 +63,8 @@ def test_the_order_is_a_permutation_per_epoch_and_the_seeds():
     assert first != second
     assert DataOrder(10, seed=1).at(range(5, 15)).tolist() == (first + second)[5:15]
     assert DataOrder(10, seed=2).at(range(10)).tolist() != first
+
+
+def test_a_micro_batch_of_tokens_is_at_least_one_of_the_longest_examples():
+    assert BatchPlan(96, 4, 2).examples_at_once(64) == 96
+    assert [BatchPlan(tokens, 4, 2, "tokens").examples_at_once(64) for tokens in (63, 64, 1000)] == [1, 1, 15]

@@ -86,11 +86,6 @@ def test_a_global_batch_is_the_same_for_every_arm_and_number_of_workers_and_its_
         assert [each.tolist() for each in one] == [each.tolist() for each in other]  # a function of the set alone
 
 
-def test_the_noise_scale_knows_which_shares_are_whole():
-    batches = Batches(BatchPlan(2, 3, 2), DataOrder(40, 0), 30, natural(40))
-    assert [batches.whole(update, worker) for update in range(3) for worker in (0, 1)] == [True] * 4 + [False] * 2
-
-
 @pytest.mark.parametrize(("workers", "accumulation"), [(4, 4), (2, 4), (5, 2), (4, 1)])
 def test_little_is_padded_and_workers_compute_as_much_as_each_other(workers, accumulation):
     """Log-normal lengths, 64 examples or so: against the same micro-batches cut in the order in which they are seen."""
