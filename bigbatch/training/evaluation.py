@@ -8,12 +8,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from bigbatch.comm.errors import ConfigurationError
 from bigbatch.tasks.loss import checked_loss
 from bigbatch.tasks.task import Split, Task
 from bigbatch.training.whole_model import RandomStream, evaluating
 
 MEASURED_AT_ONCE = 64
-"""Number of examples on which a model is measured at once: without gradients they need little memory."""
+"""Number of examples on which a model is measured at once, so that text is written for many together."""
+
+SCORES_AT_ONCE = 2**23
+"""Numbers that a model may make of them, a score for each token of a vocabulary: 32 MB, of which there are copies.
+
+Fewer examples are measured at once if the sequences are long or the vocabulary is large, but always as many as are
+trained on at once: what fits with gradients fits without."""
 
 
 class Examples:
@@ -33,6 +40,8 @@ class Examples:
         self._device = device
         self._at_once = at_once
         self._random = random
+        scores = task.context * task.vocabulary_size
+        self._measured_at_once = max(at_once, min(MEASURED_AT_ONCE, SCORES_AT_ONCE // scores))
 
     def loss(self, split: Split, numbers: NDArray[np.int64]) -> tuple[Tensor, int]:
         """Computes the summed loss on the examples with these numbers, (examples,), and their tokens."""
@@ -59,12 +68,20 @@ class Examples:
 
         Returns:
             The number of each example, and what was measured on it.
+
+        Raises:
+            ConfigurationError: the task has measured something, but not on each example.
         """
         found: list[tuple[int, Any]] = []
         with evaluating(self._model, self._random):
-            for numbers in self._held_out(examples, share, shares, MEASURED_AT_ONCE):
+            for numbers in self._held_out(examples, share, shares, self._measured_at_once):
                 entries = self._task.measure(self._model, self._task.batch("validation", numbers).to(self._device))
-                found += zip(numbers.tolist(), entries, strict=bool(entries))
+                if len(entries) not in (0, len(numbers)):
+                    raise ConfigurationError(
+                        f"The task {type(self._task).__name__} has measured {len(entries)} entries on a batch of "
+                        f"{len(numbers)} examples: measure must return one for each, or none at all."
+                    )
+                found += zip(numbers.tolist(), entries, strict=False)
         return found
 
     def _held_out(self, examples: int | None, share: int, shares: int, at_once: int) -> Iterator[NDArray[np.int64]]:
