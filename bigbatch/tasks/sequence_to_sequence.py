@@ -60,6 +60,9 @@ class SequenceToSequence(AnsweringTask):
         pairs: the pairs.
         vocabulary: the vocabulary of both sides.
         settings: the context, what becomes of longer texts, label smoothing, and how to decode.
+
+    Raises:
+        ConfigurationError: no pair of a split is short enough, or there is a length penalty and no beam.
     """
 
     default_model = "encoder-decoder"
@@ -75,6 +78,11 @@ class SequenceToSequence(AnsweringTask):
         self._smoothing = settings.label_smoothing or 0.0
         self._beam = settings.decoding.beam or 1
         penalty = settings.decoding.length_penalty
+        if penalty is not None and settings.decoding.beam is None:
+            raise ConfigurationError(
+                f"--length-penalty {penalty:g} is about beam search, and decoding is greedy without --beam: add --beam "
+                "4, or leave it out."
+            )
         self._length_penalty = LENGTH_PENALTY if penalty is None else penalty
         self.corpus_sha256 = pairs.sha256
         self.vocabulary_size = vocabulary.size

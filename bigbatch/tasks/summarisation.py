@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from bigbatch.comm.errors import ConfigurationError
 from bigbatch.tasks.debian import debian_descriptions
 from bigbatch.tasks.hugging_face import hugging_face
 from bigbatch.tasks.named_texts import NamedText, pairs_of
@@ -29,9 +30,18 @@ class Summarisation(SequenceToSequence):
 
     @classmethod
     def pairs(cls, settings: DataSettings, cache: Path) -> Pairs:
-        """Long and narrow phrases of a language, or the texts and summaries that the user names."""
+        """Long and narrow phrases of a language, or the texts and summaries that the user names.
+
+        Raises:
+            ConfigurationError: the user names a text and a language, which is that of phrases only.
+        """
         if settings.text is None:
             return shortening(settings.source or LANGUAGE, cache)
+        if settings.source is not None:
+            raise ConfigurationError(
+                f"--source {settings.source} is the language of phrases, and --text {settings.text} is read in "
+                "whatever language it is: leave out one of the two."
+            )
         return replace(pairs_of(settings.text, *SUMMARIES[0], TEXTS), trivial=FIRST_WORDS)
 
     def scores(self, outputs: Sequence[str], references: Sequence[str]) -> dict[str, float]:
