@@ -25,5 +25,5 @@ def examples_page(answers: Mapping[str, Sequence[Answer]]) -> str:
 
 def _cell(text: str) -> str:
     """A text as a cell of a table: on one line, with nothing in it that Markdown or HTML would read as its own."""
-    escaped = "".join(f"\\{letter}" if letter in "\\|`*_[]<>&#" else letter for letter in " ".join(text.split()))
+    escaped = "".join(f"\\{letter}" if letter in "\\|`*_[]<>&#~$" else letter for letter in " ".join(text.split()))
     return escaped or " "

@@ -76,8 +76,11 @@ def table_of(summaries: Sequence[Summary]) -> tuple[list[str], list[TableSection
 
 
 def _rows(arms: list[dict[str, Any]], workers: int) -> list[tuple[str, list[str]]]:
+    units = {_unit(arm) for arm in arms}
     rows = [
-        (f"global batch, {_unit(arms[0])}", [str(arm["global_batch"]) for arm in arms]),
+        (f"global batch, {units.pop()}", [str(arm["global_batch"]) for arm in arms])
+        if len(units) == 1
+        else ("global batch", [f"{arm['global_batch']} {_unit(arm)}" for arm in arms]),
         (
             "  = workers × micro × accumulation",
             [f"{arm.get('workers', workers)} × {arm['micro_batch']} × {arm['accumulation']}" for arm in arms],

@@ -45,7 +45,8 @@ def read_weights(folder: Path, arm: str) -> dict[str, Any]:
     if not path.exists():
         there = ", ".join(sorted(file.name for file in folder.glob(WEIGHTS))) or "none"
         raise ConfigurationError(
-            f"{folder} has no weights of the arm {arm}: there is no {path.name}; the files of weights are: {there}."
+            f"{folder} has no weights of the arm {arm}: there is no {path.name}; the files of weights are: {there}. "
+            "Train again, without --no-weights."
         )
     what = f"The file {path}"
     content = read_bytes(path, what, LARGEST_WEIGHTS)
