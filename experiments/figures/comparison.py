@@ -59,8 +59,9 @@ def comparison(runs: Sequence[Run]) -> Figure:
         _noise_scales(noise, runs, shade)
     first = runs[0].summary
     names = ", ".join(run.summary["strategy"] for run in runs)
+    task = f", {first['task']}" if first.get("task") else ""  # a summary need not say
     figure.suptitle(
-        f"{names}: {first['workers']} workers, {first['parameters']:,} parameters, {first['task']}{_simulated(first)}",
+        f"{names}: {first['workers']} workers, {first['parameters']:,} parameters{task}{_simulated(first)}",
         x=0.01,
         ha="left",
     )
