@@ -17,9 +17,12 @@ from bigbatch.tasks.scores import bleu, chrf
 from bigbatch.tasks.settings import DecodingSettings
 from bigbatch.tasks.summarisation import Summarisation
 from bigbatch.tasks.translation import Translation
+from bigbatch.training import evaluation
 from bigbatch.training.batches import BatchPlan
 from bigbatch.training.conformance import checks_of_model, examined
+from bigbatch.training.evaluation import Examples
 from bigbatch.training.trainer import Trainer
+from bigbatch.training.whole_model import RandomStream
 
 EVERYTHING = np.arange(VALIDATION)
 
@@ -226,6 +229,62 @@ def test_ranks_measure_every_example_once_and_in_order(whole, name, workers):
             if examples is None:
                 assert validation == pytest.approx(loss, rel=1e-6)
         assert found[0][0] == entries[:examples]
+
+
+class Watched(Translation):
+    """Notes how many examples are measured at once, and measures what it is told to."""
+
+    entries = staticmethod(list)
+
+    def measure(self, model, batch):
+        self.at_once = [*getattr(self, "at_once", []), len(batch.source)]
+        return self.entries(super().measure(model, batch))
+
+
+def watched(entries=list, micro_batch=2):
+    task = made_up_task(kind=Watched)
+    task.entries = entries
+    examples = Examples(
+        task, new_model(task), torch.device("cpu"), micro_batch, RandomStream((0, 0), torch.device("cpu"))
+    )
+    return task, lambda: examples.measured(None, 0, 1)
+
+
+@pytest.mark.parametrize(("scores", "micro_batch", "expected"), [(3, 1, 3), (0.5, 1, 1), (3, 4, 4), (1000, 1, 64)])
+def test_fewer_examples_are_measured_at_once_where_that_takes_memory(scores, micro_batch, expected, monkeypatch):
+    """A large vocabulary or a long context must not cost the results when training is over."""
+    task = made_up_task()
+    monkeypatch.setattr(evaluation, "SCORES_AT_ONCE", int(scores * task.context * task.vocabulary_size))
+    task, measured = watched(micro_batch=micro_batch)
+    assert [number for number, _ in measured()] != []
+    assert task.at_once[0] == min(expected, VALIDATION)
+
+
+def test_a_task_that_measures_some_examples_only_is_refused():
+    _, measured = watched(lambda entries: entries[1:])
+    with pytest.raises(ConfigurationError, match=f"{VALIDATION - 1} entries on a batch of {VALIDATION} examples"):
+        measured()
+
+
+def test_examples_without_a_token_have_no_loss():
+    """A task of the user's own may count none of the held-out tokens."""
+    task = made_up_task()
+    task.loss = lambda *_: (torch.zeros(()), 0)
+
+    def work(transport):
+        model = new_model(task)
+        parameters, strategy = FlatParameters(model), strategy_named("ring")(transport)
+        strategy.start(parameters, lambda named: torch.optim.SGD(named, lr=0.0))
+        return Trainer(model, task, strategy, parameters, BatchPlan(2, 1, 1), 2).validate()
+
+    (loss,) = Cluster(1).run(work)
+    assert np.isnan(loss)
+
+
+def test_a_length_penalty_without_a_beam_is_refused():
+    with pytest.raises(ConfigurationError, match="add --beam 4"):
+        made_up_task(decoding=DecodingSettings(length_penalty=1.0))
+    made_up_task(decoding=DecodingSettings(beam=1, length_penalty=1.0))
 
 
 def test_a_users_own_texts_are_answered_as_held_out_ones_are(whole):

@@ -1,6 +1,8 @@
 """Translation, summarisation and question answering as a user runs them: tables, files, targets, predictions."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,11 @@ from click.testing import CliRunner, Result
 
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.experiments.commands.main import cli
+from bigbatch.experiments.figures.comparison import comparison
+from bigbatch.experiments.runs.examples import examples_page
 from bigbatch.experiments.runs.run import Run
 from bigbatch.experiments.runs.table import table_of, verdict
+from bigbatch.tasks.answers import Answer
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -109,6 +114,27 @@ def test_predictions_are_those_of_the_examples(trained):
     assert told == [" ".join(row[2].split()) for row in rows]
 
 
+def test_no_text_of_an_example_is_a_mark_of_markdown():
+    answer = Answer("a|b ~~c~~ $d$\nE = $m$", "<i> *f* `g` [h](i) #1 &amp;", "")
+    assert examples_page({"large": [answer]}).splitlines()[-1] == (
+        r"| a\|b \~\~c\~\~ \$d\$ E = \$m\$ | \<i\> \*f\* \`g\` \[h\](i) \#1 \&amp; |   |"
+    )
+
+
+def test_predict_says_how_to_keep_the_weights(trained, tmp_path):
+    copy = shutil.copytree(trained / "run", tmp_path / "run")
+    for file in copy.glob("*.pt"):
+        file.unlink()
+    assert "Train again, without --no-weights" in refused("predict", copy, "1")
+
+
+def test_a_figure_of_a_run_that_does_not_name_its_task(trained):
+    run = Run.read(trained / "run")
+    nameless = replace(run, summary={name: value for name, value in run.summary.items() if name != "task"})
+    assert comparison([run]).get_suptitle().endswith(", translation")
+    assert comparison([nameless]).get_suptitle().endswith(" parameters")
+
+
 def test_predict_refuses_what_is_not_there(trained, tmp_path):
     assert "no arm 'medium'; it has large, accumulated, small" in refused(
         "predict", trained / "run", "1", "--arm", "medium"
@@ -157,6 +183,8 @@ def test_a_score_that_is_not_measured_is_refused(tmp_path):
         (["--source", "de"], "does not take --source"),
         (["--beam", "3"], "does not take --beam"),
         (["--task", "question-answering", "--target-language", "de"], "does not take --target-language"),
+        (["--task", "translation", "--length-penalty", "1"], "add --beam 4"),
+        (["--task", "summarisation", "--text", "own.tsv", "--source", "fr"], "leave out one of the two"),
         (["--task", "translation", "--model", "decoder"], "takes an encoder-decoder"),
         (["--task", "translation", "--source", "tlh"], "Unknown language 'tlh'"),
         (["--task", "translation", "--target-language", "en"], "two different languages"),
@@ -196,6 +224,11 @@ def test_batches_counted_in_tokens_are_named_so(tmp_path):
     assert accumulated["validation_loss"] == pytest.approx(large["validation_loss"], abs=1e-4)
     _, sections = table_of([summary])
     assert dict(sections[0].rows)["global batch, tokens"] == ["200", "200", "50"]
+    in_examples = {**summary, "arms": [{**arm, "batch_unit": "examples"} for arm in summary["arms"]]}
+    _, sections = table_of([summary, in_examples])
+    assert [dict(section.rows)["global batch"] for section in sections] == [
+        [f"{batch} tokens", f"{batch} examples"] for batch in (200, 200, 50)
+    ]
 
 
 def test_language_modelling_says_bits_per_byte_and_goes_on_with_a_text(tmp_path):
