@@ -72,6 +72,10 @@ class Documents(LanguageModelling):
     def _windows(self, split: Split, examples: NDArray[np.int64]) -> list[NDArray[np.int32]]:
         return [self._tokens[split][first:stop] for first, stop in self._spans[split][examples].tolist()]
 
+    def _prompt(self, tokens: list[int], end: int) -> list[int]:  # noqa: ARG002 - for the base class
+        """The text alone: a document is an example by itself, in which nothing stands before its first token."""
+        return tokens
+
 
 def paragraphs(texts: tuple[str, ...]) -> tuple[str, ...]:
     """Cuts a single text into paragraphs at empty lines; several texts are returned as they are."""

@@ -131,25 +131,35 @@ class LanguageModelling(Task):
         """How the model goes on with each text, greedily, to the end of the document or of its context.
 
         Raises:
-            ConfigurationError: a text leaves no room in the context, or the task was made without a vocabulary.
+            ConfigurationError: a text leaves no room in the context, or is empty and the task is one of documents, or
+                the task was made without a vocabulary.
         """
         vocabulary = self._vocabulary
         if vocabulary is None:
             raise ConfigurationError("This task was made from token numbers, without the vocabulary of the text.")
         device, continued = next(model.parameters()).device, []
         for text, tokens in zip(texts, vocabulary.encode_each(texts), strict=True):
-            prompt = torch.tensor([vocabulary.end, *tokens], device=device)
+            prompt = torch.tensor(self._prompt(tokens, vocabulary.end), dtype=torch.int64, device=device)
             if len(prompt) > self.context:
+                room = self.context - len(prompt) + len(tokens)
                 raise ConfigurationError(
-                    f"{quoted(text)} has {len(tokens)} tokens, and the model sees {self.context - 1} at once, with the "
-                    "start of a document before them: shorten it."
+                    f"{quoted(text)} has {len(tokens)} tokens, and the model sees {room} of a text at once: shorten it."
                 )
+            if not len(prompt):
+                raise ConfigurationError("A text is empty, and the model only goes on with what has begun.")
             generator = _generator(model, device)
             for token in prompt[:-1]:
                 generator.advance(token[None])
             (written,) = greedy(generator, prompt[-1:], vocabulary.end, self.context + 1 - len(prompt))
             continued.append(vocabulary.decode(np.array([*tokens, *written], dtype=np.int32)))
         return continued
+
+    def _prompt(self, tokens: list[int], end: int) -> list[int]:
+        """What a model reads before it goes on with a text: where a window has the start of a document, and the text.
+
+        There the end of the document before stands in front.
+        """
+        return [end, *tokens]
 
 
 def _generator(model: nn.Module, device: torch.device) -> Generator:

@@ -5,10 +5,12 @@ import random
 import time
 
 import pytest
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
 
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.tasks.corpora import standard_library, text_file
+from bigbatch.tasks.corpora import Corpus, standard_library, text_file
 from bigbatch.tasks.documents import Documents
 from bigbatch.tasks.language_modelling import LanguageModelling
 from bigbatch.tasks.vocabulary import END, LONGEST_WORD, learn_vocabulary
@@ -100,3 +102,32 @@ def test_a_text_too_large_is_refused_before_it_is_read(tmp_path):
         file.truncate(2**30 + 2**20)  # a file of zeros that takes no room on the disk
     with pytest.raises(ConfigurationError, match="has 1,074,790,400 bytes, and at most 1,073,741,824 are read"):
         text_file(tmp_path / "text")
+
+
+class Listener(nn.Module):
+    """A model that notes what it reads, and says that the text ends."""
+
+    def __init__(self, vocabulary):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.vocabulary = vocabulary
+
+    def forward(self, tokens):
+        self.read = tokens[0].tolist()
+        return nn.functional.one_hot(torch.full_like(tokens, self.vocabulary.end), self.vocabulary.size).float()
+
+
+def test_a_text_is_read_as_examples_of_its_task_begin(tmp_path):
+    """A window has the end of a document before the next one; a document by itself starts with its first token."""
+    texts = Corpus("made up", ("one two three\n\nfour five six",), ("seven eight nine\n\nten",))
+    vocabulary = learn_vocabulary(texts, 300, tmp_path)
+    listener = Listener(vocabulary)
+    (tokens,) = vocabulary.encode_each(["two"])
+    for kind, read in ((LanguageModelling, [vocabulary.end, *tokens]), (Documents, tokens)):
+        assert kind.from_corpus(texts, vocabulary, 8).predict(listener, ["two"]) == ["two"]
+        assert listener.read == read
+    assert LanguageModelling.from_corpus(texts, vocabulary, 8).predict(listener, [""]) == [""]
+    with pytest.raises(ConfigurationError, match="empty"):
+        Documents.from_corpus(texts, vocabulary, 8).predict(listener, [""])
+    with pytest.raises(ConfigurationError, match="the model sees 8 of a text at once"):
+        Documents.from_corpus(texts, vocabulary, 8).predict(listener, ["x y z " * 9])
