@@ -24,7 +24,7 @@ class AnsweringTask(Task):
         trivial_answer: what the baseline does, which has learnt nothing, such as "copying the source".
     """
 
-    trivial_answer: str
+    trivial_answer: str = "the trivial answer"
 
     @abstractmethod
     def answers(self, model: nn.Module, batch: Any) -> list[str]:

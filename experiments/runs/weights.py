@@ -46,7 +46,7 @@ def read_weights(folder: Path, arm: str) -> dict[str, Any]:
         there = ", ".join(sorted(file.name for file in folder.glob(WEIGHTS))) or "none"
         raise ConfigurationError(
             f"{folder} has no weights of the arm {arm}: there is no {path.name}; the files of weights are: {there}. "
-            "Train again, without --no-weights."
+            "Every run keeps its models, but for those with --no-weights, and those over ps serve."
         )
     what = f"The file {path}"
     content = read_bytes(path, what, LARGEST_WEIGHTS)

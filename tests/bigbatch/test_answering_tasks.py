@@ -1,5 +1,7 @@
 """Tasks whose models write: known public faults of their losses and batches, measuring on several ranks, and scores."""
 
+from types import MappingProxyType
+
 import numpy as np
 import pytest
 import sacrebleu
@@ -11,7 +13,10 @@ import bigbatch
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.parameters import FlatParameters
 from bigbatch.comm.transports.cluster import Cluster
+from bigbatch.experiments.training.history import summary_of
+from bigbatch.experiments.training.settings import Request
 from bigbatch.models.encoder_decoder import EncoderDecoder
+from bigbatch.tasks.answers import AnsweringTask
 from bigbatch.tasks.loss import PADDING, summed_cross_entropy
 from bigbatch.tasks.scores import bleu, chrf
 from bigbatch.tasks.settings import DecodingSettings
@@ -279,6 +284,39 @@ def test_examples_without_a_token_have_no_loss():
 
     (loss,) = Cluster(1).run(work)
     assert np.isnan(loss)
+
+
+class Echo(AnsweringTask):
+    """A user's own task that says no more than it must."""
+
+    corpus_sha256, vocabulary_size, example_tokens = "echo", 10, 1.0
+    sizes = MappingProxyType({"training": 1, "validation": 1})
+
+    @classmethod
+    def prepare(cls, settings):  # noqa: ARG003 - it takes none
+        return cls()
+
+    def batch(self, split, examples):
+        raise NotImplementedError
+
+    def loss(self, model, batch):
+        raise NotImplementedError
+
+    def answers(self, model, batch):
+        raise NotImplementedError
+
+    def trivial(self, source):
+        return source
+
+    def scores(self, outputs, references):
+        return {"mine": float(outputs == references)}
+
+
+def test_a_task_that_does_not_name_its_trivial_answer_has_a_summary():
+    """Its name is asked for when everything is trained."""
+    summary = summary_of(Request.of("ring", {}), 1, Echo(), 10, [])
+    assert summary["trivial_answer"] == "the trivial answer"
+    assert Echo().baseline([["a", "a", "b"]]) == {"mine": 1.0}
 
 
 def test_a_length_penalty_without_a_beam_is_refused():

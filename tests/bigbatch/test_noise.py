@@ -407,6 +407,7 @@ def test_notes_of_workers_on_a_network_keep_the_score():
     scored = {**line, "metrics": {"chrF": 41.5, "BLEU": 7.0}}
     assert record_of(row_of(scored, "chrF"), "chrF") == {**line, "metrics": {"chrF": 41.5}}
     assert record_of(row_of(line, "chrF"), "chrF") == line
+    assert record_of(row_of({**line, "metrics": {"BLEU": 9.5}}, "chrF"), "chrF") == line
     update = row_of({"kind": "update", **asdict(Update(1, Outcome.APPLIED, 40, 5.5, 1, 120, *[0.5] * 4, 99)),
                      "compute_seconds": 0.3, "total_seconds": 1.25})  # fmt: skip
     assert rank_of([(0.0, update), (1.0, row_of(scored, "chrF"))], "chrF")["metrics"] == {"chrF": 41.5}

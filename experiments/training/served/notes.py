@@ -37,7 +37,7 @@ def row_of(record: dict[str, Any], score: str | None = None) -> NDArray[np.float
     kind = next(number for number, name in KINDS.items() if name == record["kind"])
     complete = {**dict.fromkeys(NOT_ALWAYS, math.nan), "score": math.nan, **record}
     if score is not None and "metrics" in record:
-        complete["score"] = record["metrics"][score]
+        complete["score"] = record["metrics"].get(score, math.nan)
     if "outcome" in complete:
         complete["outcome"] = Outcome(complete["outcome"]).code
     return np.array([kind, *(complete[name] for name in NOTED[kind])], dtype=np.float64)

@@ -125,7 +125,7 @@ def test_predict_says_how_to_keep_the_weights(trained, tmp_path):
     copy = shutil.copytree(trained / "run", tmp_path / "run")
     for file in copy.glob("*.pt"):
         file.unlink()
-    assert "Train again, without --no-weights" in refused("predict", copy, "1")
+    assert "but for those with --no-weights" in refused("predict", copy, "1")
 
 
 def test_a_figure_of_a_run_that_does_not_name_its_task(trained):
