@@ -164,8 +164,8 @@ def kind_of_model(settings: Settings, task: type[Task]) -> type[Model]:
     name = settings.model.kind(task.default_model)
     if name in OWN and task.default_model in OWN and name != task.default_model:
         raise ConfigurationError(
-            f"The model {name} cannot learn the task {settings.data.task}, which takes an {task.default_model}: leave "
-            "--model out, or name a size: tiny, small, base or big."
+            f"The model {name} cannot learn the task {settings.data.task}, which takes the model {task.default_model}: "
+            "leave --model out, or name a size: tiny, small, base or big."
         )
     kind: type[Model] = MODELS.load(name)
     return kind
