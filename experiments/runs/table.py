@@ -1,7 +1,7 @@
 """The results of runs for a reader: a table, and a sentence about it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -289,9 +289,19 @@ def compared_verdict(summaries: Sequence[Summary]) -> str:
         losses = [row["validation_loss"] for row in rows.values() if row["validation_loss"] is not None]
         apart = f"{max(losses) - min(losses):.1g}" if losses else "none"
         clauses.append(
-            f"{name}: {fastest} is fastest, {speed} the speed of {slowest}, validation losses {apart} nats apart"
+            f"{name}: {fastest} is fastest, {speed} the speed of {slowest}, validation losses {apart} nats "
+            f"apart{_scores_apart(summaries[0].get('score'), rows)}"
         )
     return "; ".join(clauses) + "."
+
+
+def _scores_apart(score: str | None, rows: Mapping[str, dict[str, Any]]) -> str:
+    """The lowest and the highest score of several strategies' rows, with a comma before them; empty if none has one."""
+    scored = {name: row["metrics"][score] for name, row in rows.items() if (row.get("metrics") or {}).get(score)}
+    if score is None or not scored:
+        return ""
+    least, most = min(scored, key=scored.__getitem__), max(scored, key=scored.__getitem__)
+    return f", {score} {_metric(score, scored[least])} ({least}) to {_metric(score, scored[most])} ({most})"
 
 
 def _share(arm: dict[str, Any]) -> str:

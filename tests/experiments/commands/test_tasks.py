@@ -14,7 +14,7 @@ from bigbatch.experiments.commands.main import cli
 from bigbatch.experiments.figures.comparison import comparison
 from bigbatch.experiments.runs.examples import examples_page
 from bigbatch.experiments.runs.run import Run
-from bigbatch.experiments.runs.table import table_of, verdict
+from bigbatch.experiments.runs.table import compared_verdict, table_of, verdict
 from bigbatch.tasks.answers import Answer
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -255,3 +255,12 @@ def test_language_modelling_says_bits_per_byte_and_goes_on_with_a_text(tmp_path)
     assert told.exit_code == 0, told.output
     assert told.stdout.startswith("Return the")
     assert "shorten it" in refused("predict", tmp_path / "run", "Return the " * 40)
+
+
+def test_a_comparison_says_how_far_the_scores_are_apart(trained):
+    one = summary_of(trained)
+    other = {**one, "strategy": "ps", "arms": [{**arm, "metrics": {"chrF": 99.0}} for arm in one["arms"]]}
+    ring = one["arms"][0]["metrics"]["chrF"]
+    assert f"chrF {ring:,.1f} (ring) to 99.0 (ps)" in compared_verdict([one, other])
+    without = [{**one, "arms": [{**arm, "metrics": {}} for arm in one["arms"]]}] * 2
+    assert "chrF" not in compared_verdict(without)
