@@ -4,9 +4,9 @@ Greedy decoding takes the likeliest token, again and again. Beam search keeps se
 because the likeliest text need not start with the likeliest token.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -52,6 +52,19 @@ class Recomputed:
     def keep(self, rows: Tensor) -> None:
         """Goes on with these rows."""
         self._examples, self._tokens = self._examples[rows], self._tokens[rows]
+
+
+def generator_of(model: Any, given: Sequence[Any], otherwise: Callable[[], Generator]) -> Generator:
+    """Makes a generator for a model: its own, or another where it offers none, as a user's model need not.
+
+    Args:
+        model: the model; its own is what its method `generator` returns, which keeps what it has computed.
+        given: what that method is called with: what the model reads before it writes.
+        otherwise: makes the other generator, such as one that is `Recomputed`.
+    """
+    make = getattr(model, "generator", None)
+    own: Generator = otherwise() if make is None else make(*given)
+    return own
 
 
 def greedy(generator: Generator, start: Tensor, end: int, longest: int | Tensor) -> list[list[int]]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bigbatch.comm.cache import cache_folder
 from bigbatch.comm.errors import ConfigurationError, quoted
 from bigbatch.tasks.corpora import Corpus, standard_library, text_file
-from bigbatch.tasks.decoding import Generator, Recomputed, greedy
+from bigbatch.tasks.decoding import Generator, Recomputed, generator_of, greedy
 from bigbatch.tasks.loss import PADDING, summed_cross_entropy
 from bigbatch.tasks.settings import DataSettings
 from bigbatch.tasks.task import Split, Task, TokenBatch
@@ -138,6 +138,10 @@ class LanguageModelling(Task):
         if vocabulary is None:
             raise ConfigurationError("This task was made from token numbers, without the vocabulary of the text.")
         device, continued = next(model.parameters()).device, []
+
+        def recomputed() -> Generator:
+            return Recomputed(lambda tokens, _: model(tokens), 1, device)
+
         for text, tokens in zip(texts, vocabulary.encode_each(texts), strict=True):
             prompt = torch.tensor(self._prompt(tokens, vocabulary.end), dtype=torch.int64, device=device)
             if len(prompt) > self.context:
@@ -147,7 +151,7 @@ class LanguageModelling(Task):
                 )
             if not len(prompt):
                 raise ConfigurationError("A text is empty, and the model only goes on with what has begun.")
-            generator = _generator(model, device)
+            generator = generator_of(model, (), recomputed)
             for token in prompt[:-1]:
                 generator.advance(token[None])
             (written,) = greedy(generator, prompt[-1:], vocabulary.end, self.context + 1 - len(prompt))
@@ -160,12 +164,3 @@ class LanguageModelling(Task):
         There the end of the document before stands in front.
         """
         return [end, *tokens]
-
-
-def _generator(model: nn.Module, device: torch.device) -> Generator:
-    """Makes a generator of one text: the model's own, or one that computes everything anew for each token."""
-    make: Any = getattr(model, "generator", None)
-    if make is not None:
-        own: Generator = make()
-        return own
-    return Recomputed(lambda tokens, _: model(tokens), 1, device)

@@ -16,7 +16,7 @@ from bigbatch.comm.schema import Count, check
 from bigbatch.tasks.corpora import HELD_OUT, LARGEST_TEXT, Corpus, documentation
 
 TRAINING, VALIDATION = 20_000, 1_000
-"""Numbers of questions."""
+"""Numbers of questions that are made, to train on and held out."""
 
 FUNCTIONS = 3
 """Number of functions that a passage tells of."""

@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bigbatch.comm.cache import cache_folder
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.tasks.answers import AnsweringTask
-from bigbatch.tasks.decoding import Generator, Recomputed, beam, greedy
+from bigbatch.tasks.decoding import Generator, Recomputed, beam, generator_of, greedy
 from bigbatch.tasks.loss import PADDING, summed_cross_entropy
 from bigbatch.tasks.pairs import Pairs
 from bigbatch.tasks.settings import DataSettings
@@ -220,14 +220,12 @@ def padded(sequences: Sequence[list[int]]) -> Tensor:
 
 def generator(model: nn.Module, batch: PairBatch) -> Generator:
     """Makes a generator of targets: the model's own, or one that computes everything anew for each token."""
-    make: Any = getattr(model, "generator", None)
-    if make is not None:
-        own: Generator = make(batch.source, batch.mask)
-        return own
 
     def logits(tokens: Tensor, rows: Tensor) -> Tensor:
         mask = None if batch.mask is None else batch.mask[rows]
         predicted: Tensor = model(batch.source[rows], tokens, mask)
         return predicted
 
-    return Recomputed(logits, len(batch.source), batch.source.device)
+    return generator_of(
+        model, (batch.source, batch.mask), lambda: Recomputed(logits, len(batch.source), batch.source.device)
+    )

@@ -82,8 +82,8 @@ class Batches:
         """
         assert self._lengths is not None, "tokens can be counted only if there are lengths"
         borders, longest = [0], 0
-        for place in range(self.examples):
-            length = int(self._lengths[self._order.at(range(place, place + 1))[0]].sum())
+        lengths = self._lengths[self._order.at(range(self.examples))].sum(axis=1)
+        for place, length in enumerate(lengths.tolist()):
             longest = max(longest, length)
             if place > borders[-1] and (place + 1 - borders[-1]) * longest > self.plan.global_batch:
                 borders.append(place)
