@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from bigbatch.comm.parameters import Bucket, FlatParameters, square, total
 from bigbatch.comm.strategies.strategy import Squares, Strategy
+from bigbatch.training.loss_scale import LossScale
 
 
 class MicroBatchSquares:
@@ -36,9 +37,13 @@ class MicroBatchSquares:
         self._each: list[float] = []
         self._sum: list[Tensor] = []
 
-    def end_draw(self) -> None:
-        """Adds the square of one micro-batch's summed gradient, after its backward has finished."""
-        self._each.append(total([square(gradient) for gradient in self._caught]))
+    def end_draw(self, factor: float) -> None:
+        """Adds the square of one micro-batch's summed gradient, after its backward has finished.
+
+        Args:
+            factor: what the loss was multiplied by.
+        """
+        self._each.append(total([square(gradient) for gradient in self._caught]) / factor**2)
         self._caught.clear()
 
     def complete(self, gradients: Tensor) -> None:
@@ -54,19 +59,30 @@ class MicroBatchSquares:
 class Pushes:
     """Pushes the buckets of one update in order: each as soon as backward has finished it, the rest at the end.
 
+    Before anybody looks at a bucket, its gradients are divided by what losses were multiplied by.
+
     A gradient may be completed in several goes: a block that is used three times under reentrant checkpointing gets
     three. So the first backward is watched only, to see how many goes each parameter's gradient takes.
 
     Args:
         strategy: the strategy that sends the buckets; it must be started.
         squares: measures every bucket before it is pushed; None if nothing is measured.
+        scale: what losses are multiplied by before backward.
         overlap: whether buckets move while a simulated backward still runs.
     """
 
-    def __init__(self, strategy: Strategy, squares: MicroBatchSquares | None = None, *, overlap: bool = True) -> None:
+    def __init__(
+        self,
+        strategy: Strategy,
+        squares: MicroBatchSquares | None = None,
+        scale: LossScale | None = None,
+        *,
+        overlap: bool = True,
+    ) -> None:
         self._strategy = strategy
         self._parameters = strategy.parameters
         self._squares = squares
+        self._scale = scale or LossScale()
         self._overlap = overlap
         self._expected: dict[nn.Parameter, int] = {}
         self._goes: Counter[nn.Parameter] = Counter()
@@ -125,6 +141,8 @@ class Pushes:
 
     def _push(self, bucket: Bucket) -> None:
         self._parameters.complete(bucket)
+        if (factor := self._scale.factor) != 1:
+            bucket.gradients.mul_(1 / factor)
         if self._squares is not None:
             self._squares.complete(bucket.gradients)
         self._strategy.push(bucket)

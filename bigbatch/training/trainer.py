@@ -23,8 +23,10 @@ from bigbatch.training.batches import TOKENS, BatchPlan
 from bigbatch.training.compute_model import ComputeModel
 from bigbatch.training.division import Batches
 from bigbatch.training.evaluation import Examples
+from bigbatch.training.loss_scale import loss_scale_for
 from bigbatch.training.noise import NoiseScale, measurable, noise_scale
 from bigbatch.training.order import DataOrder
+from bigbatch.training.precision import DEFAULT_PRECISION, Precision
 from bigbatch.training.pushes import MicroBatchSquares, Pushes
 from bigbatch.training.whole_model import RandomStream, SharedBuffers, unchanged
 
@@ -41,7 +43,7 @@ class Update:
         tokens: number of tokens behind it: of all workers if all contribute to the update, else of this worker.
         loss: mean loss over those tokens before the update, in nats.
         workers: number of workers whose tokens those are.
-        total_tokens: tokens behind all updates so far, of all workers.
+        total_tokens: tokens behind all updates that were applied so far, of all workers.
         seconds: from the start of the update to its end; what is done between updates is not timed.
         communication_seconds: seconds that the worker stood still while data moved: exposed communication.
         total_communication_seconds: seconds in which data moved, hidden behind backward or exposed.
@@ -52,6 +54,7 @@ class Update:
         padding: share of padding among the tokens that all workers compute for the batch; NaN if nothing is padded
             because all examples are as good as equally long.
         imbalance: tokens that the worker with the most computes for the batch, over the mean; NaN in the same case.
+        loss_scale: S, by which losses were multiplied; NaN if there is no dynamic scale.
     """
 
     number: int
@@ -69,6 +72,7 @@ class Update:
     gradient_variance: float = math.nan
     padding: float = math.nan
     imbalance: float = math.nan
+    loss_scale: float = math.nan
 
     @property
     def applied(self) -> bool:
@@ -94,6 +98,13 @@ def lengths_for(plan: BatchPlan, task: Task) -> NDArray[np.int64] | None:
     return lengths
 
 
+def micro_batch_tokens(plan: BatchPlan, task: Task) -> float:
+    """The expected number of tokens that are predicted in a micro-batch, the same for all workers."""
+    if plan.unit == TOKENS:
+        return plan.micro_batch * task.example_tokens / (task.example_tokens + task.source_tokens)
+    return plan.micro_batch * task.example_tokens
+
+
 class Trainer:
     """Trains a module on a task over a strategy, whichever these are.
 
@@ -109,9 +120,13 @@ class Trainer:
         overlap: whether to push buckets while backward still runs.
         broadcast_buffers: whether every worker's model takes worker 0's buffers after each update.
         compute_model: how long computing takes, if the clock is a simulated one.
+        precision: what the model computes in; its parameters have the precision of the weights already.
         measure_noise: whether to estimate the gradient noise scale, if each update has several samples of the gradient:
             over the workers if the strategy was started `with_squares`, else over this worker's own micro-batches.
             Examples of different lengths are then divided in their order.
+
+    Attributes:
+        device: the device that the model computes on.
 
     Raises:
         ConfigurationError: the noise can be measured over the workers only, but the strategy was started without
@@ -131,6 +146,7 @@ class Trainer:
         overlap: bool = True,
         broadcast_buffers: bool = True,
         compute_model: ComputeModel | None = None,
+        precision: Precision = DEFAULT_PRECISION,
         measure_noise: bool = False,
     ) -> None:
         self.model = model
@@ -143,13 +159,15 @@ class Trainer:
         order = DataOrder(task.sizes["training"], seed)
         # Micro-batches of similar lengths are no random draws, which the noise scale compares.
         self.batches = Batches(plan, order, examples, None if measure_noise else lengths_for(plan, task))
-        self._device = parameters.values.device
+        self.device = parameters.values.device
         worker = -1 if strategy.worker is None else strategy.worker
-        self._random = RandomStream((seed, worker + 1), self._device)
+        self._random = RandomStream((seed, worker + 1), self.device)
         at_once = plan.examples_at_once(task.context)
-        self._examples = Examples(task, model, self._device, at_once, RandomStream((seed, 0), self._device))
+        self._examples = Examples(task, model, self.device, at_once, RandomStream((seed, 0), self.device))
         self._buffers = SharedBuffers(strategy, broadcast=broadcast_buffers)
         self._compute_model = compute_model or ComputeModel()
+        self._precision = precision
+        self._scale = loss_scale_for(precision, micro_batch_tokens(plan, task))
         self._noise: NoiseScale | None = None
         self._micro_batch_squares: MicroBatchSquares | None = None
         if measure_noise and measurable(plan.workers, plan.accumulation, tells_squares=strategy.tells_squares):
@@ -161,7 +179,7 @@ class Trainer:
             self._noise = NoiseScale()
             if not strategy.with_squares:
                 self._micro_batch_squares = MicroBatchSquares(parameters)
-        self._pushes = Pushes(strategy, self._micro_batch_squares, overlap=overlap)
+        self._pushes = Pushes(strategy, self._micro_batch_squares, self._scale, overlap=overlap)
         if overlap and compute_model is None and len(strategy.buckets) > 1:
             self._pushes.watch()
 
@@ -192,6 +210,7 @@ class Trainer:
             "strategy": self.strategy.state_dict(),
             "noise": None if self._noise is None else self._noise.state_dict(),
             "random": self._random.state_dict(),
+            "loss scale": self._scale.state_dict(),
             "fixed": {name: tensor.clone() for name, tensor in self.parameters.module.fixed},
         }
 
@@ -204,17 +223,18 @@ class Trainer:
         if self._noise is not None and state["noise"] is not None:
             self._noise.load_state_dict(state["noise"])
         self._random.load_state_dict(state["random"])
+        self._scale.load_state_dict(state["loss scale"])
 
     def updates(self) -> Iterator[Update]:
         """Makes one update per iteration until all are made; what the caller does in between is not timed.
 
         Raises:
             ConfigurationError: what torch wrote is not what would be trained, and cannot be put right; names the
-                parameter. All workers of an all-reduce raise it.
+                parameter. All workers of an all-reduce raise it. Or the gradients are not finite whatever the scale.
         """
         strategy, transport = self.strategy, self.strategy.transport
         while not self.ended:
-            number = self.position
+            number, loss_scale = self.position, self._scale.value
             started, sent = transport.now(), transport.bytes_sent
             communicated, waited = strategy.communication_seconds, strategy.waiting_seconds
             communicated_in_all = strategy.total_communication_seconds
@@ -227,6 +247,7 @@ class Trainer:
                 strategy.pull()
                 self._buffers.share()
             self._measure(number, tokens, report.squares)
+            self._follow(report.outcome)
             self._position = report.next_update
             padding, imbalance = self.batches.waste(number)
             yield Update(
@@ -243,9 +264,18 @@ class Trainer:
                 bytes_sent=transport.bytes_sent - sent,
                 gradient_square=self._noise.gradient_square if self._noise is not None else math.nan,
                 gradient_variance=self._noise.gradient_variance if self._noise is not None else math.nan,
+                loss_scale=loss_scale,
                 padding=padding,
                 imbalance=imbalance,
             )
+
+    def _follow(self, outcome: Outcome) -> None:
+        """Have the loss scale take in what became of an update."""
+        try:
+            self._scale.follow(outcome)
+        except ConfigurationError as error:
+            error.everywhere = self.strategy.in_step()
+            raise
 
     def _measure(self, update: int, tokens: int, squares: Squares | None) -> None:
         """Let an update count for the noise scale, if as many examples are behind every draw."""
@@ -259,19 +289,21 @@ class Trainer:
         elif squares is not None and (update + 1) * plan.global_batch <= self.examples:
             self._noise.add(squares, share, plan.global_batch)
 
-    def warm_up(self) -> None:
+    def warm_up(self, precision: Precision | None = None) -> None:
         """Computes one micro-batch and discards it, so that start-up costs do not slow the first update.
 
         It leaves no trace: neither in the model's buffers, nor in the random numbers that are drawn later.
+
+        Args:
+            precision: what it is computed in, for a comparison; None for what is trained in.
         """
         buffers = list(self.model.buffers())
         for examples in self.batches.micro_batches(0, self.worker)[:1]:
             self.parameters.views.begin()
             with unchanged(buffers), self._random.kept(), self._random:
-                loss, _ = self._examples.loss("training", examples)
+                loss, _ = self._loss(examples, precision or self._precision)
                 self._pushes.begin()
-                with self.parameters.views.adding():
-                    loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
+                self._backward(loss)
                 self._pushes.end()
 
     def _accumulate(self, update: int) -> tuple[int, float]:
@@ -279,7 +311,7 @@ class Trainer:
         self.parameters.views.begin()
         if self._micro_batch_squares is not None:
             self._micro_batch_squares.begin()
-        tokens, losses = 0, [torch.zeros((), device=self._device)]
+        tokens, losses = 0, [torch.zeros((), device=self.device)]
         micro_batches = self.batches.micro_batches(update, self.worker)
         span, spend, backward = self.strategy.transport.span, self.strategy.transport.spend, 0.0
         self._compute_model.begin()
@@ -287,19 +319,29 @@ class Trainer:
             spend(backward, "backward")
             # No longer than the forward: in a simulation other ranks of this process go on while this one waits.
             with span(COMPUTE, "forward"), self._random:
-                loss, counted = self._examples.loss("training", examples)
+                loss, counted = self._loss(examples, self._precision)
             if number == len(micro_batches):
                 self._pushes.begin()
-            with span(COMPUTE, "backward"), self.parameters.views.adding():
-                loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
+            with span(COMPUTE, "backward"):
+                self._backward(loss)
                 if self._micro_batch_squares is not None:
-                    self._micro_batch_squares.end_draw()
+                    self._micro_batch_squares.end_draw(self._scale.factor)
             spend(self._compute_model.forward(counted), "forward")
             backward = self._compute_model.backward(counted)
             tokens += counted
             losses.append(loss.detach())
         self._pushes.finish(backward)
         return tokens, float(torch.stack(losses).double().sum())
+
+    def _loss(self, examples: NDArray[np.int64], precision: Precision) -> tuple[Tensor, int]:
+        """Compute the summed loss on the training examples with these numbers, and their tokens."""
+        with precision.autocast(self.device):
+            return self._examples.loss("training", examples)
+
+    def _backward(self, loss: Tensor) -> None:
+        """Add the gradients of a loss, multiplied by the scale, to those in the buffer."""
+        with self.parameters.views.adding():
+            loss.backward(torch.full_like(loss, self._scale.factor))  # type: ignore[no-untyped-call]  # torch has none
 
     def validate(self, examples: int | None = None) -> float | None:
         """Measures the mean loss per token on held-out examples, in nats, without changing anything about the training.

@@ -38,7 +38,7 @@ class Report:
         weight: tokens behind the gradients that this is about.
         loss: the loss summed over those tokens, in nats.
         workers: the number of workers whose gradients those are.
-        total_weight: tokens behind all updates so far.
+        total_weight: tokens behind all updates that were applied so far.
         next_update: the number of the batch of which the worker computes its share next.
         waited: seconds from the gradient's arrival until the worker might read.
     """

@@ -48,12 +48,14 @@ class Gathering:
         folded: workers whose gradients are in `total` already.
         total: (elements,) the sum of the gradients of `folded`; None as long as there is none.
         passing: workers that have no gradient for this update, and are not waited for.
+        refused: whether one of them had a gradient that was not finite.
     """
 
     gradients: dict[int, Gradient] = field(default_factory=dict)
     folded: set[int] = field(default_factory=set)
     total: Tensor | None = None
     passing: set[int] = field(default_factory=set)
+    refused: bool = False
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of everything but the gradients that are in the sum already, whose memory is used again."""
@@ -65,6 +67,7 @@ class Gathering:
             "folded": sorted(self.folded),
             "total": _copied(self.total),
             "passing": sorted(self.passing),
+            "refused": self.refused,
         }
 
     @classmethod
@@ -74,7 +77,8 @@ class Gathering:
         for worker, kept in state["gradients"].items():
             values = torch.empty(0) if kept["values"] is None else kept["values"].clone()
             gradients[worker] = Gradient(**{**kept, "values": values})
-        return cls(gradients, set(state["folded"]), _copied(state["total"]), set(state["passing"]))
+        total, passing = _copied(state["total"]), set(state["passing"])
+        return cls(gradients, set(state["folded"]), total, passing, state["refused"])
 
 
 def _copied(tensor: Tensor | None) -> Tensor | None:
@@ -116,7 +120,7 @@ class Shard:
         clocks: where this shard and its workers stand.
         last: the result of the last update; None before the first.
         staleness: τ -> gradients applied with that τ, the number of updates since their worker had read.
-        tokens: tokens behind all updates so far.
+        tokens: tokens behind all updates that were applied so far.
         taken: gradients that were applied.
         dropped: gradients that came too late for the update they were computed for.
         skipped: updates that were not applied.
@@ -191,7 +195,8 @@ class Shard:
 
         Returns:
             What becomes of the gradient by itself: it is dropped if it came too late, and without effect if there are
-            no tokens behind it. If one gradient is not finite, nor is the update that it goes into.
+            no tokens behind it. One that is not finite is refused; where workers share their updates, nobody's
+            gradient is then applied, so that all of them know what became of it.
         """
         number = self._consistency.update_of(self.clocks, worker)
         self.clocks.pushed[worker] += 1
@@ -200,7 +205,12 @@ class Shard:
             self._free.append(values)
             return Outcome.DROPPED
         gathering = self._gatherings.setdefault(number, Gathering())
-        gathering.gradients[worker] = Gradient(values, weight, loss, finite, self._versions[worker])
+        if finite or self.alike:
+            gathering.gradients[worker] = Gradient(values, weight, loss, finite, self._versions[worker])
+        else:
+            gathering.passing.add(worker)
+            gathering.refused = True
+            self._free.append(values)
         self._advance()
         if not weight > 0:
             return Outcome.NO_DATA
@@ -336,6 +346,7 @@ class Shard:
             if gathering.gradients:
                 self._make(gathering)
             else:
+                self.skipped += gathering.refused
                 self.last = Update(Outcome.NO_DATA, 0.0, 0.0, 0)
             self.clocks.done += 1
 
@@ -382,9 +393,9 @@ class Shard:
         self._free += [total, *rest]
         if outcome is Outcome.APPLIED:
             self.version += 1
+            self.tokens += weight
             self.staleness.update(staleness)
             self.taken += len(gradients)
         else:
             self.skipped += 1
-        self.tokens += weight
         self.last = Update(outcome, weight, loss, len(gradients))

@@ -21,7 +21,7 @@ class Replicated(Strategy):
     Attributes:
         optimizer: the optimiser of this worker; made by `start`.
         steps: how often this worker has called `step`.
-        tokens: tokens behind all of this worker's updates so far.
+        tokens: tokens behind all of this worker's updates so far that were applied.
     """
 
     optimizer: torch.optim.Optimizer
@@ -74,9 +74,10 @@ class Replicated(Strategy):
             workers: the number of workers whose tokens those are.
             squares: the squares of the workers' gradients, if they are known.
         """
-        self.version += outcome is Outcome.APPLIED
+        if outcome is Outcome.APPLIED:
+            self.version += 1
+            self.tokens += weight
         self.steps += 1
-        self.tokens += weight
         self.next_update = self.steps
         return StepReport(self.version, outcome, weight, loss, workers, self.tokens, self.next_update, squares)
 

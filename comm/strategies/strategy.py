@@ -56,7 +56,8 @@ class StepReport:
         weight: tokens behind the gradients that the report is about.
         loss: the loss summed over those tokens, in nats.
         workers: the number of workers whose gradients those are: all if the update is everybody's, else only this one.
-        total_weight: tokens behind all updates so far of the model that the worker trains, of whichever workers.
+        total_weight: tokens behind all updates that were applied so far to the model that the worker trains, of
+            whichever workers.
         next_update: the number, from 0, of the batch of which this worker computes its share next.
         squares: the squares of the workers' gradients, if the strategy tells squares and was asked to.
     """

@@ -68,7 +68,7 @@ def timeline(settings: TimelineSettings, run: Path) -> None:
     from bigbatch.comm.tracing.perfetto import read_trace
     from bigbatch.experiments.commands.output import write
     from bigbatch.experiments.figures.timeline import draw_timeline, range_of_updates
-    from bigbatch.experiments.runs.run import trace_of
+    from bigbatch.experiments.runs.run import formats_of, trace_of
 
     first, stop = settings.since, settings.until
     timed = first is not None or stop is not None
@@ -83,4 +83,5 @@ def timeline(settings: TimelineSettings, run: Path) -> None:
     if not timed:
         first, stop = range_of_updates(ranks, settings.arm, settings.updates)
     target = settings.out or path.with_name("timeline.png")
-    write(target, lambda part: draw_timeline(ranks, part, path.parent.resolve().name, first, stop))
+    title = ", ".join([path.parent.resolve().name, *formats_of(path.parent)])
+    write(target, lambda part: draw_timeline(ranks, part, title, first, stop))

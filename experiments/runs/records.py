@@ -28,6 +28,7 @@ class ArmRow(TypedDict):
     micro_batch: Whole
     accumulation: Whole
     workers: NotRequired[Whole]
+    precision: NotRequired[NameText]
     updates: Count
     worker_updates: Count
     skipped_updates: Count

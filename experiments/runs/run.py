@@ -19,6 +19,7 @@ import torch
 import bigbatch
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.files import damaged, read_json, read_lines, unwritable, write_whole
+from bigbatch.comm.precisions import FP32
 from bigbatch.comm.registry import Registry
 from bigbatch.comm.schema import check
 from bigbatch.experiments.runs.records import (
@@ -31,6 +32,9 @@ from bigbatch.experiments.runs.records import (
 
 if TYPE_CHECKING:  # only whoever draws waits for Matplotlib
     from matplotlib.figure import Figure
+
+FORMATS = (("computed in", "precision"),)
+"""What a format of numbers is for, in words, and the option that names it."""
 
 CONFIG, METRICS, SUMMARY, TRACE = "config.json", "metrics.jsonl", "summary.json", "trace.json"
 
@@ -314,6 +318,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     what = f"The configuration of {folder}"
     content: dict[str, Any] = check(read_json(folder / CONFIG, what), Measurements, what)
     return content
+
+
+def formats_of(folder: Path) -> list[str]:
+    """Says which formats of numbers a run was asked for, such as "computed in bf16"; the usual one is not said."""
+    config = read_config(folder)
+    return [f"{label} {config[key]}" for label, key in FORMATS if config.get(key, FP32) != FP32]
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bigbatch.experiments.runs.run import Run
+from bigbatch.comm.precisions import FP32
+from bigbatch.experiments.runs.run import FORMATS, Run
 
 Summary = dict[str, Any]
 
@@ -21,6 +22,7 @@ SPEED_ROWS = (
     ("sent per update and worker, MB", "bytes_sent_per_update", 1e-6, 2),
     ("peak memory of a worker, MB", "peak_memory_bytes", 1e-6, 0),
 )
+
 LOSS_ROWS = (
     ("training loss, nats/token", "training_loss", 1, 3),
     ("validation loss, nats/token", "validation_loss", 1, 3),
@@ -86,6 +88,7 @@ def _rows(arms: list[dict[str, Any]], workers: int) -> list[tuple[str, list[str]
             [f"{arm.get('workers', workers)} × {arm['micro_batch']} × {arm['accumulation']}" for arm in arms],
         ),
     ]
+    rows += _formats(arms)
     rows += _numbers(SPEED_ROWS, arms)
     if any("padding" in arm for arm in arms):
         rows += _numbers(LENGTH_ROWS, arms)
@@ -103,6 +106,12 @@ def _rows(arms: list[dict[str, Any]], workers: int) -> list[tuple[str, list[str]
         rows.append(("mean staleness, updates", [_number(count.mean_staleness, 1, 2) for count in counts]))
         rows.append(("gradients dropped", [_number(count.dropped, 1, 0) for count in counts]))
     return rows
+
+
+def _formats(arms: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
+    """A row for each format of numbers, unless it is the usual one in all arms."""
+    rows = [(label, [str(arm.get(key, FP32)) for arm in arms]) for label, key in FORMATS]
+    return [(label, cells) for label, cells in rows if set(cells) != {FP32}]
 
 
 def _unit(arm: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.wires.life import doing
 from bigbatch.experiments.training.history import History, without_unmeasured
+from bigbatch.experiments.training.precision_speed import remark_on
 from bigbatch.experiments.training.progress import Reporter
 from bigbatch.experiments.training.settings import Settings
 from bigbatch.training.trainer import Trainer
@@ -82,6 +83,10 @@ def train(
     meet = trainer.plan.workers > 1  # once all have ended, whatever the number of their last update is
     with doing(f"computing the first micro-batch of the arm {arm}"):
         trainer.warm_up()
+    if arm == settings.batch.arms[0] and settings.simulation.simulate is None:
+        with doing("comparing the speeds of two precisions"):
+            said = remark_on(trainer, settings)
+            reporter.remark([said] if said else [])
     validate(0)
     with reporter.arm(arm, trainer.batches.updates) as bar:
         for update in trainer.updates():

@@ -9,6 +9,7 @@ from torch import nn
 
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.parameters import FlatParameters, OptimizerFactory
+from bigbatch.comm.precisions import FP32
 from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.comm.strategies.strategy import Strategy
 from bigbatch.comm.transports.launch import Launch
@@ -29,6 +30,7 @@ from bigbatch.training.compute_model import ComputeModel
 from bigbatch.training.division import Batches
 from bigbatch.training.noise import measurable
 from bigbatch.training.order import DataOrder
+from bigbatch.training.precision import PRECISIONS
 from bigbatch.training.trainer import Trainer, lengths_for
 
 
@@ -66,6 +68,7 @@ class Assembly:
         settings: the settings of the experiment.
         task: the task to learn.
         examples: number of examples that an arm sees.
+        precision: what the model computes in.
     """
 
     def __init__(self, settings: Settings, task: Task) -> None:
@@ -73,14 +76,16 @@ class Assembly:
         self.task = task
         self.examples = settings.examples(task.default_tokens, task.example_tokens)
         self._kind = kind_of_model(settings, type(task))
+        self.precision = PRECISIONS[settings.machine.precision]
 
     def model(self) -> nn.Module:
-        """Builds a new model, with the same weights on every rank.
+        """Builds a new model, with the same weights on every rank, in the precision that weights are kept in.
 
         Raises:
             ConfigurationError: the model cannot be built for this task.
         """
-        return self._kind.build(self.task, self.settings.model, self.settings.batch.seed)
+        model = self._kind.build(self.task, self.settings.model, self.settings.batch.seed)
+        return model if self.precision.weights == FP32 else model.to(self.precision.dtype)
 
     def size(self) -> ModelSize:
         """Computes the size of the model, for simulated time."""
@@ -151,6 +156,7 @@ class Assembly:
             overlap=settings.wires.overlap if overlap is None else overlap,
             broadcast_buffers=settings.wires.broadcast_buffers,
             compute_model=compute_model,
+            precision=self.precision,
             measure_noise=settings.observation.noise_scale,
         )
 

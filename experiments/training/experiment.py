@@ -183,7 +183,7 @@ class Experiment:
         strategy.close()
         until = next(rank["until"] for rank in ranks if rank["until"] is not None)
         scored = next(rank["scores"] for rank in ranks if rank["scores"] is not None)
-        about = {**scored, "buckets": buckets, "remarks": remarks}
+        about = {**scored, "precision": settings.machine.precision, "buckets": buckets, "remarks": remarks}
         row = {**summarise(arm, ranks, strategy.replicas(strategy.workers)), **until, **about}
         return {"parameters": parameters, **row}
 
@@ -198,7 +198,9 @@ class Experiment:
             _, tokens = task.loss(model, batch)
 
             def compute() -> None:
-                task.loss(model, batch)[0].backward()  # type: ignore[no-untyped-call]  # torch gives it no types
+                with assembly.precision.autocast(self.device):
+                    loss, _ = task.loss(model, batch)
+                loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
 
             return fastest(compute) / tokens
 

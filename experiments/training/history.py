@@ -27,14 +27,17 @@ NOISE = ("noise_scale", "gradient_square", "gradient_variance")
 WASTE = ("padding", "imbalance")
 """Keys of what unequal lengths cost in an update's record, which are there only if examples have lengths."""
 
-NOT_ALWAYS = (*NOISE, *WASTE)
+SCALE = ("loss_scale",)
+"""The key of the dynamic loss scale in an update's record, which is there only in fp16."""
+
+NOT_ALWAYS = (*NOISE, *WASTE, *SCALE)
 
 
 def without_unmeasured(record: dict[str, Any]) -> dict[str, Any]:
-    """Removes the entries on gradient noise and on lengths from an update's record, unless they were measured."""
+    """Removes the entries on noise, lengths and the loss scale from an update's record, unless there were any."""
     left_out = {
         name
-        for names, told in ((NOISE, "gradient_square"), (WASTE, "padding"))
+        for names, told in ((NOISE, "gradient_square"), (WASTE, "padding"), (SCALE, "loss_scale"))
         for name in names
         if not math.isfinite(record[told])
     }

@@ -28,6 +28,7 @@ from bigbatch.comm.kinds import (
     checked,
 )
 from bigbatch.comm.options import Options, option, options_of, unknown_option
+from bigbatch.comm.precisions import FP32
 from bigbatch.comm.strategies import NAMED, STRATEGIES
 from bigbatch.comm.wires import DEFAULT_DEADLINE
 from bigbatch.experiments.training.goal import Goal, Goals
@@ -45,6 +46,7 @@ from bigbatch.training.batches import (
     derive_plan,
     token_plan,
 )
+from bigbatch.training.precision import PRECISIONS
 
 UNSCALED = "none"
 """The scaling rule that leaves every rate as it is."""
@@ -191,12 +193,19 @@ class MachineSettings(Options):
     Attributes:
         threads: number of threads that torch uses in every process.
         device: device to compute on: "auto", "cpu", "cuda" or "cuda:N".
+        precision: what models compute in; one of `bigbatch.training.precision.PRECISIONS`.
     """
 
     title: ClassVar[str] = "Machine"
 
     threads: int = option(1, Whole(most=1024), "Threads that torch uses in every process.")
     device: str = option("auto", Text("DEVICE"), "Device to compute on: auto, cpu, cuda or cuda:N.")
+    precision: str = option(
+        FP32,
+        Name(lambda: PRECISIONS),
+        "Precision to compute in. Weights stay in float32, but with bf16-weights; small gradients are kept from "
+        "vanishing in fp16 by a scale, but with fp16-unscaled.",
+    )
 
 
 @dataclass(frozen=True)

@@ -382,7 +382,7 @@ def test_what_no_arm_can_measure_is_refused(command, words):
 
 
 def test_notes_of_workers_on_a_network_keep_what_was_measured():
-    update = Update(3, Outcome.DROPPED, 40, 5.5, 1, 120, 0.5, 0.1, 0.2, 0.1, 99, 2.0, 3.0, 0.2, 1.01)
+    update = Update(3, Outcome.DROPPED, 40, 5.5, 1, 120, 0.5, 0.1, 0.2, 0.1, 99, 2.0, 3.0, 0.2, 1.01, 2.0**15)
     line = {
         "kind": "update",
         **asdict(update),
@@ -400,6 +400,9 @@ def test_notes_of_workers_on_a_network_keep_what_was_measured():
     alike = without_unmeasured({**line, "padding": math.nan})
     assert line.keys() - alike.keys() == {"padding", "imbalance"}
     assert record_of(row_of(alike)) == alike
+    unscaled = without_unmeasured({**line, "loss_scale": math.nan})
+    assert line.keys() - unscaled.keys() == {"loss_scale"}
+    assert record_of(row_of(unscaled)) == unscaled
 
 
 def test_notes_of_workers_on_a_network_keep_the_score():

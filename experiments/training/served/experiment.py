@@ -360,5 +360,6 @@ class ServedArm:
         missing = self.server.ending.missing_in_words
         remarks = [*self._remarks, *([f"{missing}."] if missing else [])]
         metrics = ranks[0]["metrics"] if ranks else {}
-        about = {"metrics": metrics, "buckets": 1, "remarks": remarks}
+        precision = self._offer.request.settings.machine.precision
+        about = {"metrics": metrics, "precision": precision, "buckets": 1, "remarks": remarks}
         return {**row, "workers": there.plan.workers, "updates": made, **about}
