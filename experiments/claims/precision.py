@@ -51,7 +51,7 @@ ARITHMETIC_STEPS, ARITHMETIC_STEP = 1_000, 0.001
 
 
 class Figure(Claim):
-    """The same trainings in several precisions: one with gradients that vanish, one with small steps; and their speed."""
+    """Trainings in several precisions: one with gradients that vanish, one with small steps; and what they cost."""
 
     claim = (
         "Trained in bf16, or in fp16 with a loss scale, a model with float32 weights learns as in fp32; without the "
@@ -126,9 +126,9 @@ class Figure(Claim):
             verdict,
             sentence,
             f"{study.words}: {updates} updates of {crowd * task.example_tokens:,.0f} tokens at once with a rate of "
-            f"0.01, and {small_updates} of {32 * task.example_tokens:,.0f} with a rate of {SMALL_RATE:g}, with Adam and "
-            f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}; and a micro-batch of {TIMED} {study.examples} on two "
-            "layers of several widths, one core, in all precisions by turns.",
+            f"0.01, and {small_updates} of {32 * task.example_tokens:,.0f} with a rate of {SMALL_RATE:g}, with Adam "
+            f"and {len(seeds)} seed{'s' if len(seeds) > 1 else ''}; and a micro-batch of {TIMED} {study.examples} on "
+            "two layers of several widths, one core, in all precisions by turns.",
             columns=(
                 Column("case", "what is hard"),
                 Column("precision", "precision"),
@@ -171,7 +171,7 @@ class Figure(Claim):
 
 
 def lost_in_fp16(trainer: Trainer, examples: int, precision: str) -> float:
-    """Computes how many per cent of the gradients of the scores are 0 in fp16 and not in float32, after a short training.
+    """Computes how many per cent of the scores' gradients are 0 in fp16 and not in float32, after a short training.
 
     Args:
         trainer: trains in float32, to its end.
@@ -199,7 +199,7 @@ def weight_after(precision: str) -> float:
     weight.grad = torch.ones_like(weight)
     for _ in range(ARITHMETIC_STEPS):
         optimizer.step()
-    return float(weight)
+    return weight.item()
 
 
 def row_of(case: str, precision: str, runs: Sequence[Run], reference: Sequence[Run]) -> dict[str, Any]:
@@ -259,12 +259,14 @@ def draw_precisions(finding: Finding, path: Path) -> None:
         name: {"color": CYCLE[place], "linestyle": LINES[place]} for place, name in enumerate(names)
     }
     for axis, case in zip(axes, ("small gradients", "small steps"), strict=False):
-        for row in finding.rows:
-            if row["case"] == case:
-                tokens, losses = zip(*row["curve"], strict=True)
-                axis.plot(np.array(tokens) / 1e3, losses, label=row["precision"], **looks[row["precision"]])
+        own = [row for row in finding.rows if row["case"] == case]
+        plain = np.array([loss for _, loss in own[0]["curve"]])
+        for row in own[1:]:
+            tokens, losses = np.array(row["curve"]).T
+            axis.plot(tokens / 1e3, losses - plain, label=row["precision"], **looks[row["precision"]])
+        axis.axhline(0, color="#999999", linewidth=0.8)
         axis.set_xlabel("tokens trained, thousands")
-        axis.set_ylabel(f"training loss ({finding.details['unit']})")
+        axis.set_ylabel(f"training loss above fp32's ({finding.details['unit']})")
         axis.legend(frameon=False, fontsize=8)
     axes[0].set_title("Gradients of the scores below 6e-8", loc="left", fontsize=10)
     axes[1].set_title(f"Steps of {SMALL_RATE:g}", loc="left", fontsize=10)
@@ -283,6 +285,7 @@ def draw_precisions(finding: Finding, path: Path) -> None:
         axis.set_xlabel("width of the model")
         axis.set_ylabel(label)
         axis.set_title(title, loc="left", fontsize=10)
+    axes[2].legend(frameon=False, fontsize=8)
     axes[2].set_yscale("log")
     axes[2].axhline(1, color="#999999", linewidth=0.8)
     axes[3].set_ylim(bottom=0)

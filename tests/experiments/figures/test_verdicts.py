@@ -11,7 +11,14 @@ import pytest
 from laboratories import Pretend, run_with
 
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.experiments.claims import accumulation, critical_batch, learning_rate, noise_scale, time_to_target
+from bigbatch.experiments.claims import (
+    accumulation,
+    critical_batch,
+    learning_rate,
+    noise_scale,
+    precision,
+    time_to_target,
+)
 from bigbatch.experiments.laboratory.claim import Column, Verdict
 from bigbatch.experiments.laboratory.study import LANGUAGE_MODELLING, STUDIES, Study
 from bigbatch.experiments.laboratory.sweep import Tuned
@@ -222,3 +229,35 @@ def test_cells_of_a_table():
     assert Column("a", "a", 2).text(1234.567) == "1,234.57"
     assert Column("a", "a", None).text(0.00123456) == "0.00123"
     assert Column("a", "a").text(None) == "-"
+
+
+@pytest.mark.parametrize(
+    ("bf16", "fp16", "unscaled", "weights", "verdict"),
+    [
+        ([0.001, -0.004], [0.005, 0.0], [0.01, 0.3], [0.2, 0.01], Verdict.HELD),
+        ([0.001, -0.006], [0.005, 0.0], [0.01, 0.3], [0.2, 0.01], Verdict.FAILED),
+        ([0.001, 0.0], [0.006, 0.0], [0.01, 0.3], [0.2, 0.01], Verdict.FAILED),
+        ([0.001, 0.0], [0.0, 0.0], [0.009, 0.3], [0.2, 0.01], Verdict.FAILED),
+        ([0.001, 0.0], [0.0, 0.0], [0.01, 0.3], [0.2, -0.2], Verdict.FAILED),
+        ([math.nan, 0.0], [0.0, 0.0], [0.01, 0.3], [0.2, 0.2], Verdict.UNTOLD),
+    ],
+)
+def test_what_precision_is_judged_by(bf16, fp16, unscaled, weights, verdict):
+    cases = {
+        ("small gradients", "bf16"): bf16,
+        ("small gradients", "fp16"): fp16,
+        ("small gradients", "fp16-unscaled"): unscaled,
+        ("small steps", "bf16"): [0.0],
+        ("small steps", "bf16-weights"): weights,
+    }
+    rows = [
+        {"case": case, "precision": name, "differences": differences, "vanished": 50.0}
+        for (case, name), differences in cases.items()
+    ]
+    assert precision.judged(rows, {"fp32": 0.0, "bf16-weights": 1.0})[0] is verdict
+
+
+def test_a_weight_of_1_in_bf16_never_gets_smaller():
+    """1 - 0.001 rounds to 1: neighbours below 1 are 2⁻⁸ apart."""
+    assert precision.weight_after("bf16-weights") == 1.0
+    assert precision.weight_after("fp32") == pytest.approx(0.0, abs=1e-4)
