@@ -14,7 +14,7 @@ from bigbatch.comm.strategies.strategy import Strategy
 from bigbatch.comm.transports.launch import Launch
 from bigbatch.experiments.training.launcher import usable_cores
 from bigbatch.experiments.training.settings import UNSCALED, Request, Settings
-from bigbatch.models import MODELS
+from bigbatch.models.kinds import kind_named
 from bigbatch.models.model import Model
 from bigbatch.models.sizes import ModelSize
 from bigbatch.optimizers import SCALING_RULES, SCHEDULES
@@ -167,7 +167,9 @@ def kind_of_model(settings: Settings, task: type[Task]) -> type[Model]:
             f"The model {name} cannot learn the task {settings.data.task}, which takes the model {task.default_model}: "
             "leave --model out, or name a size: tiny, small, base or big."
         )
-    kind: type[Model] = MODELS.load(name)
+    kind = kind_named(name)
+    if not kind.takes_options:
+        settings.model.refuse({"model_option"}, "which has no options beside those of every model")
     return kind
 
 
