@@ -13,6 +13,16 @@ LOOKED_AT = 8
 """Number of tokens in which it is looked at whether a model sees what it should predict."""
 
 
+CALLED = {
+    "decoder": "which calls model(tokens) and takes (batch, sequence, vocabulary) logits",
+    "encoder-decoder": "which calls model(source, target, mask) and takes (batch, target sequence, vocabulary) logits",
+    "encoder": "which calls model(tokens, passage, mask) and takes (batch, sequence, 2) logits",
+}
+"""How tasks call models and what they take, by the kind of model that a task takes."""
+
+OTHERWISE = "which computes its loss in a way of its own"
+
+
 def check_fits(model: nn.Module, task: Task, name: str) -> None:
     """Computes the loss on the longest training example, and changes nothing about the model.
 
@@ -38,7 +48,7 @@ def check_fits(model: nn.Module, task: Task, name: str) -> None:
         told = explained(error)
         said = str(told).removesuffix(".") if told else f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ConfigurationError(
-            f"{name} does not fit the task {type(task).__name__}, which calls it as the model {task.default_model}: "
+            f"{name} does not fit the task {type(task).__name__}, {CALLED.get(task.default_model, OTHERWISE)}: "
             f"{said.removesuffix('.')}."
         ) from error
     finally:

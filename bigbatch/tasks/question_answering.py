@@ -128,6 +128,7 @@ class QuestionAnswering(AnsweringTask):
     score = "exact match"
     trivial_answer = "the passage's first sentence"
     example_tokens = 2.0
+    vocabulary: Vocabulary
 
     def __init__(self, questions: Questions, vocabulary: Vocabulary, settings: DataSettings) -> None:
         self.vocabulary = vocabulary

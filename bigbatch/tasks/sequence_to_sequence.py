@@ -70,6 +70,7 @@ class SequenceToSequence(AnsweringTask):
     takes = frozenset({"too_long", "label_smoothing", "beam", "length_penalty"})
     default_tokens = 350_000
     score = "chrF"
+    vocabulary: Vocabulary
 
     def __init__(self, pairs: Pairs, vocabulary: Vocabulary, settings: DataSettings) -> None:
         self.vocabulary = vocabulary

@@ -73,6 +73,15 @@ class Assembly:
         self.task = task
         self.examples = settings.examples(task.default_tokens, task.example_tokens)
         self._kind = kind_of_model(settings, type(task))
+        self._first: nn.Module | None = None
+
+    def try_model(self) -> None:
+        """Build the model that `model` will return first, to refuse early what cannot be built.
+
+        Raises:
+            ConfigurationError: the model cannot be built for this task.
+        """
+        self._first = self.model()
 
     def model(self) -> nn.Module:
         """Builds a new model, with the same weights on every rank.
@@ -80,7 +89,8 @@ class Assembly:
         Raises:
             ConfigurationError: the model cannot be built for this task.
         """
-        return self._kind.build(self.task, self.settings.model, self.settings.batch.seed)
+        made, self._first = self._first, None
+        return made if made is not None else self._kind.build(self.task, self.settings.model, self.settings.batch.seed)
 
     def size(self) -> ModelSize:
         """Computes the size of the model, for simulated time."""

@@ -89,6 +89,7 @@ class Experiment:
         arms = settings.batch.chosen_arms(self.plan)
         for arm in arms:
             assembly.optimizer(arm.plan, self.strategy)  # what it refuses, it refuses before the first arm
+        together(transport, assembly.try_model)
         tell = self.reporter.tell
         self.reporter.remark(assembly.task.remarks)
         writer = together(transport, lambda: RunWriter(self.place(), tell) if transport.rank == 0 else None)

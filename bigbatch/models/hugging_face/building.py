@@ -266,7 +266,8 @@ def size_of(model: Any, task: Task, name: str) -> ModelSize:
 def _multiplied(model: Any) -> int:
     """Parameters of a model that a token is multiplied with: a table counts if it is the output layer, too."""
     parameters = {id(parameter): parameter.numel() for parameter in model.parameters()}
-    tables, matrices = set(), set()
+    tables: set[int] = set()
+    matrices: set[int] = set()
     for part in model.modules():
         own = {id(parameter) for parameter in part.parameters(recurse=False)}
         (tables if isinstance(part, nn.Embedding) else matrices).update(own)

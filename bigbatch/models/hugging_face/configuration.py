@@ -6,7 +6,7 @@ dropout unless it is asked for.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from importlib import import_module
 from typing import Any
@@ -179,11 +179,12 @@ def _sizes(
 ) -> dict[str, Any]:
     """Our sizes under all names that the configuration has for them, and the task's."""
     sizes = settings.sizes(stacks := FAMILIES[task.default_model].stacks)
-    for flag, names, value in (
+    flags: tuple[tuple[str, Sequence[str], int | None], ...] = (
         ("layers", LAYERS, settings.layers),
         ("width", WIDTH, settings.width),
         ("heads", HEADS, settings.heads),
-    ):
+    )
+    for flag, names, value in flags:
         own = [field for field in names if field in known]
         if value is not None and not own:
             raise ConfigurationError(
@@ -202,7 +203,7 @@ def _sizes(
     if not any(field in known for field in WIDTH):
         raise ConfigurationError(f"{name} has no field for a width, such as hidden_size: it is made of several models.")
     chosen: dict[str, Any] = {}
-    for names, value in (
+    groups: tuple[tuple[Sequence[str], Any], ...] = (
         (LAYERS, sizes.blocks // stacks),
         (WIDTH, width),
         (HEADS, heads),
@@ -210,8 +211,9 @@ def _sizes(
         (HEAD_WIDTH, width // heads if isinstance(width, int) and isinstance(heads, int) and heads > 0 else None),
         (NETWORK, INNER * width if isinstance(width, int) else None),
         (CONTEXT, task.context),
-    ):
-        chosen |= {field: value for field in names if field in known and value is not None}
+    )
+    for names, size in groups:
+        chosen |= {field: size for field in names if field in known and size is not None}
     pad = task.vocabulary is None or task.vocabulary.pad is None
     return {**chosen, "vocab_size": task.vocabulary_size + pad}
 
