@@ -74,8 +74,18 @@ def arguments_for(make: Callable[..., Any], task: Task, settings: ModelSettings,
     ours = arguments(task, settings, seed)
     several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     named = {name: one for name, one in parameters.items() if one.kind not in several}
-    settings.refuse(ours.keys() - named.keys(), "which has no argument of that name")
     assigned = settings.assigned()
+    lacking = [
+        name
+        for name, one in named.items()
+        if name not in ours and name not in assigned and one.default is inspect.Parameter.empty
+    ]
+    if lacking:
+        raise ConfigurationError(
+            f"The model {settings.model} asks for {lacking[0]!r}, which nobody gives it: set it by --model-option "
+            f"{lacking[0]}=…, or take one of {', '.join(ours)}."
+        )
+    settings.refuse(ours.keys() - named.keys(), "which has no argument of that name")
     for name in assigned:
         if name not in named and not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values()):
             raise ConfigurationError(
@@ -87,16 +97,6 @@ def arguments_for(make: Callable[..., Any], task: Task, settings: ModelSettings,
                 f"--model-option cannot set {name} of the model {settings.model}, which comes from the task or from an "
                 f"option of its own{f': use --{name}' if name in settings.flat() else ''}."
             )
-    lacking = [
-        name
-        for name, one in named.items()
-        if name not in ours and name not in assigned and one.default is inspect.Parameter.empty
-    ]
-    if lacking:
-        raise ConfigurationError(
-            f"The model {settings.model} asks for {lacking[0]!r}, which nobody gives it: set it by --model-option "
-            f"{lacking[0]}=…, or take one of {', '.join(ours)}."
-        )
     return {
         **{name: value for name, value in ours.items() if name in named},
         **{name: _value(text) for name, text in assigned.items()},
