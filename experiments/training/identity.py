@@ -4,13 +4,14 @@ import hashlib
 import json
 from collections.abc import Iterable
 from functools import cache
+from importlib.metadata import distributions
 from pathlib import Path
 
 import bigbatch
 from bigbatch import comm, experiments
 from bigbatch.comm.cache import cache_folder
 from bigbatch.comm.simulation.presets import THIS_MACHINE
-from bigbatch.experiments.runs.run import environment
+from bigbatch.experiments.runs.run import OF_MODELS, environment
 from bigbatch.experiments.training.settings import Request
 from bigbatch.tasks.tokenizer_files import MODEL
 
@@ -23,7 +24,10 @@ def identity_of(request: Request) -> str:
     """
     options = request.written()
     contents = {str(path): digest([path]) for path in files_named(request)}
-    versions = {name: version for name, version in environment().items() if name != "platform"}
+    versions = {name: version for name, version in environment().items() if name not in ("platform", OF_MODELS)}
+    model = str(request.settings.model.model)
+    if model.startswith("hf:") or (Path(model) / MODEL).is_file():
+        versions |= {point.metadata["Name"]: point.version for point in distributions(name=OF_MODELS)}
     everything = {**options, "contents": contents, "source": source(), **versions}
     return hashlib.sha256(json.dumps(everything, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
