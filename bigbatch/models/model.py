@@ -34,9 +34,11 @@ class Model(ABC):
     or on the command line as FILE.py:Model.
 
     Attributes:
+        drawn: whether the initial weights are drawn at random, by the seed.
         takes_options: whether `build` looks at the settings' `model_option`; if not, one that is set is refused.
     """
 
+    drawn: ClassVar[bool] = True
     takes_options: ClassVar[bool] = False
 
     @classmethod

@@ -4,7 +4,9 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import io
 import json
+import logging
 import random
 import socket
 from pathlib import Path
@@ -497,6 +499,28 @@ def test_the_size_for_simulated_time(cache, kind):
         loss, tokens = task.loss(adapter, task.batch("training", numbers))
         loss.backward()
     assert 0.6 < counter.get_total_flops() / tokens / size.flops_per_token < 1.6
+
+
+def test_what_transformers_tells_stays_from_the_terminal_and_only_ours(cache, capfd, tmp_path):
+    """LED warns of padding in its forward pass, and saving and loading draw a bar."""
+    logger = transformers.logging.get_logger("transformers.models.led.modeling_led")
+    verbosity = transformers.logging.get_verbosity()
+    (handler,) = logging.getLogger("transformers").handlers
+    before = handler.setStream(told := io.StringIO())
+    task = translation(cache)
+    transformers.logging.set_verbosity_info()
+    try:
+        adapter = built("led", task).eval()
+        task.loss(adapter, first(task))
+        adapter.save(tmp_path)
+        kind_named(str(tmp_path)).build(task, ModelSettings(model=str(tmp_path)), 0)
+        assert (told.getvalue(), *capfd.readouterr()) == ("", "", "")
+        logger.warning("somebody else's")
+        assert "somebody else's" in told.getvalue()
+    finally:
+        handler.setStream(before)
+        transformers.logging.set_verbosity(verbosity)
+    assert transformers.logging.is_progress_bar_enabled()
 
 
 def test_without_transformers_one_sentence_names_the_extra(cache, monkeypatch):

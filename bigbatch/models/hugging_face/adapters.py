@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bigbatch.comm.errors import ConfigurationError, quoted
 from bigbatch.models.hugging_face.generating import Writing, generated, keeps
-from bigbatch.models.hugging_face.library import FAMILIES, library, quiet
+from bigbatch.models.hugging_face.library import FAMILIES, library, quiet, silent
 from bigbatch.models.model import SavesItself
 from bigbatch.tasks.decoding import Generator
 from bigbatch.tasks.loss import PADDING, summed_cross_entropy
@@ -80,7 +80,10 @@ class Adapter(nn.Module, SavesItself):
         given: dict[str, Any] = {name: value for name, value in inputs.items() if value is not None}
         if "use_cache" in self._takes:
             given["use_cache"] = False  # else keys and values would be kept that nobody asks for in training
-        return self.model(**given)
+        if torch.compiler.is_compiling():
+            return self.model(**given)
+        with silent():
+            return self.model(**given)
 
     def _from(self, batch: Mapping[str, Tensor], *names: str) -> list[Tensor]:
         for name in names:

@@ -73,7 +73,14 @@ class Configured(HuggingFaceModel):
                 model = getattr(library(), family_for(task, kind).classes()[kind])(config)
                 model.generation_config = library().GenerationConfig.from_model_config(config)
         except Exception as error:  # transformers has no one error for a configuration that it cannot build
-            raise ConfigurationError(f"The model {settings.model} cannot be built: {reason(error)}.") from error
+            advice = ""
+            if "padding" in (said := reason(error)).lower() or "out of bounds" in said:
+                room = config.pad_token_id + task.context + 2
+                advice = (
+                    ". If it counts positions from the number of the token for padding, give it room by --model-option "
+                    f"max_position_embeddings={room}"
+                )
+            raise ConfigurationError(f"The model {settings.model} cannot be built: {said}{advice}.") from error
         return ADAPTERS[task.default_model](model)
 
 
@@ -82,6 +89,8 @@ class OnDisk(HuggingFaceModel):
 
     No program in the folder is run, and nothing is looked up on a network.
     """
+
+    drawn = False
 
     @classmethod
     def build(cls, task: Task, settings: ModelSettings, seed: int) -> nn.Module:

@@ -114,7 +114,7 @@ def configuration(settings: ModelSettings, task: Task) -> Any:
     _refuse_fixed(assigned, task, name)
     values = {
         **_sizes(settings, task, known, assigned, name),
-        **_tokens(task, known),
+        **_tokens(task, made, known),
         **_dropout(settings, known, name),
     }
     if task.default_model == "decoder" and "is_decoder" in known:
@@ -218,7 +218,7 @@ def _sizes(
     return {**chosen, "vocab_size": task.vocabulary_size + pad}
 
 
-def _tokens(task: Task, known: Mapping[str, Any]) -> dict[str, Any]:
+def _tokens(task: Task, made: Any, known: Mapping[str, Any]) -> dict[str, Any]:
     """The task's special tokens: every text ends with one, which also stands before what is written.
 
     Padding has a number of its own, after the vocabulary's last one if the vocabulary has none: embeddings of some
@@ -228,7 +228,7 @@ def _tokens(task: Task, known: Mapping[str, Any]) -> dict[str, Any]:
     pad = task.vocabulary_size if task.vocabulary is None or task.vocabulary.pad is None else task.vocabulary.pad
     found = dict.fromkeys(field for field in SPECIAL if field in known)
     ends = dict.fromkeys((field for field in ("bos_token_id", "eos_token_id", "sep_token_id") if field in known), end)
-    written = {"decoder_start_token_id": end} if task.default_model == "encoder-decoder" else {}
+    written = {"decoder_start_token_id": end} if getattr(made, "is_encoder_decoder", False) else {}
     return {**found, **ends, **written, "pad_token_id": pad}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bigbatch.models.hugging_face.library import library, quiet
+from bigbatch.models.hugging_face.library import library, quiet, silent
 
 
 def generated(model: Any, prompt: Tensor, end: int, longest: int, **inputs: Tensor) -> list[list[int]]:
@@ -65,7 +65,8 @@ class Writing:
     def __init__(self, model: Any, source: Tensor, mask: Tensor | None) -> None:
         self._model = model
         self._mask = torch.ones_like(source) if mask is None else mask
-        states: Tensor = model.get_encoder()(input_ids=source, attention_mask=self._mask)[0]
+        with silent():
+            states: Tensor = model.get_encoder()(input_ids=source, attention_mask=self._mask)[0]
         self._states = states
         made = [library().DynamicCache(config=model.config) for _ in range(2)]
         self._cache = library().EncoderDecoderCache(*made)
@@ -73,13 +74,14 @@ class Writing:
 
     def advance(self, tokens: Tensor) -> Tensor:
         """Takes the newest token of every row, (rows,), and predicts the next: (rows, vocabulary) logits."""
-        called = self._model(
-            decoder_input_ids=tokens[:, None],
-            encoder_outputs=library().modeling_outputs.BaseModelOutput(last_hidden_state=self._states),
-            attention_mask=self._mask,
-            use_cache=True,
-            **{str(keeps(self._model)): self._cache},
-        )
+        with silent():
+            called = self._model(
+                decoder_input_ids=tokens[:, None],
+                encoder_outputs=library().modeling_outputs.BaseModelOutput(last_hidden_state=self._states),
+                attention_mask=self._mask,
+                use_cache=True,
+                **{str(keeps(self._model)): self._cache},
+            )
         self._begun = True
         logits: Tensor = called[0] if isinstance(called, tuple) else called.logits
         return logits[:, -1]

@@ -1,5 +1,6 @@
 """The library transformers: imported when it is needed, kept quiet, and asked only for what is on this machine."""
 
+import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -38,22 +39,48 @@ OLDEST = 5
 """The first version of transformers whose configurations say the type of each field."""
 
 
+class _Silence(logging.Filter):
+    """Lets nothing through while somebody wants silence.
+
+    Attributes:
+        wanted: how many contexts want it now.
+    """
+
+    wanted = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:  # noqa: ARG002 - all of them
+        return not self.wanted
+
+
+_SILENCE = _Silence()
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Keeps what transformers logs from the terminal within the context, at hardly any cost."""
+    for handler in logging.getLogger("transformers").handlers:
+        handler.addFilter(_SILENCE)  # once, however often it is called
+    _SILENCE.wanted += 1
+    try:
+        yield
+    finally:
+        _SILENCE.wanted -= 1
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps what transformers would tell and draw from the terminal within the context; errors are raised as ever."""
+    """Keeps also warnings and progress bars from the terminal within the context; errors are raised as ever."""
     library()
-    logging: Any = import_module("transformers.utils.logging")
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
+    bars: Any = import_module("transformers.utils.logging")
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
+        with silent(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
+        if shown:
+            bars.enable_progress_bar()
 
 
 @dataclass(frozen=True)
