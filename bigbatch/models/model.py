@@ -64,18 +64,30 @@ class Model(ABC):
         """
         with torch.device("meta"):
             module = cls.build(task, settings, seed=0)
-        counts = [parameter.numel() for parameter in module.parameters() if parameter.requires_grad]
-        size = model_of(sum(counts), layers=1)
-        return ModelSize(
-            cls.__name__,
-            len(counts),
-            0,
-            task.context,
-            task.vocabulary_size,
-            size.parameters,
-            size.flops_per_token,
-            tuple(reversed(counts)),
-        )
+        return counted(module, task, cls.__name__)
+
+
+def counted(module: nn.Module, task: Task, name: str, flops_per_token: float | None = None) -> ModelSize:
+    """Makes the size of a module of which nothing else is known; each parameter tensor is one part of it.
+
+    Args:
+        module: the module.
+        task: the task that it will learn.
+        name: the model's name in tables and figures.
+        flops_per_token: operations for forward and backward of one target; None or 0 for six a parameter.
+    """
+    counts = [parameter.numel() for parameter in module.parameters() if parameter.requires_grad]
+    size = model_of(sum(counts), flops_per_token or None, layers=1)
+    return ModelSize(
+        name,
+        len(counts),
+        0,
+        task.context,
+        task.vocabulary_size,
+        size.parameters,
+        size.flops_per_token,
+        tuple(reversed(counts)),
+    )
 
 
 @contextmanager

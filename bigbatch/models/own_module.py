@@ -5,15 +5,18 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from bigbatch.comm.errors import ConfigurationError, quoted, suggestion
 from bigbatch.comm.foreign import guarded
 from bigbatch.comm.module import check_module
 from bigbatch.models import MODELS
 from bigbatch.models.fitting import check_fits
-from bigbatch.models.model import Model, seeded
+from bigbatch.models.model import Model, counted, seeded
 from bigbatch.models.settings import ModelSettings
+from bigbatch.models.sizes import ModelSize
 from bigbatch.tasks.task import Task
 
 
@@ -35,13 +38,25 @@ class OwnModule(Model):
             with guarded(f"The model {name!r}", "be made", "was made", make):
                 module = make(**chosen)
             check_module(module)
-            if not _without_memory(module):
-                check_fits(module, task, f"The model {name}")
+            check_fits(module, task, f"The model {name}")
         return module  # type: ignore[no-any-return]  # it has been checked
 
+    @classmethod
+    def size(cls, task: Task, settings: ModelSettings) -> ModelSize:
+        """Counts the parameters of a module that is built for it, and the operations of a few examples, as torch does.
 
-def _without_memory(module: nn.Module) -> bool:
-    return any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers()))
+        Torch counts those of products of matrices, convolutions and attention.
+        """
+        module = cls.build(task, settings, seed=0)
+        numbers = np.arange(min(EXAMPLES_COUNTED, task.sizes["training"]))
+        with seeded(0), FlopCounterMode(display=False) as counter:
+            loss, tokens = task.loss(module, task.batch("training", numbers))
+            loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
+        return counted(module, task, str(settings.model), counter.get_total_flops() / max(1, tokens))
+
+
+EXAMPLES_COUNTED = 16
+"""Number of examples of which the operations are counted."""
 
 
 def arguments(task: Task, settings: ModelSettings, seed: int) -> dict[str, Any]:

@@ -99,6 +99,17 @@ def test_two_workers_end_as_one(model):
 
 
 @pytest.mark.usefixtures("folder")
+def test_the_size_of_a_module_is_counted():
+    task = task_of(DataSettings(context=16, vocabulary=300))
+    settings = ModelSettings.of({"model": "mine.py:Mine", "layers": 1, "width": 16, "heads": 2})
+    size = kind_named("mine.py:Mine").size(task, settings)
+    matrices = 16 * 16 + 16 * task.vocabulary_size  # two operations an element forward, and four backward
+    assert size.flops_per_token == 6 * matrices
+    assert size.parameters == matrices + 16 + task.vocabulary_size + 16 * task.vocabulary_size
+    assert size.name == "mine.py:Mine"
+
+
+@pytest.mark.usefixtures("folder")
 def test_a_run_goes_on_in_another_run_and_in_plain_transformers():
     transformers = pytest.importorskip("transformers")
     begun = simulated(1, "hf:gpt2")
