@@ -3,6 +3,7 @@
 import io
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -37,10 +38,13 @@ def write_model(folder: Path, model: SavesItself, weights: Mapping[str, Tensor],
     Raises:
         OSError: a file cannot be written.
     """
-    folder.mkdir(exist_ok=True)
-    model.save(folder, weights)
-    if vocabulary is not None:
-        write_vocabulary(folder, vocabulary)
+    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as part:
+        model.save(Path(part), weights)
+        if vocabulary is not None:
+            write_vocabulary(Path(part), vocabulary)
+        folder.mkdir(exist_ok=True)
+        for path in sorted(Path(part).iterdir()):
+            path.replace(folder / path.name)
 
 
 def remove_models(run: Path) -> None:

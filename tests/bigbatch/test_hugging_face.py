@@ -350,6 +350,18 @@ def test_a_folder_reads_as_it_was_written(cache, tmp_path, kind):
     assert found.training == adapter.training
 
 
+def test_a_model_that_cannot_be_written_is_an_error_of_the_disk(cache, tmp_path, monkeypatch):
+    from safetensors import SafetensorError
+
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device")
+
+    adapter = built("gpt2", language(cache))
+    monkeypatch.setattr(type(adapter.model), "save_pretrained", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        adapter.save(tmp_path)
+
+
 def test_what_a_folder_cannot_have(cache, tmp_path):
     task = language(cache)
     adapter = built("gpt2", task)

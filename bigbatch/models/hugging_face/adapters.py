@@ -5,6 +5,7 @@ what the model returns, and computes a loss of its own: summed, over the tokens 
 transformers are not all.
 """
 
+import errno
 import inspect
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from bigbatch.comm.errors import ConfigurationError, quoted
 from bigbatch.models.hugging_face.generating import Writing, generated, keeps
-from bigbatch.models.hugging_face.library import FAMILIES, library, quiet, silent
+from bigbatch.models.hugging_face.library import FAMILIES, library, quiet, reason, silent
 from bigbatch.models.model import SavesItself
 from bigbatch.tasks.decoding import Generator
 from bigbatch.tasks.loss import PADDING, summed_cross_entropy
@@ -72,8 +73,13 @@ class Adapter(nn.Module, SavesItself):
             own[name] = own[first.setdefault(id(parameter), name)]
         # A copy each, for the parameters of a model in training are parts of one buffer.
         copies = {id(value): value.detach().cpu().clone() for value in own.values()}
-        with quiet():
-            self.model.save_pretrained(folder, state_dict={name: copies[id(value)] for name, value in own.items()})
+        try:
+            with quiet():
+                self.model.save_pretrained(folder, state_dict={name: copies[id(value)] for name, value in own.items()})
+        except Exception as error:  # safetensors has an error of its own for a full disk
+            if isinstance(error, OSError):
+                raise
+            raise OSError(errno.EIO, reason(error)) from error
 
     def _logits(self, **inputs: Tensor | None) -> Any:
         """Calls the model with those inputs that are there."""
