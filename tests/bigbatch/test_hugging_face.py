@@ -394,6 +394,9 @@ def test_what_a_folder_cannot_have(cache, tmp_path):
     again = kind_named(f"{tmp_path}/").build(task, ModelSettings(model=f"{tmp_path}/"), 0)
     assert again.model.config.resid_pdrop == 0.0
     changed()
+    assert "takes at most 8 tokens, and the task's sequences have up to 9: add --context 8" in refused(
+        learnt=language(cache, context=9)
+    )
     bigger = Corpus("words", ("a b c d e f g " * 40, *sentences(300, 11)), sentences(40, 1))
     other = LanguageModelling.from_corpus(bigger, learn_vocabulary(bigger, 300, cache), 8)
     assert f"add --vocabulary {tmp_path}" in refused(learnt=other)
@@ -441,7 +444,13 @@ def test_what_is_not_taken_is_refused_by_name(cache):
     assert "--width 16 and --model-option n_embd=32 contradict" in refusal("gpt2", task, model_option="hidden_size=32")
     assert "expected int, got str" in refusal("gpt2", task, model_option="n_inner=wide")
     assert "expected int, got float" in refusal("gpt2", task, model_option="n_inner=2.5")
-    assert "the task needs vocab_size=280 or more" in refusal("gpt2", task, model_option="vocab_size=200")
+    assert "the task needs vocab_size=281 or more" in refusal("gpt2", task, model_option="vocab_size=280")
+    assert "n_embd and hidden_size are one field" in refusal(
+        "gpt2", task, width=None, model_option=["n_embd=16", "hidden_size=16"]
+    )
+    assert "--dropout 0.2 and --model-option resid_pdrop=0.3" in refusal(
+        "gpt2", task, dropout=0.2, model_option="resid_pdrop=0.3"
+    )
     assert "the task decides eos_token_id" in refusal("gpt2", task, model_option="eos_token_id=3")
     assert "--positions cannot be used with the model hf:gpt2" in refusal("gpt2", task, positions="learnt")
     assert "--norm cannot be used with the model hf:gpt2" in refusal("gpt2", task, norm="post")

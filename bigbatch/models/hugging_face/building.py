@@ -12,7 +12,7 @@ from bigbatch.comm.errors import ConfigurationError, quoted
 from bigbatch.comm.files import damaged, parsed, read_bytes, utf8
 from bigbatch.models.fitting import check_causal, check_fits
 from bigbatch.models.hugging_face.adapters import ADAPTERS, Adapter, from_transformers
-from bigbatch.models.hugging_face.configuration import configuration, family_for, kind_in, with_options
+from bigbatch.models.hugging_face.configuration import CONTEXT, configuration, family_for, kind_in, with_options
 from bigbatch.models.hugging_face.library import FAMILIES, library, quiet, reason
 from bigbatch.models.model import Model, seeded
 from bigbatch.models.settings import ModelSettings
@@ -102,6 +102,7 @@ class OnDisk(HuggingFaceModel):
         with seeded(seed):
             model = _read(made, folder, config, name)
         _check_vocabulary(model.config, folder, task)
+        _check_context(model.config, name, task)
         adapter = from_transformers(model)
         check_fits(adapter, task, name)
         return adapter
@@ -241,6 +242,21 @@ def _check_vocabulary(config: Any, folder: Path, task: Task) -> None:
             raise ConfigurationError(
                 f"The model in {folder} knows other tokens than the task (token {number} is not {quoted(token)} "
                 f"there): {advice}."
+            )
+
+
+def _check_context(config: Any, name: str, task: Task) -> None:
+    """Refuses a model that has fewer positions than the task's longest sequence has tokens.
+
+    Raises:
+        ConfigurationError: it has.
+    """
+    for field in CONTEXT:
+        most = getattr(config.get_text_config(), field, None)
+        if isinstance(most, int) and most < task.context:
+            raise ConfigurationError(
+                f"{name} takes at most {most:,} tokens, and the task's sequences have up to {task.context:,}: add "
+                f"--context {most}."
             )
 
 

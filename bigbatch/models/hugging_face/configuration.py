@@ -115,7 +115,7 @@ def configuration(settings: ModelSettings, task: Task) -> Any:
     values = {
         **_sizes(settings, task, known, assigned, name),
         **_tokens(task, made, known),
-        **_dropout(settings, known, name),
+        **_dropout(settings, known, assigned, name),
     }
     if task.default_model == "decoder" and "is_decoder" in known:
         values["is_decoder"] = True  # without it some kinds, such as bert, see the tokens that they should predict
@@ -138,11 +138,13 @@ def with_options(settings: ModelSettings, found: Any, name: str) -> dict[str, An
         ConfigurationError: the configuration has no such field.
     """
     known = {field.name: field.type for field in fields(type(found))}
-    return {**_dropout(settings, known, name), **dict(_assigned(settings, type(found), known, name))}
+    assigned = dict(_assigned(settings, type(found), known, name))
+    return {**_dropout(settings, known, assigned, name), **assigned}
 
 
 def _assigned(settings: ModelSettings, made: Any, known: Mapping[str, Any], name: str) -> Iterator[tuple[str, Any]]:
     """What --model-option sets, under the configuration's own names, with values of the fields' types."""
+    before: dict[str, str] = {}
     for given, text in settings.assigned().items():
         own = made.attribute_map.get(given, given)
         if own not in known:
@@ -150,6 +152,11 @@ def _assigned(settings: ModelSettings, made: Any, known: Mapping[str, Any], name
                 f"{name} has no option {quoted(given)}{suggestion(given, known)}: --model-option takes the fields of "
                 f"{made.__name__}."
             )
+        if own in before:
+            raise ConfigurationError(
+                f"{before[own]} and {given} are one field of {made.__name__}: leave one of them out."
+            )
+        before[own] = given
         yield own, _value(text, known[own])
 
 
@@ -166,7 +173,7 @@ def _value(text: str, kind: Any) -> Any:
 def _refuse_fixed(assigned: Mapping[str, Any], task: Task, name: str) -> None:
     """Refuses values that the task decides."""
     for field, value in assigned.items():
-        least = {"vocab_size": task.vocabulary_size, **dict.fromkeys(CONTEXT, task.context)}.get(field)
+        least = {"vocab_size": _tokens_in_all(task), **dict.fromkeys(CONTEXT, task.context)}.get(field)
         if field in SPECIAL or (least is not None and not (isinstance(value, int) and value >= least)):
             what = f"needs {field}={least} or more" if least is not None else f"decides {field}"
             raise ConfigurationError(
@@ -214,8 +221,12 @@ def _sizes(
     )
     for names, size in groups:
         chosen |= {field: size for field in names if field in known and size is not None}
-    pad = task.vocabulary is None or task.vocabulary.pad is None
-    return {**chosen, "vocab_size": task.vocabulary_size + pad}
+    return {**chosen, "vocab_size": _tokens_in_all(task)}
+
+
+def _tokens_in_all(task: Task) -> int:
+    """Number of tokens that a model must know: the task's, and one for padding if the vocabulary has none."""
+    return task.vocabulary_size + (task.vocabulary is None or task.vocabulary.pad is None)
 
 
 def _tokens(task: Task, made: Any, known: Mapping[str, Any]) -> dict[str, Any]:
@@ -232,12 +243,20 @@ def _tokens(task: Task, made: Any, known: Mapping[str, Any]) -> dict[str, Any]:
     return {**found, **ends, **written, "pad_token_id": pad}
 
 
-def _dropout(settings: ModelSettings, known: Mapping[str, Any], name: str) -> dict[str, float]:
+def _dropout(
+    settings: ModelSettings, known: Mapping[str, Any], assigned: Mapping[str, Any], name: str
+) -> dict[str, float]:
     """What the user has chosen for the dropout that our own models have, too, and none for all other dropout."""
     ours = [field for field in DROPOUT if field in known]
     if settings.dropout and not ours:
         others = [field for field in known if "drop" in field]
         advice = f"leave it out, or use --model-option {others[0]}={settings.dropout:g}" if others else "leave it out"
         raise ConfigurationError(f"{name} cannot drop a share of its sublayers' output (--dropout): {advice}.")
+    for field in ours:
+        if settings.dropout and assigned.get(field, settings.dropout) != settings.dropout:
+            raise ConfigurationError(
+                f"--dropout {settings.dropout:g} and --model-option {field}={assigned[field]} contradict each other: "
+                "leave one of them out."
+            )
     none = {field: 0.0 for field, kind in known.items() if "drop" in field and "float" in str(kind)}
     return {**none, **dict.fromkeys(ours, settings.dropout)}
