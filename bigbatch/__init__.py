@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from bigbatch.experiments.api import compare, run, simulate
     from bigbatch.experiments.runs.run import Run
     from bigbatch.experiments.training.settings import Settings
+    from bigbatch.models.hugging_face.adapters import from_transformers
     from bigbatch.training.conformance import conform_task
     from bigbatch.training.session import Session, attach
 
@@ -26,6 +27,7 @@ _PUBLIC = {
     "attach": "bigbatch.training.session",
     "compare": "bigbatch.experiments.api",
     "conform_task": "bigbatch.training.conformance",
+    "from_transformers": "bigbatch.models.hugging_face.adapters",
     "run": "bigbatch.experiments.api",
     "simulate": "bigbatch.experiments.api",
 }
@@ -39,6 +41,7 @@ __all__ = [
     "attach",
     "compare",
     "conform_task",
+    "from_transformers",
     "run",
     "simulate",
 ]

@@ -1,5 +1,6 @@
 """Kinds of values that an option can have: how each is read from text or from Python, and written again."""
 
+import json
 import math
 import os
 import re
@@ -27,9 +28,11 @@ class Kind(ABC):
 
     Attributes:
         metavar: the placeholder for the value in help texts, such as "BYTES".
+        repeated: whether a command line can set the option several times; its value is a tuple of all that was set.
     """
 
     metavar: ClassVar[str] = "TEXT"
+    repeated: ClassVar[bool] = False
 
     @abstractmethod
     def read(self, value: Any) -> Any:
@@ -386,6 +389,41 @@ class Several(Kind):
     def show(self, value: Any) -> str:
         """Joins the values with commas, each in the form in which its kind shows it."""
         return ",".join(self.one.show(part) for part in value)
+
+
+class Assignments(Kind):
+    """Values for names that somebody else knows, each as NAME=VALUE; in Python a dictionary of them, too."""
+
+    metavar = "NAME=VALUE"
+    repeated = True
+
+    def read(self, value: Any) -> tuple[str, ...]:
+        """Reads one text, or several: "depth=2" and {"depth": 2} both give ("depth=2",)."""
+        if isinstance(value, Mapping):
+            value = [f"{name}={one if isinstance(one, str) else json.dumps(one)}" for name, one in value.items()]
+        texts = [value] if isinstance(value, str) else value
+        if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
+            raise ValueError("is no list of texts NAME=VALUE")
+        names: list[str] = []
+        for text in texts:
+            check_characters(text)
+            name, equals, _ = text.partition("=")
+            if not equals or not name.isidentifier():
+                raise ValueError(
+                    f"has {quoted(text)} in it; write NAME=VALUE" if text != value else "is not NAME=VALUE"
+                )
+            if name in names:
+                raise ValueError(f"sets {name} twice; leave one of them out")
+            names.append(name)
+        return tuple(texts)
+
+    def write(self, value: Any) -> list[str]:
+        """Returns a list of the texts, which JSON can write."""
+        return list(value)
+
+    def show(self, value: Any) -> str:
+        """Puts the texts one after the other."""
+        return " ".join(value)
 
 
 def checked(what: str, kind: Kind, value: Any) -> Any:

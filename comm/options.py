@@ -62,6 +62,8 @@ class Option:
             return []
         if isinstance(self.kind, Flag):
             return [self.flag if value else f"--no-{self.flag[2:]}"]
+        if self.kind.repeated:
+            return [word for one in self.kind.write(value) for word in (self.flag, one)]
         return [self.flag, str(self.kind.write(value))]
 
 

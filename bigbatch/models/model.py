@@ -1,9 +1,13 @@
 """Models: what an experiment needs to know about a kind of model."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bigbatch.models.blocks import TransformerShape
 from bigbatch.models.settings import ModelSettings
@@ -11,12 +15,31 @@ from bigbatch.models.sizes import ModelSize, model_of
 from bigbatch.tasks.task import Task
 
 
+class SavesItself(ABC):
+    """A module that is saved in a form of its own, in a folder, which other programs read."""
+
+    @abstractmethod
+    def save(self, folder: Path, state: Mapping[str, Tensor]) -> None:
+        """Write the module with a state that `state_dict` returned; the folder need not exist.
+
+        Raises:
+            OSError: a file cannot be written.
+        """
+
+
 class Model(ABC):
     """A kind of model that an experiment can train.
 
     To add one, derive from this class, write `build`, and name the class in the entry-point group "bigbatch.models"
     or on the command line as FILE.py:Model.
+
+    Attributes:
+        drawn: whether the initial weights are drawn at random, by the seed.
+        takes_options: whether `build` looks at the settings' `model_option`; if not, one that is set is refused.
     """
+
+    drawn: ClassVar[bool] = True
+    takes_options: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod
@@ -41,18 +64,38 @@ class Model(ABC):
         """
         with torch.device("meta"):
             module = cls.build(task, settings, seed=0)
-        counts = [parameter.numel() for parameter in module.parameters() if parameter.requires_grad]
-        size = model_of(sum(counts), layers=1)
-        return ModelSize(
-            cls.__name__,
-            len(counts),
-            0,
-            task.context,
-            task.vocabulary_size,
-            size.parameters,
-            size.flops_per_token,
-            tuple(reversed(counts)),
-        )
+        return counted(module, task, cls.__name__)
+
+
+def counted(module: nn.Module, task: Task, name: str, flops_per_token: float | None = None) -> ModelSize:
+    """Makes the size of a module of which nothing else is known; each parameter tensor is one part of it.
+
+    Args:
+        module: the module.
+        task: the task that it will learn.
+        name: the model's name in tables and figures.
+        flops_per_token: operations for forward and backward of one target; None or 0 for six a parameter.
+    """
+    counts = [parameter.numel() for parameter in module.parameters() if parameter.requires_grad]
+    size = model_of(sum(counts), flops_per_token or None, layers=1)
+    return ModelSize(
+        name,
+        len(counts),
+        0,
+        task.context,
+        task.vocabulary_size,
+        size.parameters,
+        size.flops_per_token,
+        tuple(reversed(counts)),
+    )
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Has torch's global generator on the CPU begin at a seed within the context; afterwards it is where it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 def shape_for(task: Task, settings: ModelSettings, stacks: int = 1) -> TransformerShape:

@@ -1,13 +1,13 @@
 """What a user can choose about the model."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.kinds import Name, Number, Whole, physical_memory
-from bigbatch.comm.options import Options, option
+from bigbatch.comm.kinds import Assignments, Name, Number, Whole, physical_memory
+from bigbatch.comm.options import Options, option, options_of
 from bigbatch.models import MODELS
 
 POSITIONS = ("learnt", "sinusoidal", "rotary")
@@ -50,8 +50,10 @@ class ModelSettings(Options):
     """The options for the model: its kind and its sizes.
 
     Attributes:
-        model: a name in the registry of models, FILE.py:Model, or one of `PRESETS` for the kind that the task takes;
-            None for that kind in the size `DEFAULT_PRESET`.
+        model: a name in the registry of models, FILE.py:Model, hf:KIND for a kind of model that transformers knows, the
+            folder of a model on disk, or one of `PRESETS` for the kind that the task takes; None for that kind in the
+            size `DEFAULT_PRESET`. See `bigbatch.models.kinds`.
+        model_option: NAME=VALUE each, for what only this kind of model knows.
         layers: number of blocks, of an encoder and of a decoder each; None for as many as the preset has.
         width: length of a token's vector; None for the preset's.
         heads: number of attention heads, which divides the width; None for the preset's.
@@ -68,9 +70,15 @@ class ModelSettings(Options):
 
     model: str | None = option(
         None,
-        Name(lambda: [*MODELS.names(), *PRESETS], "FILE.py:Model"),
+        Name(lambda: [*MODELS.names(), *PRESETS], "hf:KIND, FOLDER/ or FILE.py:Model"),
         "Kind of model to train, or the size of the kind that the task takes: tiny, small, base or big.",
         missing=f"what the task takes, {DEFAULT_PRESET}",
+    )
+    model_option: tuple[str, ...] = option(
+        (),
+        Assignments(),
+        "Option of this kind of model alone: a field of the configuration of hf:KIND, an argument of your own module.",
+        missing="none",
     )
     layers: int | None = option(
         None,
@@ -114,6 +122,35 @@ class ModelSettings(Options):
     def kind(self, usual: str) -> str:
         """The kind of model: the one that was chosen, else the usual one of the task."""
         return usual if self.model is None or self.model in PRESETS else self.model
+
+    def chosen(self) -> dict[str, Any]:
+        """The options that say how the model is built and that the user has set, by name, without the kind."""
+        return {
+            one.name: getattr(self, one.name)
+            for one in options_of(type(self))
+            if one.name not in ("model", "model_option") and getattr(self, one.name) != one.default
+        }
+
+    def assigned(self) -> dict[str, str]:
+        """The values of `model_option` by name, as text."""
+        return {name: value for name, _, value in (text.partition("=") for text in self.model_option)}
+
+    def refuse(self, names: Collection[str], why: str) -> None:
+        """Refuses options that the user has set and that a kind of model does not take.
+
+        Args:
+            names: names of the options, which may be set or not.
+            why: why the model does not take one, in the middle of a sentence: "which has its own positions".
+
+        Raises:
+            ConfigurationError: one is set; the message names it.
+        """
+        set_ = {**self.chosen(), **({"model_option": self.model_option} if self.model_option else {})}
+        for name in set_:
+            if name in names:
+                raise ConfigurationError(
+                    f"--{name.replace('_', '-')} cannot be used with the model {self.model}, {why}: leave it out."
+                )
 
     def told(self, usual: str) -> str:
         """How the model is told where a token stands: as was chosen, else as usual for the task.

@@ -58,13 +58,39 @@ def generator_of(model: Any, given: Sequence[Any], otherwise: Callable[[], Gener
     """Makes a generator for a model: its own, or another where it offers none, as a user's model need not.
 
     Args:
-        model: the model; its own is what its method `generator` returns, which keeps what it has computed.
+        model: the model; its own is what its method `generator` returns, which keeps what it has computed, unless that
+            is None.
         given: what that method is called with: what the model reads before it writes.
         otherwise: makes the other generator, such as one that is `Recomputed`.
     """
     make = getattr(model, "generator", None)
-    own: Generator = otherwise() if make is None else make(*given)
-    return own
+    own: Generator | None = None if make is None else make(*given)
+    return otherwise() if own is None else own
+
+
+def continued(
+    model: Any, given: Sequence[Any], otherwise: Callable[[], Generator], prompt: Tensor, end: int, longest: int
+) -> list[list[int]]:
+    """Has a model go on with texts greedily: by its own method `continued`, or else token by token.
+
+    Args:
+        model: the model; its own method, if it has one, is called with `given`, `prompt`, `end` and `longest`.
+        given: what the model reads before it writes; see `generator_of`.
+        otherwise: makes a generator for a model that offers none.
+        prompt: (rows, tokens) what each text begins with, at least one token, which is not part of the output.
+        end: the token that ends a text, which is not part of the output either.
+        longest: number of tokens after which a text is cut.
+
+    Returns:
+        The tokens of each row.
+    """
+    own: Callable[..., list[list[int]]] | None = getattr(model, "continued", None)
+    if own is not None:
+        return own(*given, prompt, end, longest)
+    generator = generator_of(model, given, otherwise)
+    for tokens in prompt[:, :-1].T:
+        generator.advance(tokens)
+    return greedy(generator, prompt[:, -1], end, longest)
 
 
 def greedy(generator: Generator, start: Tensor, end: int, longest: int | Tensor) -> list[list[int]]:

@@ -40,8 +40,7 @@ def _rows(name: str, configuration: str, what: str) -> Iterable[object]:
         import datasets  # type: ignore[import-untyped, import-not-found, unused-ignore]
     except ImportError:
         raise ConfigurationError(
-            "datasets is not installed, so that no data set of Hugging Face can be read: pip install "
-            "'bigbatch[hugging-face]'"
+            "datasets is not installed, so that no data set of Hugging Face can be read: pip install 'bigbatch[hf]'"
         ) from None
     datasets.disable_progress_bars()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it would tell of each attempt

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from bigbatch.comm.cache import cache_folder
 from bigbatch.comm.errors import ConfigurationError, quoted
 from bigbatch.tasks.corpora import Corpus, standard_library, text_file
-from bigbatch.tasks.decoding import Generator, Recomputed, generator_of, greedy
+from bigbatch.tasks.decoding import Generator, Recomputed, continued
 from bigbatch.tasks.loss import PADDING, summed_cross_entropy
 from bigbatch.tasks.settings import DataSettings
 from bigbatch.tasks.task import Split, Task, TokenBatch
-from bigbatch.tasks.vocabulary import Vocabulary, learn_vocabulary
+from bigbatch.tasks.tokenizer_files import vocabulary_for
+from bigbatch.tasks.vocabulary import Vocabulary
 
 
 class LanguageModelling(Task):
@@ -44,8 +45,9 @@ class LanguageModelling(Task):
         label_smoothing: float = 0.0,
     ) -> None:
         self._tokens = tokens
-        self._vocabulary = vocabulary
-        self._token_bytes = None if vocabulary is None else torch.from_numpy(vocabulary.token_bytes())
+        self.vocabulary = vocabulary
+        nbytes = None if vocabulary is None else vocabulary.token_bytes()
+        self._token_bytes = None if nbytes is None else torch.from_numpy(nbytes)
         self._smoothing = label_smoothing
         self.example_tokens = context
         self.vocabulary_size = vocabulary_size
@@ -58,7 +60,7 @@ class LanguageModelling(Task):
         """Read the text, learn its vocabulary, and encode it."""
         cache = cache_folder()
         corpus = standard_library(cache) if settings.text is None else text_file(settings.text)
-        vocabulary = learn_vocabulary(corpus, settings.vocabulary, cache)
+        vocabulary = vocabulary_for(corpus, settings.vocabulary, cache)
         context = settings.context or cls.default_context
         return cls.from_corpus(corpus, vocabulary, context, settings.label_smoothing or 0.0)
 
@@ -134,10 +136,10 @@ class LanguageModelling(Task):
             ConfigurationError: a text leaves no room in the context, or is empty and the task is one of documents, or
                 the task was made without a vocabulary.
         """
-        vocabulary = self._vocabulary
+        vocabulary = self.vocabulary
         if vocabulary is None:
             raise ConfigurationError("This task was made from token numbers, without the vocabulary of the text.")
-        device, continued = next(model.parameters()).device, []
+        device, texts_written = next(model.parameters()).device, []
 
         def recomputed() -> Generator:
             return Recomputed(lambda tokens, _: model(tokens), 1, device)
@@ -151,12 +153,10 @@ class LanguageModelling(Task):
                 )
             if not len(prompt):
                 raise ConfigurationError("A text is empty, and the model only goes on with what has begun.")
-            generator = generator_of(model, (), recomputed)
-            for token in prompt[:-1]:
-                generator.advance(token[None])
-            (written,) = greedy(generator, prompt[-1:], vocabulary.end, self.context + 1 - len(prompt))
-            continued.append(vocabulary.decode(np.array([*tokens, *written], dtype=np.int32)))
-        return continued
+            room = self.context + 1 - len(prompt)
+            (written,) = continued(model, (), recomputed, prompt[None], vocabulary.end, room)
+            texts_written.append(vocabulary.decode(np.array([*tokens, *written], dtype=np.int32)))
+        return texts_written
 
     def _prompt(self, tokens: list[int], end: int) -> list[int]:
         """What a model reads before it goes on with a text: where a window has the start of a document, and the text.

@@ -20,7 +20,8 @@ from bigbatch.tasks.scores import squad_exact, squad_f1
 from bigbatch.tasks.sequence_to_sequence import padded
 from bigbatch.tasks.settings import DataSettings
 from bigbatch.tasks.task import Split
-from bigbatch.tasks.vocabulary import Vocabulary, learn_vocabulary
+from bigbatch.tasks.tokenizer_files import vocabulary_for
+from bigbatch.tasks.vocabulary import Vocabulary
 
 LONGEST_ANSWER = 30
 """Tokens that an answer has at most, as in the evaluation of BERT (Devlin et al. 2018)."""
@@ -127,9 +128,10 @@ class QuestionAnswering(AnsweringTask):
     score = "exact match"
     trivial_answer = "the passage's first sentence"
     example_tokens = 2.0
+    vocabulary: Vocabulary
 
     def __init__(self, questions: Questions, vocabulary: Vocabulary, settings: DataSettings) -> None:
-        self._vocabulary = vocabulary
+        self.vocabulary = vocabulary
         self.corpus_sha256 = questions.sha256
         self.vocabulary_size = vocabulary.size
         texts: dict[Split, Sequence[Question]] = {
@@ -176,16 +178,16 @@ class QuestionAnswering(AnsweringTask):
         """Read the questions, learn the vocabulary of questions and passages, and encode them."""
         cache = cache_folder()
         questions = function_questions(cache) if settings.text is None else read_questions(settings.text)
-        return cls(questions, learn_vocabulary(questions.corpus(), settings.vocabulary, cache), settings)
+        return cls(questions, vocabulary_for(questions.corpus(), settings.vocabulary, cache), settings)
 
     def _encoded(self, texts: Sequence[tuple[str, str]]) -> list[Passage]:
         """Encodes questions, and the passages that they are about.
 
         A space is put before a passage: its first word has then the byte pairs that it has in a question.
         """
-        end = self._vocabulary.end
-        questions = self._vocabulary.encode_each([question for question, _ in texts])
-        passages = self._vocabulary.encode_with_places([f" {passage}" for _, passage in texts])
+        end = self.vocabulary.end
+        questions = self.vocabulary.encode_each([question for question, _ in texts])
+        passages = self.vocabulary.encode_with_places([f" {passage}" for _, passage in texts])
         return [
             Passage(
                 question,

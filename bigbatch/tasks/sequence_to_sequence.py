@@ -1,7 +1,7 @@
 """Sequence to sequence: write a text after reading another, such as its translation or its short form."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from bigbatch.comm.cache import cache_folder
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.tasks.answers import AnsweringTask
-from bigbatch.tasks.decoding import Generator, Recomputed, beam, generator_of, greedy
+from bigbatch.tasks.decoding import Generator, Recomputed, beam, continued, generator_of
 from bigbatch.tasks.loss import PADDING, summed_cross_entropy
 from bigbatch.tasks.pairs import Pairs
 from bigbatch.tasks.settings import DataSettings
 from bigbatch.tasks.task import Split
-from bigbatch.tasks.vocabulary import Vocabulary, learn_vocabulary
+from bigbatch.tasks.tokenizer_files import vocabulary_for
+from bigbatch.tasks.vocabulary import Vocabulary
 
 LENGTH_PENALTY = 0.6
 """The exponent that Vaswani et al. 2017, section 6.1, use."""
@@ -69,9 +70,10 @@ class SequenceToSequence(AnsweringTask):
     takes = frozenset({"too_long", "label_smoothing", "beam", "length_penalty"})
     default_tokens = 350_000
     score = "chrF"
+    vocabulary: Vocabulary
 
     def __init__(self, pairs: Pairs, vocabulary: Vocabulary, settings: DataSettings) -> None:
-        self._vocabulary = vocabulary
+        self.vocabulary = vocabulary
         self._trivial = pairs.trivial
         self.trivial_answer = pairs.trivial.name
         self._context = context = settings.context or self.default_context
@@ -109,7 +111,7 @@ class SequenceToSequence(AnsweringTask):
         """Read or generate the pairs, learn the vocabulary of both sides, and encode them."""
         cache = cache_folder()
         pairs = cls.pairs(settings, cache)
-        return cls(pairs, learn_vocabulary(pairs.corpus(), settings.vocabulary, cache), settings)
+        return cls(pairs, vocabulary_for(pairs.corpus(), settings.vocabulary, cache), settings)
 
     @classmethod
     @abstractmethod
@@ -140,7 +142,7 @@ class SequenceToSequence(AnsweringTask):
     def _batch(
         self, texts: Sequence[tuple[str, str]], sources: Sequence[list[int]], written: Sequence[list[int]]
     ) -> PairBatch:
-        end = self._vocabulary.end
+        end = self.vocabulary.end
         source = padded([[*tokens, end] for tokens in sources])
         mask = source != PADDING
         targets = padded([[*tokens, end] for tokens in written])
@@ -159,17 +161,18 @@ class SequenceToSequence(AnsweringTask):
 
         It writes at most as many tokens as the longest target that it learns from.
         """
-        end, longest = self._vocabulary.end, int(self._examples["training"].lengths[:, 1].max())
+        end, longest = self.vocabulary.end, int(self._examples["training"].lengths[:, 1].max())
         start = torch.full_like(batch.source[:, 0], end)
         if self._beam == 1:
-            written = greedy(generator(model, batch), start, end, longest)
+            written = continued(model, given(batch), recomputed(model, batch), start[:, None], end, longest)
         else:
-            written = beam(generator(model, batch), start, end, longest, self._beam, self._length_penalty)
-        return [self._vocabulary.decode(np.array(tokens, dtype=np.int32)) for tokens in written]
+            own = generator_of(model, given(batch), recomputed(model, batch))
+            written = beam(own, start, end, longest, self._beam, self._length_penalty)
+        return [self.vocabulary.decode(np.array(tokens, dtype=np.int32)) for tokens in written]
 
     def predict(self, model: nn.Module, texts: Sequence[str]) -> list[str]:
         """What the model writes after reading each text, of which it reads as much as its context takes."""
-        sources = [tokens[: self._context - 1] for tokens in self._vocabulary.encode_each(texts)]
+        sources = [tokens[: self._context - 1] for tokens in self.vocabulary.encode_each(texts)]
         device = next(model.parameters()).device
         return self.answers(model, self._batch([(text, "") for text in texts], sources, [[] for _ in texts]).to(device))
 
@@ -218,14 +221,17 @@ def padded(sequences: Sequence[list[int]]) -> Tensor:
     return torch.tensor(rows, dtype=torch.int64).reshape(-1, longest)
 
 
-def generator(model: nn.Module, batch: PairBatch) -> Generator:
-    """Makes a generator of targets: the model's own, or one that computes everything anew for each token."""
+def given(batch: PairBatch) -> tuple[Tensor, Tensor | None]:
+    """What a model reads before it writes."""
+    return batch.source, batch.mask
+
+
+def recomputed(model: nn.Module, batch: PairBatch) -> Callable[[], Generator]:
+    """Makes generators of targets for a model that offers none; they compute everything anew for each token."""
 
     def logits(tokens: Tensor, rows: Tensor) -> Tensor:
         mask = None if batch.mask is None else batch.mask[rows]
         predicted: Tensor = model(batch.source[rows], tokens, mask)
         return predicted
 
-    return generator_of(
-        model, (batch.source, batch.mask), lambda: Recomputed(logits, len(batch.source), batch.source.device)
-    )
+    return lambda: Recomputed(logits, len(batch.source), batch.source.device)

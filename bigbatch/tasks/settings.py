@@ -1,9 +1,10 @@
 """What a user can choose about the data."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from bigbatch.comm.kinds import TOKENS, File, Name, Number, Text, Whole
 from bigbatch.comm.options import Options, option, options_of
@@ -11,6 +12,25 @@ from bigbatch.tasks import TASKS
 
 TOO_LONG = ("cut", "drop")
 """What can become of an example with more tokens than the context: its end is cut off, or it is left out."""
+
+
+class TokensOrFolder(Whole):
+    """An option value that is a number of tokens, or the path of a folder."""
+
+    metavar = "INTEGER|FOLDER"
+
+    def read(self, value: Any) -> int | Path:  # type: ignore[override]  # a number is not all that can be meant
+        """Reads a whole number, and takes for a path what is none and has a letter or a separator in it."""
+        try:
+            return super().read(value)
+        except ValueError:
+            if isinstance(value, Path) or (isinstance(value, str) and re.search(r"[^\W\d]|/", value)):
+                return File().read(value)
+            raise
+
+    def write(self, value: int | Path) -> int | str:
+        """Returns a path as text, which JSON can write."""
+        return value if isinstance(value, int) else str(value)
 
 
 @dataclass(frozen=True)
@@ -47,7 +67,7 @@ class DataSettings(Options):
         target_language: the language that is written, by its code; None for the task's default.
         context: tokens in a sequence, at most; None for the task's default.
         too_long: one of `TOO_LONG`; None for the first.
-        vocabulary: number of different tokens, at most.
+        vocabulary: number of different tokens, at most, that a vocabulary is learnt of; or the folder of a tokenizer.
         label_smoothing: share of a target's weight that is spread evenly over all tokens in the training loss; None
             for none.
         tokens: number of tokens that each arm is trained on; None for the task's default.
@@ -72,7 +92,11 @@ class DataSettings(Options):
     too_long: str | None = option(
         None, Name(lambda: TOO_LONG), "What becomes of a text with more tokens.", missing="cut"
     )
-    vocabulary: int = option(1024, Whole(most=2**20), "Number of different tokens, at most.")
+    vocabulary: int | Path = option(
+        1024,
+        TokensOrFolder(most=2**20),
+        "Number of different tokens, at most, or a folder with the tokenizer to use (tokenizer.json).",
+    )
     label_smoothing: float | None = option(
         None,
         Number(least=0, most=0.9),

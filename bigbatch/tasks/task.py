@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bigbatch.comm.errors import ConfigurationError, quoted
 from bigbatch.tasks.settings import DataSettings
+from bigbatch.tasks.vocabulary import Vocabulary
 
 Split = Literal["training", "validation"]
 
@@ -45,6 +46,8 @@ class Task(ABC):
             tokens is divided by it to get examples.
         source_tokens: mean number of tokens of an example that are read and not predicted.
         sizes: number of examples in each split.
+        vocabulary: the vocabulary of byte pairs, from which models of Hugging Face take the tokens that mean something
+            special; None if the task has none.
         remarks: sentences without full stops about the data that the user should know.
     """
 
@@ -59,6 +62,7 @@ class Task(ABC):
     example_tokens: float
     source_tokens: float = 0.0
     sizes: Mapping[Split, int]
+    vocabulary: Vocabulary | None = None
     remarks: Sequence[str] = ()
 
     @classmethod

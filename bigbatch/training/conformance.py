@@ -359,7 +359,7 @@ def checks_of_model(kind: type[Model], task: Task, settings: ModelSettings) -> d
             if name not in made[1] or not torch.equal(value, made[1][name]):
                 yield f"{name} begins with other values when the model is built again: draw them from the seed alone."
                 return
-        if all(torch.equal(value, made[2][name]) for name, value in made[0].items() if name in made[2]):
+        if kind.drawn and all(torch.equal(value, made[2][name]) for name, value in made[0].items() if name in made[2]):
             yield "The initial weights do not depend on the seed."
 
     def size() -> Findings:

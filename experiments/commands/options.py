@@ -97,6 +97,11 @@ class Flagged(click.Option):
             flags[-1] = f"{made_from.flag}/--no-{made_from.flag[2:]}" if made_from.default else made_from.flag
             super().__init__(flags, is_flag=True, default=made_from.default, help=made_from.help)
             return
+        if made_from.kind.repeated:  # each text by itself says nothing; all together are read where options are made
+            kind = click.STRING
+            super().__init__(flags, type=kind, multiple=True, default=made_from.default, help=made_from.help)
+            self.metavar = made_from.kind.metavar
+            return
         super().__init__(flags, type=Value(made_from.kind), default=made_from.default, help=made_from.help)
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
@@ -118,7 +123,7 @@ class Flagged(click.Option):
         kind, default = self.made_from.kind, self.get_default(ctx)
         if isinstance(kind, Flag):
             return "  [default: on]" if default else ""
-        if default is None:
+        if default is None or default == ():
             return f"  [default: {self.made_from.missing}]" if self.made_from.missing else ""
         return f"  [default: {kind.show(default)}]"
 

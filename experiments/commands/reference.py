@@ -94,4 +94,4 @@ def _values(kind: Kind) -> str:
 def _default(one: Option) -> str:
     if isinstance(one.kind, Flag):
         return "on" if one.default else "off"
-    return one.missing if one.default is None else f"`{one.kind.show(one.default)}`"
+    return one.missing if one.default in (None, ()) else f"`{one.kind.show(one.default)}`"

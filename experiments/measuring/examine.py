@@ -2,8 +2,9 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from bigbatch.comm.wires.transport import Transport
 from bigbatch.experiments.measuring.kits import KITS
 from bigbatch.experiments.training.assemble import task_of
 from bigbatch.models import MODELS
+from bigbatch.models.kinds import kind_named, safe
 from bigbatch.models.model import Model
 from bigbatch.models.settings import ModelSettings
 from bigbatch.optimizers import OPTIMIZERS, SCHEDULES
@@ -100,11 +102,16 @@ def kind_of(name: str) -> str:
             return kind
     if name.partition(":")[0] in STRATEGIES.names():
         return "strategy"
+    if safe(name) or Path(name).is_dir():
+        return "model"
     if ":" not in name:
         known = dict.fromkeys(known for registry in registries.values() for known in registry.names())
         raise unknown_name("name", name, known, "; or name your own as FILE.py:Name")
     found = Registry("object", "", {}).load(name)
-    for kind, base in (("strategy", Strategy), ("task", Task), ("model", Model), ("optimizer", torch.optim.Optimizer)):
+    for kind, base in (
+        *(("strategy", Strategy), ("task", Task), ("model", Model), ("model", torch.nn.Module)),
+        ("optimizer", torch.optim.Optimizer),
+    ):
         if inspect.isclass(found) and issubclass(found, base):
             return kind
     if inspect.isclass(found) or not callable(found):
@@ -185,7 +192,7 @@ def task_subject(name: str, data: DataSettings, model: ModelSettings) -> Subject
 
     def made() -> tuple[Task, torch.nn.Module]:
         task = task_of(data.changed({"task": name}))
-        return task, MODELS.load(model.kind(task.default_model)).build(task, model, 0)
+        return task, kind_named(model.kind(task.default_model)).build(task, model, 0)
 
     def values(_: Transport) -> list[Any]:
         task, module = made()
@@ -200,7 +207,7 @@ def task_subject(name: str, data: DataSettings, model: ModelSettings) -> Subject
 
 def model_subject(name: str, data: DataSettings, model: ModelSettings) -> Subject:
     """A kind of model with the task that the settings name."""
-    kind: type[Model] = MODELS.load(name)
+    kind, model = kind_named(name), replace(model, model=name)
 
     def values(_: Transport) -> list[Any]:
         module = kind.build(task_of(data), model, 0)

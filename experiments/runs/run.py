@@ -410,6 +410,10 @@ def chosen_folder(out: Path | None, name: str) -> Path:
     return out
 
 
+OF_MODELS = "transformers"
+"""The library whose version is part of the environment only where a model comes from it."""
+
+
 def environment() -> dict[str, Any]:
     """Returns the environment of a run: the versions of the software, and the platform."""
     return {
@@ -417,6 +421,7 @@ def environment() -> dict[str, Any]:
         "python": sys.version.split()[0],
         "torch": torch.__version__,
         "numpy": np.__version__,
+        **({OF_MODELS: sys.modules[OF_MODELS].__version__} if OF_MODELS in sys.modules else {}),
         "platform": platform.platform(),
     }
 

@@ -1,8 +1,9 @@
-"""The weights of a run's trained models, a file for each arm."""
+"""The weights of a run's trained models, a file or a folder for each arm."""
 
 import io
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -10,6 +11,9 @@ from torch import Tensor
 
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.files import damaged, read_bytes, replacing
+from bigbatch.models.model import SavesItself
+from bigbatch.tasks.tokenizer_files import write_vocabulary
+from bigbatch.tasks.vocabulary import Vocabulary
 
 WEIGHTS = "model-*.pt"
 """The pattern of the files' names."""
@@ -21,6 +25,43 @@ LARGEST_WEIGHTS = 2**36
 def weights_file(arm: str) -> str:
     """The name of the file that has the weights of an arm's model."""
     return WEIGHTS.replace("*", arm)
+
+
+def model_folder(arm: str) -> str:
+    """The name of the folder that has an arm's model instead, if that is saved in a form of its own."""
+    return weights_file(arm).removesuffix(".pt")
+
+
+def write_model(folder: Path, model: SavesItself, weights: Mapping[str, Tensor], vocabulary: Vocabulary | None) -> None:
+    """Write a model that is saved in a form of its own, with the tokenizer that belongs to it.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as part:
+        model.save(Path(part), weights)
+        if vocabulary is not None:
+            write_vocabulary(Path(part), vocabulary)
+        folder.mkdir(exist_ok=True)
+        for path in sorted(Path(part).iterdir()):
+            path.replace(folder / path.name)
+
+
+def remove_models(run: Path) -> None:
+    """Remove the models of an earlier run from a run's folder, and nothing else.
+
+    Raises:
+        OSError: a file cannot be removed.
+    """
+    for path in run.glob(WEIGHTS):
+        path.unlink()
+    for folder in run.glob(model_folder("*")):
+        if folder.is_dir() and not folder.is_symlink():
+            for path in folder.iterdir():
+                if path.is_file() and path.suffix in (".json", ".safetensors"):
+                    path.unlink()
+            if not any(folder.iterdir()):
+                folder.rmdir()
 
 
 def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:

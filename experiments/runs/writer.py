@@ -27,8 +27,10 @@ from bigbatch.experiments.runs.run import (
     plain_value,
     write_json,
 )
-from bigbatch.experiments.runs.weights import WEIGHTS, weights_file, write_weights
+from bigbatch.experiments.runs.weights import model_folder, remove_models, weights_file, write_model, write_weights
+from bigbatch.models.model import SavesItself
 from bigbatch.tasks.answers import Answer
+from bigbatch.tasks.vocabulary import Vocabulary
 
 SECONDS_TO_NEXT_TRY = 1.0
 """Seconds after which it is tried again to write lines that found no room."""
@@ -66,8 +68,9 @@ class RunWriter:
         self._open.enter_context(claimed(folder))
         try:
             self._claimed = self._place.stat()
-            for stale in (SUMMARY, TRACE, METRICS, EXAMPLES, *(file.name for file in self._place.glob(WEIGHTS))):
+            for stale in (SUMMARY, TRACE, METRICS, EXAMPLES):
                 (self._place / stale).unlink(missing_ok=True)
+            remove_models(self._place)
             self._metrics = self._open.enter_context((self._place / METRICS).open("ab", buffering=0))
         except OSError as error:
             self._open.close()
@@ -98,6 +101,11 @@ class RunWriter:
     def weights(self, arm: str, weights: Mapping[str, Tensor]) -> None:
         """Write the weights of the model that an arm has trained."""
         self._write(weights_file(arm), lambda: write_weights(self._place / weights_file(arm), weights))
+
+    def model(self, arm: str, model: SavesItself, weights: Mapping[str, Tensor], vocabulary: Vocabulary | None) -> None:
+        """Write the model that an arm has trained, if it is saved in a form of its own, and its tokenizer."""
+        folder = model_folder(arm)
+        self._write(folder, lambda: write_model(self._place / folder, model, weights, vocabulary))
 
     def examples(self, answers: Mapping[str, Sequence[Answer]]) -> None:
         """Write examples.md: inputs, references, and what the model of each arm has written."""

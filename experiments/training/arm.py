@@ -14,6 +14,7 @@ from bigbatch.experiments.training.history import History, without_unmeasured
 from bigbatch.experiments.training.precision_speed import remark_on
 from bigbatch.experiments.training.progress import Reporter
 from bigbatch.experiments.training.settings import Settings
+from bigbatch.models.model import SavesItself
 from bigbatch.training.trainer import Trainer
 
 VALIDATIONS = 8
@@ -31,11 +32,13 @@ class Trained:
         history: the updates and the validations.
         measured: what the task has measured on each held-out example at the end; None on workers that did not measure.
         weights: the trained model's state by name; None on all workers but worker 0, or if nobody asked for it.
+        model: the model, if it saves its state in a form of its own.
     """
 
     history: History
     measured: list[Any] | None
     weights: dict[str, Tensor] | None
+    model: SavesItself | None = None
 
 
 def train(
@@ -122,7 +125,8 @@ def train_and_measure(
     with doing(f"measuring the arm {arm} at its end"):
         if measured is None:
             measured = trainer.measure(validation_examples(trainer, settings))
-        return Trained(history, measured, trainer.weights() if settings.observation.weights else None)
+        weights = trainer.weights() if settings.observation.weights else None
+        return Trained(history, measured, weights, trainer.model if isinstance(trainer.model, SavesItself) else None)
 
 
 def validation_examples(trainer: Trainer, settings: Settings) -> int:

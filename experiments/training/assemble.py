@@ -15,7 +15,7 @@ from bigbatch.comm.strategies.strategy import Strategy
 from bigbatch.comm.transports.launch import Launch
 from bigbatch.experiments.training.launcher import usable_cores
 from bigbatch.experiments.training.settings import UNSCALED, Request, Settings
-from bigbatch.models import MODELS
+from bigbatch.models.kinds import kind_named
 from bigbatch.models.model import Model
 from bigbatch.models.sizes import ModelSize
 from bigbatch.optimizers import SCALING_RULES, SCHEDULES
@@ -77,6 +77,15 @@ class Assembly:
         self.examples = settings.examples(task.default_tokens, task.example_tokens)
         self._kind = kind_of_model(settings, type(task))
         self.precision = PRECISIONS[settings.machine.precision]
+        self._first: nn.Module | None = None
+
+    def try_model(self) -> None:
+        """Build the model that `model` will return first, to refuse early what cannot be built.
+
+        Raises:
+            ConfigurationError: the model cannot be built for this task.
+        """
+        self._first = self.model()
 
     def model(self) -> nn.Module:
         """Builds a new model, with the same weights on every rank, in the precision that weights are kept in.
@@ -84,8 +93,10 @@ class Assembly:
         Raises:
             ConfigurationError: the model cannot be built for this task.
         """
-        model = self._kind.build(self.task, self.settings.model, self.settings.batch.seed)
-        return model if self.precision.weights == FP32 else model.to(self.precision.dtype)
+        made, self._first = self._first, None
+        if made is None:
+            made = self._kind.build(self.task, self.settings.model, self.settings.batch.seed)
+        return made if self.precision.weights == FP32 else made.to(self.precision.dtype)
 
     def size(self) -> ModelSize:
         """Computes the size of the model, for simulated time."""
@@ -173,7 +184,9 @@ def kind_of_model(settings: Settings, task: type[Task]) -> type[Model]:
             f"The model {name} cannot learn the task {settings.data.task}, which takes the model {task.default_model}: "
             "leave --model out, or name a size: tiny, small, base or big."
         )
-    kind: type[Model] = MODELS.load(name)
+    kind = kind_named(name)
+    if not kind.takes_options:
+        settings.model.refuse({"model_option"}, "which has no options beside those of every model")
     return kind
 
 

@@ -75,6 +75,7 @@ def conduct(
         raise LaunchError("--simulate runs all ranks in one process: run it without mpirun or torchrun.")
     plan = settings.plan(started)
     check(request, plan, strategy)
+    _keep_model(settings.model.model, out)
     name = f"simulated-{simulated}" if simulated is not None else str(plan.workers)
     place = partial(chosen_folder, out, f"{Path(request.strategy).name.replace(':', '-')}-{name}")
     if simulated is not None:
@@ -103,6 +104,18 @@ def conduct(
         lambda: strategy.connect(launch, str(device), settings.wires.deadline), failed, reporter.tell
     ) as transport:
         return experiment.run(transport)
+
+
+def _keep_model(model: str | None, out: Path | None) -> None:
+    """Refuses to write a run where the model that it begins with is: the run would remove it first.
+
+    Raises:
+        ConfigurationError: the model's folder is in the run's.
+    """
+    if model is not None and out is not None and out.resolve() in Path(model).resolve().parents:
+        raise ConfigurationError(
+            f"The model {model} is in the folder {out} of the run, which replaces it: choose another folder by --out."
+        )
 
 
 def _started(folder: Path, start: Callable[[], None], *, new: bool) -> Run:

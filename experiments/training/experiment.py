@@ -24,6 +24,7 @@ from bigbatch.experiments.training.progress import Reporter
 from bigbatch.experiments.training.settings import Request
 from bigbatch.experiments.training.simulated import Simulation, fastest
 from bigbatch.experiments.training.tracing import Tracing
+from bigbatch.models.model import SavesItself
 from bigbatch.tasks.answers import Answer, AnsweringTask
 from bigbatch.tasks.task import Task
 from bigbatch.training.batches import Arm, BatchPlan
@@ -88,6 +89,7 @@ class Experiment:
         arms = settings.batch.chosen_arms(self.plan)
         for arm in arms:
             assembly.optimizer(arm.plan, self.strategy)  # what it refuses, it refuses before the first arm
+        together(transport, assembly.try_model)
         tell = self.reporter.tell
         self.reporter.remark(assembly.task.remarks)
         writer = together(transport, lambda: RunWriter(self.place(), tell) if transport.rank == 0 else None)
@@ -238,7 +240,7 @@ class WritingRecorder(Recorder):
         self._writer = writer
         self._task = task
         self._answers: dict[str, list[Answer]] = {}
-        self._weights: dict[str, dict[str, Tensor]] = {}
+        self._weights: dict[str, tuple[dict[str, Tensor], SavesItself | None]] = {}
 
     def metric(self, record: dict[str, Any]) -> None:
         """Write the record of an update or of a validation."""
@@ -247,7 +249,7 @@ class WritingRecorder(Recorder):
     def trained(self, arm: str, trained: Trained) -> None:
         """Keep the weights of an arm that was trained, and its answers."""
         if trained.weights is not None:
-            self._weights[arm] = trained.weights
+            self._weights[arm] = trained.weights, trained.model
         if trained.measured and isinstance(self._task, AnsweringTask):
             self._answers[arm] = [Answer(*entry) for entry in trained.measured[:EXAMPLES_SHOWN]]
 
@@ -258,5 +260,8 @@ class WritingRecorder(Recorder):
         """
         if self._answers:
             self._writer.examples(self._answers)
-        for arm, weights in self._weights.items():
-            self._writer.weights(arm, weights)
+        for arm, (weights, model) in self._weights.items():
+            if model is None:
+                self._writer.weights(arm, weights)
+            else:
+                self._writer.model(arm, model, weights, self._task.vocabulary)

@@ -4,14 +4,16 @@ import hashlib
 import json
 from collections.abc import Iterable
 from functools import cache
+from importlib.metadata import distributions
 from pathlib import Path
 
 import bigbatch
 from bigbatch import comm, experiments
 from bigbatch.comm.cache import cache_folder
 from bigbatch.comm.simulation.presets import THIS_MACHINE
-from bigbatch.experiments.runs.run import environment
+from bigbatch.experiments.runs.run import OF_MODELS, environment
 from bigbatch.experiments.training.settings import Request
+from bigbatch.tasks.tokenizer_files import MODEL
 
 
 def identity_of(request: Request) -> str:
@@ -22,26 +24,36 @@ def identity_of(request: Request) -> str:
     """
     options = request.written()
     contents = {str(path): digest([path]) for path in files_named(request)}
-    versions = {name: version for name, version in environment().items() if name != "platform"}
+    versions = {name: version for name, version in environment().items() if name not in ("platform", OF_MODELS)}
+    model = str(request.settings.model.model)
+    if model.startswith("hf:") or (Path(model) / MODEL).is_file():
+        versions |= {point.metadata["Name"]: point.version for point in distributions(name=OF_MODELS)}
     everything = {**options, "contents": contents, "source": source(), **versions}
     return hashlib.sha256(json.dumps(everything, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def files_named(request: Request) -> list[Path]:
-    """Lists the existing files that options name: paths, FILE.py:Name, FILE.toml, and this machine's network."""
+    """Lists the existing files that options name: paths, models' folders, FILE.py:Name, networks."""
     paths = []
     for value in (request.strategy, *request.settings.flat().values(), *request.options.values()):
         if isinstance(value, Path):
-            paths.append(value)
+            paths += _in_folder(value) if value.is_dir() else [value]
         elif isinstance(value, str):
             place = value.rpartition(":")[0]
             if place.endswith(".py"):
                 paths.append(Path(place))
+            elif (Path(value) / MODEL).is_file():
+                paths += _in_folder(Path(value))
             elif value.endswith(".toml"):
                 paths.append(Path(value))
             elif value == THIS_MACHINE:
                 paths.append(cache_folder() / f"{THIS_MACHINE}.toml")
     return [path for path in paths if path.is_file()]
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    """The files of a model and its tokenizer."""
+    return sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")])
 
 
 def digest(files: Iterable[Path]) -> str:

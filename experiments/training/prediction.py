@@ -1,6 +1,7 @@
 """Predictions of trained models, on words of the user's own."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import torch
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.options import options_of
 from bigbatch.experiments.runs.run import CONFIG, Run
-from bigbatch.experiments.runs.weights import read_weights
+from bigbatch.experiments.runs.weights import model_folder, read_weights
 from bigbatch.experiments.training.assemble import Assembly, task_of
 from bigbatch.experiments.training.settings import Settings
+from bigbatch.models.settings import ModelSettings
 
 
 def predict(folder: Path, texts: Sequence[str], arm: str | None = None, **choices: Any) -> list[str]:
@@ -31,8 +33,13 @@ def predict(folder: Path, texts: Sequence[str], arm: str | None = None, **choice
     """
     run = Run.read(folder)
     name = chosen_arm(run.summary["arms"], arm, folder)
-    weights = read_weights(folder, name)
     settings = _settings(run.config(), folder).changed(choices)
+    saved = folder / model_folder(name)
+    weights = None
+    if saved.is_dir():  # the model is in a form of its own, sizes and all
+        settings = replace(settings, model=ModelSettings(model=str(saved)))
+    else:
+        weights = read_weights(folder, name)
     task = task_of(settings.data)
     if task.corpus_sha256 != run.summary.get("corpus_sha256"):
         raise ConfigurationError(
@@ -41,7 +48,8 @@ def predict(folder: Path, texts: Sequence[str], arm: str | None = None, **choice
         )
     model = Assembly(settings, task).model()
     try:
-        model.load_state_dict(weights)
+        if weights is not None:
+            model.load_state_dict(weights)
     except (RuntimeError, AttributeError) as error:
         raise ConfigurationError(
             f"The weights of the arm {name} in {folder} do not fit the model that {CONFIG} describes: {error}"

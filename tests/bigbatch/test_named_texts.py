@@ -361,7 +361,7 @@ def test_a_data_set_that_cannot_be_had_is_told(datasets: MadeUpDatasets, monkeyp
     told = refused("hugging-face:a/b")
     assert told.startswith("The data set a/b cannot be loaded (Couldn't reach 'a/b' on the Hub): check ")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    assert refused("hugging-face:a/b").endswith("pip install 'bigbatch[hugging-face]'")
+    assert refused("hugging-face:a/b").endswith("pip install 'bigbatch[hf]'")
 
 
 @pytest.mark.slow

@@ -94,7 +94,7 @@ def test_a_name_has_the_same_tokens_in_the_question_and_in_the_passage(task, que
     first = [row for row, one in enumerate(questions.training) if one.start == len(f"{names[row]}: ")]
     assert len(first) > 500
     for row, passage in zip(first, task.batch("training", np.array(first)).passages, strict=True):
-        (name,) = task._vocabulary.encode_each([f" {names[row]}"])
+        (name,) = task.vocabulary.encode_each([f" {names[row]}"])
         assert passage.tokens[passage.first :][: len(name)] == name
         assert passage.tokens[2 : 2 + len(name)] == name
 
@@ -102,7 +102,7 @@ def test_a_name_has_the_same_tokens_in_the_question_and_in_the_passage(task, que
 def test_the_parts_of_a_sequence(task, questions):
     """Question, end, passage, end, padding."""
     batch = task.batch("training", np.arange(20))
-    end = task._vocabulary.end
+    end = task.vocabulary.end
     for row in range(20):
         tokens, length = batch.tokens[row].tolist(), int(batch.mask[row].sum())
         ends = [place for place in range(length) if tokens[place] == end]
@@ -110,8 +110,8 @@ def test_the_parts_of_a_sequence(task, questions):
         assert ends[1] == length - 1
         assert batch.passage[row].nonzero().flatten().tolist() == list(range(ends[0] + 1, ends[1]))
         asked, told = tokens[: ends[0]], tokens[ends[0] + 1 : ends[1]]
-        assert task._vocabulary.decode(np.array(asked)) == questions.training[row].question
-        assert task._vocabulary.decode(np.array(told)) == f" {questions.training[row].passage}"
+        assert task.vocabulary.decode(np.array(asked)) == questions.training[row].question
+        assert task.vocabulary.decode(np.array(told)) == f" {questions.training[row].passage}"
         assert task.lengths("training")[row] == length
 
 
@@ -259,7 +259,7 @@ def test_passages_that_are_too_long(cache):
     )
     batch = cut.batch("training", np.array([1]))
     assert batch.tokens.shape == (1, 20)
-    assert batch.tokens[0, -1] == cut._vocabulary.end
+    assert batch.tokens[0, -1] == cut.vocabulary.end
     assert batch.passages[0].answer(tuple(batch.targets[0].tolist())) == "Here" == batch.references[0]
     assert cut.lengths("training").max() == 20
     dropped = task_of(long, cache, context=20, too_long="drop")

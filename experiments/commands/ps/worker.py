@@ -42,7 +42,10 @@ class WorkerSettings(Options):
         None, Name(TASKS.names, "FILE.py:Task"), "This worker's copy of the servers' task.", missing="the servers'"
     )
     model: str | None = option(
-        None, Name(MODELS.names, "FILE.py:Model"), "This worker's copy of the servers' model.", missing="the servers'"
+        None,
+        Name(MODELS.names, "FOLDER/ or FILE.py:Model"),
+        "This worker's copy of the servers' model.",
+        missing="the servers'",
     )
     threads: int = option(1, Whole(most=1024), "Threads that torch uses.")
     device: str = option("auto", Text("DEVICE"), "Device to compute on: auto, cpu, cuda or cuda:N.")

@@ -24,6 +24,7 @@ from bigbatch.experiments.training.served.notes import row_of
 from bigbatch.experiments.training.served.offer import Announcement, facts_of
 from bigbatch.experiments.training.settings import Settings
 from bigbatch.models import MODELS
+from bigbatch.models.kinds import safe
 from bigbatch.models.settings import PRESETS
 from bigbatch.optimizers.standard import optimizer_named
 from bigbatch.tasks import TASKS
@@ -179,11 +180,17 @@ class NetworkWorker:
             raise MismatchError(
                 f"The settings of the server at {self.addresses[0]} are not those of this bigbatch ({error})."
             ) from error
+        if isinstance(settings.data.vocabulary, Path):
+            raise MismatchError(
+                f"The server at {self.addresses[0]} uses the tokenizer in its folder {settings.data.vocabulary}, which "
+                "this worker does not have: servers on a network can be used with --vocabulary and a number alone."
+            )
+        # Never a file that a server names.
         for what, name, given, known in (
             ("task", settings.data.task, self.task, TASKS.names()),
             ("model", settings.model.model, self.model, [None, *MODELS.names(), *PRESETS]),
         ):
-            if given is None and name not in known:  # never a file that a server names
+            if given is None and name not in known and not (what == "model" and safe(str(name))):
                 raise MismatchError(
                     f"The server trains the {what} {name!r}, which is not one of bigbatch's own: name your copy of it "
                     f"with --{what}."

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = {"torch", "scipy", "matplotlib", "mpi4py", "zmq", "tokenizers", "pandas"}
+HEAVY = {"torch", "scipy", "matplotlib", "mpi4py", "zmq", "tokenizers", "transformers", "pandas"}
 """Nothing that is only looked at may import these."""
 
 LIGHT = ("help", "version", "misspelt", "words")

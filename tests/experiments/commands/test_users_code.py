@@ -15,6 +15,7 @@ FILE = """
 import os
 import sys
 from helper import more
+from torch import nn
 from bigbatch.comm.collectives.ring import ring
 from bigbatch.comm.strategies.all_reduce import AllReduce
 from bigbatch.models.decoder import Decoder
@@ -60,7 +61,7 @@ class Hidden(LanguageModelling):
 class Interrupts(Hidden):
     error = KeyboardInterrupt
 
-class Asks(Hidden):
+class AsksUser(Hidden):
     error = EOFError("no answer")
 
 class MetricsRaises(LanguageModelling):
@@ -76,6 +77,29 @@ class BuildRaises(Decoder):
     def build(cls, task, settings, seed):
         more("build")
 
+class Means(nn.Module):
+    def __init__(self, vocabulary_size, layers, width, heads, depth=1):
+        super().__init__()
+        self.table = nn.Embedding(vocabulary_size, vocabulary_size)
+    def forward(self, tokens):
+        return self.table(tokens).mean(1)
+
+class TakesMore(Means):
+    def forward(self, tokens, more):
+        return self.table(tokens)
+
+class Asks(nn.Module):
+    def __init__(self, colour):
+        super().__init__()
+
+class Raises(nn.Module):
+    def __init__(self, layers, width, heads):
+        more("module")
+
+made = nn.Linear(1, 1)
+
+def no_module(layers, width, heads): return None
+
 class NotBuilt(Decoder.__mro__[1]):
     pass
 
@@ -90,7 +114,7 @@ class Updates(AllReduce):
 
 CASES = {
     "optimizer": (["ring", "--optimizer", "mine.py:factory"], "ValueError: factory (helper.py, line 2, in more)"),
-    "optimizer takes nothing": (["ring", "--optimizer", "mine.py:takes_nothing"], "was given (mine.py, line 12)"),
+    "optimizer takes nothing": (["ring", "--optimizer", "mine.py:takes_nothing"], "was given (mine.py, line 13)"),
     "optimizer makes none": (["ring", "--optimizer", "mine.py:makes_none"], "type int for a learning rate, but must"),
     "optimizer is none": (
         ["ring", "--optimizer", "mine.py:number"],
@@ -108,17 +132,35 @@ CASES = {
     "scaling": (["ring", "--scaling", "mine.py:rule"], "ValueError: rule (helper.py, line 2, in more)"),
     "prepare": (["ring", "--task", "mine.py:PrepareRaises"], "ValueError: prepare (helper.py, line 2, in more)"),
     "loss": (["ring", "--task", "mine.py:LossRaises"], "ValueError: loss (helper.py, line 2, in more)"),
-    "loss exits": (["ring", "--task", "mine.py:LossExits"], "mine.py ended the program (mine.py, line 31, in loss)"),
-    "loss dies": (["ring", "--task", "mine.py:LossDies"], "mine.py ended the program (mine.py, line 35, in loss)"),
-    "loss interrupts": (["ring", "--task", "mine.py:Interrupts"], "KeyboardInterrupt (mine.py, line 45, in loss)"),
-    "loss asks": (["ring", "--task", "mine.py:Asks"], "EOFError: no answer (mine.py, line 45, in loss)"),
+    "loss exits": (["ring", "--task", "mine.py:LossExits"], "mine.py ended the program (mine.py, line 32, in loss)"),
+    "loss dies": (["ring", "--task", "mine.py:LossDies"], "mine.py ended the program (mine.py, line 36, in loss)"),
+    "loss interrupts": (["ring", "--task", "mine.py:Interrupts"], "KeyboardInterrupt (mine.py, line 46, in loss)"),
+    "loss asks": (["ring", "--task", "mine.py:AsksUser"], "EOFError: no answer (mine.py, line 46, in loss)"),
     "metrics": (["ring", "--task", "mine.py:MetricsRaises"], "ValueError: metrics (helper.py, line 2, in more)"),
     "measure": (["ring", "--task", "mine.py:MeasureRaises"], "ValueError: measure (helper.py, line 2, in more)"),
     "build": (["ring", "--model", "mine.py:BuildRaises"], "ValueError: build (helper.py, line 2, in more)"),
     "no task": (["ring", "--task", "mine.py:BuildRaises"], "but must be a class derived from bigbatch.tasks.task.Task"),
     "no model": (
-        ["ring", "--model", "mine.py:factory"],
-        "must be a class derived from bigbatch.models.model.Model",
+        ["ring", "--model", "mine.py:number"],
+        "must be a class of torch.nn.Module, a function that makes a module, or a class derived from bigbatch.models",
+    ),
+    "function": (["ring", "--model", "mine.py:factory"], "mine.py:factory asks for 'lr', which nobody gives it"),
+    "makes no module": (["ring", "--model", "mine.py:no_module"], "must be a torch.nn.Module, but is None"),
+    "module asks": (["ring", "--model", "mine.py:Asks"], "asks for 'colour', which nobody gives it: set it by"),
+    "module raises": (["ring", "--model", "mine.py:Raises"], "ValueError: module (helper.py, line 2, in more)"),
+    "module takes more": (
+        ["ring", "--model", "mine.py:TakesMore"],
+        "which calls model(tokens) and takes (batch, sequence, vocabulary) logits: TypeError",
+    ),
+    "module returns no logits": (["ring", "--model", "mine.py:Means"], "takes (batch, sequence, vocabulary) logits"),
+    "module is made": (["ring", "--model", "mine.py:made"], "is a module that is made already: name its class"),
+    "module has no such argument": (
+        ["ring", "--model", "mine.py:Means", "--positions", "learnt"],
+        "--positions cannot",
+    ),
+    "module has no such option": (
+        ["ring", "--model", "mine.py:Means", "--model-option", "depht=3"],
+        "has no argument 'depht' (did you mean 'depth'?), which --model-option sets",
     ),
     "strategy begins": (["mine.py:Begins"], "ValueError: begins (helper.py, line 2, in more)"),
     "strategy updates": (["mine.py:Updates"], "ValueError: updates (helper.py, line 2, in more)"),
