@@ -77,14 +77,16 @@ class DynamicLossScale(MeanLoss):
 
     Args:
         tokens: as for `MeanLoss`.
+        alike: whether all workers make the same updates.
 
     Attributes:
         value: S.
         good: number of updates that were applied since S changed.
     """
 
-    def __init__(self, tokens: float) -> None:
+    def __init__(self, tokens: float, *, alike: bool = True) -> None:
         super().__init__(tokens)
+        self._alike = alike
         self.value = FIRST_SCALE
         self.good = 0
 
@@ -97,15 +99,16 @@ class DynamicLossScale(MeanLoss):
         """Halves S if the worker's gradients were not finite, and doubles it after many updates that were applied.
 
         Raises:
-            ConfigurationError: gradients are not finite although S is at its least. Workers that make the same updates
-                find the same.
+            ConfigurationError: gradients are not finite although S is at its least; marked `everywhere` if all workers
+                make the same updates, and so find the same.
         """
         if outcome is Outcome.NOT_FINITE:
             if self.value <= LEAST_SCALE:
                 raise ConfigurationError(
                     f"The gradients are not finite even with the smallest loss scale, {LEAST_SCALE:g}: the training "
                     "has diverged. Use a lower --learning-rate, --warmup or --clip; or --precision bf16, which has a "
-                    "wider range."
+                    "wider range.",
+                    everywhere=self._alike,
                 )
             self.value, self.good = self.value / 2, 0
         elif outcome is Outcome.APPLIED:
@@ -122,13 +125,14 @@ class DynamicLossScale(MeanLoss):
         self.value, self.good = state["scale"], state["good"]
 
 
-def loss_scale_for(precision: Precision, tokens: float) -> LossScale:
+def loss_scale_for(precision: Precision, tokens: float, *, alike: bool = True) -> LossScale:
     """Makes the loss scale that a precision needs: only fp16 needs any.
 
     Args:
         precision: what the model computes in.
         tokens: the expected number of tokens of a micro-batch.
+        alike: whether all workers make the same updates.
     """
     if precision.computes != FP16:
         return LossScale()
-    return DynamicLossScale(tokens) if precision.scaled else MeanLoss(tokens)
+    return DynamicLossScale(tokens, alike=alike) if precision.scaled else MeanLoss(tokens)

@@ -12,17 +12,19 @@ import atexit
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from itertools import islice
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bigbatch.comm.errors import ConfigurationError, DeadlockError, quoted
-from bigbatch.comm.kinds import SECONDS, Flag, checked
+from bigbatch.comm.kinds import SECONDS, Flag, Name, Number, checked
 from bigbatch.comm.parameters import FlatParameters
+from bigbatch.comm.precisions import FP32
 from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.comm.strategies.strategy import StepReport, Strategy
 from bigbatch.comm.transports.launch import detect
@@ -31,10 +33,15 @@ from bigbatch.comm.wires.life import now_doing
 from bigbatch.comm.wires.transport import Transport, current_transport
 from bigbatch.optimizers.standard import factory_of
 from bigbatch.tasks.loss import checked_loss
+from bigbatch.training.loss_scale import LossScale, loss_scale_for
+from bigbatch.training.precision import PRECISIONS, Precision
 from bigbatch.training.pushes import Pushes
 from bigbatch.training.whole_model import SharedBuffers
 
 Item = TypeVar("Item")
+
+OWN_WEIGHTS = tuple(name for name, precision in PRECISIONS.items() if precision.weights == FP32)
+"""Names of the precisions that leave a model's weights as they are."""
 
 
 def attach(
@@ -46,6 +53,8 @@ def attach(
     transport: Transport | None = None,
     overlap: bool = True,
     broadcast_buffers: bool = True,
+    precision: str = FP32,
+    micro_batch_tokens: float | None = None,
     deadline: float = DEFAULT_DEADLINE,
     **settings: Any,
 ) -> "Session":
@@ -64,18 +73,28 @@ def attach(
         overlap: whether buckets are sent while backward still runs.
         broadcast_buffers: whether every worker's model takes worker 0's buffers, such as the running means of norms,
             after each update; workers that are not in step keep their own.
+        precision: what the model computes in within `Session.autocast`: "fp32", "bf16" or "fp16".
+        micro_batch_tokens: expected number of tokens of a loss, the same on all ranks; for fp16, whose scale applies to
+            the mean.
         deadline: seconds after which a wait gives up.
         settings: the keyword arguments that the optimiser is called with, such as `lr=1e-3`.
 
     Raises:
-        ConfigurationError: there is no such strategy, it cannot train this model, or the optimiser does not take its
-            settings.
+        ConfigurationError: there is no such strategy, it cannot train this model, the optimiser does not take its
+            settings, or fp16 is to be computed in and nobody says of how many tokens a loss is.
         LaunchError: there are too few ranks.
         MismatchError: on every rank, if the ranks have different models.
     """
     deadline = checked("The deadline", SECONDS, deadline)
     overlap = checked("overlap", Flag(), overlap)
     broadcast_buffers = checked("broadcast_buffers", Flag(), broadcast_buffers)
+    computes = PRECISIONS[checked("The precision", Name(lambda: OWN_WEIGHTS), precision)]
+    tokens = None if micro_batch_tokens is None else checked("micro_batch_tokens", Number(least=1), micro_batch_tokens)
+    if computes.scaled and tokens is None:
+        raise ConfigurationError(
+            "fp16 needs a loss scale, which depends on the number of tokens behind a loss: give about how many "
+            "there are by micro_batch_tokens=..., the same on all ranks."
+        )
     kind: type[Strategy] = STRATEGIES.load(strategy).configured(options or {})
     make = factory_of(optimizer, **settings)
     parameters = FlatParameters(model)
@@ -90,7 +109,16 @@ def attach(
     made = kind(wires)
     made.start(parameters, make)
     close = wires.close if own else lambda: None
-    session = Session(made, parameters, overlap=overlap, broadcast_buffers=broadcast_buffers, close=close)
+    scale = loss_scale_for(computes, tokens or 1.0, alike=made.in_step())
+    session = Session(
+        made,
+        parameters,
+        overlap=overlap,
+        broadcast_buffers=broadcast_buffers,
+        precision=computes,
+        scale=scale,
+        close=close,
+    )
     if own and wires.size > 1:
         atexit.register(_abort_after_an_error, weakref.ref(session))
     now_doing("training in a loop of its own")
@@ -108,6 +136,8 @@ class Session:
         parameters: the parameters of the model.
         overlap: whether buckets are sent while backward still runs.
         broadcast_buffers: whether every worker's model takes worker 0's buffers after each update.
+        precision: what the model computes in within `autocast`.
+        scale: what losses are multiplied by before backward.
         close: closes the transport when the session ends.
 
     Attributes:
@@ -124,6 +154,8 @@ class Session:
         *,
         overlap: bool,
         broadcast_buffers: bool,
+        precision: Precision,
+        scale: LossScale,
         close: Callable[[], None],
     ) -> None:
         self.strategy = strategy
@@ -131,7 +163,8 @@ class Session:
         self.workers = strategy.workers
         self._parameters = parameters
         self._buffers = SharedBuffers(strategy, broadcast=broadcast_buffers)
-        self._pushes = Pushes(strategy, overlap=overlap)
+        self._precision, self._scale = precision, scale
+        self._pushes = Pushes(strategy, scale=scale, overlap=overlap)
         if overlap and len(strategy.buckets) > 1:
             self._pushes.watch()
         self.report: StepReport | None = None
@@ -161,8 +194,14 @@ class Session:
             self._short = False
             self._update()
 
+    def autocast(self) -> AbstractContextManager[None]:
+        """Within the context the model's forward computes in the session's precision; `backward` stays outside."""
+        return self._precision.autocast(self._parameters.values.device)
+
     def backward(self, loss: Tensor, tokens: int, *, last: bool = True) -> StepReport | None:
         """Run backward; if it is the last one of an update, send the gradients and make the update.
+
+        In fp16 the loss is multiplied by a scale, and gradients are divided by it: leave torch's GradScaler out.
 
         Args:
             loss: the loss on a batch, summed over its tokens, in nats; never their mean.
@@ -184,7 +223,7 @@ class Session:
         if now:
             self._pushes.begin()
         with self._parameters.views.adding():
-            loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
+            loss.backward(torch.full_like(loss, self._scale.factor))  # type: ignore[no-untyped-call]  # torch has none
         self._tokens += tokens
         self._loss += float(loss.detach())
         self._pending = True
@@ -196,6 +235,7 @@ class Session:
         self._parameters.check()
         self._buffers.check()
         self.report = report = self.strategy.step(self._tokens, self._loss)
+        self._scale.follow(report.outcome)
         self._parameters.refuse()
         self.strategy.pull()
         self._buffers.share()

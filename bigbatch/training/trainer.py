@@ -167,7 +167,7 @@ class Trainer:
         self._buffers = SharedBuffers(strategy, broadcast=broadcast_buffers)
         self._compute_model = compute_model or ComputeModel()
         self._precision = precision
-        self._scale = loss_scale_for(precision, micro_batch_tokens(plan, task))
+        self._scale = loss_scale_for(precision, micro_batch_tokens(plan, task), alike=strategy.in_step())
         self._noise: NoiseScale | None = None
         self._micro_batch_squares: MicroBatchSquares | None = None
         if measure_noise and measurable(plan.workers, plan.accumulation, tells_squares=strategy.tells_squares):
@@ -247,7 +247,7 @@ class Trainer:
                 strategy.pull()
                 self._buffers.share()
             self._measure(number, tokens, report.squares)
-            self._follow(report.outcome)
+            self._scale.follow(report.outcome)
             self._position = report.next_update
             padding, imbalance = self.batches.waste(number)
             yield Update(
@@ -268,14 +268,6 @@ class Trainer:
                 padding=padding,
                 imbalance=imbalance,
             )
-
-    def _follow(self, outcome: Outcome) -> None:
-        """Have the loss scale take in what became of an update."""
-        try:
-            self._scale.follow(outcome)
-        except ConfigurationError as error:
-            error.everywhere = self.strategy.in_step()
-            raise
 
     def _measure(self, update: int, tokens: int, squares: Squares | None) -> None:
         """Let an update count for the noise scale, if as many examples are behind every draw."""

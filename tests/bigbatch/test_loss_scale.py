@@ -9,6 +9,7 @@ import torch
 from jobs import PROGRAMS, Run, quick
 from spiky import EXAMPLES, GRADIENTS, WIDTH, Product, Spiky, halvings
 
+import bigbatch
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.parameters import FlatParameters
 from bigbatch.comm.strategies import STRATEGIES
@@ -272,6 +273,43 @@ def test_a_training_resumes_with_its_scale():
     rest, resumed, _ = trained(Alone(), "ring", plan, state=state)
     assert [update.loss_scale for update in rest] == [update.loss_scale for update in whole[stop:]]
     assert resumed.tolist() == values.tolist()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_loop_of_ones_own_computes_in_fp16_as_the_trainer_does(workers):
+    """With the same batches: the same updates are skipped, and the weights are the same to the last bit."""
+
+    def own(transport):
+        model = Product.build()
+        session = bigbatch.attach(
+            model, torch.optim.SGD, lr=RATE, momentum=0.5, precision="fp16", micro_batch_tokens=4.0, transport=transport
+        )
+        outcomes = []
+        for micro_batches in batches(workers, 4, 1):
+            batch = torch.from_numpy(GRADIENTS[micro_batches[session.worker]]).float()
+            with session.autocast():
+                loss = model(batch).float().sum()
+            outcomes.append(session.backward(loss, 4).outcome)
+        values = model.weight.detach().flatten().clone()
+        session.close()
+        return outcomes, values
+
+    def ours(transport):
+        return trained(transport, "ring", lambda n: BatchPlan(4, 1, n))
+
+    for (outcomes, values), (updates, expected, _) in zip(
+        Cluster(workers).run(own), Cluster(workers).run(ours), strict=True
+    ):
+        assert outcomes == [update.outcome for update in updates]
+        assert BAD in outcomes
+        assert values.tolist() == expected.tolist()
+
+
+def test_a_loop_of_ones_own_must_say_how_many_tokens_a_loss_is_of():
+    with pytest.raises(ConfigurationError, match=r"fp16 needs a loss scale.*micro_batch_tokens"):
+        bigbatch.attach(Product.build(), torch.optim.SGD, lr=1.0, precision="fp16")
+    with pytest.raises(ConfigurationError, match=r"precision.*bf16-weights.*fp32, bf16, fp16, fp16-unscaled"):
+        bigbatch.attach(Product.build(), torch.optim.SGD, lr=1.0, precision="bf16-weights")
 
 
 def test_small_gradients_vanish_without_a_scale():
