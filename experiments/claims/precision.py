@@ -84,7 +84,7 @@ class Figure(Claim):
         cases = {
             "small gradients": (
                 (FP32, BF16, FP16, UNSCALED),
-                {"layers": 1, "width": 16, "heads": 2, "learning_rate": 1e-2, "micro_batch": crowd},
+                {"layers": 1, "width": 16, "heads": 2, "learning_rate": 5e-3, "micro_batch": crowd},
                 updates,
             ),
             "small steps": (
@@ -126,7 +126,7 @@ class Figure(Claim):
             verdict,
             sentence,
             f"{study.words}: {updates} updates of {crowd * task.example_tokens:,.0f} tokens at once with a rate of "
-            f"0.01, and {small_updates} of {32 * task.example_tokens:,.0f} with a rate of {SMALL_RATE:g}, with Adam "
+            f"0.005, and {small_updates} of {32 * task.example_tokens:,.0f} with a rate of {SMALL_RATE:g}, with Adam "
             f"and {len(seeds)} seed{'s' if len(seeds) > 1 else ''}; and a micro-batch of {TIMED} {study.examples} on "
             "two layers of several widths, one core, in all precisions by turns.",
             columns=(
