@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from bigbatch.models.positions import rotated
 
@@ -24,6 +25,7 @@ class TransformerShape:
         positions: how positions are told; see `bigbatch.models.positions`.
         pre_norm: whether a sublayer's input is normalised; if not, the sum of its input and its output is.
         dropout: share of the numbers that are dropped from a sublayer's output, while training.
+        recompute: whether backward computes a block again, instead of keeping what forward has computed within it.
     """
 
     vocabulary: int
@@ -34,6 +36,7 @@ class TransformerShape:
     positions: str = "learnt"
     pre_norm: bool = True
     dropout: float = 0.0
+    recompute: bool = False
 
 
 class KeyValueCache:
@@ -223,6 +226,10 @@ class Block(nn.Module):
 class Blocks(nn.ModuleList):
     """Blocks, one after the other.
 
+    If they recompute (Chen et al., "Training deep nets with sublinear memory cost", 2016), forward keeps the input of
+    each block only, and backward computes the block once more, with the same random numbers. The gradients are the
+    same. Where no gradients are computed, nothing is kept anyway.
+
     Args:
         shape: the sizes of the model.
         causal: whether a token sees only itself and the tokens before it.
@@ -231,6 +238,8 @@ class Blocks(nn.ModuleList):
 
     def __init__(self, shape: TransformerShape, *, causal: bool, looks: bool = False) -> None:
         super().__init__(Block(shape, causal=causal, looks=looks) for _ in range(shape.layers))
+        self._recompute = shape.recompute
+        self._random = shape.dropout > 0
 
     def forward(
         self,
@@ -241,7 +250,10 @@ class Blocks(nn.ModuleList):
     ) -> Tensor:
         """Applies every block to a residual stream, (batch, sequence, width); the arguments are those of a block."""
         for number, block in enumerate(self):
-            x = block(x, mask, memory, None if caches is None else caches[number])
+            if caches is None and self._recompute and torch.is_grad_enabled():
+                x = checkpoint(block, x, mask, memory, use_reentrant=False, preserve_rng_state=self._random)
+            else:
+                x = block(x, mask, memory, None if caches is None else caches[number])
         return x
 
 

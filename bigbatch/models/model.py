@@ -1,6 +1,7 @@
 """Models: what an experiment needs to know about a kind of model."""
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -16,7 +17,12 @@ class Model(ABC):
 
     To add one, derive from this class, write `build`, and name the class in the entry-point group "bigbatch.models"
     or on the command line as FILE.py:Model.
+
+    Attributes:
+        recomputes: whether `build` heeds `settings.recompute`; if not, `--recompute` is refused.
     """
+
+    recomputes: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod
@@ -37,7 +43,8 @@ class Model(ABC):
         """Says how many parameters the model has and how many operations a token costs, for simulated time.
 
         Unless this is overridden, the module is built without memory to count its parameters. Each parameter tensor
-        then counts as one part of the model, and a token costs six operations per parameter.
+        then counts as one part of the model, and a token costs six operations per parameter. A model that recomputes
+        counts as if backward computed all of forward once more.
         """
         with torch.device("meta"):
             module = cls.build(task, settings, seed=0)
@@ -52,6 +59,7 @@ class Model(ABC):
             size.parameters,
             size.flops_per_token,
             tuple(reversed(counts)),
+            float(settings.recompute),
         )
 
 
@@ -73,4 +81,5 @@ def shape_for(task: Task, settings: ModelSettings, stacks: int = 1) -> Transform
         settings.told(task.default_positions),
         settings.norm == "pre",
         settings.dropout,
+        settings.recompute,
     )

@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import ClassVar
 
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.kinds import Name, Number, Whole, physical_memory
+from bigbatch.comm.kinds import Flag, Name, Number, Whole, physical_memory
 from bigbatch.comm.options import Options, option
 from bigbatch.models import MODELS
 
@@ -58,6 +58,7 @@ class ModelSettings(Options):
         positions: how the model is told where a token stands, one of `POSITIONS`; None for the task's default.
         norm: one of `NORMS`.
         dropout: share of each sublayer's output that is dropped in training.
+        recompute: whether a block's activations are computed again in backward instead of kept (Chen et al. 2016).
 
     Raises:
         ConfigurationError: the model cannot fit into this machine's memory; or the heads do not divide the width, and
@@ -99,6 +100,11 @@ class ModelSettings(Options):
     norm: str = option("pre", Name(lambda: NORMS), "Normalise the input of each sublayer, or the sum after it.")
     dropout: float = option(
         0.0, Number(least=0, most=0.9), "Share of each sublayer's output that is dropped in training."
+    )
+    recompute: bool = option(
+        False,
+        Flag(),
+        "Compute each block again in backward instead of keeping its activations: less memory, more time.",
     )
 
     def sizes(self, stacks: int = 1) -> Sizes:

@@ -159,7 +159,8 @@ def kind_of_model(settings: Settings, task: type[Task]) -> type[Model]:
     """Loads the kind of model that the settings name, or that the task takes.
 
     Raises:
-        ConfigurationError: there is no such kind, or it is one of our own that is made for other tasks' batches.
+        ConfigurationError: there is no such kind, or it is one of our own that is made for other tasks' batches; or it
+            cannot recompute, as it should.
     """
     name = settings.model.kind(task.default_model)
     if name in OWN and task.default_model in OWN and name != task.default_model:
@@ -168,6 +169,11 @@ def kind_of_model(settings: Settings, task: type[Task]) -> type[Model]:
             "leave --model out, or name a size: tiny, small, base or big."
         )
     kind: type[Model] = MODELS.load(name)
+    if settings.model.recompute and not kind.recomputes:
+        raise ConfigurationError(
+            f"The model {name} does not say that it can compute its activations again (`recomputes = True`): leave "
+            "--recompute out, or have its build heed settings.recompute."
+        )
     return kind
 
 
