@@ -22,6 +22,8 @@ from whole_module import FEATURES, MICRO_BATCHES, UPDATES, Batch, Job, Plain, ad
 from bigbatch.comm.parameters import FlatParameters
 from bigbatch.comm.strategies.all_reduce import AllReduce
 from bigbatch.comm.transports.launch import detect
+from bigbatch.models.blocks import TransformerShape
+from bigbatch.models.decoder import Transformer
 from bigbatch.training.session import Session
 
 
@@ -202,6 +204,23 @@ def a_rank_that_has_no_data_in_the_first_update(job: Job) -> None:
     job.same(trained, expected)
 
 
+class Own(nn.Module):
+    """Our own decoder, on tokens that are made of what the others take."""
+
+    def __init__(self, job: Job, *, recompute: bool) -> None:
+        super().__init__()
+        self.job = job
+        self.decoder = Transformer(TransformerShape(11, 4, 2, 8, 2, recompute=recompute), seed=1).double()
+
+    def forward(self, x: Tensor, _: int = 0) -> Tensor:
+        logits = self.decoder((10 * x.sigmoid()).long())
+        return Sleep.apply(logits, self.job.slow * self.job.transport.rank).logsumexp(-1)
+
+
+def our_own_blocks_that_are_computed_again(job: Job) -> None:
+    job.same(job.train(Own(job, recompute=True)), job.plain(Own(replace(job, slow=0.0), recompute=False)))
+
+
 CASES: list[Callable[[Job], None]] = [
     a_layer_that_is_used_twice,
     tied_weights,
@@ -212,6 +231,7 @@ CASES: list[Callable[[Job], None]] = [
     more_goes_in_another_micro_batch,
     a_gradient_penalty,
     a_rank_that_has_no_data_in_the_first_update,
+    our_own_blocks_that_are_computed_again,
 ]
 
 
