@@ -204,6 +204,20 @@ def a_rank_that_has_no_data_in_the_first_update(job: Job) -> None:
     job.same(trained, expected)
 
 
+def a_backward_of_its_own(job: Job) -> None:
+    """The loop's own backward through the model, as that of a GAN's generator; with zero_grad, or to count."""
+
+    def loss(module: nn.Module, batch: Batch, *, removed: bool) -> Tensor:
+        if batch[1] // job.workers % MICRO_BATCHES == 0:
+            module(*batch).exp().sum().backward()
+            if removed:
+                module.zero_grad()
+        return module(*batch).sum()
+
+    job.same(job.train(Plain(), loss=partial(loss, removed=True)), job.plain(Plain()))
+    job.same(*(train(Plain(), loss=partial(loss, removed=False)) for train in (job.train, job.plain)))
+
+
 class Own(nn.Module):
     """Our own decoder, on tokens that are made of what the others take."""
 
@@ -231,6 +245,7 @@ CASES: list[Callable[[Job], None]] = [
     more_goes_in_another_micro_batch,
     a_gradient_penalty,
     a_rank_that_has_no_data_in_the_first_update,
+    a_backward_of_its_own,
     our_own_blocks_that_are_computed_again,
 ]
 
