@@ -121,8 +121,9 @@ class Attention(nn.Module):
                     cache.add(key, value)
             else:
                 key, value = cache.pair
-        # The newest token alone sees everything that came before.
-        causal = self.causal and query.shape[2] > 1
+        causal = self.causal
+        if query.shape[2] == 1:  # the newest token alone sees everything that came before
+            causal = False
         wide = None if mask is None else mask[:, None, None, :]
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=wide, is_causal=causal)
         output: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
@@ -252,8 +253,10 @@ class Blocks(nn.ModuleList):
         for number, block in enumerate(self):
             if caches is None and self._recompute and torch.is_grad_enabled():
                 x = checkpoint(block, x, mask, memory, use_reentrant=False, preserve_rng_state=self._random)
-            else:
-                x = block(x, mask, memory, None if caches is None else caches[number])
+            elif caches is None:
+                x = block(x, mask, memory)
+            else:  # never compiled: each token has another length before it
+                x = block.forward(x, mask, memory, caches[number])
         return x
 
 

@@ -83,9 +83,14 @@ def train(
     with doing(f"computing the first micro-batch of the arm {arm}"):
         trainer.warm_up()
     validate(0)
+    compiled = trainer.compiled
+    graphs = 0 if compiled is None else compiled.graphs
     with reporter.arm(arm, trainer.batches.updates) as bar:
         for update in trainer.updates():
             history.add(update)
+            if compiled is not None and compiled.graphs > graphs:
+                history.compiled.append(update.number)
+                graphs = compiled.graphs
             line = {
                 "kind": "update",
                 "arm": arm,

@@ -25,6 +25,7 @@ from bigbatch.tasks import TASKS
 from bigbatch.tasks.settings import DataSettings
 from bigbatch.tasks.task import Task, check_taken, prepared, wrong_facts
 from bigbatch.training.batches import DEFAULT_BATCH, EXAMPLES, Arm, BatchPlan
+from bigbatch.training.compiling import CompiledParts
 from bigbatch.training.compute_model import ComputeModel
 from bigbatch.training.division import Batches
 from bigbatch.training.noise import measurable
@@ -130,6 +131,7 @@ class Assembly:
 
         Raises:
             MismatchError: on every rank, if the ranks have different models.
+            ConfigurationError: the model is to be compiled, and there is no compiler.
         """
         settings = self.settings
         model = self.model().to(device)
@@ -152,6 +154,7 @@ class Assembly:
             broadcast_buffers=settings.wires.broadcast_buffers,
             compute_model=compute_model,
             measure_noise=settings.observation.noise_scale,
+            compiled=CompiledParts(model) if settings.machine.compile else None,
         )
 
 

@@ -191,12 +191,14 @@ class MachineSettings(Options):
     Attributes:
         threads: number of threads that torch uses in every process.
         device: device to compute on: "auto", "cpu", "cuda" or "cuda:N".
+        compile: whether the model is compiled by torch.compile.
     """
 
     title: ClassVar[str] = "Machine"
 
     threads: int = option(1, Whole(most=1024), "Threads that torch uses in every process.")
     device: str = option("auto", Text("DEVICE"), "Device to compute on: auto, cpu, cuda or cuda:N.")
+    compile: bool = option(False, Flag(), "Compile the model with torch.compile, which needs a C++ compiler.")
 
 
 @dataclass(frozen=True)
@@ -250,6 +252,10 @@ class Settings(Options):
             raise ConfigurationError(
                 f"--device {self.machine.device} says what processes compute on, but simulated workers compute on this "
                 "process's CPU: leave --device out; --gpu says how fast they seem to be."
+            )
+        if simulated is not None and self.machine.compile:
+            raise ConfigurationError(
+                "--compile makes this machine's computing quicker, which a simulated clock does not see: leave it out."
             )
 
     def plan(self, started: int | None = None) -> BatchPlan:
