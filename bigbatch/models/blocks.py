@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from bigbatch.models.positions import rotated
 
@@ -24,6 +25,7 @@ class TransformerShape:
         positions: how positions are told; see `bigbatch.models.positions`.
         pre_norm: whether a sublayer's input is normalised; if not, the sum of its input and its output is.
         dropout: share of the numbers that are dropped from a sublayer's output, while training.
+        recompute: whether backward computes a block again, instead of keeping what forward has computed within it.
     """
 
     vocabulary: int
@@ -34,6 +36,7 @@ class TransformerShape:
     positions: str = "learnt"
     pre_norm: bool = True
     dropout: float = 0.0
+    recompute: bool = False
 
 
 class KeyValueCache:
@@ -118,8 +121,9 @@ class Attention(nn.Module):
                     cache.add(key, value)
             else:
                 key, value = cache.pair
-        # The newest token alone sees everything that came before.
-        causal = self.causal and query.shape[2] > 1
+        causal = self.causal
+        if query.shape[2] == 1:  # the newest token alone sees everything that came before
+            causal = False
         wide = None if mask is None else mask[:, None, None, :]
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=wide, is_causal=causal)
         output: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
@@ -223,6 +227,10 @@ class Block(nn.Module):
 class Blocks(nn.ModuleList):
     """Blocks, one after the other.
 
+    If they recompute (Chen et al., "Training deep nets with sublinear memory cost", 2016), forward keeps the input of
+    each block only, and backward computes the block once more, with the same random numbers. The gradients are the
+    same. Where no gradients are computed, nothing is kept anyway.
+
     Args:
         shape: the sizes of the model.
         causal: whether a token sees only itself and the tokens before it.
@@ -231,6 +239,8 @@ class Blocks(nn.ModuleList):
 
     def __init__(self, shape: TransformerShape, *, causal: bool, looks: bool = False) -> None:
         super().__init__(Block(shape, causal=causal, looks=looks) for _ in range(shape.layers))
+        self._recompute = shape.recompute
+        self._random = shape.dropout > 0
 
     def forward(
         self,
@@ -241,7 +251,12 @@ class Blocks(nn.ModuleList):
     ) -> Tensor:
         """Applies every block to a residual stream, (batch, sequence, width); the arguments are those of a block."""
         for number, block in enumerate(self):
-            x = block(x, mask, memory, None if caches is None else caches[number])
+            if caches is None and self._recompute and torch.is_grad_enabled():
+                x = checkpoint(block, x, mask, memory, use_reentrant=False, preserve_rng_state=self._random)
+            elif caches is None:
+                x = block(x, mask, memory)
+            else:  # never compiled: each token has another length before it
+                x = block.forward(x, mask, memory, caches[number])
         return x
 
 

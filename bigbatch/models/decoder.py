@@ -71,6 +71,8 @@ class Continuation:
 class Decoder(Model):
     """The Transformer above, which predicts every next token of a sequence."""
 
+    recomputes = True
+
     @classmethod
     def build(cls, task: Task, settings: ModelSettings, seed: int) -> Transformer:
         """Builds a Transformer with the task's vocabulary, whose context is as long as the task's examples."""
@@ -80,7 +82,7 @@ class Decoder(Model):
     def size(cls, task: Task, settings: ModelSettings) -> ModelSize:
         """Computes parameters and FLOPs per token by formula; see `bigbatch.models.sizes.own_size`."""
         shape = shape_for(task, settings)
-        return own_size(
+        size = own_size(
             shape.vocabulary,
             shape.context,
             shape.layers,
@@ -88,3 +90,4 @@ class Decoder(Model):
             learnt_positions=shape.positions == "learnt",
             pre_norm=shape.pre_norm,
         )
+        return size.recomputing(6.0 * shape.vocabulary * shape.width) if shape.recompute else size

@@ -69,6 +69,8 @@ class EncoderTransformer(nn.Module):
 class Encoder(Model):
     """The Transformer above, which scores where an answer starts and where it ends."""
 
+    recomputes = True
+
     @classmethod
     def build(cls, task: Task, settings: ModelSettings, seed: int) -> EncoderTransformer:
         """Builds a Transformer with the task's vocabulary and context."""
@@ -88,7 +90,7 @@ class Encoder(Model):
         multiplied = shape.layers * block + norm + scores + SCORES * width
         an_example = read * training_flops(multiplied, shape.layers, width, round(read)) + 6.0 * likeness
         parts = (scores + likeness + norm, *[block] * shape.layers, tables)
-        return ModelSize(
+        size = ModelSize(
             "encoder",
             shape.layers,
             width,
@@ -98,3 +100,5 @@ class Encoder(Model):
             an_example / task.example_tokens,
             parts,
         )
+        kept = 6.0 * (read * (scores + SCORES * width) + likeness)
+        return size.recomputing(kept / task.example_tokens) if shape.recompute else size

@@ -96,6 +96,8 @@ class Writing:
 class EncoderDecoder(Model):
     """The Transformer above, which writes a target after reading a source."""
 
+    recomputes = True
+
     @classmethod
     def build(cls, task: Task, settings: ModelSettings, seed: int) -> EncoderDecoderTransformer:
         """Builds a Transformer with the task's vocabulary, which takes sources and targets as long as its context."""
@@ -121,7 +123,7 @@ class EncoderDecoder(Model):
         flops = training_flops(decoder, shape.layers, width, round(read + written))
         flops += read / written * training_flops(encoder, shape.layers, width, round(read))
         parts = (norm, *[looking] * shape.layers, norm, *[block] * shape.layers, tables)
-        return ModelSize(
+        size = ModelSize(
             "encoder-decoder",
             2 * shape.layers,
             width,
@@ -131,3 +133,4 @@ class EncoderDecoder(Model):
             flops,
             tuple(filter(None, parts)),
         )
+        return size.recomputing(6.0 * shape.vocabulary * width) if shape.recompute else size

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -36,10 +37,12 @@ class Model(ABC):
     Attributes:
         drawn: whether the initial weights are drawn at random, by the seed.
         takes_options: whether `build` looks at the settings' `model_option`; if not, one that is set is refused.
+        recomputes: whether `build` heeds `settings.recompute`; if not, `--recompute` is refused.
     """
 
     drawn: ClassVar[bool] = True
     takes_options: ClassVar[bool] = False
+    recomputes: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod
@@ -60,11 +63,12 @@ class Model(ABC):
         """Says how many parameters the model has and how many operations a token costs, for simulated time.
 
         Unless this is overridden, the module is built without memory to count its parameters. Each parameter tensor
-        then counts as one part of the model, and a token costs six operations per parameter.
+        then counts as one part of the model, and a token costs six operations per parameter. A model that recomputes
+        counts as if backward computed all of forward once more.
         """
         with torch.device("meta"):
             module = cls.build(task, settings, seed=0)
-        return counted(module, task, cls.__name__)
+        return replace(counted(module, task, cls.__name__), recomputed=float(settings.recompute))
 
 
 def counted(module: nn.Module, task: Task, name: str, flops_per_token: float | None = None) -> ModelSize:
@@ -116,4 +120,5 @@ def shape_for(task: Task, settings: ModelSettings, stacks: int = 1) -> Transform
         settings.told(task.default_positions),
         settings.norm == "pre",
         settings.dropout,
+        settings.recompute,
     )

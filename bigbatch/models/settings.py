@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.kinds import Assignments, Name, Number, Whole, physical_memory
+from bigbatch.comm.kinds import Assignments, Flag, Name, Number, Whole, physical_memory
 from bigbatch.comm.options import Options, option, options_of
 from bigbatch.models import MODELS
 
@@ -60,6 +60,7 @@ class ModelSettings(Options):
         positions: how the model is told where a token stands, one of `POSITIONS`; None for the task's default.
         norm: one of `NORMS`.
         dropout: share of each sublayer's output that is dropped in training.
+        recompute: whether a block's activations are computed again in backward instead of kept (Chen et al. 2016).
 
     Raises:
         ConfigurationError: the model cannot fit into this machine's memory; or the heads do not divide the width, and
@@ -107,6 +108,11 @@ class ModelSettings(Options):
     norm: str = option("pre", Name(lambda: NORMS), "Normalise the input of each sublayer, or the sum after it.")
     dropout: float = option(
         0.0, Number(least=0, most=0.9), "Share of each sublayer's output that is dropped in training."
+    )
+    recompute: bool = option(
+        False,
+        Flag(),
+        "Compute each block again in backward instead of keeping its activations: less memory, more time.",
     )
 
     def sizes(self, stacks: int = 1) -> Sizes:

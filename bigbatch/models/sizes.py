@@ -6,7 +6,7 @@ long it takes to compute them.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from bigbatch.comm.errors import ConfigurationError
@@ -27,6 +27,7 @@ class ModelSize:
         flops_per_token: floating-point operations for forward and backward of one token in a sequence of `context`.
         parts: number of parameters in each part, in the order in which backward finishes the parts: the output side of
             the model first, the embeddings last. They add up to `parameters`.
+        recomputed: the share of forward's operations that backward does once more, beside `flops_per_token`.
     """
 
     name: str
@@ -37,6 +38,15 @@ class ModelSize:
     parameters: int
     flops_per_token: float
     parts: tuple[int, ...]
+    recomputed: float = 0.0
+
+    def recomputing(self, kept: float) -> "ModelSize":
+        """Returns the size of the same model if backward computes it once more, but for a part.
+
+        Args:
+            kept: floating-point operations for forward and backward of one token in what is not computed once more.
+        """
+        return replace(self, recomputed=1 - kept / self.flops_per_token)
 
     @property
     def beside_embeddings(self) -> int:

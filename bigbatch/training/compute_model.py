@@ -26,10 +26,12 @@ class SimulatedComputeModel(ComputeModel):
     Args:
         computing: how long a worker computes when nothing slows it.
         factors: the factors of the updates in order, one per update.
+        recomputed: the share of forward that backward computes once more.
     """
 
-    def __init__(self, computing: Computing, factors: Iterator[float]) -> None:
+    def __init__(self, computing: Computing, factors: Iterator[float], recomputed: float = 0.0) -> None:
         self._computing = computing
+        self._recomputed = recomputed
         self._factors = factors
         self._factor = 1.0
 
@@ -43,4 +45,5 @@ class SimulatedComputeModel(ComputeModel):
 
     def backward(self, tokens: int) -> float:
         """Seconds that the backward pass of this many tokens takes, slowed by this update's factor."""
-        return self._factor * self._computing.backward(tokens)
+        again = self._recomputed * self._computing.forward(tokens)
+        return self._factor * (self._computing.backward(tokens) + again)

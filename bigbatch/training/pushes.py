@@ -3,6 +3,7 @@
 from collections import Counter
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from bigbatch.comm.parameters import Bucket, FlatParameters, square, total
@@ -25,15 +26,16 @@ class MicroBatchSquares:
     """
 
     def __init__(self, parameters: FlatParameters) -> None:
-        self._caught: list[Tensor] = []
+        named = parameters.named_parameters()
+        self._caught: list[list[Tensor]] = [[] for _ in named]
         self.begin()
-        for _, parameter in parameters.named_parameters():
+        for (_, parameter), caught in zip(named, self._caught, strict=True):
             # In the midst of backward any code of ours, or of torch's, takes several times as long as after it.
-            parameter.register_hook(self._caught.append)  # type: ignore[no-untyped-call]  # torch gives it no types
+            parameter.register_hook(caught.append)  # type: ignore[no-untyped-call]  # torch gives it no types
 
     def begin(self) -> None:
         """Starts a new update and forgets the last one."""
-        self._caught.clear()
+        self._forget()
         self._each: list[float] = []
         self._sum: list[Tensor] = []
 
@@ -43,8 +45,12 @@ class MicroBatchSquares:
         Args:
             factor: what the loss was multiplied by.
         """
-        self._each.append(total([square(gradient) for gradient in self._caught]) / factor**2)
-        self._caught.clear()
+        self._each.append(total([square(_whole(goes)) for goes in self._caught if goes]) / factor**2)
+        self._forget()
+
+    def _forget(self) -> None:
+        for goes in self._caught:
+            goes.clear()
 
     def complete(self, gradients: Tensor) -> None:
         """Adds the square of a slice of the gradients, (elements,), which is summed over all micro-batches."""
@@ -54,6 +60,12 @@ class MicroBatchSquares:
         """Returns the squares of an update of `tokens` tokens, which must have at least one micro-batch."""
         draws = len(self._each)
         return Squares(sum(self._each) / draws / max(tokens / draws, 1) ** 2, total(self._sum) / max(tokens, 1) ** 2)
+
+
+def _whole(goes: list[Tensor]) -> Tensor:
+    """Adds up one parameter's gradient, which backward may have computed in several goes; see `Pushes`."""
+    whole = goes[0] if len(goes) == 1 else torch.stack([go.to_dense() for go in goes]).sum(0)
+    return whole.to_dense() if whole.is_sparse else whole
 
 
 class Pushes:

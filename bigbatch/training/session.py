@@ -222,11 +222,11 @@ class Session:
         now = last and not self._short
         if now:
             self._pushes.begin()
+        self._pending = True  # even if backward fails: what is wrong with the update is told when it is made
         with self._parameters.views.adding():
             loss.backward(torch.full_like(loss, self._scale.factor))  # type: ignore[no-untyped-call]  # torch has none
         self._tokens += tokens
         self._loss += float(loss.detach())
-        self._pending = True
         return self._update() if now else None
 
     def _update(self) -> StepReport:

@@ -20,6 +20,7 @@ from bigbatch.comm.update import Outcome
 from bigbatch.comm.wires.recording import COMPUTE
 from bigbatch.tasks.task import Task
 from bigbatch.training.batches import TOKENS, BatchPlan
+from bigbatch.training.compiling import CompiledParts
 from bigbatch.training.compute_model import ComputeModel
 from bigbatch.training.division import Batches
 from bigbatch.training.evaluation import Examples
@@ -124,6 +125,7 @@ class Trainer:
         measure_noise: whether to estimate the gradient noise scale, if each update has several samples of the gradient:
             over the workers if the strategy was started `with_squares`, else over this worker's own micro-batches.
             Examples of different lengths are then divided in their order.
+        compiled: the parts of the model that are compiled, if any are.
 
     Attributes:
         device: the device that the model computes on.
@@ -148,8 +150,10 @@ class Trainer:
         compute_model: ComputeModel | None = None,
         precision: Precision = DEFAULT_PRECISION,
         measure_noise: bool = False,
+        compiled: CompiledParts | None = None,
     ) -> None:
         self.model = model
+        self.compiled = compiled
         self.task = task
         self.strategy = strategy
         self.parameters = parameters

@@ -91,9 +91,14 @@ def train(
             said = remark_on(trainer, settings)
             reporter.remark([said] if said else [])
     validate(0)
+    compiled = trainer.compiled
+    graphs = 0 if compiled is None else compiled.graphs
     with reporter.arm(arm, trainer.batches.updates) as bar:
         for update in trainer.updates():
             history.add(update)
+            if compiled is not None and compiled.graphs > graphs:
+                history.compiled.append(update.number)
+                graphs = compiled.graphs
             line = {
                 "kind": "update",
                 "arm": arm,

@@ -26,6 +26,7 @@ from bigbatch.tasks import TASKS
 from bigbatch.tasks.settings import DataSettings
 from bigbatch.tasks.task import Task, check_taken, prepared, wrong_facts
 from bigbatch.training.batches import DEFAULT_BATCH, EXAMPLES, Arm, BatchPlan
+from bigbatch.training.compiling import CompiledParts
 from bigbatch.training.compute_model import ComputeModel
 from bigbatch.training.division import Batches
 from bigbatch.training.noise import measurable
@@ -146,6 +147,7 @@ class Assembly:
 
         Raises:
             MismatchError: on every rank, if the ranks have different models.
+            ConfigurationError: the model is to be compiled, and there is no compiler.
         """
         settings = self.settings
         model = self.model().to(device)
@@ -169,6 +171,7 @@ class Assembly:
             compute_model=compute_model,
             precision=self.precision,
             measure_noise=settings.observation.noise_scale,
+            compiled=CompiledParts(model) if settings.machine.compile else None,
         )
 
 
@@ -176,7 +179,8 @@ def kind_of_model(settings: Settings, task: type[Task]) -> type[Model]:
     """Loads the kind of model that the settings name, or that the task takes.
 
     Raises:
-        ConfigurationError: there is no such kind, or it is one of our own that is made for other tasks' batches.
+        ConfigurationError: there is no such kind, or it is one of our own that is made for other tasks' batches; or it
+            cannot recompute, as it should.
     """
     name = settings.model.kind(task.default_model)
     if name in OWN and task.default_model in OWN and name != task.default_model:
@@ -187,6 +191,11 @@ def kind_of_model(settings: Settings, task: type[Task]) -> type[Model]:
     kind = kind_named(name)
     if not kind.takes_options:
         settings.model.refuse({"model_option"}, "which has no options beside those of every model")
+    if settings.model.recompute and not kind.recomputes:
+        raise ConfigurationError(
+            f"The model {name} does not say that it can compute its activations again (`recomputes = True`): leave "
+            "--recompute out, or have its build heed settings.recompute."
+        )
     return kind
 
 

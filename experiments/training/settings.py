@@ -194,6 +194,7 @@ class MachineSettings(Options):
         threads: number of threads that torch uses in every process.
         device: device to compute on: "auto", "cpu", "cuda" or "cuda:N".
         precision: what models compute in; one of `bigbatch.training.precision.PRECISIONS`.
+        compile: whether the model is compiled by torch.compile.
     """
 
     title: ClassVar[str] = "Machine"
@@ -206,6 +207,7 @@ class MachineSettings(Options):
         "Precision to compute in. Weights stay in float32, but with bf16-weights; small gradients are kept from "
         "vanishing in fp16 by a scale, but with fp16-unscaled.",
     )
+    compile: bool = option(False, Flag(), "Compile the model with torch.compile, which needs a C++ compiler.")
 
 
 @dataclass(frozen=True)
@@ -259,6 +261,10 @@ class Settings(Options):
             raise ConfigurationError(
                 f"--device {self.machine.device} says what processes compute on, but simulated workers compute on this "
                 "process's CPU: leave --device out; --gpu says how fast they seem to be."
+            )
+        if simulated is not None and self.machine.compile:
+            raise ConfigurationError(
+                "--compile makes this machine's computing quicker, which a simulated clock does not see: leave it out."
             )
 
     def plan(self, started: int | None = None) -> BatchPlan:

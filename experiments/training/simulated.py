@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from bigbatch.comm.simulation import UTILISATION
-from bigbatch.comm.simulation.computing import Computing, Stragglers, gpu_named, stragglers_named
+from bigbatch.comm.simulation.computing import FORWARD_SHARE, Computing, Stragglers, gpu_named, stragglers_named
 from bigbatch.comm.simulation.network import Network
 from bigbatch.comm.simulation.presets import network_named
 from bigbatch.comm.transports.cluster import Cluster
@@ -96,17 +96,17 @@ class Simulation:
         Args:
             worker: the worker's number.
             size: the size of the model.
-            measure: measures the seconds that a token takes here.
+            measure: measures the seconds that a token takes here, with what is recomputed.
             micro_batch: number of examples that the worker computes at once.
         """
 
         def once() -> float:
             if micro_batch not in self.measured:
-                self.measured[micro_batch] = measure()
+                self.measured[micro_batch] = measure() / (1 + size.recomputed * FORWARD_SHARE)
             return self.measured[micro_batch]
 
         computing = self.computing(size.flops_per_token, once)
-        return SimulatedComputeModel(computing, self.stragglers.factors(worker, self.seed))
+        return SimulatedComputeModel(computing, self.stragglers.factors(worker, self.seed), size.recomputed)
 
     def run(self, ranks: int, work: Callable[[Transport], Result], deadline: float) -> list[Result]:
         """Run `work` on simulated ranks, the first of which are the workers.

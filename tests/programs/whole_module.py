@@ -7,6 +7,7 @@ of what `Job` offers; it raises an AssertionError if something else is trained t
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,6 +89,7 @@ class Job:
         loss: Callable[[nn.Module, Batch], Tensor] = lambda module, batch: module(*batch).sum(),
         between: Callable[[nn.Module, int], object] = lambda *_: None,
         bucket_bytes: int = 1,
+        catches: type[BaseException] | tuple[()] = (),
         **more: Any,
     ) -> nn.Module:
         """Train by a session with as many buckets as there are parameters; a server's module is left as it is.
@@ -98,6 +100,7 @@ class Job:
             loss: the summed loss of a micro-batch.
             between: called with the module and the number of updates made, before the first and after each.
             bucket_bytes: of each bucket, at least.
+            catches: what the loop goes on after, if backward raises it.
             more: the session's own options.
         """
         parameters = FlatParameters(module)
@@ -111,7 +114,8 @@ class Job:
             between(module, 0)
         for step, batch in enumerate(session.shard(batches(self.workers))):
             last = (step + 1) % MICRO_BATCHES == 0
-            session.backward(loss(module, batch), len(batch[0]), last=last)
+            with suppress(catches):
+                session.backward(loss(module, batch), len(batch[0]), last=last)
             if last:
                 between(module, (step + 1) // MICRO_BATCHES)
         session.close()

@@ -1,6 +1,7 @@
 """Models of transformers as kinds of models: built from a configuration, or read from a folder on disk."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -31,13 +32,14 @@ class HuggingFaceModel(Model):
     """
 
     takes_options = True
+    recomputes = True
 
     @classmethod
     def size(cls, task: Task, settings: ModelSettings) -> ModelSize:
         """Counts parameters, and computes FLOPs per token as for our own models; see `bigbatch.models.sizes`."""
         with torch.device("meta"):
             model = cls.made(task, settings).model
-        return size_of(model, task, str(settings.model))
+        return replace(size_of(model, task, str(settings.model)), recomputed=float(settings.recompute))
 
     @classmethod
     def made(cls, task: Task, settings: ModelSettings) -> Adapter:
@@ -58,6 +60,7 @@ class Configured(HuggingFaceModel):
         name = f"The model {settings.model}"
         with seeded(seed):
             adapter = cls.made(task, settings)
+        _recompute(adapter, settings, name)
         check_fits(adapter, task, name)
         if task.default_model == "decoder":
             check_causal(adapter, task, name)
@@ -104,6 +107,7 @@ class OnDisk(HuggingFaceModel):
         _check_vocabulary(model.config, folder, task)
         _check_context(model.config, name, task)
         adapter = from_transformers(model)
+        _recompute(adapter, settings, name)
         check_fits(adapter, task, name)
         return adapter
 
@@ -215,6 +219,20 @@ def _read(made: Any, folder: Path, config: Any, name: str) -> Any:
             "safetensors are those of another model than its config.json."
         )
     return model
+
+
+def _recompute(adapter: Adapter, settings: ModelSettings, name: str) -> None:
+    """Has backward compute the model's blocks again, if the settings ask for it.
+
+    Raises:
+        ConfigurationError: transformers cannot do so with this kind of model.
+    """
+    if not settings.recompute:
+        return
+    if not adapter.model.supports_gradient_checkpointing:
+        raise ConfigurationError(f"{name} cannot compute its activations again: leave --recompute out.")
+    with quiet():
+        adapter.model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def _check_vocabulary(config: Any, folder: Path, task: Task) -> None:
