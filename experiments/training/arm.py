@@ -86,7 +86,7 @@ def train(
     meet = trainer.plan.workers > 1  # once all have ended, whatever the number of their last update is
     with doing(f"computing the first micro-batch of the arm {arm}"):
         trainer.warm_up()
-    if arm == settings.batch.arms[0] and settings.simulation.simulate is None:
+    if arm == settings.batch.arms[0] and settings.simulation.simulate is None and trainer.compiled is None:
         with doing("comparing the speeds of two precisions"):
             said = remark_on(trainer, settings)
             reporter.remark([said] if said else [])

@@ -555,3 +555,18 @@ def test_without_transformers_one_sentence_names_the_extra(cache, monkeypatch):
     assert refusal("gpt2", task).endswith("pip install 'bigbatch[hf]'")
     with pytest.raises(ConfigurationError, match=r"pip install 'bigbatch\[hf\]'"):
         bigbatch.from_transformers(nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_blocks_that_are_computed_again_have_the_same_gradients(cache, kind):
+    task = TASKS[kind](cache)
+    batch = task.batch("training", np.arange(3))
+    found = []
+    for recompute in (False, True):
+        model = built(kind, task, recompute=recompute, dropout=0.2)
+        torch.manual_seed(5)
+        task.loss(model.train(), batch)[0].backward()
+        assert model.model.is_gradient_checkpointing == recompute
+        found.append([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)

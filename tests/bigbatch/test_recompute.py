@@ -114,7 +114,7 @@ class Fixed(Model):
 
 
 def test_a_model_that_cannot_refuses_by_name(monkeypatch):
-    monkeypatch.setattr("bigbatch.experiments.training.assemble.MODELS.load", lambda _: Fixed)
+    monkeypatch.setattr("bigbatch.models.kinds.MODELS.load", lambda _: Fixed)
     settings = Settings.of({"model": "fixed.py:Fixed", "recompute": True})
     with pytest.raises(ConfigurationError, match=r"fixed.py:Fixed does not say that it can.*--recompute"):
         kind_of_model(settings, LanguageModelling)
