@@ -85,7 +85,7 @@ def test_everything_that_is_sent_is_half_as_large_servers_replies_too(name, sent
         for given in ("fp32", sent)
     )
     assert whole.busiest_port_bytes == pytest.approx(2 * half.busiest_port_bytes, rel=1e-4)
-    assert whole.step_seconds == pytest.approx(2 * half.step_seconds, rel=0.02)  # packets hide some adding
+    assert whole.step_seconds == pytest.approx(2 * half.step_seconds, rel=0.1)  # some adding, γ = β/10, is hidden
 
 
 def test_an_update_through_a_server_by_hand():
