@@ -5,7 +5,7 @@ The commands call functions of this module, and `bigbatch` re-exports the three.
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from bigbatch.comm.files import claimed
 from bigbatch.comm.kinds import File, Flag, Several, checked
 from bigbatch.comm.strategies import NAMED
 from bigbatch.comm.transports.launch import detect
-from bigbatch.experiments.planning.rows import sum_rows, update_rows
+from bigbatch.experiments.planning.rows import sum_rows, update_rows, written
 from bigbatch.experiments.planning.settings import SimulationRequest
 from bigbatch.experiments.runs.results import Results
 from bigbatch.experiments.runs.run import Records, Run, check_folders, chosen_folder, folder_name
@@ -167,8 +167,8 @@ def simulate(
 
     Returns:
         A row for every strategy and number of workers, with times in seconds: the fields of
-        `bigbatch.experiments.planning.updates.Row`; or with `bytes` those that
-        `bigbatch.experiments.planning.simulate.bare_row` names.
+        `bigbatch.experiments.planning.updates.Row`, and `precision` and `wire`; or with `bytes` what
+        `bigbatch.experiments.planning.rows.sum_rows` says.
 
     Raises:
         ConfigurationError: there is no such strategy or option, or it cannot be simulated.
@@ -177,7 +177,7 @@ def simulate(
     request = SimulationRequest.of(choices)
     if request.bytes is not None:
         return Records(sum_rows(names, request))
-    return Records(asdict(row) for row in update_rows(names, request, tell))
+    return Records(written(update_rows(names, request, tell), request.cluster))
 
 
 def _with_workers(settings: Settings) -> Settings:

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from bigbatch.comm.errors import ConfigurationError, quoted
-from bigbatch.comm.kinds import BYTES, Number, Text, Whole, check_fields, checked
-from bigbatch.comm.registry import unknown_name
+from bigbatch.comm.kinds import Number, Whole, check_fields, checked
 from bigbatch.comm.simulation import UTILISATION
 
 FORWARD_SHARE = 1 / 3
@@ -26,65 +25,6 @@ FLOPS = Number(least=1)
 
 SHARE = Number(least=1e-6, most=1)
 """The kind of value for a share of what is there, such as of a GPU's peak speed."""
-
-
-@dataclass(frozen=True)
-class GPU:
-    """The peak speed and the memory of a GPU, as its maker states them.
-
-    Attributes:
-        name: the GPU's name, for tables and figures.
-        flops: floating-point operations a second of its tensor cores, on dense 16-bit matrices, added up in 32 bits.
-        memory_bytes: its memory, in bytes.
-        memory_bandwidth: bytes a second between its memory and its cores.
-        source: where the numbers come from.
-    """
-
-    name: str
-    flops: float
-    memory_bytes: int
-    memory_bandwidth: float
-    source: str
-
-    def __post_init__(self) -> None:
-        text, size, speed = Text(), Whole(most=BYTES.most), FLOPS
-        kinds = {"name": text, "flops": speed, "memory_bytes": size, "memory_bandwidth": speed, "source": text}
-        check_fields(self, kinds)
-
-
-GPUS: Mapping[str, GPU] = MappingProxyType(
-    {
-        gpu.name: gpu
-        for gpu in (
-            GPU("t4", 65e12, 16 * 10**9, 320e9, "NVIDIA T4 datasheet: FP16."),
-            GPU("v100", 125e12, 32 * 10**9, 900e9, "NVIDIA V100 datasheet: SXM2 32 GB, FP16 (it has no BF16)."),
-            GPU("a10g", 70e12, 24 * 10**9, 600e9, "NVIDIA A10G datasheet (Amazon EC2 G5): BF16, without sparsity."),
-            GPU("l4", 121e12, 24 * 10**9, 300e9, "NVIDIA L4 datasheet: BF16; half of the 242e12 with sparsity."),
-            GPU("a100", 312e12, 80 * 10**9, 2.039e12, "NVIDIA A100 datasheet: SXM 80 GB, BF16, without sparsity."),
-            GPU("h100", 989.4e12, 80 * 10**9, 3.35e12, "NVIDIA H100 datasheet: SXM, BF16, without sparsity."),
-            GPU("h200", 989.4e12, 141 * 10**9, 4.8e12, "NVIDIA H200 datasheet: SXM, BF16, without sparsity."),
-            GPU(
-                "rtx-4090",
-                165.2e12,
-                24 * 10**9,
-                1.008e12,
-                "NVIDIA Ada GPU architecture whitepaper, appendix A: BF16 with FP32 accumulate, without sparsity.",
-            ),
-        )
-    }
-)
-"""GPUs by name."""
-
-
-def gpu_named(name: str) -> GPU:
-    """Looks up a GPU by its name, such as "a100".
-
-    Raises:
-        ConfigurationError: no GPU has that name; the message lists the known ones.
-    """
-    if name not in GPUS:
-        raise unknown_name("GPU", name, GPUS)
-    return GPUS[name]
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def plan(request: PlanRequest, output: FolderSettings) -> None:
 
     def show() -> None:
         if output.json:
-            print_json([asdict(one) for one in found.front])
+            print_json([{**asdict(one), **found.precisions} for one in found.front])
             return
         with at_once():
             print_front(console(), found.front, found.best, request.price)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bigbatch.comm.precisions import FP32
 from bigbatch.experiments.commands.options import Command, FolderSettings, takes
 from bigbatch.experiments.planning.settings import SimulationRequest
 
@@ -34,24 +35,34 @@ MOST_TRACED = 4
 def simulate(request: SimulationRequest, output: FolderSettings, strategies: tuple[str, ...]) -> None:
     """Time updates of large models on clusters of up to thousands of workers, by strategy; draw how they scale."""
     from bigbatch.experiments.commands.output import at_once, console, print_json, results_in, told
-    from bigbatch.experiments.planning.rows import network_of, stragglers_of, sum_rows, update_rows, workload_of
+    from bigbatch.experiments.planning.rows import (
+        computed_on,
+        network_of,
+        precisions_of,
+        stragglers_of,
+        sum_rows,
+        update_rows,
+        workload_of,
+        written,
+    )
     from bigbatch.experiments.runs.run import chosen_folder, environment
 
     network = network_of(request.cluster)
     if request.bytes is not None:
-        bare(sum_rows(strategies, request), network, request.bytes, output)
+        bare(sum_rows(strategies, request), network, request, output)
         return
     size, load = workload_of(request)
     stragglers_of(request)
     folder = chosen_folder(output.out, "simulate")
     rows = update_rows(strategies, request, told(True))
-    gpu = request.cluster.gpu
-    title = f"{size.name}: {size.parameters:,} parameters, {load.tokens:,} tokens a worker and update, {gpu}"
+    computed = computed_on(request.cluster)
+    title = f"{size.name}: {size.parameters:,} parameters, {load.tokens:,} tokens a worker and update, {computed}"
     summary = {
-        "rows": [asdict(row) for row in rows],
+        "rows": written(rows, request.cluster),
         "model": asdict(size),
         "network": {"name": network.name, "source": network.source},
-        "gpu": gpu,
+        "gpu": request.cluster.gpu,
+        **precisions_of(request.cluster),
         "utilisation": request.cluster.utilisation,
         "straggler": request.straggler,
         "accumulation": load.accumulation,
@@ -83,30 +94,34 @@ def simulate(request: SimulationRequest, output: FolderSettings, strategies: tup
         draw_all(results, rows, f"{title}, {network.name}", network, load, strategies[0], request)
 
 
-def bare(rows: Sequence[dict[str, Any]], network: "Network", nbytes: int, output: FolderSettings) -> None:
-    """Print how long one sum takes with each strategy and number of workers, and its bus bandwidth.
+def bare(
+    rows: Sequence[dict[str, Any]], network: "Network", request: SimulationRequest, output: FolderSettings
+) -> None:
+    """Print how long one sum takes with each strategy and number of workers, and the bus bandwidth on the wires.
 
     Args:
-        rows: the simulated sums; see `bigbatch.experiments.planning.simulate.bare_row`.
+        rows: the simulated sums; see `bigbatch.experiments.planning.rows.sum_rows`.
         network: the simulated network.
-        nbytes: size of the sum, in bytes.
+        request: what was asked for.
         output: the options that say how to print.
     """
     from bigbatch.experiments.commands.output import console, new_table, print_fitting, print_json
     from bigbatch.experiments.measuring.bench import size_label
+    from bigbatch.experiments.planning.rows import bytes_sent
 
     if output.json:
         print_json(rows)
         return
+    cluster = request.cluster
     table = new_table("strategy", "workers", "size", "time, ms", "busbw, GB/s", gap=1)
     for row in rows:
-        seconds = row["communication_seconds"]
-        busbw = 2 * (row["workers"] - 1) / row["workers"] * nbytes / seconds / 1e9 if seconds else float("nan")
-        table.add_row(
-            row["strategy"], f"{row['workers']:,}", size_label(nbytes), f"{1e3 * seconds:,.3f}", f"{busbw:,.2f}"
-        )
+        seconds, count = row["communication_seconds"], row["workers"]
+        moved = 2 * (count - 1) / count * bytes_sent(cluster, row["bytes"])
+        busbw = moved / seconds / 1e9 if seconds else float("nan")
+        table.add_row(row["strategy"], f"{count:,}", size_label(row["bytes"]), f"{1e3 * seconds:,.3f}", f"{busbw:,.2f}")
     print_fitting(console(), table)
-    print(f"\nNetwork {network.name}: {(network.source or 'your own').rstrip('.')}.", flush=True)
+    sent = "" if cluster.wire == FP32 else f"The numbers are sent in {cluster.wire}; busbw is of what is sent.\n"
+    print(f"\n{sent}Network {network.name}: {(network.source or 'your own').rstrip('.')}.", flush=True)
 
 
 def draw_all(
@@ -121,8 +136,9 @@ def draw_all(
     """Draw how strategies scale, where a server beats a ring, and the timeline of one update of the first strategy."""
     from bigbatch.comm.tracing.perfetto import write_trace
     from bigbatch.experiments.measuring.bench import size_label
-    from bigbatch.experiments.planning.rows import stragglers_of
+    from bigbatch.experiments.planning.rows import bytes_sent, stragglers_of
     from bigbatch.experiments.planning.simulate import crossover, traced_update
+    from bigbatch.experiments.planning.workload import ELEMENT_BYTES
     from bigbatch.experiments.runs.run import TRACE
 
     def scaling(path: Path) -> None:
@@ -138,7 +154,7 @@ def draw_all(
             "a server for 4 workers": lambda n: n // 4,
             "as many as workers": lambda n: n,
         }
-        nbytes = min(load.bucket_bytes, 4 * load.size.parameters)
+        nbytes = bytes_sent(request.cluster, min(load.bucket_bytes, ELEMENT_BYTES * load.size.parameters))
         maps = {name: crossover(network, nbytes, MAP_WORKERS, MAP_BANDWIDTHS, count) for name, count in counts.items()}
         what = f"A synchronous parameter server's time over a ring's, for {size_label(nbytes)}; bold where it is less"
         draw_crossover(maps, MAP_WORKERS, MAP_BANDWIDTHS, what, path)

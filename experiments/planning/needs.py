@@ -7,54 +7,68 @@ from pathlib import Path
 from typing import Any, Self
 
 from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.precisions import BYTES
 from bigbatch.comm.schema import check
-from bigbatch.comm.simulation.computing import GPU
+from bigbatch.comm.simulation.gpus import GPU
 from bigbatch.experiments.planning.tradeoff import Tradeoff, kaplan
 from bigbatch.experiments.runs.records import FitSummary, FittedModel
 from bigbatch.experiments.runs.run import SUMMARY, read_summary
 from bigbatch.models.sizes import ModelSize, own_size
 
 STATE_BYTES = 16
-"""Bytes per parameter with Adam in mixed precision: 2 for the value, 2 for the gradient, 12 in the optimiser.
+"""Bytes per parameter with Adam, in every precision.
 
-Rajbhandari et al., "ZeRO: memory optimizations toward training trillion parameter models" (2020), section 3.1.
+In bf16 and fp16: 2 for the value and 2 for the gradient that are computed with, and 12 in the optimiser, for the value
+in float32 and two moments. Rajbhandari et al., "ZeRO: memory optimizations toward training trillion parameter models"
+(2020), section 3.1. In fp32: 4 for the value, 4 for the gradient and 8 for the two moments.
 """
 
-LAYER_BYTES, OUTPUT_BYTES = 34, 4
-"""Bytes that a token leaves for backward: 34 for each unit of width in each layer, if attention scores are computed
-anew, and in the output 4 for each unit of width and each word of the vocabulary.
+LAYER_NUMBERS, LAYER_MASKS, OUTPUT_NUMBERS, LOGIT_BYTES = 16, 2, 2, 4
+"""What a token leaves for backward: for each unit of width in each layer 16 numbers, if attention scores are computed
+anew, and 2 bytes of masks, of the two dropouts; in the output 2 numbers for each unit of width, and for each word of
+the vocabulary 4 bytes, because the loss is computed in float32 in every precision.
 
-Korthikanti et al., "Reducing activation recomputation in large Transformer models" (2022), sections 4.1 and 4.3; with
-flash attention scores are never stored either.
+Korthikanti et al., "Reducing activation recomputation in large Transformer models" (2022), sections 4.1 and 4.3, who
+count numbers of 2 bytes, and so 34 bytes in a layer and 4 in the output; with flash attention scores are never stored
+either.
 """
 
 
-def memory_bytes(size: ModelSize, micro_batch: int) -> int:
+def memory_bytes(size: ModelSize, micro_batch: int, precision: str) -> int:
     """Estimates the bytes that training takes on a GPU: the model's state, and the activations kept for backward.
 
     Args:
         size: the size of the model; every worker holds the whole model.
         micro_batch: number of sequences of `context` tokens that are computed at once.
+        precision: the precision that they are computed in.
     """
-    token = size.layers * size.width * LAYER_BYTES + (size.width + size.vocabulary) * OUTPUT_BYTES
+    number = BYTES[precision]
+    token = size.layers * size.width * (LAYER_NUMBERS * number + LAYER_MASKS)
+    token += size.width * OUTPUT_NUMBERS * number + size.vocabulary * LOGIT_BYTES
     return size.parameters * STATE_BYTES + micro_batch * size.context * token
 
 
-def fitting(size: ModelSize, micro_batches: Sequence[int], gpu: GPU | None) -> tuple[int, ...]:
+def fitting(size: ModelSize, micro_batches: Sequence[int], gpu: GPU | None, precision: str) -> tuple[int, ...]:
     """Picks the micro-batches that fit into the GPU's memory; all of them if no GPU is given.
+
+    Args:
+        size: the size of the model.
+        micro_batches: numbers of sequences that are computed at once.
+        gpu: the GPU.
+        precision: the precision that they are computed in.
 
     Raises:
         ConfigurationError: no micro-batch fits.
     """
     if gpu is None:
         return tuple(micro_batches)
-    fit = tuple(number for number in micro_batches if memory_bytes(size, number) <= gpu.memory_bytes)
+    fit = tuple(number for number in micro_batches if memory_bytes(size, number, precision) <= gpu.memory_bytes)
     if not fit:
         least = min(micro_batches)
         raise ConfigurationError(
-            f"{size.name} does not fit a worker: at a micro-batch of {least} it takes about "
-            f"{memory_bytes(size, least) / 1e9:,.0f} GB, and {gpu.name} has {gpu.memory_bytes / 1e9:,.0f} GB; "
-            "take a larger --gpu, a smaller --micro-batch or a smaller --model."
+            f"{size.name} does not fit a worker: at a micro-batch of {least} in {precision} it takes about "
+            f"{memory_bytes(size, least, precision) / 1e9:,.0f} GB, and {gpu.name} has "
+            f"{gpu.memory_bytes / 1e9:,.0f} GB; take a larger --gpu, a smaller --micro-batch or a smaller --model."
         )
     return fit
 

@@ -13,6 +13,7 @@ from statistics import fmean
 import numpy as np
 
 from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.precisions import FP32
 from bigbatch.comm.simulation.computing import Computing, Stragglers
 from bigbatch.comm.simulation.network import FloatArray, Network
 from bigbatch.comm.simulation.replay import Phase, replay_phases
@@ -154,9 +155,10 @@ class Deployment:
         size: the size of the model.
         network: the network, which says what messages cost.
         computing: how long a worker computes for a token.
-        bucket_bytes: target size of a gradient bucket, in bytes.
+        bucket_bytes: target size of a gradient bucket, in bytes of float32.
         overlap: whether buckets are sent while backward still runs.
         example_tokens: mean number of tokens in a sequence; None for as many as the model's context.
+        wire: the precision in which gradients are sent, and parameters by servers.
     """
 
     size: ModelSize
@@ -165,6 +167,7 @@ class Deployment:
     bucket_bytes: int
     overlap: bool
     example_tokens: float | None = None
+    wire: str = FP32
 
     def tokens(self, sequences: int) -> int:
         """The number of tokens in this many sequences, in the mean."""
@@ -173,7 +176,9 @@ class Deployment:
     def workload(self, micro_batch: int, accumulation: int) -> Workload:
         """Makes a worker's workload: `accumulation` micro-batches of `micro_batch` sequences each."""
         tokens = self.tokens(micro_batch * accumulation)
-        return Workload(self.size, tokens, self.computing, self.bucket_bytes, self.overlap, accumulation)
+        return Workload(
+            self.size, tokens, self.computing, self.bucket_bytes, self.overlap, accumulation, wire=self.wire
+        )
 
 
 def candidates(

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bigbatch.comm.simulation.computing import GPUS, gpu_named
+from bigbatch.comm.simulation.gpus import GPUS, gpu_named
 from bigbatch.comm.simulation.network import Network
 from bigbatch.experiments.planning.needs import Known, Measured, fitting, known_from, memory_bytes
 from bigbatch.experiments.planning.plan import (
@@ -15,9 +15,9 @@ from bigbatch.experiments.planning.plan import (
     exact_front,
     recommended,
 )
-from bigbatch.experiments.planning.rows import MODEL, network_of
+from bigbatch.experiments.planning.rows import MODEL, computed_on, network_of, precisions_of
 from bigbatch.experiments.planning.settings import PlanRequest
-from bigbatch.experiments.training.simulated import computing_on
+from bigbatch.experiments.training.simulated import computing_on, precision_on
 from bigbatch.experiments.training.simulation_settings import CORE
 from bigbatch.models.sizes import ModelSize, model_named
 
@@ -52,9 +52,18 @@ class Plan:
 
     @property
     def title(self) -> str:
-        """A title for the plan: the model, the loss, the GPU and the network."""
+        """A title for the plan: the model, the loss, the GPU, precisions if they were asked for, and the network."""
         goal = f"a loss of {self.known.target:g}" if self.known.target is not None else "the target"
-        return f"{self.size.name} to {goal}, {self.request.cluster.gpu}, {self.network.name}"
+        return f"{self.size.name} to {goal}, {computed_on(self.request.cluster)}, {self.network.name}"
+
+    @property
+    def precisions(self) -> dict[str, str]:
+        """The `precision` of computing and that of the `wire`."""
+        return precisions_of(self.request.cluster)
+
+    def memory(self, micro_batch: int) -> int:
+        """The bytes that a worker needs for that many sequences at once, by estimate."""
+        return memory_bytes(self.size, micro_batch, self.precisions["precision"])
 
     def written(self) -> dict[str, Any]:
         """Converts the plan to types that JSON can write, for summary.json."""
@@ -68,8 +77,9 @@ class Plan:
             "network": {"name": self.network.name, "source": self.network.source},
             "gpu": self.request.cluster.gpu,
             "utilisation": self.request.cluster.utilisation,
+            **self.precisions,
             "price": self.request.price,
-            "memory_bytes": {str(number): memory_bytes(self.size, number) for number in self.at_once},
+            "memory_bytes": {str(number): self.memory(number) for number in self.at_once},
         }
 
     def sentences(self) -> list[str]:
@@ -88,7 +98,7 @@ class Plan:
         elif left_out:
             numbers = ", ".join(map(str, left_out))
             said.append(f"Too many sequences at once for the memory of {gpu}, and left out: {numbers}.")
-        elif most == max(self.at_once) and memory_bytes(self.size, 2 * most) <= GPUS[gpu].memory_bytes:
+        elif most == max(self.at_once) and self.memory(2 * most) <= GPUS[gpu].memory_bytes:
             said.append(f"The memory of {gpu} has room for more than {most} sequences at once: see --micro-batch.")
         said.append(f"Network {self.network.name}: {(self.network.source or 'your own').rstrip('.')}.")
         return said
@@ -102,16 +112,18 @@ def planned_for(request: PlanRequest, tell: Callable[[str], None]) -> Plan:
         tell: called with a line about the progress.
 
     Raises:
-        ConfigurationError: a name is unknown, a folder has no fit, or the model does not fit into a worker's memory.
+        ConfigurationError: a name is unknown, a GPU does not compute in a precision, a folder has no fit, or the model
+            does not fit into a worker's memory.
     """
     asked = request.cluster
     network = network_of(asked)
     measured = Measured.read(request.fit).size if request.fit is not None else None
     size = measured if request.model is None and measured is not None else model_named(request.model or MODEL)
-    computing = computing_on(asked.gpu, size.flops_per_token, asked.utilisation)
+    computing = computing_on(asked.gpu, size.flops_per_token, asked.utilisation, asked.precision)
     known = known_from(size, request.target, request.critical_batch, request.least_updates, request.fit)
-    at_once = fitting(size, request.micro_batch, None if asked.gpu == CORE else gpu_named(asked.gpu))
-    cluster = Deployment(size, network, computing, asked.bucket_size, asked.overlap)
+    gpu = None if asked.gpu == CORE else gpu_named(asked.gpu)
+    at_once = fitting(size, request.micro_batch, gpu, precision_on(asked.gpu, asked.precision))
+    cluster = Deployment(size, network, computing, asked.bucket_size, asked.overlap, wire=asked.wire)
     found = candidates(
         cluster,
         known.tradeoff,

@@ -1,9 +1,11 @@
 """Rows of simulated updates: answers a request for a simulation, one strategy and one number of workers at a time."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.precisions import BYTES, FP32
 from bigbatch.comm.simulation.computing import Stragglers, stragglers_named
 from bigbatch.comm.simulation.network import Network
 from bigbatch.comm.simulation.presets import network_named
@@ -11,7 +13,7 @@ from bigbatch.experiments.planning.settings import ClusterSettings, SimulationRe
 from bigbatch.experiments.planning.simulate import bare_row, simulate_row, simulating, strategy_named
 from bigbatch.experiments.planning.updates import Row
 from bigbatch.experiments.planning.workload import Workload
-from bigbatch.experiments.training.simulated import computing_on
+from bigbatch.experiments.training.simulated import computing_on, precision_on
 from bigbatch.models.sizes import ModelSize, model_named, model_of
 
 SEQUENCES = 8
@@ -31,11 +33,32 @@ def network_of(cluster: ClusterSettings) -> Network:
     return network if cluster.node_size is None else network.with_nodes(cluster.node_size)
 
 
+def precisions_of(cluster: ClusterSettings) -> dict[str, str]:
+    """Says in which precision a cluster computes and in which it sends, for what is written down.
+
+    Raises:
+        ConfigurationError: the GPU does not compute in the precision that is asked for, or nobody knows how fast.
+    """
+    return {"precision": precision_on(cluster.gpu, cluster.precision), "wire": cluster.wire}
+
+
+def computed_on(cluster: ClusterSettings) -> str:
+    """Says what a worker computes on, for titles: "a100", or "a100 in fp32, gradients sent in bf16" if asked for."""
+    computed = cluster.gpu if cluster.precision is None else f"{cluster.gpu} in {cluster.precision}"
+    return computed if cluster.wire == FP32 else f"{computed}, gradients sent in {cluster.wire}"
+
+
+def bytes_sent(cluster: ClusterSettings, nbytes: int) -> int:
+    """The bytes on the wires of what takes `nbytes` bytes in float32."""
+    return -(-nbytes * BYTES[cluster.wire] // BYTES[FP32])
+
+
 def workload_of(request: SimulationRequest) -> tuple[ModelSize, Workload]:
     """Makes the size of the model and the workload of every worker that a request asks for.
 
     Raises:
-        ConfigurationError: two models are named, the model is unknown, or there are more micro-batches than tokens.
+        ConfigurationError: two models are named, the model is unknown, there are more micro-batches than tokens, or as
+            `precisions_of`.
     """
     if request.parameters is None:
         if request.flops_per_token is not None:
@@ -46,9 +69,12 @@ def workload_of(request: SimulationRequest) -> tuple[ModelSize, Workload]:
     else:
         size = model_of(request.parameters, request.flops_per_token)
     cluster = request.cluster
-    computing = computing_on(cluster.gpu, size.flops_per_token, cluster.utilisation)
+    computing = computing_on(cluster.gpu, size.flops_per_token, cluster.utilisation, cluster.precision)
     tokens = request.tokens or SEQUENCES * (size.context or 1024)
-    return size, Workload(size, tokens, computing, cluster.bucket_size, cluster.overlap, request.accumulate)
+    load = Workload(
+        size, tokens, computing, cluster.bucket_size, cluster.overlap, request.accumulate, wire=cluster.wire
+    )
+    return size, load
 
 
 def stragglers_of(request: SimulationRequest) -> Stragglers:
@@ -87,8 +113,16 @@ def update_rows(strategies: Sequence[str], request: SimulationRequest, tell: Cal
     return rows
 
 
+def written(rows: Iterable[Row], cluster: ClusterSettings) -> list[dict[str, Any]]:
+    """Converts rows to types that JSON can write, each with the precisions of computing and of the wires."""
+    return [{**asdict(row), **precisions_of(cluster)} for row in rows]
+
+
 def sum_rows(strategies: Sequence[str], request: SimulationRequest) -> list[dict[str, Any]]:
-    """Simulates one sum of `request.bytes` bytes with every strategy and number of workers, and makes a row for each.
+    """Simulates one sum with every strategy and number of workers, and makes a row for each.
+
+    A row has what `bare_row` returns, where the bytes are `request.bytes`, those of the sum in float32; and `wire`, the
+    precision in which it is sent.
 
     Raises:
         ConfigurationError: there is no such strategy, or it does more than one sum.
@@ -99,5 +133,7 @@ def sum_rows(strategies: Sequence[str], request: SimulationRequest) -> list[dict
     for name in strategies:
         for count in request.workers:
             with simulating(name, count):
-                rows.append(bare_row(name, network, count, request.bytes, servers=request.servers))
+                sent = bytes_sent(request.cluster, request.bytes)
+                row = bare_row(name, network, count, sent, servers=request.servers)
+            rows.append({**row, "bytes": request.bytes, "wire": request.cluster.wire})
     return rows

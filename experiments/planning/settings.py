@@ -24,6 +24,8 @@ from bigbatch.comm.kinds import (
     Whole,
 )
 from bigbatch.comm.options import Options, option, options_of
+from bigbatch.comm.precisions import BYTES as PRECISIONS
+from bigbatch.comm.precisions import FP32
 from bigbatch.comm.simulation import UTILISATION
 from bigbatch.experiments.training.simulation_settings import NETWORK, Straggling, gpus, networks
 
@@ -105,8 +107,10 @@ class ClusterSettings(Options):
         node_size: number of ranks that share a node; None for the network's own number.
         gpu: name of the GPU that a worker computes on.
         utilisation: the share of its peak operations per second that a GPU reaches.
-        bucket_size: target size of a gradient bucket, in bytes.
+        precision: the precision that it computes in; None for bf16 or fp16, whichever the GPU has, and fp32 on a core.
+        bucket_size: target size of a gradient bucket, in bytes of float32.
         overlap: whether buckets are sent while backward still runs.
+        wire: the precision in which gradients are sent, and parameters by servers.
     """
 
     title: ClassVar[str] = "Cluster"
@@ -117,8 +121,19 @@ class ClusterSettings(Options):
     utilisation: float = option(
         UTILISATION, Number(least=1e-6, most=1), "Share of its peak operations a second that a GPU reaches."
     )
-    bucket_size: int = option(25 * 2**20, BYTES, "Target size of a gradient bucket.")
+    precision: str | None = option(
+        None,
+        Name(lambda: PRECISIONS),
+        "Precision that a worker computes in; a GPU's peak depends on it.",
+        missing="bf16, or fp16 on a GPU without it; fp32 on a core",
+    )
+    bucket_size: int = option(25 * 2**20, BYTES, "Target size of a gradient bucket, in float32.")
     overlap: bool = option(True, Flag(), "Send gradient buckets while backward still runs.")
+    wire: str = option(
+        FP32,
+        Name(lambda: PRECISIONS),
+        "Precision in which gradients are sent, and parameters by servers; bf16 and fp16 take half the bytes.",
+    )
 
 
 @dataclass(frozen=True)
@@ -136,7 +151,7 @@ class SimulationRequest(Options):
         straggler: what slows workers, in words.
         servers: number of servers, for strategies that have any.
         seed: seed for the random factors that slow workers.
-        bytes: the size of one sum, instead of whole updates.
+        bytes: the size of one sum of float32 numbers, instead of whole updates.
 
     Raises:
         ConfigurationError: one sum is asked for, and something about updates too.
@@ -162,13 +177,16 @@ class SimulationRequest(Options):
     )
     servers: int = option(1, RANKS, "Number of servers, for strategies that have any.")
     seed: int = option(0, SEED, "Seed for the random factors that slow workers.")
-    bytes: int | None = option(None, BYTES, "Size of one sum to time, instead of updates.", missing="whole updates")
+    bytes: int | None = option(
+        None, BYTES, "Size of one sum to time, in float32, instead of updates.", missing="whole updates"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        of_updates = ("model", "parameters", "flops_per_token", "tokens", "accumulate", "straggler")
+        of_updates = ("model", "parameters", "flops_per_token", "tokens", "accumulate", "straggler", "precision")
+        values = self.flat()
         for one in options_of(type(self)):
-            if self.bytes is not None and one.name in of_updates and getattr(self, one.name) != one.default:
+            if self.bytes is not None and one.name in of_updates and values[one.name] != one.default:
                 raise ConfigurationError(
                     f"{one.flag} is about updates of a model, but --bytes asks for one sum: leave one of them out."
                 )

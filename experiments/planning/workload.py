@@ -6,13 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.precisions import BYTES, FP32
 from bigbatch.comm.simulation.computing import FORWARD_SHARE, Computing
 from bigbatch.comm.simulation.network import FloatArray
 from bigbatch.comm.strategies.description import Workload as Gradients
 from bigbatch.models.sizes import ModelSize
 
-ELEMENT_BYTES = 4
-"""Gradients travel as float32."""
+ELEMENT_BYTES = BYTES[FP32]
+"""Bytes of a gradient as it is computed, added up and, unless a half-precision wire is asked for, sent: float32."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,10 @@ class Workload:
         size: the size of the model.
         tokens: number of tokens that a worker computes in an update, in all its micro-batches.
         computing: how long a worker computes for a token.
-        bucket_bytes: target size of a gradient bucket, in bytes.
+        bucket_bytes: target size of a gradient bucket, in bytes of float32.
         overlap: whether buckets are sent while backward of the last micro-batch still runs.
         accumulation: number of equal micro-batches whose gradients a worker adds up for an update.
+        wire: the precision in which gradients are sent, and parameters by servers; see `bigbatch.comm.precisions`.
 
     Raises:
         ConfigurationError: there are fewer than one micro-batch, or more micro-batches than tokens.
@@ -37,6 +39,7 @@ class Workload:
     bucket_bytes: int
     overlap: bool
     accumulation: int = 1
+    wire: str = FP32
 
     def __post_init__(self) -> None:
         if not 1 <= self.accumulation <= self.tokens:
@@ -44,6 +47,11 @@ class Workload:
                 f"A worker's {self.tokens:,} tokens of an update cannot be computed in {self.accumulation:,} "
                 "micro-batches; it takes at least one, and a token for each."
             )
+
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes that a gradient, or a parameter of a server, takes on the wires."""
+        return BYTES[self.wire]
 
     @property
     def compute(self) -> float:
@@ -73,4 +81,4 @@ class Workload:
     @property
     def gradients(self) -> Gradients:
         """The part of the workload that communication depends on: sizes of the buckets, and when each is ready."""
-        return Gradients(tuple(self.buckets()), tuple(self.ready().tolist()), ELEMENT_BYTES)
+        return Gradients(tuple(self.buckets()), tuple(self.ready().tolist()), self.sent_bytes)

@@ -6,8 +6,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
+from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.precisions import FP32
 from bigbatch.comm.simulation import UTILISATION
-from bigbatch.comm.simulation.computing import FORWARD_SHARE, Computing, Stragglers, gpu_named, stragglers_named
+from bigbatch.comm.simulation.computing import FORWARD_SHARE, Computing, Stragglers, stragglers_named
+from bigbatch.comm.simulation.gpus import gpu_named
 from bigbatch.comm.simulation.network import Network
 from bigbatch.comm.simulation.presets import network_named
 from bigbatch.comm.transports.cluster import Cluster
@@ -27,20 +30,48 @@ REPETITIONS, ENOUGH_SECONDS = 3, 2.0
 """Number of times that computing is measured, of which the fastest counts; and seconds after which it is enough."""
 
 
-def computing_on(gpu: str, flops_per_token: float, utilisation: float = UTILISATION) -> Computing:
+def precision_on(gpu: str, asked: str | None = None) -> str:
+    """Says in which precision a GPU, or a core of a laptop, computes.
+
+    Args:
+        gpu: name of the GPU, or `core`.
+        asked: "fp32", "bf16" or "fp16"; None for bf16 or fp16, whichever the GPU has, and for fp32 on a core.
+
+    Raises:
+        ConfigurationError: there is no such GPU, it does not compute in that precision, or nobody knows how fast.
+    """
+    if gpu != CORE:
+        known = gpu_named(gpu)
+        precision = known.half if asked is None else asked
+        known.peak(precision)
+        return precision
+    if asked not in (None, FP32):
+        raise ConfigurationError(
+            f"How fast a core computes in {asked} is not known, for it depends on the core: take a --gpu that is "
+            f"known, such as a100, or leave --precision {asked} out; --simulate can also take --gpu measured, which "
+            "measures this machine."
+        )
+    return FP32
+
+
+def computing_on(
+    gpu: str, flops_per_token: float, utilisation: float = UTILISATION, precision: str | None = None
+) -> Computing:
     """Computes how long a worker computes for a token on a GPU, or on a core of a laptop.
 
     Args:
         gpu: name of the GPU, or `core`.
         flops_per_token: floating-point operations of a token, forward and backward.
         utilisation: the share of its peak operations per second that a GPU reaches; it does not apply to a core.
+        precision: the precision in which it computes, as `precision_on` takes it.
 
     Raises:
-        ConfigurationError: there is no such GPU.
+        ConfigurationError: as `precision_on`.
     """
+    own = precision_on(gpu, precision)
     if gpu == CORE:
         return Computing(flops_per_token / CORE_FLOPS)
-    return Computing.from_flops(flops_per_token, gpu_named(gpu).flops, utilisation)
+    return Computing.from_flops(flops_per_token, gpu_named(gpu).peak(own), utilisation)
 
 
 @dataclass(frozen=True)
@@ -54,10 +85,12 @@ class Simulation:
         gpu: what a worker computes on: `core`, `measured` (this machine, now) or a GPU's name.
         utilisation: the share of its peak operations per second that a GPU reaches.
         seed: seed for the stragglers' random factors.
+        precision: the precision in which the models compute: "fp32", "bf16" or "fp16".
         measured: seconds that a token takes here, for each size of micro-batch that was measured.
 
     Raises:
-        ConfigurationError: the GPU is unknown, or the words about stragglers are not valid.
+        ConfigurationError: the GPU is unknown, or how fast it computes in that precision; or the words about stragglers
+            are not valid.
     """
 
     workers: int
@@ -66,6 +99,7 @@ class Simulation:
     gpu: str = CORE
     utilisation: float = UTILISATION
     seed: int = 0
+    precision: str = FP32
     measured: dict[int, float] = field(default_factory=dict, init=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -84,9 +118,9 @@ class Simulation:
             flops_per_token: floating-point operations of a token, forward and backward.
             measure: measures the seconds that a token takes here; called only if `gpu` is `measured`.
         """
-        return (
-            Computing(measure()) if self.gpu == MEASURED else computing_on(self.gpu, flops_per_token, self.utilisation)
-        )
+        if self.gpu == MEASURED:
+            return Computing(measure())
+        return computing_on(self.gpu, flops_per_token, self.utilisation, self.precision)
 
     def compute_model(
         self, worker: int, size: ModelSize, measure: Callable[[], float], micro_batch: int

@@ -42,7 +42,7 @@ class Straggling(Text):
 
 def gpus() -> list[str]:
     """Lists the names of what a simulated worker can compute on: a core, this machine, and the known GPUs."""
-    from bigbatch.comm.simulation.computing import GPUS
+    from bigbatch.comm.simulation.gpus import GPUS
 
     return [CORE, MEASURED, *GPUS]
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from bigbatch.comm.errors import QUOTED, ConfigurationError, quoted
 from bigbatch.comm.kinds import BYTES, TOKENS, Flag, Number, Several, Text, Whole, checked
 from bigbatch.comm.numerals import numeral
-from bigbatch.comm.simulation.computing import GPU, Computing, Stragglers
+from bigbatch.comm.simulation.computing import Computing, Stragglers
+from bigbatch.comm.simulation.gpus import GPU
 from bigbatch.comm.simulation.network import Network, wire
 from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.comm.transports.cluster import Cluster
@@ -193,7 +194,7 @@ CALLS = {
     "seconds per token": Computing,
     "flops": lambda value: Computing.from_flops(1.0, value),
     "utilisation": lambda value: Computing.from_flops(1.0, 1.0, value),
-    "memory": lambda value: GPU("g", 1e12, value, 1e9, "made up"),
+    "memory": lambda value: GPU("g", {"fp32": 1e12, "fp16": 1e12}, value, 1e9, "made up"),
     "an option": lambda value: STRATEGIES.load("ps").configured({"staleness": value}),
 }
 

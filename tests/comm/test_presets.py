@@ -9,16 +9,15 @@ import pytest
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.simulation.computing import (
     FORWARD_SHARE,
-    GPUS,
     UTILISATION,
     Computing,
     Stragglers,
     expected_backup,
     expected_synchronous,
-    gpu_named,
     harmonic,
     stragglers_named,
 )
+from bigbatch.comm.simulation.gpus import GPU, GPUS, gpu_named
 from bigbatch.comm.simulation.network_file import read_network
 from bigbatch.comm.simulation.presets import NETWORKS, network_named
 from bigbatch.models.decoder import Transformer, TransformerShape
@@ -94,9 +93,42 @@ def test_every_gpu_says_where_its_numbers_are_from():
     for name in GPUS:
         gpu = gpu_named(name)
         assert (gpu.name, bool(gpu.source)) == (name, True)
-        assert 5e13 < gpu.flops < 1e15
         assert 1.6e10 <= gpu.memory_bytes < 2e11
         assert 1e11 < gpu.memory_bandwidth < 1e13
+
+
+# From the makers' own pages, in TFLOPS: FP32 without TF32, and tensor cores on dense 16-bit matrices, added up in FP32.
+PEAKS = {
+    "t4": (8.1, None, 65),
+    "v100": (15.7, None, 125),
+    "a10g": (35, 70, 70),
+    "l4": (30.3, 242 / 2, 242 / 2),
+    "a100": (19.5, 312, 312),
+    "h100": (66.9, 1979 / 2, 1979 / 2),
+    "h200": (66.9, 1979 / 2, 1979 / 2),
+    "rtx-4090": (82.6, 165.2, 165.2),
+}
+
+
+@pytest.mark.parametrize("name", PEAKS)
+def test_peaks_are_those_of_the_datasheets(name):
+    gpu = gpu_named(name)
+    for precision, peak in zip(("fp32", "bf16", "fp16"), PEAKS[name], strict=True):
+        if peak is not None:
+            assert gpu.peak(precision) == pytest.approx(peak * 1e12, rel=1e-3)
+        else:
+            others = r"a10g, l4, a100, h100, h200, rtx-4090"
+            with pytest.raises(ConfigurationError, match=f"{name} does not compute in {precision}: .*fp16.*{others}"):
+                gpu.peak(precision)
+    assert gpu.half == ("fp16" if PEAKS[name][1] is None else "bf16")
+
+
+@pytest.mark.parametrize("flops", [{"fp32": 1e12}, {"bf16": 1e12, "fp16": 1e12}, {}, 1e12])
+def test_a_gpu_has_peaks_in_fp32_and_in_half_precision(flops):
+    with pytest.raises(ConfigurationError, match="flops of mine cannot be"):
+        GPU("mine", flops, 10**9, 1e11, "here")
+    with pytest.raises(ConfigurationError, match="flops of mine in fp16"):
+        GPU("mine", {"fp32": 1e12, "fp16": 0.5}, 10**9, 1e11, "here")
 
 
 @pytest.mark.parametrize(

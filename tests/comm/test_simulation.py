@@ -216,6 +216,7 @@ def test_one_bare_collective(run: Run, tmp_path):
         "strategy": "ring",
         "workers": 256,
         "bytes": 100_000_000,
+        "wire": "fp32",
         "communication_seconds": pytest.approx(0.0184875),
     }
 

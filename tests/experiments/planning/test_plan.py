@@ -11,7 +11,8 @@ from click.testing import CliRunner
 from jobs import Run
 
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.simulation.computing import Computing, Stragglers, gpu_named
+from bigbatch.comm.simulation.computing import Computing, Stragglers
+from bigbatch.comm.simulation.gpus import gpu_named
 from bigbatch.comm.simulation.network import Network, wire
 from bigbatch.comm.simulation.presets import network_named
 from bigbatch.experiments.commands.main import cli
@@ -169,13 +170,16 @@ def test_the_ideal_is_the_time_of_a_worker_for_each_micro_batch():
 def test_memory_by_hand():
     size = model_named("gpt2-small")
     activations = 12 * 1024 * 768 * 34 + 4 * 1024 * (768 + 50257)
-    assert memory_bytes(size, 3) == 16 * 124_439_808 + 3 * activations
+    assert memory_bytes(size, 3, "bf16") == memory_bytes(size, 3, "fp16") == 16 * 124_439_808 + 3 * activations
+    whole = 12 * 1024 * 768 * (2 * 32 + 2) + 1024 * (2 * 4 * 768 + 4 * 50257)  # twice all but masks and logits
+    assert memory_bytes(size, 3, "fp32") == 16 * 124_439_808 + 3 * whole
     t4 = gpu_named("t4")
     most = (t4.memory_bytes - 16 * 124_439_808) // activations
-    assert fitting(size, [1, most, most + 1], t4) == (1, most)
-    assert fitting(size, [1, 10**6], None) == (1, 10**6)
+    assert fitting(size, [1, most, most + 1], t4, "fp16") == (1, most)
+    assert fitting(size, [1, most, most + 1], t4, "fp32") == (1,)
+    assert fitting(size, [1, 10**6], None, "fp32") == (1, 10**6)
     with pytest.raises(ConfigurationError, match=r"llama2-7b does not fit a worker: .* 127 GB, and a100 has 80 GB"):
-        fitting(model_named("llama2-7b"), [1, 2], gpu_named("a100"))
+        fitting(model_named("llama2-7b"), [1, 2], gpu_named("a100"), "bf16")
 
 
 def test_what_is_given_goes_before_what_was_fitted_and_that_before_what_was_published(tmp_path):

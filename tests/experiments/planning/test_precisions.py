@@ -1,0 +1,244 @@
+"""What `simulate` and `plan` make of a precision and of a wire's, against closed formulas and ratios of datasheets."""
+
+import json
+from dataclasses import replace
+
+import own_strategies
+import pytest
+from click.testing import CliRunner
+
+import bigbatch
+from bigbatch.comm.collectives import ALGORITHMS
+from bigbatch.comm.errors import ConfigurationError
+from bigbatch.comm.simulation.computing import Computing, Stragglers
+from bigbatch.comm.simulation.network import Network, wire
+from bigbatch.comm.strategies import STRATEGIES
+from bigbatch.experiments.commands import simulate as commands
+from bigbatch.experiments.commands.main import cli
+from bigbatch.experiments.planning.plan import Deployment, candidates, simulated
+from bigbatch.experiments.planning.plans import planned_for
+from bigbatch.experiments.planning.settings import PlanRequest
+from bigbatch.experiments.planning.simulate import simulate_row
+from bigbatch.experiments.planning.timing import on_cluster
+from bigbatch.experiments.planning.tradeoff import Tradeoff
+from bigbatch.experiments.planning.workload import Workload
+from bigbatch.experiments.training.settings import Settings
+from bigbatch.experiments.training.simulated import Simulation, computing_on, precision_on, simulation_of
+from bigbatch.models.sizes import model_named, model_of
+
+ALPHA, BETA, GAMMA = 5e-6, 1e-9, 1e-10
+PLAIN = Network("plain", wire(ALPHA, 1 / BETA), GAMMA)
+SENDERS = [*ALGORITHMS.names(), "ps", "ps:async", f"{own_strategies.__file__}:OwnServers"]
+
+
+def load(parameters, sent, *, computing=0.0, bucket_bytes=1 << 40, layers=1):
+    return Workload(
+        model_of(parameters, 6.0, layers=layers), 1000, Computing(computing), bucket_bytes, overlap=False, wire=sent
+    )
+
+
+def bare(strategy, workers, nbytes, sent="fp32", **options):
+    (row,) = bigbatch.simulate(strategy, workers=workers, bytes=nbytes, wire=sent, network="net.toml", **options)
+    return row["communication_seconds"]
+
+
+@pytest.fixture
+def plain_network(tmp_path, monkeypatch):
+    (tmp_path / "net.toml").write_text(f"alpha = {ALPHA}\nbandwidth = {1 / BETA}\ngamma = {GAMMA}\n")
+    monkeypatch.chdir(tmp_path)
+
+
+# The closed formulas of a ring (Patarasuk and Yuan 2009), of halving-doubling (Rabenseifner 2004) and of a synchronous
+# server, p = 8 workers, S = 2 servers: a constant part, and one in proportion to the bytes on the wires.
+FORMULAS = {
+    "ring": lambda n: 14 * ALPHA + 7 / 8 * n * (2 * BETA + GAMMA),
+    "halving-doubling": lambda n: 6 * ALPHA + 7 / 8 * n * (2 * BETA + GAMMA),
+    "ps": lambda n: 2 * ALPHA + 2 * n * BETA * 4 + n / 2 * GAMMA,
+}
+
+
+@pytest.mark.usefixtures("plain_network")
+@pytest.mark.parametrize("name", FORMULAS)
+def test_a_sum_in_half_precision_takes_what_the_formula_says_of_half_the_bytes(name):
+    n = 4 * 8 * 1000
+    whole, *halves = (bare(name, 8, n, sent, servers=2) for sent in ("fp32", "bf16", "fp16"))
+    assert whole == pytest.approx(FORMULAS[name](n), rel=1e-9)
+    assert halves == [pytest.approx(FORMULAS[name](n / 2), rel=1e-9)] * 2
+    latency = FORMULAS[name](0)
+    assert (whole - latency) / (halves[0] - latency) == pytest.approx(2, rel=1e-9)
+
+
+@pytest.mark.usefixtures("plain_network")
+def test_latency_does_not_shrink():
+    whole, half = (bare("ring", 8, 8, sent) for sent in ("fp32", "bf16"))
+    assert whole == pytest.approx(half, rel=1e-3)
+    assert bare("ring", 8, 1_000_003) == pytest.approx(FORMULAS["ring"](1_000_003), rel=1e-4), "no whole numbers"
+
+
+@pytest.mark.parametrize("sent", ["bf16", "fp16"])
+@pytest.mark.parametrize("name", SENDERS, ids=lambda name: name.rpartition(":")[2] if "/" in name else name)
+def test_everything_that_is_sent_is_half_as_large_servers_replies_too(name, sent):
+    """All but the few numbers beside the gradients: tokens, losses, requests, reports."""
+    parameters = 4_000_000
+    whole, half = (
+        simulate_row(name, PLAIN, 4, load(parameters, given), Stragglers(), servers=2, updates=2)
+        for given in ("fp32", sent)
+    )
+    assert whole.busiest_port_bytes == pytest.approx(2 * half.busiest_port_bytes, rel=1e-4)
+    assert whole.step_seconds == pytest.approx(2 * half.step_seconds, rel=0.1)  # some adding, γ = β/10, is hidden
+
+
+def test_an_update_through_a_server_by_hand():
+    """Gradients in, values out, 4 workers' of each through one port, in half the bytes both ways."""
+    parameters, workers = 3_000_000, 4
+    for sent, number in (("fp32", 4), ("fp16", 2)):
+        took = on_cluster(STRATEGIES.load("ps"), PLAIN, workers, load(parameters, sent), Stragglers(), 1, 0).longest
+        assert took == pytest.approx(2 * workers * number * parameters * BETA, rel=0.08)  # and some of the adding
+
+
+@pytest.mark.parametrize("name", ["ring", "halving-doubling", "tree"])
+def test_replayed_updates_in_half_precision_are_those_on_a_cluster(name):
+    given = load(600_011, "bf16", computing=4e-6, bucket_bytes=(1 << 19) + 1, layers=5)
+    replayed = simulate_row(name, PLAIN, 6, given, Stragglers())
+    made = on_cluster(STRATEGIES.load(name), PLAIN, 6, given, Stragglers(), 2, 0, period=1)
+    there = made.row(name, 6, PLAIN, given, made.busiest)
+    assert there.step_seconds == pytest.approx(replayed.step_seconds, rel=1e-9)
+    assert there.busiest_port_bytes == replayed.busiest_port_bytes
+
+
+def test_buckets_hold_as_many_gradients_as_in_float32():
+    buckets = [load(1_000_000, sent, bucket_bytes=400_001, layers=10).buckets() for sent in ("fp32", "bf16", "fp16")]
+    assert buckets == [[200_000] * 5] * 3
+
+
+def test_a_plan_with_half_the_bytes_by_hand():
+    workers, micro_batch, accumulation, seconds = 4, 3, 5, 2e-6
+    size = model_of(400_000, 6.0, layers=1)
+    size = replace(size, context=40)
+    whole = Deployment(size, PLAIN, Computing(seconds), bucket_bytes=1 << 30, overlap=False)
+    tradeoff = Tradeoff(700.0, 3000.0)
+    tally = 2 * (ALPHA + 16 * (BETA + GAMMA))
+    for cluster, number in ((whole, 4), (replace(whole, wire="bf16"), 2)):
+        (row,) = candidates(cluster, tradeoff, ["ring"], [workers], [1], [micro_batch], [accumulation])
+        n = number * 400_000
+        around = 6 * ALPHA + 3 / 4 * n * (2 * BETA + GAMMA)
+        for one in (row, simulated(cluster, tradeoff, row)):
+            assert one.step_seconds == pytest.approx(600 * seconds + around + tally, rel=1e-3)
+
+
+# Computing.
+
+
+@pytest.mark.parametrize(
+    ("gpu", "half", "ratio"),
+    [
+        ("t4", "fp16", 65 / 8.1),
+        ("v100", "fp16", 125 / 15.7),
+        ("a100", "bf16", 16),
+        ("h100", "bf16", 989.4 / 66.9),
+        ("rtx-4090", "bf16", 2),
+    ],
+)
+def test_computing_takes_as_much_longer_in_fp32_as_the_peaks_say(gpu, half, ratio):
+    seconds = {precision: computing_on(gpu, 1e9, precision=precision).seconds_per_token for precision in ("fp32", half)}
+    assert seconds["fp32"] / seconds[half] == pytest.approx(ratio, rel=1e-3)
+    assert computing_on(gpu, 1e9).seconds_per_token == seconds[half], "as published models are trained"
+    assert precision_on(gpu) == half
+
+
+def test_a_core_computes_in_fp32_and_nobody_knows_how_fast_in_less():
+    assert precision_on("core") == precision_on("core", "fp32") == "fp32"
+    assert computing_on("core", 5e10).seconds_per_token == pytest.approx(1)
+    with pytest.raises(ConfigurationError, match=r"How fast a core computes in bf16 is not known.*--gpu measured"):
+        computing_on("core", 1e9, precision="bf16")
+
+
+def test_a_training_is_charged_in_the_precision_that_it_computes_in():
+    a100, size = {"simulate": 2, "gpu": "a100"}, model_named("gpt2-small")
+    plain = simulation_of(Settings.of(a100))
+    whole = plain.computing(size.flops_per_token, lambda: 0.0).seconds_per_token
+    assert whole == pytest.approx(size.flops_per_token / (19.5e12 * 0.4), rel=1e-12)
+    half = replace(plain, precision="bf16").computing(size.flops_per_token, lambda: 0.0).seconds_per_token
+    assert half == pytest.approx(whole / 16, rel=1e-12)
+    assert Simulation(2, PLAIN, gpu="measured", precision="bf16").computing(1.0, lambda: 7.0).seconds_per_token == 7.0
+    for gpu, words in (("core", "is not known"), ("t4", "take --precision fp16, or a --gpu that has bf16")):
+        with pytest.raises(ConfigurationError, match=words):
+            Simulation(2, PLAIN, gpu=gpu, precision="bf16")
+
+
+def test_what_fits_follows_the_precision():
+    request = {
+        "target": 3.3,
+        "workers": 8,
+        "strategies": "ring",
+        "accumulate": 1,
+        "gpu": "t4",
+        "micro_batch": "8,16,24,32",
+    }
+    half, whole = (
+        planned_for(PlanRequest.of({**request, **more}), lambda _: None) for more in ({}, {"precision": "fp32"})
+    )
+    assert (max(half.at_once), max(whole.at_once)) == (24, 16)
+    assert (half.written()["precision"], whole.written()["precision"]) == ("fp16", "fp32")
+    by_batch = {one.micro_batch: one.step_seconds for one in half.candidates}
+    compute = 16 * 1024 * model_named("gpt2-small").flops_per_token / 0.4
+    slower = {one.micro_batch: one.step_seconds for one in whole.candidates}[16] - by_batch[16]
+    assert slower == pytest.approx(compute / 8.1e12 - compute / 65e12, rel=0.1)  # less what hides in it
+
+
+# The commands.
+
+
+def simulate(*words):
+    return CliRunner().invoke(cli, ["simulate", "ring", "--workers", "8", *words])
+
+
+def test_titles_name_what_was_asked_for_and_json_says_it_always(tmp_path, monkeypatch):
+    monkeypatch.setattr(commands, "draw_all", lambda *_: None)
+    asked = ("--precision", "fp32", "--wire", "bf16")
+    plain, changed = simulate("--out", str(tmp_path / "1")), simulate(*asked, "--out", str(tmp_path / "2"))
+    assert "tokens a worker and update, a100." in plain.stdout
+    assert "tokens a worker and update, a100 in fp32, gradients sent in bf16." in changed.stdout
+    both = [json.loads((tmp_path / name / "summary.json").read_text()) for name in "12"]
+    assert [(one["precision"], one["wire"]) for one in both] == [("bf16", "fp32"), ("fp32", "bf16")]
+    assert [(one["rows"][0]["precision"], one["rows"][0]["wire"]) for one in both] == [
+        ("bf16", "fp32"),
+        ("fp32", "bf16"),
+    ]
+    times, ports = ([one["rows"][0][what] for one in both] for what in ("compute_seconds", "busiest_port_bytes"))
+    assert times[1] == pytest.approx(16 * times[0])
+    assert ports[0] == pytest.approx(2 * ports[1], rel=1e-3)
+
+
+@pytest.mark.usefixtures("plain_network")
+def test_a_bare_sum_says_what_is_sent():
+    words = ("--bytes", "8MB", "--network", "net.toml")
+    (row,) = json.loads(simulate(*words, "--wire", "fp16", "--json").stdout)
+    n = 8 * 2**20
+    assert row == {
+        "strategy": "ring",
+        "workers": 8,
+        "bytes": n,
+        "wire": "fp16",
+        "communication_seconds": pytest.approx(FORMULAS["ring"](n / 2), rel=0.05),
+    }
+    assert "sent in fp16" not in simulate(*words).stdout
+    shown = simulate(*words, "--wire", "fp16").stdout
+    assert "The numbers are sent in fp16; busbw is of what is sent." in shown
+    assert "8 MB" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--gpu", "v100", "--precision", "bf16"), "take --precision fp16, or a --gpu that has bf16 (a10g, l4, a100"),
+        (("--gpu", "core", "--precision", "bf16"), "How fast a core computes in bf16 is not known"),
+        (("--precision", "fp64"), "known: fp32, bf16, fp16"),
+        (("--wire", "bf61"), "did you mean 'bf16'"),
+        (("--bytes", "1MB", "--precision", "bf16"), "--precision is about updates of a model"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(words, sentence):
+    outcome = simulate(*words)
+    assert outcome.exit_code
+    assert sentence in f"{outcome.exception} {outcome.output}".replace("\n", " ")
