@@ -19,6 +19,7 @@ from bigbatch.experiments.training.settings import Settings
 from bigbatch.experiments.training.simulation_settings import CORE, MEASURED, NETWORK
 from bigbatch.models.sizes import ModelSize
 from bigbatch.training.compute_model import ComputeModel, SimulatedComputeModel
+from bigbatch.training.precision import PRECISIONS
 
 Result = TypeVar("Result")
 
@@ -180,7 +181,14 @@ def simulation_of(settings: Settings) -> Simulation:
     network = network_named(asked.network or NETWORK)
     if settings.wires.node_size is not None:
         network = network.with_nodes(settings.wires.node_size)
-    return Simulation(asked.simulate, network, asked.straggler or "none", asked.gpu or CORE, seed=settings.batch.seed)
+    return Simulation(
+        asked.simulate,
+        network,
+        asked.straggler or "none",
+        asked.gpu or CORE,
+        seed=settings.batch.seed,
+        precision=PRECISIONS[settings.machine.precision].computes,
+    )
 
 
 def fastest(attempt: Callable[[], None]) -> float:
