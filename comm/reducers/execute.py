@@ -122,8 +122,8 @@ def kept_by_sender(rounds: Sequence[Round], rank: int, chunks: int) -> list[dict
             span = slice(round_.first[row], round_.stop[row])
             rows[row] = bool((needed[span] & ~exact[span]).any())
         kept.append(rows)
-        for row in rows:
-            exact[round_.first[row] : round_.stop[row]] |= rows[row]
+        for row, keeps in rows.items():
+            exact[round_.first[row] : round_.stop[row]] |= keeps
         for row in np.flatnonzero(round_.target == rank).tolist():
             exact[round_.first[row] : round_.stop[row]] = not round_.reduce[row]
     return kept

@@ -38,7 +38,9 @@ class LibraryAllReduce(Collective):
         size, rank = self.transport.size, self.transport.rank
         pieces = torch.split(tensor, PIECE_BYTES // wire.itemsize(tensor.dtype))
         chunks = [-(-len(piece) // size) for piece in pieces]  # all alike, as libraries want it; the last may be short
-        sent, landing = (torch.split(room, [size * n for n in chunks]) for room in self._rooms(sum(chunks), wire, tensor))
+        sent, landing = (
+            torch.split(room, [size * n for n in chunks]) for room in self._rooms(sum(chunks), wire, tensor)
+        )
         exchanges = []
         for piece, own, arriving in zip(pieces, sent, landing, strict=True):
             wire.encode(piece, own[: len(piece)])

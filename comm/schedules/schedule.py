@@ -224,8 +224,8 @@ def packets(round_: Round, nbytes: IntArray, *, rounded: bool = False) -> IntArr
     if anything but sums over just the same chunks arrives there too, so that whole transfers must be taken in in the
     table's order.
 
-    If what is sent is rounded, it is sent from memory of its own and received into some: then only the last of the three
-    cases remains.
+    If what is sent is rounded, it is sent from memory of its own and received into some, so that only the last of the
+    three cases remains.
 
     Args:
         round_: the transfers.

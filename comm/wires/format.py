@@ -150,7 +150,12 @@ class WireFormat:
                 self._take(half, own)
 
     def decode(self, arrived: Buffer | Tensor, values: Buffer | Tensor) -> None:
-        """Replaces `values`, (elements,), by what arrived, (elements,)."""
+        """Replaces `values`, (elements,), by what arrived, (elements,), which may be memory that cannot be written."""
+        if self.whole and isinstance(values, np.ndarray):
+            values[:] = arrived
+            return
+        if isinstance(arrived, np.ndarray) and not arrived.flags.writeable:
+            arrived = arrived.copy()  # torch takes no other
         for own, half in self._blocks(values, arrived):
             self._take(half, own)
 

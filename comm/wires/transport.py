@@ -289,9 +289,7 @@ class Transport(ABC):
         """
         return None
 
-    def add(
-        self, values: Buffer, arrived: Buffer, adding: Callable[[Buffer, Buffer], None] = add_in_place
-    ) -> None:
+    def add(self, values: Buffer, arrived: Buffer, adding: Callable[[Buffer, Buffer], None] = add_in_place) -> None:
         """Add what arrived to `values`, (elements,), in place; a simulated clock charges for the bytes that arrived.
 
         Args:
