@@ -115,10 +115,10 @@ class TorchAllReduce(LibraryAllReduce):
 
         In half precision, what lies between torch's exchanges is done in the communication queue.
         """
-        self.introduce(tensor, wire)
         if not wire.whole:
             self._queued = True
             return super().start(tensor, wire)
+        self.introduce(tensor)
         reduction = Reduction(asked=self.transport.now())
         request = self._torch.all_reduce(tensor)
 

@@ -207,10 +207,9 @@ class WireFormat:
         yield from zip(torch.split(own, length), torch.split(halves, length), strict=True)
 
     def _round_to(self, half: Tensor, own: Tensor) -> None:
-        if self.precision != FP16:
-            half.copy_(own)
-            return
         half.copy_(own if self.factor == 1 else torch.mul(own, self.factor, out=_scratch.block(own)))
+        if self.precision != FP16:  # what float32 has, bf16 has, down to 1e-40
+            return
         bits = half.view(torch.int16)
         if len(bits) and int(bits.amin()) == MINUS_ZERO:
             lost = torch.from_numpy(bits.numpy() == MINUS_ZERO) if bits.device.type == "cpu" else bits == MINUS_ZERO
