@@ -167,7 +167,7 @@ def print_bench(
         table.add_section()
     print_fitting(console, table)
     console.print(
-        f"\n{rows[0]['ranks']} ranks, float32{' that is sent in the precision named' if halves else ''}, in place; every "
+        f"\n{rows[0]['ranks']} ranks, float32{', sent as named' if halves else ''}, in place; every "
         "result of every repetition was exact. What memory "
         "allows: every rank reads and writes its own buffer once, which no all-reduce in memory can do without."
     )
