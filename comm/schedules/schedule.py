@@ -215,6 +215,10 @@ MOST_PACKETS = 64
 """The largest number of packets of one transfer; longer transfers have larger packets, as more would hide no more."""
 
 
+ROUNDED_AT_ONCE = 4
+"""How many times as long packets of rounded numbers are: to round a packet and to add it takes longer than to add it."""
+
+
 def packets(round_: Round, nbytes: IntArray, *, rounded: bool = False) -> IntArray:
     """(transfers,) the number of messages in which each transfer of a round travels.
 
@@ -233,13 +237,14 @@ def packets(round_: Round, nbytes: IntArray, *, rounded: bool = False) -> IntArr
         rounded: whether numbers are sent in a format of their own.
     """
     counts = np.ones(len(round_), dtype=np.int64)
-    long = (round_.reduce | rounded) & (nbytes > PACKET_BYTES)
+    packet = PACKET_BYTES * (ROUNDED_AT_ONCE if rounded else 1)
+    long = (round_.reduce | rounded) & (nbytes > packet)
     if long.any():
         arriving = _overlapping(round_, round_.target)
         cut = long & np.where(round_.reduce, _alike(round_) == arriving, arriving == 1)
         if not rounded:
             cut &= ~sent_by_target(round_)
-        counts[cut] = np.minimum(MOST_PACKETS, -(-nbytes[cut] // PACKET_BYTES))
+        counts[cut] = np.minimum(MOST_PACKETS, -(-nbytes[cut] // packet))
     return counts
 
 
