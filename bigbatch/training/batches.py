@@ -38,6 +38,14 @@ class BatchPlan:
         """Number of examples in a micro-batch; of tokens, how many of the longest, of `longest` tokens, it takes."""
         return self.micro_batch if self.unit == EXAMPLES else max(1, self.micro_batch // longest)
 
+    def expected_tokens(self, example_tokens: float) -> float:
+        """Computes about how many tokens of all workers are behind an update.
+
+        Args:
+            example_tokens: mean number of tokens in an example.
+        """
+        return self.global_batch * (example_tokens if self.unit == EXAMPLES else 1.0)
+
     def updates(self, examples: int) -> int:
         """Counts the updates that it takes to see this many examples; the last may have fewer than a full batch."""
         assert self.unit == EXAMPLES, "how many examples are in a batch of tokens depends on their lengths"

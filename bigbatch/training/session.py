@@ -24,11 +24,12 @@ from torch.optim import Optimizer
 from bigbatch.comm.errors import ConfigurationError, DeadlockError, quoted
 from bigbatch.comm.kinds import SECONDS, Flag, Name, Number, checked
 from bigbatch.comm.parameters import FlatParameters
-from bigbatch.comm.precisions import FP32
+from bigbatch.comm.precisions import BYTES, FP32
 from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.comm.strategies.strategy import StepReport, Strategy
 from bigbatch.comm.transports.launch import detect
 from bigbatch.comm.wires import DEFAULT_DEADLINE
+from bigbatch.comm.wires.format import TOKENS_A_WORKER
 from bigbatch.comm.wires.life import now_doing
 from bigbatch.comm.wires.transport import Transport, current_transport
 from bigbatch.optimizers.standard import factory_of
@@ -54,7 +55,8 @@ def attach(
     overlap: bool = True,
     broadcast_buffers: bool = True,
     precision: str = FP32,
-    micro_batch_tokens: float | None = None,
+    wire: str = FP32,
+    expected_tokens: float | None = None,
     deadline: float = DEFAULT_DEADLINE,
     **settings: Any,
 ) -> "Session":
@@ -74,27 +76,27 @@ def attach(
         broadcast_buffers: whether every worker's model takes worker 0's buffers, such as the running means of norms,
             after each update; workers that are not in step keep their own.
         precision: what the model computes in within `Session.autocast`: "fp32", "bf16" or "fp16".
-        micro_batch_tokens: expected number of tokens of a loss, the same on all ranks; for fp16, whose scale applies to
-            the mean.
+        wire: the precision in which gradients are sent, and parameters by servers: "fp32", "bf16" or "fp16".
+        expected_tokens: about how many tokens of all workers are behind an update, for fp16, which has no room for
+            sums over tokens: what is computed or sent in it is divided by about that. It need not be exact: by default
+            1024 for each worker, which suits 64 to a million if no element of the mean gradient is above 60. A larger
+            element than that is sent as infinite, and its update skipped on all ranks.
         deadline: seconds after which a wait gives up.
         settings: the keyword arguments that the optimiser is called with, such as `lr=1e-3`.
 
     Raises:
-        ConfigurationError: there is no such strategy, it cannot train this model, the optimiser does not take its
-            settings, or fp16 is to be computed in and nobody says of how many tokens a loss is.
+        ConfigurationError: there is no such strategy, it cannot train this model or send its gradients in that
+            precision, or the optimiser does not take its settings.
         LaunchError: there are too few ranks.
-        MismatchError: on every rank, if the ranks have different models.
+        MismatchError: on every rank, if the ranks have different models, or send gradients in different formats.
     """
+    wire = checked("The wire", Name(lambda: BYTES), wire)
+    if expected_tokens is not None:
+        expected_tokens = checked("The expected tokens", Number(above=0), expected_tokens)
     deadline = checked("The deadline", SECONDS, deadline)
     overlap = checked("overlap", Flag(), overlap)
     broadcast_buffers = checked("broadcast_buffers", Flag(), broadcast_buffers)
     computes = PRECISIONS[checked("The precision", Name(lambda: OWN_WEIGHTS), precision)]
-    tokens = None if micro_batch_tokens is None else checked("micro_batch_tokens", Number(least=1), micro_batch_tokens)
-    if computes.scaled and tokens is None:
-        raise ConfigurationError(
-            "fp16 needs a loss scale, which depends on the number of tokens behind a loss: give about how many "
-            "there are by micro_batch_tokens=..., the same on all ranks."
-        )
     kind: type[Strategy] = STRATEGIES.load(strategy).configured(options or {})
     make = factory_of(optimizer, **settings)
     parameters = FlatParameters(model)
@@ -107,9 +109,10 @@ def attach(
     if wires is None:
         wires = kind.connect(detect(), str(parameters.values.device), deadline)
     made = kind(wires)
-    made.start(parameters, make)
+    made.start(parameters, make, wire=wire, expected_tokens=expected_tokens)
     close = wires.close if own else lambda: None
-    scale = loss_scale_for(computes, tokens or 1.0, alike=made.in_step())
+    tokens = TOKENS_A_WORKER if expected_tokens is None else expected_tokens / made.workers
+    scale = loss_scale_for(computes, tokens, alike=made.in_step())
     session = Session(
         made,
         parameters,

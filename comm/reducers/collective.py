@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from bigbatch.comm.collectives import bind
+from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.parameters import OnHost
 from bigbatch.comm.reducers.execute import execute
 from bigbatch.comm.wires.agreement import agree
+from bigbatch.comm.wires.format import WHOLE, WireFormat
 from bigbatch.comm.wires.recording import ALL_REDUCE, WAIT
 from bigbatch.comm.wires.transport import Transport
 
@@ -45,6 +47,9 @@ class Collective(ABC):
 
     Every rank must ask for the same sums in the same order.
 
+    Sums can be asked for in a wire format. Then every number is rounded when it is sent and nowhere else: what arrives
+    is added in the tensor's own precision, and all ranks end with the same bytes.
+
     Args:
         transport: the transport of all ranks.
     """
@@ -53,43 +58,62 @@ class Collective(ABC):
         self.transport = transport
         self._queue = transport.queue(idle=lambda: transport.span(WAIT))
         self._calls = 0
-        self._introduced: set[tuple[int, torch.dtype]] = set()
+        self._introduced: set[tuple[int, torch.dtype, WireFormat]] = set()
 
     def allocate(self, elements: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Memory for tensors that will be summed, filled with zeros; all ranks call it together."""
         return torch.zeros(elements, dtype=dtype, device=device)
 
-    def introduce(self, tensor: Tensor) -> None:
+    def admit(self, wire: WireFormat) -> None:  # noqa: B027 - most send whatever they sum
+        """Gets ready to sum in a wire format, before `allocate`; all ranks call it together.
+
+        Raises:
+            ConfigurationError: on every rank, if the format would change nothing, since nothing is sent.
+        """
+
+    def introduce(self, tensor: Tensor, wire: WireFormat = WHOLE) -> None:
         """Make sure that all ranks mean the same, before the first sum of a tensor of that length and dtype.
 
         Raises:
-            MismatchError: on every rank, if their tensors differ in length or dtype; names the rank and its tensor.
+            MismatchError: on every rank, if their tensors differ in length or dtype, or their wire formats; names the
+                rank and its tensor.
             DeadlineError: on every rank that came, if one did not; names it.
+            ConfigurationError: on every rank, if tensors of that dtype cannot be sent in that format.
         """
         self._calls += 1
-        signature = (tensor.numel(), tensor.dtype)
+        wire.check(tensor.dtype)
+        signature = (tensor.numel(), tensor.dtype, wire)
         if signature in self._introduced or self.transport.size == 1:
             return
-        what = f"{tensor.numel()} × {str(tensor.dtype).removeprefix('torch.')}"
+        sent = "" if wire.whole else f", sent as {wire}"
+        what = f"{tensor.numel()} × {str(tensor.dtype).removeprefix('torch.')}{sent}"
         agree(self.transport, "tensor of all-reduce", [(f"number {self._calls}", what)])
         self._introduced.add(signature)
 
-    def reduce(self, tensor: Tensor) -> None:
+    def reduce(self, tensor: Tensor, wire: WireFormat = WHOLE) -> None:
         """Sum `tensor`, (elements,), over all ranks. No sum may be under way.
+
+        Args:
+            tensor: this rank's values, and afterwards the sum.
+            wire: the format in which they travel.
 
         Raises:
             MismatchError, DeadlineError: see `introduce`; later, a rank that left the others in the lurch.
+            ConfigurationError: this collective, or a tensor of that dtype, cannot be sent in that format.
         """
-        self.introduce(tensor)
-        with self.transport.span(ALL_REDUCE, nbytes=tensor.nbytes):
-            self._sum(tensor)
+        self.introduce(tensor, wire)
+        with self.transport.span(ALL_REDUCE, nbytes=tensor.numel() * wire.itemsize(tensor.dtype)):
+            if wire.whole:
+                self._sum(tensor)
+            elif self.transport.size > 1:
+                self._sum_in(tensor, wire)
 
-    def start(self, tensor: Tensor) -> Reduction:
+    def start(self, tensor: Tensor, wire: WireFormat = WHOLE) -> Reduction:
         """Begins to sum `tensor`, (elements,), which must be left alone until `wait` on the result returns.
 
         Several may be under way. They are carried out in the order of their start, and may be waited for in any.
         """
-        return self.begin(partial(self.reduce, tensor))
+        return self.begin(partial(self.reduce, tensor, wire))
 
     def begin(self, reduce: Callable[[], None]) -> Reduction:
         """Queues any way of summing behind the sums that are under way, as `start` does with `reduce`.
@@ -120,6 +144,12 @@ class Collective(ABC):
     def _sum(self, tensor: Tensor) -> None:
         """Sum a tensor that all ranks agree on."""
 
+    def _sum_in(self, tensor: Tensor, wire: WireFormat) -> None:  # noqa: ARG002 - for others
+        """Sum a tensor that all ranks agree on, in half precision on the wires."""
+        raise ConfigurationError(
+            f"{type(self).__name__} cannot send numbers in {wire.precision}: leave --wire out.", everywhere=True
+        )
+
 
 class Scheduled(Collective):
     """Sums tensors by an algorithm of rounds, such as the ring.
@@ -134,9 +164,13 @@ class Scheduled(Collective):
         self._algorithm = algorithm
 
     def _sum(self, tensor: Tensor) -> None:
+        self._sum_in(tensor, WHOLE)
+
+    def _sum_in(self, tensor: Tensor, wire: WireFormat) -> None:
         host = OnHost(tensor)
         buffer = host.fetch()
-        execute(bind(self._algorithm, buffer.nbytes, self.transport.nodes), self.transport, buffer)
+        schedule = bind(self._algorithm, wire.nbytes(buffer), self.transport.nodes)
+        execute(schedule, self.transport, buffer, wire=wire)
         host.deliver()
 
 

@@ -1,7 +1,7 @@
 """Execute a schedule: one rank's part of every round, on a transport and a buffer."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise, zip_longest
@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bigbatch.comm.buffers import Buffer
+from bigbatch.comm.buffers import Buffer, add_in_place
 from bigbatch.comm.schedules.schedule import IntArray, Round, Schedule, chunk_bounds, chunk_count, packets, rounds_of
+from bigbatch.comm.wires.format import WHOLE, WireFormat
 from bigbatch.comm.wires.request import Request
 from bigbatch.comm.wires.transport import Transport
 
@@ -27,6 +28,8 @@ class Move(NamedTuple):
         stop: ... and one past the last.
         reduce: whether the receiver adds it.
         in_place: whether the receiver can have it written where it belongs, because nothing else reads or writes there.
+        keep: whether a sender that rounds must go on with the rounded numbers, because it needs them again: it adds to
+            them, sends them to others or ends with them.
     """
 
     peer: int
@@ -34,6 +37,7 @@ class Move(NamedTuple):
     stop: int
     reduce: bool
     in_place: bool = False
+    keep: bool = True
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Step:
         under_way: the number of packets that may be on their way to this rank at once.
         sends_first: whether every send must be through before anything is taken in, because it reads there.
         landing: elements of the largest packet that cannot be received in place.
+        staged: elements of all packets to send, which take memory of their own if they are sent in half precision.
     """
 
     sends: tuple[Move, ...]
@@ -53,11 +58,19 @@ class Step:
     under_way: int
     sends_first: bool
     landing: int
+    staged: int = 0
 
 
 @lru_cache(maxsize=256)
 def part(
-    schedule: Schedule, size: int, rank: int, elements: int, itemsize: int, chunks: tuple[int, ...] | None = None
+    schedule: Schedule,
+    size: int,
+    rank: int,
+    elements: int,
+    itemsize: int,
+    chunks: tuple[int, ...] | None = None,
+    *,
+    rounded: bool = False,
 ) -> tuple[Step, ...]:
     """Picks out of every round what `rank` sends and receives, for a buffer of `elements` elements.
 
@@ -66,12 +79,79 @@ def part(
         size: the number of ranks.
         rank: the rank whose part it is.
         elements: the buffer's length.
-        itemsize: bytes an element.
+        itemsize: bytes an element on the wires.
         chunks: (chunks + 1,) where each chunk begins, in elements, and the last one's end; None for even chunks.
+        rounded: whether what is sent is rounded, so that nothing can be received in place.
     """
     rounds = _rounds(schedule, size)
     bounds = chunk_bounds(elements, chunk_count(rounds)) if chunks is None else np.array(chunks, dtype=np.int64)
-    return tuple(_step(round_, rank, bounds, itemsize) for round_ in rounds if rank in _ends(round_))
+    own = [round_ for round_ in rounds if rank in _ends(round_)]
+    kept = kept_by_sender(own, rank, len(bounds) - 1) if rounded else [None] * len(own)
+    return tuple(_step(round_, rank, bounds, itemsize, keep) for round_, keep in zip(own, kept, strict=True))
+
+
+def kept_by_sender(rounds: Sequence[Round], rank: int, chunks: int) -> list[dict[int, bool]]:
+    """Finds out which of a rank's sends of rounded numbers must leave these with the rank itself, too.
+
+    They need not if the rank has received just these numbers before, so that they are rounded already, or if it will
+    replace them by others without looking at them again.
+
+    Args:
+        rounds: the rounds in which the rank takes part.
+        rank: the rank.
+        chunks: number of chunks of the buffer.
+
+    Returns:
+        For every round: row of a transfer that the rank sends -> whether it keeps what it sends.
+    """
+    needed = np.ones(chunks, dtype=np.bool_)  # the result
+    after = []
+    for round_ in reversed(rounds):
+        for row in np.flatnonzero((round_.target == rank) & ~round_.reduce).tolist():
+            needed[round_.first[row] : round_.stop[row]] = False
+        for row in np.flatnonzero((round_.target == rank) & round_.reduce).tolist():
+            needed[round_.first[row] : round_.stop[row]] = True
+        after.append(needed.copy())
+        for row in np.flatnonzero(round_.source == rank).tolist():
+            needed[round_.first[row] : round_.stop[row]] = True
+    exact = np.zeros(chunks, dtype=np.bool_)
+    kept = []
+    for round_, needed in zip(rounds, reversed(after), strict=True):
+        rows = {}
+        for row in np.flatnonzero(round_.source == rank).tolist():
+            span = slice(round_.first[row], round_.stop[row])
+            rows[row] = bool((needed[span] & ~exact[span]).any())
+        kept.append(rows)
+        for row, keeps in rows.items():
+            exact[round_.first[row] : round_.stop[row]] |= keeps
+        for row in np.flatnonzero(round_.target == rank).tolist():
+            exact[round_.first[row] : round_.stop[row]] = not round_.reduce[row]
+    return kept
+
+
+@lru_cache(maxsize=256)
+def unrounded(
+    schedule: Schedule, size: int, rank: int, elements: int, chunks: tuple[int, ...] | None = None
+) -> tuple[slice, ...]:
+    """Finds what a rank ends with that it has added up and not sent, so that it must round it as others have it.
+
+    Args:
+        schedule: the rounds as a function of the number of ranks.
+        size: the number of ranks.
+        rank: the rank.
+        elements: the buffer's length.
+        chunks: where the chunks begin, as for `part`.
+    """
+    rounds = _rounds(schedule, size)
+    bounds = chunk_bounds(elements, chunk_count(rounds)) if chunks is None else np.array(chunks, dtype=np.int64)
+    exact = np.zeros(len(bounds) - 1, dtype=np.bool_)
+    for round_ in rounds:
+        for row in np.flatnonzero(round_.source == rank).tolist():
+            exact[round_.first[row] : round_.stop[row]] = True
+        for row in np.flatnonzero(round_.target == rank).tolist():
+            exact[round_.first[row] : round_.stop[row]] = not round_.reduce[row]
+    edges = np.flatnonzero(np.diff(np.concatenate([[True], exact, [True]]).astype(np.int8)))
+    return tuple(slice(int(bounds[first]), int(bounds[stop])) for first, stop in edges.reshape(-1, 2).tolist())
 
 
 @lru_cache(maxsize=64)
@@ -83,30 +163,33 @@ def _ends(round_: Round) -> IntArray:
     return np.concatenate([round_.source, round_.target])
 
 
-def _step(round_: Round, rank: int, bounds: IntArray, itemsize: int) -> Step:
-    counts = packets(round_, (bounds[round_.stop] - bounds[round_.first]) * itemsize)
+def _step(round_: Round, rank: int, bounds: IntArray, itemsize: int, kept: dict[int, bool] | None) -> Step:
+    rounded = kept is not None
+    counts = packets(round_, (bounds[round_.stop] - bounds[round_.first]) * itemsize, rounded=rounded)
     sends: list[tuple[Move, int]] = []
     receives: list[tuple[Move, int]] = []
     for row in np.flatnonzero((round_.source == rank) | (round_.target == rank)).tolist():
         first, stop = int(bounds[round_.first[row]]), int(bounds[round_.stop[row]])
         reduce, count = bool(round_.reduce[row]), int(counts[row])
         if round_.source[row] == rank:
-            sends.append((Move(int(round_.target[row]), first, stop, reduce), count))
+            keep = kept is None or kept[row]
+            sends.append((Move(int(round_.target[row]), first, stop, reduce, keep=keep), count))
         if round_.target[row] == rank:
             receives.append((Move(int(round_.source[row]), first, stop, reduce), count))
     sent, received = [move for move, _ in sends], [move for move, _ in receives]
     for number, move in enumerate(received):
         others = (*sent, *received[:number], *received[number + 1 :])
-        in_place = not move.reduce and not any(_overlap(move, other) for other in others)
+        in_place = not rounded and not move.reduce and not any(_overlap(move, other) for other in others)
         receives[number] = move._replace(in_place=in_place), receives[number][1]
     taken_in = tuple(_abreast(receives))
-    sends_first = any(_overlap(receive, send) for receive in received for send in sent)
+    sends_first = not rounded and any(_overlap(receive, send) for receive in received for send in sent)
     return Step(
         sends=tuple(_abreast(sends)),
         receives=taken_in,
         under_way=len(taken_in) if sends_first else UNDER_WAY * len(receives),
         sends_first=sends_first,
         landing=max((packet.stop - packet.first for packet in taken_in if not packet.in_place), default=0),
+        staged=sum(move.stop - move.first for move in sent) if rounded else 0,
     )
 
 
@@ -127,9 +210,18 @@ def _overlap(one: Move, other: Move) -> bool:
 
 
 def execute(
-    schedule: Schedule, transport: Transport, buffer: Buffer, tag: int = 0, chunks: tuple[int, ...] | None = None
+    schedule: Schedule,
+    transport: Transport,
+    buffer: Buffer,
+    tag: int = 0,
+    chunks: tuple[int, ...] | None = None,
+    wire: WireFormat = WHOLE,
 ) -> None:
     """Run this rank's part of `schedule`, in place; every rank of the transport must call it.
+
+    In half precision what is sent is rounded where it lies, too, and what arrives is added in the buffer's own
+    precision. So all ranks that held the same numbers still do, and in the end everything is what was sent, or could
+    have been.
 
     Args:
         schedule: the rounds as a function of the number of ranks.
@@ -137,17 +229,27 @@ def execute(
         buffer: (elements,) this rank's values; on return, the collective's result.
         tag: keeps apart the messages of schedules that run at the same time.
         chunks: where the chunks begin, if they are not even; see `part`.
+        wire: the format in which the values travel.
 
     Raises:
         DeadlineError: a peer did not send or take its message in time.
     """
-    for step in part(schedule, transport.size, transport.rank, len(buffer), buffer.itemsize, chunks):
-        _run(step, transport, buffer, tag)
+    if transport.size == 1:
+        return
+    whole, place = wire.whole, (transport.size, transport.rank, len(buffer))
+    itemsize = wire.dtype(buffer.dtype).itemsize
+    for step in part(schedule, *place, itemsize, chunks, rounded=not whole):
+        _run(step, transport, buffer, tag, wire)
+    if not whole:
+        for rest in unrounded(schedule, *place, chunks):
+            wire.round(buffer[rest])
 
 
-def _run(step: Step, transport: Transport, buffer: Buffer, tag: int) -> None:
+def _run(step: Step, transport: Transport, buffer: Buffer, tag: int, wire: WireFormat) -> None:
     """One round: send everything, and take in packet after packet while the next ones arrive."""
-    room = transport.scratch(step.landing * min(step.under_way, len(step.receives)), buffer.dtype)
+    slots = min(step.under_way, len(step.receives))
+    room = transport.scratch(step.landing * slots + step.staged, wire.dtype(buffer.dtype))
+    staged = iter_parts(room[step.landing * slots :])
     arriving: deque[tuple[Request, Buffer]] = deque()
 
     def expect(number: int) -> None:
@@ -158,9 +260,16 @@ def _run(step: Step, transport: Transport, buffer: Buffer, tag: int) -> None:
         landing = buffer[move.first : move.stop] if move.in_place else room[start : start + elements]
         arriving.append((transport.irecv(landing, move.peer, tag), landing))
 
-    for number in range(min(step.under_way, len(step.receives))):
+    for number in range(slots):
         expect(number)
-    leaving = [transport.isend(buffer[move.first : move.stop], move.peer, tag) for move in step.sends]
+    leaving: list[Request] = []
+    for move in step.sends:
+        own = buffer[move.first : move.stop]
+        sent = own
+        if not wire.whole:
+            sent = staged(len(own))
+            wire.encode(own, sent, keep=move.keep)
+        leaving.append(transport.isend(sent, move.peer, tag))
     if step.sends_first:
         for request in leaving:
             request.wait()
@@ -169,7 +278,9 @@ def _run(step: Step, transport: Transport, buffer: Buffer, tag: int) -> None:
         request.wait()
         own = buffer[move.first : move.stop]
         if move.reduce:
-            transport.add(own, landing)
+            transport.add(own, landing, add_in_place if wire.whole else wire.add)
+        elif not wire.whole:
+            wire.decode(landing, own)
         elif not move.in_place:
             own[:] = landing
         if number + step.under_way < len(step.receives):
@@ -177,3 +288,15 @@ def _run(step: Step, transport: Transport, buffer: Buffer, tag: int) -> None:
     if not step.sends_first:
         for request in leaving:
             request.wait()
+
+
+def iter_parts(memory: Buffer) -> Callable[[int], Buffer]:
+    """Makes a function that gives one part of a memory after the other, of the length that it is called with."""
+    taken = 0
+
+    def part_of(elements: int) -> Buffer:
+        nonlocal taken
+        taken += elements
+        return memory[taken - elements : taken]
+
+    return part_of

@@ -9,8 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bigbatch.comm.precisions import BF16, FP16
 from bigbatch.comm.reducers.collective import Collective
 from bigbatch.comm.wires.agreement import all_gather, together
+from bigbatch.comm.wires.format import WHOLE, WireFormat
 from bigbatch.comm.wires.transport import Transport
 
 FEWEST_TURNS, MOST_TURNS = 2, 15
@@ -24,6 +26,9 @@ SHORT_BYTES, MOST_AT_ONCE = 256 * 1024, 16
 
 EXACT_BELOW = 2**24
 """Every integer below this one is exact in float32."""
+
+EXACT_HALVES = {BF16: 2**8, FP16: 2**11}
+"""The same for half precision."""
 
 MEMORY = "memory"
 """The name under which `measure` reports what any sum must at least do to memory."""
@@ -85,7 +90,10 @@ class Operation:
         workers: the number of ranks that hand in values.
         inputs: where this rank hands in, (elements,) float32 for every sum of a repetition; none if it does not.
         results: where it finds each sum; often the same memory.
+        exact_below: every integer below this one is exact in whatever it sends.
     """
+
+    exact_below = EXACT_BELOW
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
@@ -112,11 +120,14 @@ class Reducing(Operation):
 
     Args:
         collective: the all-reduce, on a transport of all workers.
+        wire: the format in which numbers are sent.
     """
 
-    def __init__(self, collective: Collective) -> None:
+    def __init__(self, collective: Collective, wire: WireFormat = WHOLE) -> None:
         super().__init__(collective.transport.size)
         self._collective = collective
+        self._wire = wire
+        self.exact_below = EXACT_HALVES.get(wire.precision, EXACT_BELOW)
 
     def prepare(self, parts: Sequence[Tensor]) -> None:
         """Use memory of the collective's own if it wants a special kind."""
@@ -128,7 +139,7 @@ class Reducing(Operation):
 
     def run(self, number: int) -> None:
         """Sums the part of that number over all workers."""
-        self._collective.reduce(self.inputs[number])
+        self._collective.reduce(self.inputs[number], self._wire)
 
 
 class Touching(Operation):
@@ -174,24 +185,34 @@ def measure(
     workers = max(operation.workers for operation in operations.values())
     works = {**operations, MEMORY: Touching(workers) if transport.rank < workers else Operation(workers)}
     handed_in = partial(_distinct_integers, elements * at_once, ranks=workers)
-    total = cache(
-        lambda count: sum(map(handed_in, range(count)), torch.zeros(1, dtype=torch.int64, device="cpu")).float()
-    )
-    own = handed_in(transport.rank).float()
-    memory = torch.zeros(len(own), device="cpu")
+
+    @cache
+    def own(below: int) -> Tensor:
+        return handed_in(transport.rank, below=below).float()
+
+    @cache
+    def total(count: int, below: int) -> Tensor:
+        every = (handed_in(rank, below=below) for rank in range(count))
+        return sum(every, torch.zeros(1, dtype=torch.int64, device="cpu")).float()
+
+    memory = torch.zeros(elements * at_once, device="cpu")
 
     def prepare() -> None:
         for work in works.values():
             work.prepare(_parts(memory, elements))
 
     together(transport, prepare)  # a rank may have too little memory to share
-    expected = {name: work.expected(own, total) for name, work in works.items() if transport.rank < work.workers}
+    expected = {
+        name: work.expected(own(work.exact_below), partial(total, below=work.exact_below))
+        for name, work in works.items()
+        if transport.rank < work.workers
+    }
     seconds: dict[str, list[float]] = {name: [] for name in works}
     exact = dict.fromkeys(works, True)
 
     def repeat(name: str) -> float:
         work = works[name]
-        for part, values in zip(work.inputs, _parts(own, elements), strict=False):
+        for part, values in zip(work.inputs, _parts(own(work.exact_below), elements), strict=False):
             part.copy_(values)
         transport.barrier()
         started = transport.now()
@@ -235,10 +256,11 @@ def _parts(memory: Tensor, elements: int) -> list[Tensor]:
     return [memory[first : first + elements] for first in range(0, len(memory), elements)]
 
 
-def _distinct_integers(elements: int, rank: int, ranks: int) -> Tensor:
-    """(elements,) int64, exact in float32 as is their sum over all ranks, that differ between ranks and elements.
+def _distinct_integers(elements: int, rank: int, ranks: int, below: int) -> Tensor:
+    """(elements,) int64, below that one as is their sum over all ranks, that differ between ranks and elements.
 
-    The pattern repeats after 2^24/p², or more, elements: further apart than the chunks of a large buffer, and odd.
+    The pattern of float32 repeats after 2^24/p², or more, elements: further apart than the chunks of a large buffer,
+    and odd.
     """
-    period = (EXACT_BELOW - 1) // ranks | 1
+    period = max(1, (below - 1) // ranks) | 1
     return (torch.arange(elements, dtype=torch.int64, device="cpu") * ranks + rank) % period

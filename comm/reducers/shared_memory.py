@@ -14,6 +14,7 @@ from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.reducers.collective import Collective
 from bigbatch.comm.reducers.execute import execute
 from bigbatch.comm.schedules.schedule import chunk_bounds
+from bigbatch.comm.wires.format import WHOLE, WireFormat
 from bigbatch.comm.wires.recording import REDUCE, WAIT
 from bigbatch.comm.wires.request import Windows
 from bigbatch.comm.wires.transport import Group, Transport
@@ -81,7 +82,24 @@ class SharedMemory(Collective):
             self._windows.close()
         self._windows, self._arrays, self._memory = None, [], torch.empty(0)
 
+    def admit(self, wire: WireFormat) -> None:
+        """Refuses half precision on a single node, where nothing is sent; between nodes it applies to what is.
+
+        Raises:
+            ConfigurationError: all ranks are on one node; marked `everywhere`.
+        """
+        if not wire.whole and self._between.size == 1:
+            raise ConfigurationError(
+                f"--wire {wire.precision} has nothing to make smaller here: the ranks of one machine share memory, "
+                "and send no gradients. Leave it out, or take an all-reduce that sends messages, such as ring.",
+                everywhere=True,
+            )
+
     def _sum(self, tensor: Tensor) -> None:
+        self._sum_in(tensor, WHOLE)
+
+    def _sum_in(self, tensor: Tensor, wire: WireFormat) -> None:
+        self.admit(wire)
         own, others, blocks = self._part(tensor.data_ptr() - self._memory.data_ptr(), len(tensor), tensor.dtype)
         assert self._windows is not None, "`_part` has seen to it"
         span = self.transport.span
@@ -96,7 +114,7 @@ class SharedMemory(Collective):
             with span(REDUCE, "add up", own.nbytes):
                 for block in blocks:
                     _add_up(own[block], others, block)
-            execute(bind(ring, own.nbytes), self._between, own)
+            execute(bind(ring, wire.nbytes(own)), self._between, own, wire=wire)
             with span(REDUCE, "hand out", own.nbytes):
                 for block in blocks:
                     _hand_out(own[block], others, block)

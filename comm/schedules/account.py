@@ -27,7 +27,7 @@ class Account:
     lower_bound: float
 
 
-def account(schedule: Schedule, size: int, elements: int, itemsize: int = 4) -> Account:
+def account(schedule: Schedule, size: int, elements: int, itemsize: int = 4, *, rounded: bool = False) -> Account:
     """Count the messages and bytes of an all-reduce schedule.
 
     Args:
@@ -35,13 +35,14 @@ def account(schedule: Schedule, size: int, elements: int, itemsize: int = 4) -> 
         size: the number of ranks.
         elements: the length of each rank's buffer.
         itemsize: bytes an element.
+        rounded: whether numbers are sent in a format of their own; see `packets`.
     """
     rounds = rounds_of(schedule, size)
     bounds = chunk_bounds(elements, chunk_count(rounds))
     messages, sent, received = (np.zeros(size, dtype=np.int64) for _ in range(3))
     for round_ in rounds:
         volume = (bounds[round_.stop] - bounds[round_.first]) * itemsize
-        np.add.at(messages, round_.source, packets(round_, volume))
+        np.add.at(messages, round_.source, packets(round_, volume, rounded=rounded))
         np.add.at(sent, round_.source, volume)
         np.add.at(received, round_.target, volume)
     return Account(len(rounds), messages, sent, received, 2 * (size - 1) / size * elements * itemsize)

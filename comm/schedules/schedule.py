@@ -215,7 +215,11 @@ MOST_PACKETS = 64
 """The largest number of packets of one transfer; longer transfers have larger packets, as more would hide no more."""
 
 
-def packets(round_: Round, nbytes: IntArray) -> IntArray:
+ROUNDED_AT_ONCE = 4
+"""How many times as long packets of rounded numbers are: to round a packet and to add it takes longer than to add it."""
+
+
+def packets(round_: Round, nbytes: IntArray, *, rounded: bool = False) -> IntArray:
     """(transfers,) the number of messages in which each transfer of a round travels.
 
     A transfer that the target adds travels in packets of about `PACKET_BYTES`, so that the target can add one packet,
@@ -224,15 +228,23 @@ def packets(round_: Round, nbytes: IntArray) -> IntArray:
     if anything but sums over just the same chunks arrives there too, so that whole transfers must be taken in in the
     table's order.
 
+    If what is sent is rounded, it is sent from memory of its own and received into some, so that only the last of the
+    three cases remains.
+
     Args:
         round_: the transfers.
         nbytes: (transfers,) the size of each transfer in bytes.
+        rounded: whether numbers are sent in a format of their own.
     """
     counts = np.ones(len(round_), dtype=np.int64)
-    long = round_.reduce & (nbytes > PACKET_BYTES)
+    packet = PACKET_BYTES * (ROUNDED_AT_ONCE if rounded else 1)
+    long = (round_.reduce | rounded) & (nbytes > packet)
     if long.any():
-        cut = long & ~sent_by_target(round_) & (_alike(round_) == _overlapping(round_, round_.target))
-        counts[cut] = np.minimum(MOST_PACKETS, -(-nbytes[cut] // PACKET_BYTES))
+        arriving = _overlapping(round_, round_.target)
+        cut = long & np.where(round_.reduce, _alike(round_) == arriving, arriving == 1)
+        if not rounded:
+            cut &= ~sent_by_target(round_)
+        counts[cut] = np.minimum(MOST_PACKETS, -(-nbytes[cut] // packet))
     return counts
 
 

@@ -28,9 +28,10 @@ class Phase:
         schedule: the rounds as a function of the number of ranks.
         elements: the length of each rank's buffer.
         ready: (ranks,) seconds before which each rank does not start; or one number for all.
-        itemsize: bytes per element.
+        itemsize: bytes per element on the wires.
         restart: whether `ready`, of this phase and of those after it, counts from the moment at which the rank had
             finished the phase before this one, instead of from 0: it is the first phase of a new update.
+        rounded: whether numbers are sent in a format of their own; see `packets`.
     """
 
     schedule: Schedule
@@ -38,6 +39,7 @@ class Phase:
     ready: ArrayLike = 0.0
     itemsize: int = 4
     restart: bool = False
+    rounded: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,9 @@ def messages_of(phase: Phase, size: int, *, adding: bool = True) -> Iterator[Mes
     for round_ in rounds:
         nbytes = bounds[round_.stop] - bounds[round_.first]
         reduces = bool(round_.reduce.any())
-        sends_first = sent_by_target(round_) if reduces and adding else np.zeros(len(round_), np.bool_)
-        counts = packets(round_, nbytes) if reduces else None
+        waits = reduces and adding and not phase.rounded
+        sends_first = sent_by_target(round_) if waits else np.zeros(len(round_), np.bool_)
+        counts = packets(round_, nbytes, rounded=phase.rounded) if reduces or phase.rounded else None
         if counts is None or counts.max(initial=1) == 1:
             yield Messages(round_.source, round_.target, nbytes, round_.reduce, sends_first)
         else:

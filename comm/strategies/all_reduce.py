@@ -14,6 +14,7 @@ from bigbatch.comm.collectives.hierarchical import hierarchical
 from bigbatch.comm.collectives.ring import ring
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.parameters import Bucket, OptimizerFactory, digest, looks_at, square, total
+from bigbatch.comm.precisions import FP32
 from bigbatch.comm.reducers.collective import Collective, Reduction, Scheduled, covered
 from bigbatch.comm.reducers.library import MPIAllReduce, TorchAllReduce
 from bigbatch.comm.reducers.shared_memory import SharedMemory
@@ -22,7 +23,7 @@ from bigbatch.comm.schedules.schedule import Schedule, name_of
 from bigbatch.comm.strategies.alike import apart, refuse_unlike
 from bigbatch.comm.strategies.description import Description, Workload, all_reduced
 from bigbatch.comm.strategies.replicated import Replicated
-from bigbatch.comm.strategies.strategy import Squares, StepReport
+from bigbatch.comm.strategies.strategy import ANY_WIRE, Squares, StepReport
 from bigbatch.comm.transports.launch import Launch
 from bigbatch.comm.transports.mpi import MPITransport
 from bigbatch.comm.transports.torch_distributed import TorchTransport
@@ -45,6 +46,7 @@ class AllReduce(Replicated):
     """
 
     rounds: ClassVar[Callable[..., Any] | None] = None
+    wires: ClassVar[tuple[str, ...]] = ANY_WIRE
     tells_squares: ClassVar[bool] = True
 
     def __init__(self, transport: Transport) -> None:
@@ -79,14 +81,19 @@ class AllReduce(Replicated):
         return Scheduled(ring, transport)
 
     def place(self, gradients: Tensor) -> Tensor:
-        """Allocates memory for the gradients, (elements,), in which the collective can sum them."""
+        """Allocates memory for the gradients, (elements,), in which the collective can sum them.
+
+        Raises:
+            ConfigurationError: on every rank, if the wire would change nothing, since the collective sends nothing.
+        """
+        self._collective.admit(self.wire)
         return self._collective.allocate(gradients.numel(), gradients.dtype, gradients.device)
 
     def prepare(self, optimizer: OptimizerFactory) -> None:
         """Makes the optimiser, and checks that all ranks have the same buckets."""
         super().prepare(optimizer)
         for bucket in self.buckets:
-            self._collective.introduce(bucket.gradients)
+            self._collective.introduce(bucket.gradients, self.wire)
 
     def push(self, bucket: Bucket) -> None:
         """Begin to sum the bucket, unless it is the last: that is left to `step`."""
@@ -107,7 +114,7 @@ class AllReduce(Replicated):
         It is called in the communication queue, for one bucket after the other in the same order on every worker; for
         the last bucket, in `step`. So it may send what it likes. It must not touch other buckets.
         """
-        self._collective.reduce(bucket.gradients)
+        self._collective.reduce(bucket.gradients, self.wire)
 
     def step(self, weight: float, loss: float) -> StepReport:
         """Sums the last bucket, divides the gradients by the summed weight, and makes the update.
@@ -187,6 +194,7 @@ class AllReduce(Replicated):
 class TorchDistributed(AllReduce):
     """torch.distributed's all-reduce: gloo between processors, NCCL where every rank has a GPU."""
 
+    wires: ClassVar[tuple[str, ...]] = ANY_WIRE
     launchers: ClassVar[tuple[str, ...]] = ("mpirun", "torchrun")
 
     @classmethod
@@ -210,7 +218,7 @@ class TorchDistributed(AllReduce):
 
     def begin(self, bucket: Bucket) -> Reduction:
         """Begin torch's all-reduce, which moves data by itself: it needs no queue of ours."""
-        return self._collective.start(bucket.gradients)
+        return self._collective.start(bucket.gradients, self.wire)
 
     @classmethod
     def collective(cls, transport: Transport) -> Collective:
@@ -225,6 +233,8 @@ class TorchDistributed(AllReduce):
 
 class MPI(AllReduce):
     """MPI_Allreduce in place, the MPI library's own all-reduce: something to compare with."""
+
+    wires: ClassVar[tuple[str, ...]] = ANY_WIRE
 
     @classmethod
     def collective(cls, transport: Transport) -> Collective:
@@ -242,6 +252,22 @@ class MPI(AllReduce):
 class Shared(AllReduce):
     """Ranks on one machine reduce straight through shared memory, in which the gradients already live."""
 
+    wires: ClassVar[tuple[str, ...]] = (FP32,)
+
+    @classmethod
+    def check_wire(cls, precision: str) -> None:
+        """Refuses half precision, because nothing is sent.
+
+        Raises:
+            ConfigurationError: it is one; marked `everywhere`.
+        """
+        if precision != FP32:
+            raise ConfigurationError(
+                f"shared sends no gradients that --wire {precision} could make smaller: the ranks add them up where "
+                "they lie. Leave it out, or take an all-reduce that sends messages, such as ring.",
+                everywhere=True,
+            )
+
     @classmethod
     def collective(cls, transport: Transport) -> Collective:
         """The reduction through shared memory, which takes a single node."""
@@ -255,6 +281,8 @@ class Shared(AllReduce):
 
 class Hierarchical(AllReduce):
     """Shared memory within the nodes, a ring between them; messages everywhere if memory cannot be shared."""
+
+    wires: ClassVar[tuple[str, ...]] = ANY_WIRE
 
     def place(self, gradients: Tensor) -> Tensor:
         """Allocates shared memory for gradients on a CPU; for those on a GPU it changes to messages."""
@@ -295,6 +323,7 @@ def all_reduce_by(algorithm: Callable[..., Any]) -> type[AllReduce]:
 
     class ByAlgorithm(AllReduce):
         __doc__ = algorithm.__doc__
+        wires = ANY_WIRE
         rounds = staticmethod(algorithm)
 
         @classmethod
@@ -318,7 +347,8 @@ def all_reduce_by(algorithm: Callable[..., Any]) -> type[AllReduce]:
         def prepare(self, optimizer: OptimizerFactory) -> None:
             """Refuse rounds that do not end with everybody's sum: a training would not show it."""
             size = self.transport.size
-            refuse_once(bind(algorithm, self.parameters.nbytes, self.transport.nodes), size)
+            sent = self.parameters.values.numel() * self.wire.itemsize(self.parameters.values.dtype)
+            refuse_once(bind(algorithm, sent, self.transport.nodes), size)
             super().prepare(optimizer)
 
     ByAlgorithm.__name__ = ByAlgorithm.__qualname__ = name_of(algorithm)

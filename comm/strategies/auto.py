@@ -1,6 +1,7 @@
 """Auto: whichever all-reduce was measured to be the fastest here for the size at hand."""
 
 import logging
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from bigbatch.comm.reducers.tuning import Tuning, load_tuning, tune
 from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.comm.strategies.all_reduce import AllReduce
 from bigbatch.comm.strategies.description import Description, Workload
+from bigbatch.comm.strategies.strategy import ANY_WIRE
+from bigbatch.comm.wires.format import WHOLE, WireFormat
 from bigbatch.comm.wires.transport import Transport
 
 
@@ -42,6 +45,24 @@ class Fastest(Collective):
         self._tuning = tuning
         self._usable = candidates(transport)
         self._placed: Collective | None = None
+
+    def admit(self, wire: WireFormat) -> None:
+        """Takes only those from now on that can send in this format, and have something to send.
+
+        Raises:
+            ConfigurationError: on every rank, if none can.
+        """
+        for name, collective in list(self._usable.items()):
+            try:
+                STRATEGIES.load(name).check_wire(wire.precision)
+                collective.admit(wire)
+            except ConfigurationError:
+                self._usable.pop(name).close()
+        if not self._usable:
+            raise ConfigurationError(
+                f"None of the all-reduces that can run here sends gradients in {wire.precision}: leave --wire out.",
+                everywhere=True,
+            )
 
     def choice(self, nbytes: int) -> str:
         """The name of the fastest all-reduce that can be used here for a buffer of `nbytes` bytes."""
@@ -74,21 +95,27 @@ class Fastest(Collective):
         self._placed = None
 
     def _sum(self, tensor: Tensor) -> None:
-        self._usable[self.choice(tensor.numel() * tensor.element_size())].reduce(tensor)
+        self._sum_in(tensor, WHOLE)
+
+    def _sum_in(self, tensor: Tensor, wire: WireFormat) -> None:
+        self._usable[self.choice(tensor.numel() * wire.itemsize(tensor.dtype))].reduce(tensor, wire)
 
 
 class Auto(AllReduce):
     """The all-reduce that was measured to be the fastest here: `bigbatch-exp tune` measures, once.
 
-    If nobody has measured this layout of ranks yet, the first run does.
+    If nobody has measured this layout of ranks yet, the first run does. What is sent in half precision is looked up by
+    the bytes that it then has.
     """
+
+    wires: ClassVar[tuple[str, ...]] = ANY_WIRE
 
     def prepare(self, optimizer: OptimizerFactory) -> None:
         """Get ready as other all-reduces do, and say which one was picked for each size."""
         super().prepare(optimizer)
         collective = self._collective
         assert isinstance(collective, Fastest), "see `collective`"
-        picks = {len(bucket.gradients) * bucket.gradients.element_size() for bucket in self.buckets}
+        picks = {len(bucket.gradients) * self.wire.itemsize(bucket.gradients.dtype) for bucket in self.buckets}
         self.remarks = [
             f"auto picked {collective.choice(nbytes)} for buckets of {nbytes / 2**20:.3g} MB"
             for nbytes in sorted(picks)

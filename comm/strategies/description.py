@@ -22,12 +22,14 @@ class Workload:
     Attributes:
         buckets: elements of each bucket, in the order in which backward finishes them.
         ready: the share of the update's computing, from 0 to 1, after which each bucket is ready.
-        itemsize: bytes an element.
+        itemsize: bytes an element on the wires.
+        rounded: whether elements are sent in half precision, and so in another format than they have.
     """
 
     buckets: tuple[int, ...]
     ready: tuple[float, ...]
     itemsize: int = 4
+    rounded: bool = False
 
     @classmethod
     def of_bytes(cls, nbytes: int) -> Self:
@@ -36,7 +38,7 @@ class Workload:
 
     @property
     def nbytes(self) -> int:
-        """The size of all buckets together, in bytes."""
+        """The size of all buckets together on the wires, in bytes."""
         return sum(self.buckets) * self.itemsize
 
 
@@ -95,7 +97,7 @@ def all_reduced(algorithm: Callable[..., Any], workload: Workload, workers: int,
             else:
                 found.append(Phase(recursive_doubling, TOLD, 1.0, itemsize=8))
             rounds = bind(algorithm, elements * workload.itemsize, nodes)
-            found.append(Phase(rounds, elements, ready, workload.itemsize))
+            found.append(Phase(rounds, elements, ready, workload.itemsize, rounded=workload.rounded))
         return found
 
     return Description(phases, period=1, total=Sum(bind(algorithm, workload.nbytes, nodes), workers))
@@ -104,6 +106,7 @@ def all_reduced(algorithm: Callable[..., Any], workload: Workload, workers: int,
 SENDS_NOTHING = frozenset(
     {
         "check_rounds",
+        "check_wire",
         "close",
         "configured",
         "connect",
@@ -120,21 +123,30 @@ SENDS_NOTHING = frozenset(
         "variant",
     }
 )
-"""Methods of a strategy that send nothing in an update, so that a subclass may override them and still be described."""
+"""Methods of a strategy that send nothing in an update: a subclass may override them, and what was said about the wires
+still holds."""
 
 
-def describes_itself(strategy: type) -> bool:
-    """Whether `strategy.describe` still fits what the strategy does.
+def holds_for(strategy: type, said: str) -> bool:
+    """Whether what a class says about what it sends still fits what the strategy does.
 
-    It does unless a class further down than the one that defines `describe` overrides something that class has: such
-    a method may send more, less or something else. Options and other plain values may differ, for `describe` can look
-    at them.
+    It does unless a class further down than the one that says it overrides something that class has: such a method may
+    send more, less or something else. Options and other plain values may differ, for methods can look at them.
+
+    Args:
+        strategy: the strategy.
+        said: the attribute by which it is said: "describe" or "wires".
     """
     classes = strategy.__mro__
-    author = next(place for place, owner in enumerate(classes) if "describe" in vars(owner))
+    author = next(place for place, owner in enumerate(classes) if said in vars(owner))
     return not any(
         hasattr(classes[author], name)
         for owner in classes[:author]
         for name, value in vars(owner).items()
         if hasattr(value, "__get__") and name not in SENDS_NOTHING and (name == "__init__" or not name.startswith("__"))
     )
+
+
+def describes_itself(strategy: type) -> bool:
+    """Whether `strategy.describe` still fits what the strategy does."""
+    return holds_for(strategy, "describe")

@@ -11,7 +11,7 @@ import numpy as np
 from bigbatch.comm.collectives import Nodes
 from bigbatch.comm.collectives.direct import direct
 from bigbatch.comm.errors import ConfigurationError, quoted
-from bigbatch.comm.parameters import Bucket, OnHost, OptimizerFactory, all_finite, refuse_parts
+from bigbatch.comm.parameters import Bucket, OnHost, OptimizerFactory, refuse_parts
 from bigbatch.comm.schedules.schedule import chunk_bounds
 from bigbatch.comm.server.report import Report
 from bigbatch.comm.server.shard import Shard
@@ -20,7 +20,7 @@ from bigbatch.comm.strategies.alike import GivenValues
 from bigbatch.comm.strategies.description import Description, Sum, Workload
 from bigbatch.comm.strategies.server_options import ServerOptions
 from bigbatch.comm.strategies.service import GRADIENT_TAG, LOOK, PUSH, REPORT_TAG, REQUEST_TAG, REST, VALUE_TAG, Service
-from bigbatch.comm.strategies.strategy import StepReport, Strategy, joint_outcome
+from bigbatch.comm.strategies.strategy import ANY_WIRE, StepReport, Strategy, joint_outcome
 from bigbatch.comm.wires.request import ANY, Request
 from bigbatch.comm.wires.transport import Transport
 
@@ -45,6 +45,10 @@ class ParameterServer(Strategy):
     of a version (sync), everybody's but at most s behind (ssp), every gradient as it comes (async), or the first ones
     of a version (backup). Requests to different servers are in flight together.
 
+    In half precision (`--wire`) gradients and new parameters take half the bytes. A server adds up gradients and keeps
+    its parameters and its optimiser in their own precision; what workers compute on are its parameters, rounded once.
+    Whoever looks at the newest parameters gets them as the server has them.
+
     Source: Li et al., "Scaling distributed machine learning with the parameter server" (2014).
 
     Attributes:
@@ -52,6 +56,7 @@ class ParameterServer(Strategy):
     """
 
     options: ClassVar[ServerOptions] = ServerOptions()
+    wires: ClassVar[tuple[str, ...]] = ANY_WIRE
 
     def __init__(self, transport: Transport) -> None:
         super().__init__(transport)
@@ -59,7 +64,7 @@ class ParameterServer(Strategy):
             transport.check_threads()
         self._servers = range(0 if self.options.colocated else self.workers, transport.size)
         self._sending: list[Request] = []
-        self._arriving: list[Request] = []
+        self._arriving: list[tuple[Request, int]] = []
         self._shard: Shard | None = None
         self._serving: Request | None = None
 
@@ -132,6 +137,8 @@ class ParameterServer(Strategy):
         """
         refuse_parts(optimizer, len(self._servers))
         self._values = OnHost(self.parameters.values)
+        self._landing = self.wire.of_values.room(self._values.array)
+        self._leaving = self.wire.room(self._values.array)
         self.bounds = chunk_bounds(len(self._values.array), len(self._servers)).tolist()
         self._versions = [0] * len(self._servers)
         self._note_given()
@@ -192,7 +199,7 @@ class ParameterServer(Strategy):
             for place, first, stop in self.parts(bucket)
             if place == self.server
         ]
-        return Service(self._shard, transport, self.workers, self.server, parts)
+        return Service(self._shard, transport, self.workers, self.server, parts, self.wire)
 
     def parts(self, bucket: Bucket) -> Iterator[tuple[int, int, int]]:
         """Yields (server's number, first, stop) for every server that holds some of a bucket's elements."""
@@ -212,6 +219,9 @@ class ParameterServer(Strategy):
         begin, turn = parts[0][1], self.transport.rank % len(parts)
         for place, first, stop in parts[turn:] + parts[:turn]:  # not everyone to the same server first
             part = gradients[first - begin : stop - begin]
+            if not self.wire.whole:
+                self.wire.encode(part, self._leaving[first:stop])
+                part = self._leaving[first:stop]
             self._sending.append(self.transport.isend(part, self._servers[place], GRADIENT_TAG))
 
     def step(self, weight: float, loss: float) -> StepReport:
@@ -219,7 +229,7 @@ class ParameterServer(Strategy):
         self._given.check()
         self.parameters.refuse()
         # Every server must skip what one of them would: only the worker sees all of its gradient.
-        finite = all_finite(self.parameters.gradients)
+        finite = self.wire.all_finite(self.parameters.gradients)
         ready = self.transport.now()
         self._ask(PUSH, weight, loss, finite)
         reports = self._hear()
@@ -242,8 +252,11 @@ class ParameterServer(Strategy):
     def pull(self) -> int:
         """Receive the parameters that the servers have announced, unless they are here already."""
         started = self.transport.now()
-        for request in self._arriving:
+        for request, place in self._arriving:
             request.wait()
+            if not self.wire.whole:
+                part = self._part(place)
+                self.wire.of_values.decode(self._landing[part], self._values.array[part])
         if self._arriving:
             self._values.deliver()
         self._arriving.clear()
@@ -254,8 +267,8 @@ class ParameterServer(Strategy):
 
     @contextmanager
     def newest(self, *, together: bool) -> Iterator[None]:
-        """Lets this worker look at the servers' newest values, which does not count as reading."""
-        if self.options.rule().alike:
+        """Lets this worker look at the servers' newest values, as these have them, which does not count as reading."""
+        if self.options.rule().alike and self.wire.whole:
             yield  # everyone has the newest
             return
         if together:
@@ -269,10 +282,7 @@ class ParameterServer(Strategy):
             self._values.deliver()
 
     def _look(self) -> None:
-        parts = {
-            server: self._values.array[self.bounds[place] : self.bounds[place + 1]]
-            for place, server in enumerate(self._servers)
-        }
+        parts = {server: self._values.array[self._part(place)] for place, server in enumerate(self._servers)}
         board = self.transport.board
         if board is None:
             self._ask(LOOK)
@@ -301,9 +311,13 @@ class ParameterServer(Strategy):
             report = reports[place] = Report.of(row)
             self._versions[place] = int(report.version)
             if report.fresh:
-                part = self._values.array[self.bounds[place] : self.bounds[place + 1]]
-                self._arriving.append(self.transport.irecv(part, self._servers[place], VALUE_TAG))
+                part = self._landing[self._part(place)]
+                self._arriving.append((self.transport.irecv(part, self._servers[place], VALUE_TAG), place))
         return [reports[place] for place in sorted(reports)]
+
+    def _part(self, place: int) -> slice:
+        """The elements that the server of that number among the servers holds."""
+        return slice(self.bounds[place], self.bounds[place + 1])
 
     def _wait_for_sends(self) -> None:
         for request in self._sending:

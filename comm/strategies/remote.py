@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from hashlib import sha256
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,7 +12,6 @@ from bigbatch.comm.parameters import (
     FlatParameters,
     OnHost,
     OptimizerFactory,
-    all_finite,
     described,
 )
 from bigbatch.comm.schedules.schedule import chunk_bounds
@@ -19,22 +19,27 @@ from bigbatch.comm.server.network.parts import tell_missing
 from bigbatch.comm.server.network.remote_shard import RemoteShard
 from bigbatch.comm.server.report import Report
 from bigbatch.comm.strategies.alike import GivenValues
-from bigbatch.comm.strategies.strategy import StepReport, Strategy, joint_outcome
+from bigbatch.comm.strategies.strategy import ANY_WIRE, StepReport, Strategy, joint_outcome
+from bigbatch.comm.wires.format import WHOLE, WireFormat
 from bigbatch.comm.wires.transport import Transport
 
 Facts = Sequence[tuple[str, str, str]]
 """(what, name, value) of what must be the same at a worker and its servers."""
 
 
-def facts_about(parameters: FlatParameters) -> list[tuple[str, str, str]]:
-    """The names, shapes and dtypes of parameters, which must be the same at a server and its workers.
+def facts_about(parameters: FlatParameters, wire: WireFormat = WHOLE) -> list[tuple[str, str, str]]:
+    """What must be the same at a server and its workers: the wire's format, and the parameters' names, shapes, dtypes.
 
     Of what no optimiser touches (frozen parameters and buffers) the contents must be the same, too: no server has them.
     """
     fixed = [
         ("fixed tensor", name, f"{described(tensor)} {fingerprint(tensor)}") for name, tensor in parameters.module.fixed
     ]
-    return [*(("parameter", name, value) for name, value in parameters.signature), *fixed]
+    return [
+        ("format", "wire", str(wire)),
+        *(("parameter", name, value) for name, value in parameters.signature),
+        *fixed,
+    ]
 
 
 def fingerprint(tensor: Tensor) -> str:
@@ -48,11 +53,16 @@ class RemoteServers(Strategy):
 
     Requests to different servers are in flight together.
 
+    In half precision (`--wire`) gradients and parameters take half the bytes, as for `ParameterServer`. A worker's
+    newest parameters are those that it has, rounded.
+
     Args:
         transport: this worker's own transport, of one rank.
         shards: the servers' shards, in the order in which they hold the parameters.
         facts: what must be the same at the servers, besides the parameters.
     """
+
+    wires: ClassVar[tuple[str, ...]] = ANY_WIRE
 
     def __init__(self, transport: Transport, shards: Sequence[RemoteShard], facts: Facts) -> None:
         super().__init__(transport)
@@ -71,9 +81,10 @@ class RemoteServers(Strategy):
         parameters = self.parameters
         self._values = OnHost(parameters.values)
         self._gradients = OnHost(parameters.gradients)
+        self._leaving, self._landing = (wire.room(self._values.array) for wire in (self.wire, self.wire.of_values))
         self._bounds = chunk_bounds(len(self._values.array), len(self._shards)).tolist()
         for shard in reversed(self._shards):  # last the first, which says when to begin: then all parts have everybody
-            shard.join([*self._facts, *facts_about(parameters)])
+            shard.join([*self._facts, *facts_about(parameters, self.wire)])
         for shard in self._shards:
             shard.begin_read()
         self._finish()
@@ -86,9 +97,12 @@ class RemoteServers(Strategy):
         """Push to every server, and wait until all let this worker read."""
         self._given.check()
         self.parameters.refuse()
-        finite = all_finite(self.parameters.gradients)
+        finite = self.wire.all_finite(self.parameters.gradients)
         started = self.transport.now()
         gradients = self._gradients.fetch()
+        if not self.wire.whole:
+            self.wire.encode(gradients, self._leaving)
+            gradients = self._leaving
         for shard, first, stop in self._parts():
             shard.begin(gradients[first:stop], weight, loss, finite=finite, share=self.next_update)
         self.transport.count(messages=2 * len(self._shards), bytes_=gradients.nbytes)
@@ -109,12 +123,14 @@ class RemoteServers(Strategy):
         )
 
     def _finish(self) -> list[Report]:
-        places = [(shard, self._values.array[first:stop]) for shard, first, stop in self._parts()]
+        places = [(shard, self._landing[first:stop]) for shard, first, stop in self._parts()]
         attempts = [shard.attempt(values) for shard, values in places]
         reports = [
             shard.finish(values) if report is None else report
             for (shard, values), report in zip(places, attempts, strict=True)
         ]
+        if not self.wire.whole:
+            self.wire.of_values.decode(self._landing, self._values.array)
         self._values.deliver()
         back = [shard for shard in self._shards if shard.rejoined]
         tell_missing(self._shards[0], [shard for shard in back if shard is not self._shards[0]])

@@ -7,6 +7,7 @@ import numpy as np
 from bigbatch.comm.parameters import OnHost
 from bigbatch.comm.server.report import Report, Waiting
 from bigbatch.comm.server.shard import Shard
+from bigbatch.comm.wires.format import WHOLE, WireFormat
 from bigbatch.comm.wires.recording import REDUCE
 from bigbatch.comm.wires.request import ANY
 from bigbatch.comm.wires.transport import Transport
@@ -30,14 +31,26 @@ class Service:
         workers: the number of workers. Those who do not take part yet join, having read the values.
         number: this server's number among the servers.
         parts: the part of a gradient that each of its messages holds, in the order in which they are sent.
+        wire: the format of gradients that arrive; values are sent in that precision, too.
     """
 
-    def __init__(self, shard: Shard, transport: Transport, workers: int, number: int, parts: Sequence[slice]) -> None:
+    def __init__(
+        self,
+        shard: Shard,
+        transport: Transport,
+        workers: int,
+        number: int,
+        parts: Sequence[slice],
+        wire: WireFormat = WHOLE,
+    ) -> None:
         self._shard = shard
         self._transport = transport
         self._workers = workers
         self._number = number
         self._parts = parts
+        self._wire = wire
+        values = OnHost(shard.values).array
+        self._arriving, self._leaving = wire.room(values), wire.of_values.room(values)
         self._waiting: dict[int, Waiting] = {}
         self._resting: set[int] = set()
         for worker in range(workers):
@@ -67,11 +80,14 @@ class Service:
 
     def _take(self, worker: int, weight: float, loss: float, finite: bool) -> None:
         values = self._shard.landing()
-        landing = OnHost(values).array
+        gradient = OnHost(values).array
+        landing = gradient if self._wire.whole else self._arriving
         for request in [self._transport.irecv(landing[part], worker, GRADIENT_TAG) for part in self._parts]:
             request.wait()
         with self._transport.span(REDUCE, "take in", landing.nbytes):
             self._transport.spend(landing.nbytes * self._transport.gamma)
+            if not self._wire.whole:
+                self._wire.decode(landing, gradient)
             arrived = self._transport.now()
             outcome = self._shard.push(worker, values, weight, loss, finite=finite)
             self._waiting[worker] = Waiting(arrived, weight, loss, outcome)
@@ -94,6 +110,9 @@ class Service:
     def _answer(self, readers: list[tuple[int, Waiting]]) -> None:
         """Let them read; all of them before anything changes the values."""
         sending, values = [], OnHost(self._shard.values).fetch()
+        if not self._wire.whole and readers:
+            self._wire.of_values.encode(values, self._leaving)
+            values = self._leaving
         for worker, since in readers:
             fresh = self._shard.read(worker)
             report = Report.on(self._shard, worker, since, self._transport.now(), fresh=fresh)

@@ -18,13 +18,15 @@ from bigbatch.comm.collectives.ring import ring
 from bigbatch.comm.errors import ConfigurationError, LaunchError
 from bigbatch.comm.options import Options
 from bigbatch.comm.parameters import Bucket, FlatParameters, OnHost, OptimizerFactory, described
+from bigbatch.comm.precisions import BYTES, FP32
 from bigbatch.comm.reducers.all_gather import AllGather
 from bigbatch.comm.reducers.collective import Collective, Scheduled
 from bigbatch.comm.reducers.execute import execute
-from bigbatch.comm.strategies.description import Description, Workload, describes_itself
+from bigbatch.comm.strategies.description import Description, Workload, describes_itself, holds_for
 from bigbatch.comm.transports.launch import Launch
 from bigbatch.comm.update import Outcome
 from bigbatch.comm.wires.agreement import agree
+from bigbatch.comm.wires.format import TOKENS_A_WORKER, WHOLE, WireFormat
 from bigbatch.comm.wires.transport import Group, Transport
 
 Result = TypeVar("Result")
@@ -102,6 +104,9 @@ def share(transport: Transport, tensors: Sequence[Tensor]) -> None:
         tensor.detach().copy_(part.view(tensor.dtype).view(tensor.shape))
 
 
+ANY_WIRE = tuple(BYTES)
+"""The `wires` of a strategy that can send its gradients in any precision."""
+
 BUCKET_BYTES = 25 * 2**20
 """Gradients are sent in buckets of about this size; torch's DistributedDataParallel uses the same."""
 
@@ -124,6 +129,7 @@ class Strategy(ABC):
         worker: this rank's number among them, or None if it does not train.
         parameters: the model's flat parameters; set by `start`.
         buckets: the slices of the gradients that are pushed, in order; planned by `start`.
+        wire: the format in which gradients are sent; `wire.of_values` is that of parameters. Set by `start`.
         version: the number of updates that this rank's parameters have had.
         next_update: the number, from 0, of the batch of which this worker computes its share next.
         communication_seconds: seconds for which this rank's training stood still while data moved: communication that
@@ -146,6 +152,11 @@ class Strategy(ABC):
     """Whether updates that workers make in step are those of one process that sums all their gradients, but for
     rounding. A strategy that leaves out, rounds or changes gradients on purpose says False."""
 
+    wires: ClassVar[tuple[str, ...]] = (FP32,)
+    """The precisions in which gradients can be sent, by name; see `bigbatch.comm.precisions`. A strategy that says
+    `ANY_WIRE` sends them in the format `self.wire`. A subclass that changes what is sent must say so anew; see
+    `check_wire`."""
+
     tells_squares: ClassVar[bool] = False
     """Whether every worker has the mean gradient after `step`, so that the report can have `squares` of all."""
 
@@ -160,6 +171,7 @@ class Strategy(ABC):
         self.waiting_seconds = 0.0
         self.remarks: list[str] = []
         self.with_squares = False
+        self.wire = WHOLE
         self._workers_group = Group(transport, range(self.workers)) if self.worker is not None else None
         self._all_reduce: Collective | None = None
         self._all_gather: AllGather | None = None
@@ -255,6 +267,26 @@ class Strategy(ABC):
         """What `describe` says, or nothing if a subclass has changed what is sent and not what is said about it."""
         return cls.describe(workload, workers, nodes) if describes_itself(cls) else Description()
 
+    @classmethod
+    def check_wire(cls, precision: str) -> None:
+        """Refuses a precision in which the strategy does not say that it sends gradients; see `wires`.
+
+        What a class says about its wires does not hold for a subclass that overrides what it sends.
+
+        Args:
+            precision: "fp32", "bf16" or "fp16".
+
+        Raises:
+            ConfigurationError: marked `everywhere`, for all ranks have the same strategy.
+        """
+        if precision != FP32 and not (precision in cls.wires and holds_for(cls, "wires")):
+            raise ConfigurationError(
+                f"{cls.__name__} does not say that it can send gradients in {precision}: leave --wire out; or, if the "
+                "strategy is yours, send what you send in the format self.wire, and say so in the class: "
+                f'wires = ("{FP32}", "{precision}").',
+                everywhere=True,
+            )
+
     @classmethod  # noqa: B027 - most strategies have no rounds of a user's
     def check_rounds(cls, workers: int) -> None:
         """Refuses, before `workers` workers are simulated, rounds of a user that are no all-reduce.
@@ -275,6 +307,8 @@ class Strategy(ABC):
         *,
         bucket_bytes: int = BUCKET_BYTES,
         with_squares: bool = False,
+        wire: str = FP32,
+        expected_tokens: float | None = None,
     ) -> None:
         """Agrees on the parameters and gives everyone rank 0's values. Every rank of the job calls it.
 
@@ -288,11 +322,21 @@ class Strategy(ABC):
             bucket_bytes: gradients are sent in buckets of about this size.
             with_squares: whether `step` is to report the squares of the workers' gradients, where the strategy can
                 tell them and there are several workers.
+            wire: the precision in which gradients are sent: "fp32" for as they are, "bf16" or "fp16".
+            expected_tokens: about how many tokens of all workers are behind an update; None for 1024 of each. By that
+                number gradients are divided before they are sent in fp16, whose range is small.
 
         Raises:
-            MismatchError: on every rank, if parameters or buffers differ in name, shape or dtype; names the rank and
-                the first that does.
+            MismatchError: on every rank, if parameters or buffers differ in name, shape or dtype, or if the wire's
+                format does; names the rank and the first that does.
+            ConfigurationError: on every rank, if the strategy or the parameters' dtype does not go with the wire.
         """
+        self.check_wire(wire)
+        if expected_tokens is None:
+            expected_tokens = TOKENS_A_WORKER * self.workers
+        self.wire = WireFormat.for_gradients(wire, expected_tokens)
+        self.wire.check(parameters.values.dtype)
+        agree(self.transport, "option", [("wire", str(self.wire))])
         fixed = [(name, f"{described(tensor)}, not trained") for name, tensor in parameters.module.fixed]
         agree(self.transport, "parameter", [*parameters.signature, *fixed])
         self.parameters = parameters
@@ -375,22 +419,29 @@ class Strategy(ABC):
         execute(recursive_doubling, self._group, result)
         return result
 
-    def all_reduce(self, tensor: Tensor) -> None:
-        """Sum a flat tensor, (elements,), over all workers, in place: the same bytes on every worker."""
+    def all_reduce(self, tensor: Tensor, wire: WireFormat = WHOLE) -> None:
+        """Sum a flat tensor, (elements,), over all workers, in place: the same bytes on every worker.
+
+        Args:
+            tensor: this worker's values, and afterwards the sum.
+            wire: the format in which they travel: as they are, `self.wire` for gradients that are summed over tokens,
+                or `self.wire.of_values`.
+        """
         if self._all_reduce is None:
             self._all_reduce = Scheduled(ring, self._group)
-        self._all_reduce.reduce(tensor)
+        self._all_reduce.reduce(tensor, wire)
 
-    def all_gather(self, tensor: Tensor, *, alike: bool = True) -> list[Tensor]:
+    def all_gather(self, tensor: Tensor, wire: WireFormat = WHOLE, *, alike: bool = True) -> list[Tensor]:
         """Gives every worker the flat tensors of all workers, by worker.
 
         Args:
             tensor: (elements,) this worker's tensor, of the same dtype on all.
+            wire: the format in which they travel, as for `all_reduce`; every worker gets its own rounded, too.
             alike: whether it has the same length on all of them; if not, they tell each other the lengths first.
         """
         if self._all_gather is None:
             self._all_gather = AllGather(self._group)
-        return self._all_gather.gather(tensor, alike=alike)
+        return self._all_gather.gather(tensor, wire, alike=alike)
 
     @contextmanager
     def communicating(self) -> Iterator[None]:

@@ -18,7 +18,7 @@ from bigbatch.comm.transports.segments import forget_own
 from bigbatch.comm.transports.waits import OnThreads, wait_until
 from bigbatch.comm.wires import DEFAULT_DEADLINE
 from bigbatch.comm.wires.life import elsewhere
-from bigbatch.comm.wires.request import ANY, Request, Windows
+from bigbatch.comm.wires.request import ANY, Done, Request, Windows
 from bigbatch.comm.wires.transport import Transport, nodes_among
 
 if TYPE_CHECKING:
@@ -188,6 +188,30 @@ class MPITransport(OnThreads):
             self._communicator.Allreduce(self._in_place, piece)
         if sums is not buffer:
             buffer[:] = sums
+
+    def all_to_all(self, own: Buffer, arrived: Buffer) -> Request:
+        """MPI's own all-to-all: sends each rank its chunk of `own`, (ranks × elements,); it blocks.
+
+        It takes at most `LARGEST_MESSAGE` bytes, as does `gather_in_place`.
+
+        The record gets the (p-1)/p·n bytes that leave this rank.
+
+        Args:
+            own: the chunks for the ranks, one after the other.
+            arrived: where the chunks of all ranks for this one land, by rank.
+        """
+        self.count(messages=0, bytes_=(self.size - 1) * own.nbytes // self.size)
+        self._communicator.Alltoall(own.view(np.uint8), arrived.view(np.uint8))
+        return Done(self.rank)
+
+    def gather_in_place(self, everyones: Buffer) -> Request:
+        """MPI's own all-gather: each rank's chunk of `everyones`, (ranks × elements,), goes to all; it blocks.
+
+        The record gets the least that any all-gather can send, (p-1)/p·n bytes.
+        """
+        self.count(messages=0, bytes_=(self.size - 1) * everyones.nbytes // self.size)
+        self._communicator.Allgather(self._in_place, everyones.view(np.uint8))
+        return Done(self.rank)
 
     def split(self, ranks: Sequence[int]) -> Transport:
         """Makes a transport between some of the ranks, on an MPI communicator of their own."""

@@ -144,6 +144,30 @@ class TorchTransport(Transport):
         assert work is not None, "asked for an asynchronous operation"
         return TorchRequest(self, work, "all-reduce with", EVERY)
 
+    def all_to_all(self, own: torch.Tensor, arrived: torch.Tensor) -> TorchRequest:
+        """Begin torch's own all-to-all: sends each rank its chunk of `own`, (ranks × elements,).
+
+        Args:
+            own: the chunks for the ranks, one after the other.
+            arrived: where the chunks of all ranks for this one land, by rank.
+        """
+        self.count(messages=self.size - 1, bytes_=(self.size - 1) * own.nbytes // self.size)
+        work = dist.all_to_all_single(arrived.view(torch.uint8), own.view(torch.uint8), async_op=True)
+        assert work is not None, "asked for an asynchronous operation"
+        return TorchRequest(self, work, "exchange with", EVERY)
+
+    def gather_in_place(self, everyones: torch.Tensor) -> TorchRequest:
+        """Begin torch's own all-gather: each rank's chunk of `everyones`, (ranks × elements,), goes to all.
+
+        The record gets the least that any all-gather can send, (p-1)/p·n bytes.
+        """
+        self.count(messages=self.size - 1, bytes_=(self.size - 1) * everyones.nbytes // self.size)
+        bytes_ = everyones.view(torch.uint8)
+        gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name before torch 2.13
+        work: dist.Work | None = gather(bytes_, bytes_.view(self.size, -1)[self.rank], async_op=True)
+        assert work is not None, "asked for an asynchronous operation"
+        return TorchRequest(self, work, "gather with", EVERY)
+
     def close(self) -> None:
         """Leaves the process group, and closes the launcher's transport if there is one."""
         dist.destroy_process_group()

@@ -33,6 +33,21 @@ class Request(ABC):
         """
 
 
+class Done(Request):
+    """Something that was complete before anybody could wait for it.
+
+    Args:
+        peer: what `wait` returns.
+    """
+
+    def __init__(self, peer: int) -> None:
+        self._peer = peer
+
+    def wait(self) -> int:
+        """Returns the peer at once."""
+        return self._peer
+
+
 class Windows(ABC):
     """Memory that the ranks of one node share: a window for each, which all of them can read and write.
 

@@ -289,16 +289,22 @@ class Transport(ABC):
         """
         return None
 
-    def add(self, values: Buffer, arrived: Buffer) -> None:
-        """Add what arrived to `values`, (elements,), in place; a simulated clock charges for it."""
+    def add(self, values: Buffer, arrived: Buffer, adding: Callable[[Buffer, Buffer], None] = add_in_place) -> None:
+        """Add what arrived to `values`, (elements,), in place; a simulated clock charges for the bytes that arrived.
+
+        Args:
+            values: (elements,) this rank's own numbers.
+            arrived: (elements,) what arrived, in whichever format it was sent.
+            adding: adds them, called with both.
+        """
         if self.trace is None:
-            self._add(values, arrived)
+            self._add(values, arrived, adding)
         else:
             with self.trace.span("reduce", nbytes=arrived.nbytes):
-                self._add(values, arrived)
+                self._add(values, arrived, adding)
 
-    def _add(self, values: Buffer, arrived: Buffer) -> None:
-        add_in_place(values, arrived)
+    def _add(self, values: Buffer, arrived: Buffer, adding: Callable[[Buffer, Buffer], None]) -> None:
+        adding(values, arrived)
 
     def close(self) -> None:  # noqa: B027 - most wires hold nothing
         """Give back what the transport holds; all ranks close together."""
@@ -402,8 +408,8 @@ class Group(Transport):
         """Charges `seconds` of computation to the parent's clock, if that is simulated."""
         self._parent.spend(seconds, name)
 
-    def _add(self, values: Buffer, arrived: Buffer) -> None:
-        self._parent.add(values, arrived)
+    def _add(self, values: Buffer, arrived: Buffer, adding: Callable[[Buffer, Buffer], None]) -> None:
+        self._parent.add(values, arrived, adding)
 
     def abort(self, code: int) -> NoReturn:
         """End every process of the parent's job."""

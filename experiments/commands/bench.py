@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import click
 
 from bigbatch.comm.errors import BigBatchError
-from bigbatch.comm.kinds import MEMORY, SECONDS, Several, Text, Whole
+from bigbatch.comm.kinds import MEMORY, SECONDS, Name, Several, Text, Whole
 from bigbatch.comm.options import Options, option
+from bigbatch.comm.precisions import BF16, FP16
 from bigbatch.experiments.commands.options import Command, FolderSettings, takes
 from bigbatch.experiments.commands.ranks import RankSettings, ranks_of
 
 if TYPE_CHECKING:  # whoever only asks for help must not wait for what prints tables
     from rich.console import Console
+
+
+HALVES = (BF16, FP16)
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class BenchSettings(Options):
         bytes: sizes of the buffers, in bytes.
         algorithms: names of the all-reduces; None for all that can run here.
         servers: numbers of servers to measure synchronous updates through; None for none.
+        wires: half precisions in which the all-reduces send besides; None for none.
         seconds: about how many seconds to spend on each size.
     """
 
@@ -40,6 +45,12 @@ class BenchSettings(Options):
         None,
         Several(Whole(most=10_000), ascending=True),
         "Numbers of servers, through each of which synchronous updates are measured too.",
+        missing="none",
+    )
+    wires: tuple[str, ...] | None = option(
+        None,
+        Several(Name(lambda: HALVES)),
+        "Half precisions in which the all-reduces send their numbers, measured beside those in float32.",
         missing="none",
     )
     seconds: float = option(2.0, SECONDS, "Seconds to spend on each size, about.")
@@ -64,7 +75,7 @@ def bench(settings: BenchSettings, ranks: RankSettings, output: FolderSettings) 
         all_reduce_named(name)
     with ranks_of(ranks, max(servers, default=0)) as (transport, launch):
         speaking = transport.rank == 0
-        compared = Bench(transport, launch, names, servers)
+        compared = Bench(transport, launch, names, servers, settings.wires or ())
         name = f"bench-{transport.size}"
         folder = together(transport, lambda: chosen_folder(output.out, name) if speaking else None)
         written = None if folder is None else Results(folder)
@@ -124,8 +135,15 @@ def print_bench(
     from bigbatch.experiments.measuring.bench import REFERENCE, size_label
 
     reference = any(row["algorithm"] == REFERENCE for row in rows)
+    halves = {
+        row["algorithm"]: row["algorithm"].removesuffix(f" {wire}")
+        for wire in HALVES
+        for row in rows
+        if row["algorithm"].endswith(f" {wire}")
+    }
     heads = ["", "time\nms", "quartiles\nms", "algbw\nGB/s", "busbw\nGB/s"]
     heads += [f"\n× {REFERENCE}"] if reference else []
+    heads += ["\n× float32"] if halves else []
     heads += ["bound\nms", "bound\n÷ time"] if ports else []
     table = new_table(*heads)
     for limit in memory:
@@ -143,12 +161,14 @@ def print_bench(
                 f"{row['algbw'] / 1e9:.2f}",
                 f"{row['busbw'] / 1e9:.2f}" if row["ranks"] > 1 else "",
                 *([f"{times[REFERENCE] / row['seconds']:.2f}" if row["ranks"] > 1 else ""] if reference else []),
+                *([f"{times[halves[name]] / row['seconds']:.2f}" if name in halves else ""] if halves else []),
                 *([f"{1e3 * bound:.3f}", f"{bound / row['seconds']:.2f}"] if bound is not None else []),
             )
         table.add_section()
     print_fitting(console, table)
     console.print(
-        f"\n{rows[0]['ranks']} ranks, float32, in place; every result of every repetition was exact. What memory "
+        f"\n{rows[0]['ranks']} ranks, float32{', sent as named' if halves else ''}, in place; every "
+        "result of every repetition was exact. What memory "
         "allows: every rank reads and writes its own buffer once, which no all-reduce in memory can do without."
     )
     if overhead is not None:

@@ -11,6 +11,7 @@ from bigbatch.comm.reducers.measure import Measurement, Operation, Reducing, mea
 from bigbatch.comm.schema import plain
 from bigbatch.comm.transports.launch import Launch
 from bigbatch.comm.wires.agreement import all_gather, together
+from bigbatch.comm.wires.format import WHOLE, WireFormat
 from bigbatch.comm.wires.transport import Transport
 from bigbatch.experiments.measuring.wires import Wires, all_reduce_named, all_reduces
 from bigbatch.experiments.runs.records import BenchRow
@@ -64,6 +65,7 @@ class Bench:
         launch: how the processes were started.
         names: names of strategies of the all-reduce family; if empty, all that can run here.
         servers: numbers of servers to measure synchronous updates through.
+        wires: half precisions in which the same all-reduces send, measured beside those in float32.
 
     Attributes:
         skipped: names of the all-reduces that cannot run here, and the reasons.
@@ -73,7 +75,14 @@ class Bench:
         ConfigurationError: on every rank, if a given name is not an all-reduce, or one that cannot run here.
     """
 
-    def __init__(self, transport: Transport, launch: Launch, names: Sequence[str], servers: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        launch: Launch,
+        names: Sequence[str],
+        servers: Sequence[int] = (),
+        wires: Sequence[str] = (),
+    ) -> None:
         most = max(servers, default=0)
         self._transport = transport
         self._workers = transport.size - most
@@ -82,12 +91,16 @@ class Bench:
         self._check()
         between = self._split(range(self._workers)) if most else transport
         self._wires = None if between is None else Wires(between, launch)
-        made = together(transport, lambda: self._make(names))
+        self._formats = {f"{name} {wire}": WireFormat(wire) for name in names or all_reduces() for wire in wires}
+        made = together(transport, lambda: self._make(names, wires))
         self._collectives: dict[str, Collective] = made[0]
         kept: list[str]
         kept, self.skipped = all_gather(transport, [list(self._collectives), made[1]])[0]
         self._operations = {
-            name: Reducing(self._collectives[name]) if self._collectives else Operation(self._workers) for name in kept
+            name: Reducing(self._collectives[name], self._formats.get(name, WHOLE))
+            if self._collectives
+            else Operation(self._workers)
+            for name in kept
         }
         for name, number in self._servers.items():
             ranks = self._split(range(self._workers + number))
@@ -154,8 +167,11 @@ class Bench:
         self._opened.append(self._transport.split(ranks))
         return self._opened[-1]
 
-    def _make(self, names: Sequence[str]) -> tuple[dict[str, Collective], dict[str, str]]:
-        """The all-reduces by name, and why others cannot run; all workers together, and nothing on servers."""
+    def _make(self, names: Sequence[str], wires: Sequence[str]) -> tuple[dict[str, Collective], dict[str, str]]:
+        """The all-reduces by name, and why others cannot run; all workers together, and nothing on servers.
+
+        The name of one that sends in half precision has that behind it: "ring bf16".
+        """
         collectives: dict[str, Collective] = {}
         skipped: dict[str, str] = {}
         if self._wires is None:
@@ -168,6 +184,16 @@ class Bench:
                 if names:
                     raise
                 skipped[name] = str(error)
+                continue
+            for wire in wires:
+                half = f"{name} {wire}"
+                try:
+                    strategy.check_wire(wire)
+                    made = self._wires.on(strategy, strategy.collective)
+                    made.admit(self._formats[half])
+                    collectives[half] = made
+                except ConfigurationError as error:
+                    skipped[half] = str(error)
         return collectives, skipped
 
 

@@ -124,6 +124,8 @@ TARGETS = (
     Target("shared against gloo, 4 ranks", 6, faster("shared", "allreduce", "bench-4", 4 * MB)),
     Target("ring against mpi, 2 ranks", 1.8, faster("ring", "mpi", "bench-2", 32 * MB)),
     Target("shared against mpi, 2 ranks", 2, faster("shared", "mpi", "bench-2", MB // 4, MB // 4)),
+    Target("ring, bf16 against float32, 2 ranks", 1.6, faster("ring bf16", "ring", "bench-2", 32 * MB)),
+    Target("gloo, bf16 against float32, 2 ranks", 1.6, faster("allreduce bf16", "allreduce", "bench-2", 32 * MB)),
     Target("training, shared against " + DDP, 1.25, against(DDP)),
     Target("training, shared against " + NOTHING, 0.95, against(NOTHING)),
     Target("1 server against its incast bound, 4 workers", 0.5, near_bound("1 server")),
@@ -156,7 +158,7 @@ def measure_all(folder: Path, tell: Callable[[str], None]) -> list[dict[str, Any
     """
     bench = ["bench", "--algorithms", "shared,ring,mpi,allreduce", "--seconds", "8", "--bytes"]
     commands = {
-        "bench-2": (2, [*bench, "256KB,4MB,32MB,128MB"]),
+        "bench-2": (2, [*bench, "256KB,4MB,32MB,128MB", "--wires", "bf16"]),
         "bench-4": (4, [*bench, "4MB,32MB,128MB"]),
         "bench-servers": (
             5,

@@ -148,6 +148,7 @@ class Assembly:
         Raises:
             MismatchError: on every rank, if the ranks have different models.
             ConfigurationError: the model is to be compiled, and there is no compiler.
+            ConfigurationError: on every rank, if what the strategy sends cannot be sent in the precision of the wires.
         """
         settings = self.settings
         model = self.model().to(device)
@@ -157,6 +158,8 @@ class Assembly:
             optimizer,
             bucket_bytes=settings.wires.bucket_size,
             with_squares=settings.observation.noise_scale,
+            wire=settings.wires.wire,
+            expected_tokens=plan.expected_tokens(self.task.example_tokens),
         )
         return Trainer(
             model,
@@ -250,9 +253,11 @@ def check(request: Request, plan: BatchPlan, strategy: type[Strategy]) -> None:
     Raises:
         ConfigurationError: an unknown task, model, optimiser, schedule or scaling rule; a batch for which the rule
             cannot scale; a base batch and no rule; a target, and workers that are not in step; a noise scale that no
-            arm can measure; or a number of workers with which the strategy cannot work.
+            arm can measure; a number of workers with which the strategy cannot work; or a precision in which it cannot
+            send gradients.
     """
     settings = request.settings
+    strategy.check_wire(settings.wires.wire)
     strategy.workers_among(strategy.ranks_for(plan.workers))
     task: type[Task] = TASKS.load(settings.data.task)
     check_taken(task, settings.data)

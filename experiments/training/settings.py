@@ -28,6 +28,7 @@ from bigbatch.comm.kinds import (
     checked,
 )
 from bigbatch.comm.options import Options, option, options_of, unknown_option
+from bigbatch.comm.precisions import BYTES as FORMATS
 from bigbatch.comm.precisions import FP32
 from bigbatch.comm.strategies import NAMED, STRATEGIES
 from bigbatch.comm.wires import DEFAULT_DEADLINE
@@ -168,6 +169,7 @@ class WireSettings(Options):
         overlap: whether buckets are sent while backward still runs.
         broadcast_buffers: whether all models take worker 0's buffers after every update.
         node_size: number of ranks to treat as one machine, or None for those that share one.
+        wire: precision in which gradients, and parameters from servers, are sent; "fp32" for as they are.
         deadline: seconds after which a wait gives up.
     """
 
@@ -180,6 +182,11 @@ class WireSettings(Options):
     )
     node_size: int | None = option(
         None, RANKS, "Number of ranks to treat as one machine.", missing="those that share one"
+    )
+    wire: str = option(
+        FP32,
+        Name(lambda: FORMATS),
+        "Precision in which gradients are sent, and parameters by servers; bf16 and fp16 take half the bytes.",
     )
     deadline: float = option(
         DEFAULT_DEADLINE, SECONDS, "Seconds without a message or a sign of life from a rank before the job ends."

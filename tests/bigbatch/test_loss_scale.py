@@ -282,7 +282,13 @@ def test_a_loop_of_ones_own_computes_in_fp16_as_the_trainer_does(workers):
     def own(transport):
         model = Product.build()
         session = bigbatch.attach(
-            model, torch.optim.SGD, lr=RATE, momentum=0.5, precision="fp16", micro_batch_tokens=4.0, transport=transport
+            model,
+            torch.optim.SGD,
+            lr=RATE,
+            momentum=0.5,
+            precision="fp16",
+            expected_tokens=4.0 * workers,
+            transport=transport,
         )
         outcomes = []
         for micro_batches in batches(workers, 4, 1):
@@ -305,9 +311,7 @@ def test_a_loop_of_ones_own_computes_in_fp16_as_the_trainer_does(workers):
         assert values.tolist() == expected.tolist()
 
 
-def test_a_loop_of_ones_own_must_say_how_many_tokens_a_loss_is_of():
-    with pytest.raises(ConfigurationError, match=r"fp16 needs a loss scale.*micro_batch_tokens"):
-        bigbatch.attach(Product.build(), torch.optim.SGD, lr=1.0, precision="fp16")
+def test_a_loop_of_ones_own_decides_itself_what_its_weights_are_in():
     with pytest.raises(ConfigurationError, match=r"precision.*bf16-weights.*fp32, bf16, fp16, fp16-unscaled"):
         bigbatch.attach(Product.build(), torch.optim.SGD, lr=1.0, precision="bf16-weights")
 

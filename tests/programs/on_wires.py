@@ -15,6 +15,7 @@ from bodies import (
     train,
     train_until,
 )
+from halves import sums_in_half_precision, trains_in_half_precision
 
 from bigbatch.comm.measuring.conformance import on_wires
 from bigbatch.comm.transports import mpi
@@ -73,6 +74,8 @@ BODIES = {
     "beside": lambda _, transport: ask_what_runs_in_a_thread(transport),
     "conform": conform,
     "differ": lambda strategy, transport: refuse_what_differs(strategy.collective, transport),
+    "half sums": lambda strategy, transport: sums_in_half_precision(strategy.collective, transport),
+    "half training": trains_in_half_precision,
     "gather": lambda _, transport: gather_everything(transport),
     "pieces": in_pieces,
     "missing": lambda strategy, transport: name_who_is_missing(strategy.collective, transport),

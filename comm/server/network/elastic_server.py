@@ -20,6 +20,7 @@ from bigbatch.comm.server.network.shares import MOST_RANGES, Shares, ranges
 from bigbatch.comm.server.network.status import Rates, status_of
 from bigbatch.comm.server.report import Report, Waiting
 from bigbatch.comm.server.shard import Shard
+from bigbatch.comm.wires.format import WHOLE, WireFormat
 
 LONGEST_NOTE = 64
 """The largest number of float64 values in a note."""
@@ -56,6 +57,8 @@ class NetworkServer:
         last: whether no other work follows this one.
         part: number, from 0, of the part of the parameters that the shard is.
         parts: number of parts, each with a server of its own.
+        wire: the format of gradients that arrive; parameters are sent in that precision, too. It must be among the
+            facts.
 
     Attributes:
         shard: the shard that is served.
@@ -79,6 +82,7 @@ class NetworkServer:
         last: bool = True,
         part: int = 0,
         parts: int = 1,
+        wire: WireFormat = WHOLE,
     ) -> None:
         self.shard = shard
         self.shares = Shares(shares)
@@ -94,6 +98,8 @@ class NetworkServer:
         self._restored = False
         self._ended = ""
         self._rates = Rates(shard)
+        self._wire = wire
+        self._sent_as = wire.dtype(array_of(shard.values).dtype)
         self._copy: tuple[int, NDArray[Any]] | None = None
         self._handlers: Mapping[Kind, Callable[[bytes, Message, float], list[Outgoing]]] = {
             Kind.HELLO: self._hello,
@@ -111,7 +117,7 @@ class NetworkServer:
     @property
     def largest(self) -> int:
         """Bytes of the largest frame that a worker has reason to send, parameters and the facts about them included."""
-        return max(self.shard.values.nbytes, 4 * len(json.dumps(self._facts)), 2**16)
+        return max(len(self.shard.values) * self._sent_as.itemsize, 4 * len(json.dumps(self._facts)), 2**16)
 
     @property
     def sessions(self) -> Mapping[int, Session]:
@@ -322,7 +328,7 @@ class NetworkServer:
             self.counts["repeated"] += 1
             return [(sender, message.answer(Kind.TAKEN))]
         shard = self.shard
-        gradient = message.array(0, array_of(shard.values).dtype, len(shard.values))
+        gradient = message.array(0, self._sent_as, len(shard.values))
         if len(message.payload) != 1:
             raise MalformedError(f"A push came with {len(message.payload)} buffers instead of one.")
         if session.answered[0] != session.pushed or message.version != shard.has(session.worker):
@@ -348,7 +354,7 @@ class NetworkServer:
             shard.pass_by(session.worker)
         else:
             landing = shard.landing()
-            np.copyto(array_of(landing), gradient)
+            self._wire.decode(gradient, array_of(landing))
             outcome = shard.push(session.worker, landing, message.weight, message.loss, finite=message.flag)
             session.waiting = Waiting(now, message.weight, message.loss, outcome)
             self.shares.put(share)
@@ -410,14 +416,20 @@ class NetworkServer:
             number=number,
             attempt=attempt,
             version=self.shard.version,
-            payload=(row.data, self._values().data) if fresh else (row.data,),
+            payload=(row.data, self._values().view(np.uint8).data) if fresh else (row.data,),
         )
         yield session.address, answer.frames()
 
     def _values(self) -> NDArray[Any]:
-        """A copy of the parameters that stays as it is; the same one for all who read the same version."""
+        """The parameters as they are sent, which stay as they are; the same for all who read the same version."""
         if self._copy is None or self._copy[0] != self.shard.version:
-            self._copy = self.shard.version, array_of(self.shard.values).copy()
+            values = array_of(self.shard.values)
+            sent = np.empty(len(values), self._sent_as)
+            if self._wire.whole:
+                sent[:] = values
+            else:
+                self._wire.of_values.encode(values, sent)
+            self._copy = self.shard.version, sent
         return self._copy[1]
 
     def _refuse(self, sender: bytes, message: Message, why: str) -> list[Outgoing]:

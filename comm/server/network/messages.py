@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from bigbatch.comm.errors import MalformedError
 
-MAGIC, PROTOCOL = b"bbps", 2
+MAGIC, PROTOCOL = b"bbps", 3
 HEADER = struct.Struct("<4sBBBxIIQQQQdd")
 MOST_FRAMES = 3
 """A header, a report and the parameters."""
@@ -59,7 +59,7 @@ class Kind(IntEnum):
     it. With JSON of the ranges of shares that are not in."""
     PUSH = 5
     """Hands in a gradient that was computed on `version`, of the data in `share`; flag: all of it is finite. Number: 1,
-    2, ..."""
+    2, ... Gradients and parameters are in the format that is one of the facts."""
     TAKEN = 6
     """Answers `PUSH`: the push of that number was taken, now or before."""
     READ = 7

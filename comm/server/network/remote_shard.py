@@ -172,8 +172,8 @@ class RemoteShard:
         """Push a gradient, and ask for the parameters that come next; `finish` waits for both.
 
         Args:
-            gradient: (elements,) the gradient of this shard's parameters, computed on what was last read; it must not
-                change before `finish`.
+            gradient: (elements,) the gradient of this shard's parameters, computed on what was last read, in the format
+                of the wire; it must not change before `finish`.
             weight: tokens behind the gradient.
             loss: the loss summed over those tokens, in nats.
             finite: whether all of this worker's gradient is, the parts for other shards included.
@@ -188,7 +188,7 @@ class RemoteShard:
                 weight=weight,
                 loss=loss,
                 flag=finite,
-                payload=(gradient.data,),
+                payload=(gradient.view(np.uint8).data,),
                 share=NOTHING if share is None else share,
             )
         )
@@ -198,7 +198,7 @@ class RemoteShard:
         """Waits until this worker may read, and takes in the server's report and parameters.
 
         Args:
-            values: (elements,) where the parameters go, unless they are there already.
+            values: (elements,) where the parameters go, in the wire's precision, unless they are there already.
 
         Returns:
             The server's report; about nothing (no tokens, not applied) if the gradient was lost.

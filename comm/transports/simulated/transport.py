@@ -101,10 +101,10 @@ class ClusterTransport(Transport):
         result: Result = done[self.asked_once - 1]
         return result
 
-    def _add(self, values: Buffer, arrived: Buffer) -> None:
-        super()._add(values, arrived)
+    def _add(self, values: Buffer, arrived: Buffer, adding: Callable[[Buffer, Buffer], None]) -> None:
+        super()._add(values, arrived, adding)
         if self.gamma and self._fabric.charging:
-            self.clock.pause(self.rank, values.nbytes * self.gamma)
+            self.clock.pause(self.rank, arrived.nbytes * self.gamma)
 
     def windows(self, nbytes: int) -> Windows:
         """Ordinary arrays, one for each rank of the node: in one process all memory is shared.

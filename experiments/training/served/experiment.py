@@ -25,6 +25,7 @@ from bigbatch.comm.server.network.snapshots import Snapshots
 from bigbatch.comm.server.network.sockets import Listener
 from bigbatch.comm.server.shard import Shard
 from bigbatch.comm.strategies.remote import RemoteServers, facts_about
+from bigbatch.comm.wires.format import WireFormat
 from bigbatch.experiments.runs.run import Run, environment
 from bigbatch.experiments.runs.writer import RunWriter
 from bigbatch.experiments.training.assemble import Assembly, noise_remarks, task_of, use_threads
@@ -278,11 +279,14 @@ class ServedArm:
             offer.part,
             offer.setup.servers,
         )
+        tokens = announcement.plan.expected_tokens(assembly.task.example_tokens)  # as a worker computes it
+        wire = WireFormat.for_gradients(assembly.settings.wires.wire, tokens)
+        wire.check(parameters.values.dtype)
         self.server = NetworkServer(
             self._shard(parameters, offer.optimizer(assembly, arm)),
             announcement.plan.updates(assembly.examples),
             json.dumps(asdict(announcement)),
-            [*facts_of(assembly.task, announcement.settings), *facts_about(parameters)],
+            [*facts_of(assembly.task, announcement.settings), *facts_about(parameters, wire)],
             offer.patience,
             offer.plan.workers,
             self._record,
@@ -290,6 +294,7 @@ class ServedArm:
             last=last,
             part=offer.part,
             parts=offer.setup.servers,
+            wire=wire,
         )
 
     def _shard(self, parameters: FlatParameters, optimizer: OptimizerFactory) -> Shard:
