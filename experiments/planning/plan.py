@@ -30,18 +30,21 @@ PATIENCE = 2.0
 # What an update takes.
 
 
-def planned(name: str, servers: int, workers: int = 2) -> type[Strategy]:
+def planned(name: str, servers: int, workers: int = 2, wire: str = FP32) -> type[Strategy]:
     """Loads a strategy whose updates combine all workers' gradients of the same parameters; only these can be planned.
 
     Args:
         name: name of the strategy.
         servers: number of servers, for a strategy with this option.
         workers: smallest number of workers for which it will be simulated.
+        wire: the precision in which it is to send gradients.
 
     Raises:
-        ConfigurationError: there is no such strategy, it cannot be simulated, or its workers are not in step.
+        ConfigurationError: there is no such strategy, it cannot be simulated, it does not send in that precision, or
+            its workers are not in step.
     """
     strategy = strategy_named(name, servers, workers)
+    strategy.check_wire(wire)
     if not strategy.in_step():
         raise ConfigurationError(
             f"The updates of {name} are not of everybody's gradients of the same parameters, so that a batch's size "
@@ -209,7 +212,9 @@ def candidates(
     ways = [(micro_batch, accumulation) for micro_batch in micro_batches for accumulation in accumulations]
     loads = [cluster.workload(*way) for way in ways]
     serves = {  # every combination is looked at before anything takes long
-        (name, count): {planned(name, number, count).ranks_for(count) - count: number for number in servers}
+        (name, count): {
+            planned(name, number, count, cluster.wire).ranks_for(count) - count: number for number in servers
+        }
         for name in strategies
         for count in reversed(workers)  # what is refused is most often the largest
     }

@@ -97,12 +97,13 @@ def update_rows(strategies: Sequence[str], request: SimulationRequest, tell: Cal
         tell: called with a line that names the row that is simulated next.
 
     Raises:
-        ConfigurationError: there is no such strategy, or it cannot be simulated; or as `workload_of`.
+        ConfigurationError: there is no such strategy, it cannot be simulated, or it does not send gradients in that
+            precision; or as `workload_of`.
     """
     network, (_, load), stragglers = network_of(request.cluster), workload_of(request), stragglers_of(request)
     for name in strategies:  # all names are looked up before anything takes long
         with simulating(name, min(request.workers)):
-            strategy_named(name, request.servers, min(request.workers))
+            strategy_named(name, request.servers, min(request.workers)).check_wire(request.cluster.wire)
     rows = []
     for name in strategies:
         for count in request.workers:
@@ -125,12 +126,14 @@ def sum_rows(strategies: Sequence[str], request: SimulationRequest) -> list[dict
     precision in which it is sent.
 
     Raises:
-        ConfigurationError: there is no such strategy, or it does more than one sum.
+        ConfigurationError: there is no such strategy, it does more than one sum, or it does not send gradients in that
+            precision.
     """
     assert request.bytes is not None, "whoever asks has seen that a size is given"
     network = network_of(request.cluster)
     rows = []
     for name in strategies:
+        strategy_named(name, request.servers, min(request.workers)).check_wire(request.cluster.wire)
         for count in request.workers:
             with simulating(name, count):
                 sent = bytes_sent(request.cluster, request.bytes)

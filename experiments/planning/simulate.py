@@ -130,9 +130,11 @@ def simulate_row(
             `updates_enough` says.
 
     Raises:
-        ConfigurationError: there is no such strategy, or it cannot be simulated.
+        ConfigurationError: there is no such strategy, it cannot be simulated, or it does not send gradients in that
+            precision.
     """
     strategy = strategy_named(name, servers, workers)
+    strategy.check_wire(workload.wire)
     says = described(strategy, workload.gradients, network, workers)
     if updates is None:
         updates = updates_enough(says.period, strategy.ranks_for(workers), random=stragglers.random)

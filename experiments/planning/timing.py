@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from bigbatch.comm.parameters import FlatParameters
-from bigbatch.comm.precisions import FP32
 from bigbatch.comm.schedules.schedule import IntArray, Round
 from bigbatch.comm.simulation.computing import Stragglers
 from bigbatch.comm.simulation.network import FloatArray, Network
@@ -18,7 +17,7 @@ from bigbatch.comm.strategies.strategy import Strategy
 from bigbatch.comm.transports.cluster import Cluster
 from bigbatch.comm.wires.transport import Transport
 from bigbatch.experiments.planning.updates import Updates, whole_periods
-from bigbatch.experiments.planning.workload import ELEMENT_BYTES, Workload
+from bigbatch.experiments.planning.workload import Workload
 from bigbatch.models.sizes import ModelSize
 
 ORIGIN = 2.0**-20
@@ -127,14 +126,12 @@ class PhantomModel(nn.Module):
 
     Args:
         size: the size of the model.
-        dtype: the dtype of its parameters, and so of all that is sent of them.
     """
 
-    def __init__(self, size: ModelSize, dtype: torch.dtype) -> None:
+    def __init__(self, size: ModelSize) -> None:
         super().__init__()
         for number, elements in enumerate(reversed(size.parts)):
-            memory = torch.empty(elements, dtype=dtype, device="meta")
-            self.register_parameter(f"part{number}", nn.Parameter(memory))
+            self.register_parameter(f"part{number}", nn.Parameter(torch.empty(elements, device="meta")))
 
 
 def plain_sgd(named: Sequence[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
@@ -222,14 +219,10 @@ def on_cluster(
     meter = Meter(network, ranks)
     started: list[float] = []
 
-    # Without contents, numbers in half precision are numbers of half the bytes. The buckets hold as many as in float32.
-    dtype = torch.float32 if workload.wire == FP32 else torch.float16
-    bucket_bytes = -(-workload.bucket_bytes * workload.sent_bytes // ELEMENT_BYTES)
-
     def body(transport: Transport) -> list[list[float]] | None:
-        parameters = FlatParameters(PhantomModel(workload.size, dtype))
+        parameters = FlatParameters(PhantomModel(workload.size))
         own = strategy(transport)
-        own.start(parameters, plain_sgd, bucket_bytes=bucket_bytes)
+        own.start(parameters, plain_sgd, bucket_bytes=workload.bucket_bytes, wire=workload.wire)
         started.append(transport.now())
         transport.barrier()
         transport.spend(ORIGIN + max(started) - transport.now())

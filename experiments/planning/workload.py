@@ -81,4 +81,5 @@ class Workload:
     @property
     def gradients(self) -> Gradients:
         """The part of the workload that communication depends on: sizes of the buckets, and when each is ready."""
-        return Gradients(tuple(self.buckets()), tuple(self.ready().tolist()), self.sent_bytes)
+        buckets, ready = tuple(self.buckets()), tuple(self.ready().tolist())
+        return Gradients(buckets, ready, self.sent_bytes, rounded=self.wire != FP32)

@@ -126,6 +126,20 @@ def test_a_plan_with_half_the_bytes_by_hand():
             assert one.step_seconds == pytest.approx(600 * seconds + around + tally, rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("no-exchange", "sends no gradients"), (f"{own_strategies.__file__}:LocalAveraging", "does not say that it can")],
+    ids=["nothing", "own"],
+)
+def test_who_does_not_send_in_half_precision_is_neither_simulated_nor_planned_in_it(name, words):
+    asked = {"workers": 4, "wire": "bf16", "network": "ethernet-10g"}
+    with pytest.raises(ConfigurationError, match=words):
+        bigbatch.simulate(name, **asked)
+    with pytest.raises(ConfigurationError, match=f"{words}|not of everybody"):
+        planned_for(PlanRequest.of({**asked, "strategies": name, "target": 3.3}), lambda _: None)
+    assert bigbatch.simulate(name, **{**asked, "wire": "fp32"})
+
+
 # Computing.
 
 
