@@ -28,11 +28,11 @@ class Kind(ABC):
 
     Attributes:
         metavar: the placeholder for the value in help texts, such as "BYTES".
-        repeated: whether a command line can set the option several times; its value is a tuple of all that was set.
+        repeated: the kind of each text, if a command line can set the option several times; its value is then a tuple.
     """
 
     metavar: ClassVar[str] = "TEXT"
-    repeated: ClassVar[bool] = False
+    repeated: "ClassVar[Kind | None]" = None
 
     @abstractmethod
     def read(self, value: Any) -> Any:
@@ -391,30 +391,45 @@ class Several(Kind):
         return ",".join(self.one.show(part) for part in value)
 
 
+class Assignment(Text):
+    """A value for a name that somebody else knows, as NAME=VALUE."""
+
+    def __init__(self) -> None:
+        super().__init__("NAME=VALUE")
+
+    def read(self, value: Any) -> str:
+        """Reads a text of a name, an equals sign, and anything."""
+        text = super().read(value)
+        name, equals, _ = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise ValueError("is not NAME=VALUE")
+        return text
+
+
 class Assignments(Kind):
-    """Values for names that somebody else knows, each as NAME=VALUE; in Python a dictionary of them, too."""
+    """Several assignments, each given by itself; in Python a dictionary of them, too."""
 
     metavar = "NAME=VALUE"
-    repeated = True
+    repeated = Assignment()
 
     def read(self, value: Any) -> tuple[str, ...]:
         """Reads one text, or several: "depth=2" and {"depth": 2} both give ("depth=2",)."""
+        if isinstance(value, str):
+            return (self.repeated.read(value),)
         if isinstance(value, Mapping):
             value = [f"{name}={one if isinstance(one, str) else json.dumps(one)}" for name, one in value.items()]
-        texts = [value] if isinstance(value, str) else value
-        if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
+        if not isinstance(value, Sequence) or not all(isinstance(text, str) for text in value):
             raise ValueError("is no list of texts NAME=VALUE")
-        names: list[str] = []
-        for text in texts:
-            check_characters(text)
-            name, equals, _ = text.partition("=")
-            if not equals or not name.isidentifier():
-                raise ValueError(
-                    f"has {quoted(text)} in it; write NAME=VALUE" if text != value else "is not NAME=VALUE"
-                )
-            if name in names:
+        texts = []
+        for text in value:
+            try:
+                texts.append(self.repeated.read(text))
+            except ValueError:
+                raise ValueError(f"has {quoted(text)} in it; write NAME=VALUE") from None
+        names = [text.partition("=")[0] for text in texts]
+        for name in names:
+            if names.count(name) > 1:
                 raise ValueError(f"sets {name} twice; leave one of them out")
-            names.append(name)
         return tuple(texts)
 
     def write(self, value: Any) -> list[str]:

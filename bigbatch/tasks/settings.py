@@ -1,6 +1,6 @@
 """What a user can choose about the data."""
 
-import re
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,17 +20,15 @@ class TokensOrFolder(Whole):
     metavar = "INTEGER|FOLDER"
 
     def read(self, value: Any) -> int | Path:  # type: ignore[override]  # a number is not all that can be meant
-        """Reads a whole number, and takes for a path what is none and has a letter or a separator in it."""
-        try:
-            return super().read(value)
-        except ValueError:
-            if isinstance(value, Path) or (isinstance(value, str) and re.search(r"[^\W\d]|/", value)):
-                return File().read(value)
-            raise
+        """Reads a path where there is a folder, or a separator in the text; else a whole number."""
+        # Not Path.is_dir, which raises an error for a name that no file system takes.
+        if isinstance(value, Path) or (isinstance(value, str) and ("/" in value or os.path.isdir(value))):  # noqa: PTH112
+            return File().read(value)
+        return super().read(value)
 
     def write(self, value: int | Path) -> int | str:
-        """Returns a path as text, which JSON can write."""
-        return value if isinstance(value, int) else str(value)
+        """Returns a path as text with a separator at its end, which JSON can write and `read` knows for a folder's."""
+        return value if isinstance(value, int) else f"{value}/"
 
 
 @dataclass(frozen=True)

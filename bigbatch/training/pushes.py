@@ -39,7 +39,7 @@ class MicroBatchSquares:
         self._each: list[float] = []
         self._sum: list[Tensor] = []
 
-    def end_draw(self, factor: float) -> None:
+    def end_draw(self, factor: float = 1.0) -> None:
         """Adds the square of one micro-batch's summed gradient, after its backward has finished.
 
         Args:

@@ -35,7 +35,7 @@ from bigbatch.comm.wires.transport import Transport, current_transport
 from bigbatch.optimizers.standard import factory_of
 from bigbatch.tasks.loss import checked_loss
 from bigbatch.training.loss_scale import LossScale, loss_scale_for
-from bigbatch.training.precision import PRECISIONS, Precision
+from bigbatch.training.precision import DEFAULT_PRECISION, PRECISIONS, Precision
 from bigbatch.training.pushes import Pushes
 from bigbatch.training.whole_model import SharedBuffers
 
@@ -118,9 +118,9 @@ def attach(
         parameters,
         overlap=overlap,
         broadcast_buffers=broadcast_buffers,
+        close=close,
         precision=computes,
         scale=scale,
-        close=close,
     )
     if own and wires.size > 1:
         atexit.register(_abort_after_an_error, weakref.ref(session))
@@ -139,9 +139,9 @@ class Session:
         parameters: the parameters of the model.
         overlap: whether buckets are sent while backward still runs.
         broadcast_buffers: whether every worker's model takes worker 0's buffers after each update.
-        precision: what the model computes in within `autocast`.
-        scale: what losses are multiplied by before backward.
         close: closes the transport when the session ends.
+        precision: what the model computes in within `autocast`.
+        scale: what losses are multiplied by before backward; None to leave them as they are.
 
     Attributes:
         strategy: the strategy that makes the updates.
@@ -157,17 +157,17 @@ class Session:
         *,
         overlap: bool,
         broadcast_buffers: bool,
-        precision: Precision,
-        scale: LossScale,
         close: Callable[[], None],
+        precision: Precision = DEFAULT_PRECISION,
+        scale: LossScale | None = None,
     ) -> None:
         self.strategy = strategy
         self.worker = strategy.worker
         self.workers = strategy.workers
         self._parameters = parameters
         self._buffers = SharedBuffers(strategy, broadcast=broadcast_buffers)
-        self._precision, self._scale = precision, scale
-        self._pushes = Pushes(strategy, scale=scale, overlap=overlap)
+        self._precision, self._scale = precision, scale or LossScale()
+        self._pushes = Pushes(strategy, scale=self._scale, overlap=overlap)
         if overlap and len(strategy.buckets) > 1:
             self._pushes.watch()
         self.report: StepReport | None = None

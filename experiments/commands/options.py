@@ -97,10 +97,8 @@ class Flagged(click.Option):
             flags[-1] = f"{made_from.flag}/--no-{made_from.flag[2:]}" if made_from.default else made_from.flag
             super().__init__(flags, is_flag=True, default=made_from.default, help=made_from.help)
             return
-        if made_from.kind.repeated:  # each text by itself says nothing; all together are read where options are made
-            kind = click.STRING
-            super().__init__(flags, type=kind, multiple=True, default=made_from.default, help=made_from.help)
-            self.metavar = made_from.kind.metavar
+        if (each := made_from.kind.repeated) is not None:
+            super().__init__(flags, type=Value(each), multiple=True, default=made_from.default, help=made_from.help)
             return
         super().__init__(flags, type=Value(made_from.kind), default=made_from.default, help=made_from.help)
 

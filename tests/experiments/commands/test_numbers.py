@@ -22,6 +22,7 @@ from bigbatch.experiments.commands.options import Flagged, Value, read_entries
 from bigbatch.experiments.planning.settings import Counts
 from bigbatch.experiments.training import assemble
 from bigbatch.experiments.training.assemble import resolve_device, use_threads
+from bigbatch.tasks.settings import TokensOrFolder
 
 TEXTS = ("nan", "NaN", "inf", "-inf", "Infinity", "0", "-1", "-0.5", "1e30", "1e-320", "1e400", "18446744073709551616",
          "9" * 400, "", " ", "0,5", "0,002M", "1,5k", "1.000", "1__0", "0x10", "٣", "４", "½", "--", "1 2",
@@ -63,6 +64,8 @@ def cast(context: click.Context, option: click.Option, text: str) -> object:
 def is_legal(kind: object, value: object) -> bool:
     if isinstance(kind, Several):
         return all(is_legal(kind.one, part) for part in value)
+    if isinstance(kind, TokensOrFolder) and isinstance(value, Path):
+        return True
     if isinstance(kind, Whole | Count):
         return type(value) is int and value <= kind.most
     if isinstance(kind, Number):
