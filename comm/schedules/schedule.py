@@ -216,7 +216,7 @@ MOST_PACKETS = 64
 
 
 ROUNDED_AT_ONCE = 4
-"""How many times as long packets of rounded numbers are: to round a packet and to add it takes longer than to add it."""
+"""How many times as long packets of rounded numbers are, which take longer to take in: fewer wake-ups pay more."""
 
 
 def packets(round_: Round, nbytes: IntArray, *, rounded: bool = False) -> IntArray:
