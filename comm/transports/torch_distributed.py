@@ -64,6 +64,9 @@ class TorchTransport(Transport):
         backend: "gloo", "nccl", or both as torch writes it: "cpu:gloo,cuda:nccl".
         deadline: seconds after which a wait gives up.
         launcher: the transport of the job that started the processes, if there is one: it can end them all.
+
+    Attributes:
+        nccl: whether NCCL moves what lies on GPUs.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class TorchTransport(Transport):
     ) -> None:
         super().__init__(rank, size, deadline)
         self._launcher = launcher
+        self.nccl = "nccl" in backend
         self._exchanges = 0
         self._store = meeting.store
         timeout = timedelta(seconds=deadline)

@@ -126,6 +126,19 @@ def test_the_incast_bound_is_of_the_busiest_port(servers, bound):
 
 
 @pytest.mark.slow
+def test_bench_measures_what_is_sent_in_half_precision_beside_float32(run: Run, tmp_path):
+    words = ("bench", "-n", "2", "--algorithms", "ring,shared", "--wires", "bf16,fp16", "--bytes", "4KB,1MB")
+    outcome = run("bigbatch-exp", *words, "--seconds", "0.2", "--out", tmp_path / "b", deadline=60)
+    assert outcome.status == 0, outcome.err
+    summary = json.loads((tmp_path / "b" / "summary.json").read_text())
+    names = {row["algorithm"] for row in summary["rows"]}
+    assert names == {"ring", "shared", "ring bf16", "ring fp16"}
+    assert all(row["exact"] for row in summary["rows"])
+    assert "shared bf16: shared sends no gradients" in outcome.out
+    assert "float32" in outcome.out
+
+
+@pytest.mark.slow
 def test_bench_measures_servers_beside_all_reduces(run: Run, tmp_path):
     outcome = run("mpirun", "-n", "5", "bigbatch-exp", "bench", "--servers", "2,1", "--algorithms", "ring,shared,mpi",
                   "--bytes", "4004,300004", "--seconds", "0.1", "--json", "--out", "here")  # fmt: skip
@@ -218,7 +231,7 @@ def test_targets_are_ratios_of_what_was_measured():
 
     sizes = [2**18, 2**22, 2**25]
     seconds = {(name, size): factor * size for name, factor in (("shared", 1.0), ("ring", 2.0), ("mpi", 3.0),
-               ("allreduce", 10.0)) for size in sizes}  # fmt: skip
+               ("allreduce", 10.0), ("ring bf16", 1.6), ("allreduce bf16", 8.0)) for size in sizes}  # fmt: skip
     against = {"DistributedDataParallel": 1.5, "no exchange": 0.9}
     race = [{"contestant": "shared", "tokens_per_update": 256, "against": against}]
     served = {"algorithm": "1 server", "bytes": 2**25, "seconds": 10.0, "bound_seconds": 7.0}
@@ -228,7 +241,8 @@ def test_targets_are_ratios_of_what_was_measured():
                 "optimizers": {"lamb": 2.6}, "noise": 1.01, "checks": 0.001, "translation": 0.95}  # fmt: skip
     assert [target.ratios(measured) for target in TARGETS] == [
         {"4 MB": 3.0, "32 MB": 3.0}, {"4 MB": 10.0, "32 MB": 10.0}, {"4 MB": 10.0, "32 MB": 10.0}, {"32 MB": 1.5},
-        {"256 KB": 3.0}, {"256 tokens": 1.5}, {"256 tokens": 0.9}, {"32 MB": 0.7}, {"0.200 ms": pytest.approx(1.5)},
+        {"256 KB": 3.0}, {"32 MB": 1.25}, {"32 MB": 1.25}, {"256 tokens": 1.5},
+        {"256 tokens": 0.9}, {"32 MB": 0.7}, {"0.200 ms": pytest.approx(1.5)},
         {"a message on a cluster": pytest.approx(2.0)}, {"lamb": 0.5}, {"1.010": pytest.approx(1.02 / 1.01)},
         {"0.100 %": 2.0}, {"one worker": 0.95},
     ]  # fmt: skip
