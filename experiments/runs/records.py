@@ -29,6 +29,7 @@ class ArmRow(TypedDict):
     accumulation: Whole
     workers: NotRequired[Whole]
     precision: NotRequired[NameText]
+    wire: NotRequired[NameText]
     updates: Count
     worker_updates: Count
     skipped_updates: Count

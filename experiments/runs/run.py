@@ -33,7 +33,7 @@ from bigbatch.experiments.runs.records import (
 if TYPE_CHECKING:  # only whoever draws waits for Matplotlib
     from matplotlib.figure import Figure
 
-FORMATS = (("computed in", "precision"),)
+FORMATS = (("computed in", "precision"), ("sent in", "wire"))
 """What a format of numbers is for, in words, and the option that names it."""
 
 CONFIG, METRICS, SUMMARY, TRACE = "config.json", "metrics.jsonl", "summary.json", "trace.json"

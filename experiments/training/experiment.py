@@ -193,7 +193,7 @@ class Experiment:
             self.reporter.remark(said)
             remarks += said
         scored = next(rank["scores"] for rank in ranks if rank["scores"] is not None)
-        about = {**scored, "precision": settings.machine.precision, "buckets": buckets, "remarks": remarks}
+        about = {**scored, **settings.formats, "buckets": buckets, "remarks": remarks}
         row = {**summarise(arm, ranks, strategy.replicas(strategy.workers)), **until, **about}
         return {"parameters": parameters, **row}
 

@@ -274,6 +274,11 @@ class Settings(Options):
                 "--compile makes this machine's computing quicker, which a simulated clock does not see: leave it out."
             )
 
+    @property
+    def formats(self) -> dict[str, str]:
+        """The formats of numbers that a run computes and sends in, as its summary has them."""
+        return {"precision": self.machine.precision, "wire": self.wires.wire}
+
     def plan(self, started: int | None = None) -> BatchPlan:
         """Computes how the accumulated arm's batches are divided over the workers started, simulated or asked for.
 

@@ -365,6 +365,6 @@ class ServedArm:
         missing = self.server.ending.missing_in_words
         remarks = [*self._remarks, *([f"{missing}."] if missing else [])]
         metrics = ranks[0]["metrics"] if ranks else {}
-        precision = self._offer.request.settings.machine.precision
-        about = {"metrics": metrics, "precision": precision, "buckets": 1, "remarks": remarks}
+        formats = self._offer.request.settings.formats
+        about = {"metrics": metrics, **formats, "buckets": 1, "remarks": remarks}
         return {**row, "workers": there.plan.workers, "updates": made, **about}
