@@ -154,8 +154,9 @@ class ModelSettings(Options):
         set_ = {**self.chosen(), **({"model_option": self.model_option} if self.model_option else {})}
         for name in set_:
             if name in names:
+                which = f"the model {self.model or DEFAULT_PRESET}"
                 raise ConfigurationError(
-                    f"--{name.replace('_', '-')} cannot be used with the model {self.model}, {why}: leave it out."
+                    f"--{name.replace('_', '-')} cannot be used with {which}, {why}: leave it out."
                 )
 
     def told(self, usual: str) -> str:
