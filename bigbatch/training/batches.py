@@ -38,13 +38,18 @@ class BatchPlan:
         """Number of examples in a micro-batch; of tokens, how many of the longest, of `longest` tokens, it takes."""
         return self.micro_batch if self.unit == EXAMPLES else max(1, self.micro_batch // longest)
 
-    def expected_tokens(self, example_tokens: float) -> float:
-        """Computes about how many tokens of all workers are behind an update.
+    def micro_batch_tokens(self, predicted: float, read: float) -> float:
+        """Computes the expected number of tokens that are predicted in a micro-batch.
 
         Args:
-            example_tokens: mean number of tokens in an example.
+            predicted: mean number of tokens of an example that are predicted.
+            read: mean number of those that are only read.
         """
-        return self.global_batch * (example_tokens if self.unit == EXAMPLES else 1.0)
+        return self.micro_batch * (predicted if self.unit == EXAMPLES else predicted / (predicted + read))
+
+    def expected_tokens(self, predicted: float, read: float) -> float:
+        """Computes the expected number of tokens of all workers behind an update, as for `micro_batch_tokens`."""
+        return self.workers * self.accumulation * self.micro_batch_tokens(predicted, read)
 
     def updates(self, examples: int) -> int:
         """Counts the updates that it takes to see this many examples; the last may have fewer than a full batch."""

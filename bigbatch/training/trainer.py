@@ -99,13 +99,6 @@ def lengths_for(plan: BatchPlan, task: Task) -> NDArray[np.int64] | None:
     return lengths
 
 
-def micro_batch_tokens(plan: BatchPlan, task: Task) -> float:
-    """The expected number of tokens that are predicted in a micro-batch, the same for all workers."""
-    if plan.unit == TOKENS:
-        return plan.micro_batch * task.example_tokens / (task.example_tokens + task.source_tokens)
-    return plan.micro_batch * task.example_tokens
-
-
 class Trainer:
     """Trains a module on a task over a strategy, whichever these are.
 
@@ -171,7 +164,8 @@ class Trainer:
         self._buffers = SharedBuffers(strategy, broadcast=broadcast_buffers)
         self._compute_model = compute_model or ComputeModel()
         self._precision = precision
-        self._scale = loss_scale_for(precision, micro_batch_tokens(plan, task), alike=strategy.in_step())
+        tokens = plan.micro_batch_tokens(task.example_tokens, task.source_tokens)
+        self._scale = loss_scale_for(precision, tokens, alike=strategy.in_step())
         self._noise: NoiseScale | None = None
         self._micro_batch_squares: MicroBatchSquares | None = None
         if measure_noise and measurable(plan.workers, plan.accumulation, tells_squares=strategy.tells_squares):

@@ -159,7 +159,7 @@ class Assembly:
             bucket_bytes=settings.wires.bucket_size,
             with_squares=settings.observation.noise_scale,
             wire=settings.wires.wire,
-            expected_tokens=plan.expected_tokens(self.task.example_tokens),
+            expected_tokens=plan.expected_tokens(self.task.example_tokens, self.task.source_tokens),
         )
         return Trainer(
             model,

@@ -68,3 +68,12 @@ def test_the_order_is_a_permutation_per_epoch_and_the_seeds():
 def test_a_micro_batch_of_tokens_is_at_least_one_of_the_longest_examples():
     assert BatchPlan(96, 4, 2).examples_at_once(64) == 96
     assert [BatchPlan(tokens, 4, 2, "tokens").examples_at_once(64) for tokens in (63, 64, 1000)] == [1, 1, 15]
+
+
+def test_expected_tokens_are_those_that_are_predicted():
+    examples = BatchPlan(micro_batch=8, accumulation=3, workers=4)
+    assert examples.micro_batch_tokens(predicted=10.0, read=30.0) == 80.0
+    assert examples.expected_tokens(predicted=10.0, read=30.0) == 960.0
+    tokens = BatchPlan(micro_batch=800, accumulation=3, workers=4, unit="tokens")
+    assert tokens.micro_batch_tokens(predicted=10.0, read=30.0) == 200.0
+    assert tokens.expected_tokens(predicted=10.0, read=30.0) == 2400.0

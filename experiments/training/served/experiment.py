@@ -279,7 +279,8 @@ class ServedArm:
             offer.part,
             offer.setup.servers,
         )
-        tokens = announcement.plan.expected_tokens(assembly.task.example_tokens)  # as a worker computes it
+        task = assembly.task
+        tokens = announcement.plan.expected_tokens(task.example_tokens, task.source_tokens)  # as a worker computes it
         wire = WireFormat.for_gradients(assembly.settings.wires.wire, tokens)
         wire.check(parameters.values.dtype)
         self.server = NetworkServer(
