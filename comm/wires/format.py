@@ -188,14 +188,15 @@ class WireFormat:
             total[block].copy_(own)  # the factor of what arrived is that of its sum, too
 
     def all_finite(self, tensor: Tensor) -> bool:
-        """Whether all that is sent of a tensor, (elements,) and not empty, is finite; True for one without contents.
+        """Whether all that arrives of a tensor, (elements,) and not empty, is finite; True for one without contents.
 
         Rounding keeps numbers in order, so that it is enough to look at the least and the greatest.
         """
         if self.whole or tensor.is_meta:
             return all_finite(tensor)
-        ends = torch.stack(list(torch.aminmax(tensor))) * self.factor
-        return bool(torch.isfinite(ends.to(HALVES[self.precision])).all())
+        ends = torch.stack(list(torch.aminmax(tensor)))
+        arrived = (ends * self.factor).to(HALVES[self.precision]).to(ends.dtype) / self.factor
+        return bool(torch.isfinite(arrived).all())
 
     def _blocks(self, values: Buffer | Tensor, sent: Buffer | Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields (values, what is sent of them) by blocks; nothing for phantoms, which have no contents."""

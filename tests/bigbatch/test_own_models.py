@@ -109,6 +109,7 @@ def test_the_size_of_a_module_is_counted():
     assert size.name == "mine.py:Mine"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("folder")
 def test_a_run_goes_on_in_another_run_and_in_plain_transformers():
     transformers = pytest.importorskip("transformers")

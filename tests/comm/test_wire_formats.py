@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from halves import drawn, sums_in_half_precision
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jobs import PROGRAMS, Run, launcher, quick
 from torch import nn
@@ -42,6 +42,7 @@ BF16, FP16 = WireFormat("bf16"), WireFormat("fp16")
     st.sampled_from(["bf16", "fp16"]),
     st.integers(-20, 0),
 )
+@example([3.39617752923046e38], "bf16", -1)  # half of it is finite in bf16, and twice that is not in float32
 @settings(max_examples=200, deadline=None)
 def test_what_arrives_is_the_nearest_half_precision_number(numbers, precision, power):
     """ml_dtypes and NumPy round to nearest, ties to even, as IEEE 754 has it."""
@@ -249,12 +250,9 @@ def test_a_replay_takes_as_long_as_the_rounds_themselves(name, network):
     np.testing.assert_allclose(there, ends, rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("program", "names"),
-    quick(
-        [("mpirun", ["ring", "recursive-doubling", "mpi"]), ("torchrun", ["ring", "allreduce"])],
-        lambda case: case[0] == "torchrun",
-    ),
+    ("program", "names"), [("mpirun", ["ring", "recursive-doubling", "mpi"]), ("torchrun", ["ring", "allreduce"])]
 )
 def test_on_real_wires(run: Run, program, names):
     outcome = run(*launcher(program, 3), PROGRAMS / "on_wires.py", "half sums", ",".join(names), deadline=100)
