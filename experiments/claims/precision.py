@@ -41,6 +41,18 @@ the initial weights."""
 LOOKED_AT, TIMED = 64, 32
 """Numbers of examples whose gradients are looked at, and whose computing is timed."""
 
+COLUMNS = (
+    Column("case", "what is hard"),
+    Column("precision", "precision"),
+    Column("loss", "validation loss", 4),
+    Column("apart", "above fp32, nats, at most", 4),
+    Column("vanished", "score gradients lost, %", 1),
+    Column("skipped", "updates skipped"),
+    Column("speed", "speed / fp32", 2),
+    Column("memory", "memory, MB", 1),
+)
+"""Columns of the table; a row about losses has nothing to say on speed, nor one about speed on losses."""
+
 SHORT = 200
 """Updates of 32 examples after which gradients are looked at: by then most tokens are unlikely most of the time."""
 
@@ -129,17 +141,8 @@ class Figure(Claim):
             f"0.005, and {small_updates} of {32 * task.example_tokens:,.0f} with a rate of {SMALL_RATE:g}, with Adam "
             f"and {len(seeds)} seed{'s' if len(seeds) > 1 else ''}; and a micro-batch of {TIMED} {study.examples} on "
             "two layers of several widths, one core, in all precisions by turns.",
-            columns=(
-                Column("case", "what is hard"),
-                Column("precision", "precision"),
-                Column("loss", "validation loss", 4),
-                Column("apart", "above fp32, nats, at most", 4),
-                Column("vanished", "score gradients lost, %", 1),
-                Column("skipped", "updates skipped"),
-                Column("speed", "speed / fp32", 2),
-                Column("memory", "memory, MB", 1),
-            ),
-            rows=[*rows, *timings],
+            columns=COLUMNS,
+            rows=[{**dict.fromkeys(column.key for column in COLUMNS), **row} for row in (*rows, *timings)],
             details={"task": study.task, "unit": study.unit, "weights": last_weights},
             runs=[run.folder for run in runs.values()],
         )
@@ -270,7 +273,7 @@ def draw_precisions(finding: Finding, path: Path) -> None:
         axis.legend(frameon=False, fontsize=8)
     axes[0].set_title("Gradients of the scores below 6e-8", loc="left", fontsize=10)
     axes[1].set_title(f"Steps of {SMALL_RATE:g}", loc="left", fontsize=10)
-    timings = [row for row in finding.rows if "speed" in row]
+    timings = [row for row in finding.rows if row["speed"] is not None]
     for axis, key, title, label in (
         (axes[2], "speed", "Speed by width", "times that of fp32"),
         (axes[3], "memory", "Memory by width", "weights, their kin, activations (MB)"),

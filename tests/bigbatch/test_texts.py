@@ -58,7 +58,7 @@ def test_an_ordinary_text_has_the_vocabulary_that_it_has_without_the_cut(cache, 
         trainers.BpeTrainer(vocab_size=1024, special_tokens=[END], initial_alphabet=letters, show_progress=False),
     )
     learnt = learn_vocabulary(corpus, 1024, tmp_path)
-    assert json.loads(plain.to_str())["model"] == json.loads(learnt._tokenizer.to_str())["model"]
+    assert json.loads(plain.to_str())["model"] == json.loads(learnt.tokenizer.to_str())["model"]
     held_out = [*corpus.validation, f"a word of {LONGEST_WORD} letters: {'x' * LONGEST_WORD}"]
     for text in held_out[::20]:
         assert learnt.encode((text,)).tolist() == [*plain.encode(text).ids, learnt.end]
