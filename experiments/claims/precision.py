@@ -91,7 +91,7 @@ class Figure(Claim):
                 f"The text has {task.sizes['training']} {study.examples} to train on, and a micro-batch takes "
                 f"{crowd}: name {study.more_data} with --text, or none."
             )
-        updates, small_updates = (12, 200) if self.quick else (30, 600)
+        updates, small_updates = (16, 200) if self.quick else (30, 600)
         widths = (64, 256) if self.quick else (32, 64, 128, 256)
         cases = {
             "small gradients": (
