@@ -65,7 +65,7 @@ class MeanLoss(LossScale):
 
     @property
     def factor(self) -> float:
-        """1/n₀."""
+        """What a summed loss is multiplied by: 1/n₀, so that it is about a mean."""
         return 1 / self._expected
 
 
@@ -92,7 +92,7 @@ class DynamicLossScale(MeanLoss):
 
     @property
     def factor(self) -> float:
-        """S/n₀."""
+        """What a summed loss is multiplied by: S/n₀, constant until `follow`."""
         return self.value * super().factor
 
     def follow(self, outcome: Outcome) -> None:

@@ -249,7 +249,7 @@ def _run(step: Step, transport: Transport, buffer: Buffer, tag: int, wire: WireF
     """One round: send everything, and take in packet after packet while the next ones arrive."""
     slots = min(step.under_way, len(step.receives))
     room = transport.scratch(step.landing * slots + step.staged, wire.dtype(buffer.dtype))
-    staged = iter_parts(room[step.landing * slots :])
+    staged = _parts_of(room[step.landing * slots :])
     arriving: deque[tuple[Request, Buffer]] = deque()
 
     def expect(number: int) -> None:
@@ -290,7 +290,7 @@ def _run(step: Step, transport: Transport, buffer: Buffer, tag: int, wire: WireF
             request.wait()
 
 
-def iter_parts(memory: Buffer) -> Callable[[int], Buffer]:
+def _parts_of(memory: Buffer) -> Callable[[int], Buffer]:
     """Makes a function that gives one part of a memory after the other, of the length that it is called with."""
     taken = 0
 

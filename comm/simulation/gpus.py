@@ -135,7 +135,7 @@ GPUS: Mapping[str, GPU] = MappingProxyType(
         )
     }
 )
-"""GPUs by name."""
+"""GPUs by the names that users write, with peaks in operations a second and memory in bytes."""
 
 
 def gpu_named(name: str) -> GPU:
