@@ -272,24 +272,42 @@ class FlatParameters:
             self.values.copy_(own)
 
 
-ROW = 1021
-"""Numbers in a row when a tensor's are added up for its digest: a prime, since shapes are not."""
+ROW = 4093
+"""Words of 64 bits in a row when a tensor's are added up for its digest: a prime, since shapes are not."""
+
+GOLDEN = 0x9E37_79B9_7F4A_7C15 - 2**64
+"""2^64 over the golden ratio, as a signed word: its multiples are far apart."""
 
 
 def digest(tensor: Tensor) -> int:
-    """A number of 40 bits that almost surely tells a tensor's values and their order; 0 for one without contents.
+    """A number of 40 bits that almost surely tells a tensor's values and their order; 0 for one without elements.
 
-    The bits of its elements are laid out in rows, and the sum of each row and column is multiplied by its own number.
+    Its bits are laid out in rows of words, and the sums of the rows and columns are numbered and mixed.
     """
-    if tensor.is_meta:
+    if tensor.is_meta or not len(own := tensor.resolve_conj().resolve_neg().reshape(-1).view(torch.uint8)):
         return 0
-    elements = tensor.resolve_conj().resolve_neg().reshape(-1)
-    bits = elements.view({1: torch.int8, 2: torch.int16}.get(elements.element_size(), torch.int32))
-    whole = len(bits) // ROW * ROW
-    rows = bits[:whole].view(-1, ROW)
-    sums = torch.cat([rows.sum(0), rows.sum(1), bits[whole:].long()])
-    added = int((sums * torch.arange(1, len(sums) + 1, device=sums.device)).sum())
-    return (added * 0x9E37_79B9_7F4A_7C15) % 2**64 >> 24  # the golden ratio's: round values differ in their high bits
+    if own.storage_offset() % 8:
+        own = own.clone()  # torch cuts memory into words at multiples of their size only
+    end = len(own) // 8 * 8
+    words = own[:end].view(torch.int64)
+    whole = len(words) // ROW * ROW
+    rows = words[:whole].view(-1, ROW)
+    sums = torch.cat([rows.sum(0), rows.sum(1), words[whole:], own[end:].long()])
+    return int(_mixed(sums + GOLDEN * torch.arange(1, 1 + len(sums), device=sums.device)).sum()) % 2**40
+
+
+def _mixed(words: Tensor) -> Tensor:
+    """Words of 64 bits, each of which depends on all bits of the word that was in its place (splitmix64).
+
+    Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (2014).
+    """
+    for shift, factor in ((30, 0xBF58_476D_1CE4_E5B9), (27, 0x94D0_49BB_1331_11EB)):
+        words = _folded(words, shift) * (factor - 2**64)
+    return _folded(words, 31)
+
+
+def _folded(words: Tensor, shift: int) -> Tensor:
+    return words ^ (words >> shift & 2 ** (64 - shift) - 1)
 
 
 def looks_at(updates: int) -> bool:

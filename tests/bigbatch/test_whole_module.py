@@ -15,7 +15,7 @@ from torch import nn
 from whole_module import CASES, REFUSED, Job, Plain, Quantised, adamw, clamped
 
 from bigbatch.comm.errors import ConfigurationError, MismatchError
-from bigbatch.comm.parameters import FlatParameters, digest
+from bigbatch.comm.parameters import ROW, FlatParameters, digest
 from bigbatch.comm.strategies.remote import facts_about
 from bigbatch.comm.transports.alone import Alone
 from bigbatch.comm.transports.cluster import Cluster
@@ -134,7 +134,7 @@ def test_workers_that_come_apart_are_found():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("shape", [(3, 5), (70, 70)])
+@pytest.mark.parametrize("shape", [(3, 5), (70, 70), (131, 257)])
 def test_a_digest_tells_round_values_and_their_order(dtype, shape):
     tensor = torch.arange(math.prod(shape)).reshape(shape).fmod(37).to(dtype)
     others = [
@@ -150,6 +150,19 @@ def test_a_digest_tells_round_values_and_their_order(dtype, shape):
     assert len({digest(one) for one in [tensor, *others]}) == len(others) + 1
     assert digest(tensor.t().clone()) == digest(tensor.t())
     assert digest(tensor[:0]) == digest(tensor.to("meta")) == 0
+    beside = torch.zeros(math.prod(shape) + 1, dtype=dtype)
+    beside[1:] = tensor.flatten()
+    assert digest(beside[1:]) == digest(tensor)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_digest_tells_two_changed_signs(dtype):
+    """The highest bits of two words: their sum in 64 bits would be what it was."""
+    tensor = torch.ones(5 * ROW, dtype=dtype)
+    random = torch.Generator().manual_seed(0)
+    pairs = [torch.randperm(len(tensor), generator=random)[:2] for _ in range(60)]
+    pairs += [torch.tensor([first, first + step]) for first in (0, 1, 2 * ROW) for step in (1, 2, ROW, 2 * ROW)]
+    assert digest(tensor) not in {digest(tensor.index_fill(0, pair, -1)) for pair in pairs}
 
 
 def test_layers_that_one_worker_alone_exchanges_are_found():
