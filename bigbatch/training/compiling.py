@@ -23,14 +23,10 @@ COMPILERS = ("g++", "clang++")
 class CompiledParts:
     """Has torch compile the parts of a model when they are first called: our own blocks, or a whole module of others.
 
-    Names of parameters, hooks and `state_dict` stay as they are. Sizes of batches may change without compiling again,
-    but for a first batch or sequence of length 1. Random numbers are drawn as without compiling.
+    Names of parameters, hooks and `state_dict` stay as they are. Random numbers are drawn as without compiling.
 
     Args:
         model: the model.
-
-    Attributes:
-        graphs: number of graphs that were compiled so far where gradients are computed.
 
     Raises:
         ConfigurationError: there is no C++ compiler.
@@ -43,16 +39,24 @@ class CompiledParts:
                 f"--compile needs a C++ compiler, but there is no {named or ' and no '.join(COMPILERS)} here: install "
                 "one (apt install g++), or leave --compile out."
             )
-        self.graphs = 0
+        torch.compiler.set_stance("default")
         symbolic.use_duck_shape = False  # else as many examples as tokens would always be as many
         blocks: list[nn.Module] = [part for part in model.modules() if isinstance(part, Block)]
         for part in blocks or [model]:
-            part.compile(backend=self._compile, dynamic=True)
+            part.compile(backend=_compile, dynamic=True)
 
-    def _compile(self, graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Any:
-        from torch._inductor.compile_fx import compile_fx  # it takes a second to load
+    def settle(self) -> None:
+        """Compiles nothing from now on, until other parts are to be compiled: compiling takes longer than an update.
 
-        self.graphs += torch.is_grad_enabled()
-        # Of several ranks on one machine each has a core or less; processes that compile for them would be in the way.
-        with torch._inductor.config.patch(compile_threads=1):
-            return compile_fx(graph, inputs, config_patches={"fallback_random": True})
+        What is compiled serves batches of other sizes, too, if torch has made nothing of the first one's, such as a
+        length of 1. For all others the model is computed as if it were not compiled.
+        """
+        torch.compiler.set_stance("eager_on_recompile")
+
+
+def _compile(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Any:
+    from torch._inductor.compile_fx import compile_fx  # it takes a second to load
+
+    # Of several ranks on one machine each has a core or less; processes that compile for them would be in the way.
+    with torch._inductor.config.patch(compile_threads=1):
+        return compile_fx(graph, inputs, config_patches={"fallback_random": True})

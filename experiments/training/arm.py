@@ -91,14 +91,11 @@ def train(
             said = remark_on(trainer, settings)
             reporter.remark([said] if said else [])
     validate(0)
-    compiled = trainer.compiled
-    graphs = 0 if compiled is None else compiled.graphs
+    if trainer.compiled is not None:
+        trainer.compiled.settle()
     with reporter.arm(arm, trainer.batches.updates) as bar:
         for update in trainer.updates():
             history.add(update)
-            if compiled is not None and compiled.graphs > graphs:
-                history.compiled.append(update.number)
-                graphs = compiled.graphs
             line = {
                 "kind": "update",
                 "arm": arm,

@@ -173,7 +173,6 @@ class Experiment:
         mine = {
             "peak": peak_bytes(self.device) if self.simulation is None else math.nan,  # of all ranks together
             "history": None if history is None else history.totals(),
-            "compiled": [] if history is None else history.compiled,
             "until": None if history is None else history.until(target),
             "statistics": strategy.statistics(),
             "scores": scores,
@@ -185,13 +184,6 @@ class Experiment:
         parameters = trainer.parameters.values.numel()
         strategy.close()
         until = next(rank["until"] for rank in ranks if rank["until"] is not None)
-        if compiled := sorted({number for rank in ranks for number in rank["compiled"]}):
-            said = [
-                f"The arm {arm.name} compiled its model again in {len(compiled)} of its updates, first in number "
-                f"{compiled[0]}, for a batch or sequence of another length; their times count"
-            ]
-            self.reporter.remark(said)
-            remarks += said
         scored = next(rank["scores"] for rank in ranks if rank["scores"] is not None)
         about = {**scored, **settings.formats, "buckets": buckets, "remarks": remarks}
         row = {**summarise(arm, ranks, strategy.replicas(strategy.workers)), **until, **about}

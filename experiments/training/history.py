@@ -71,7 +71,6 @@ class History:
         tokens: tokens that all workers have trained on so far.
         seconds: seconds that this worker has trained so far; validation is not counted.
         validations: the validation losses so far.
-        compiled: numbers of the updates in which torch compiled the model again, so that they took longer.
     """
 
     def __init__(self) -> None:
@@ -79,7 +78,6 @@ class History:
         self.tokens = 0
         self.seconds = 0.0
         self.validations: list[Validation] = []
-        self.compiled: list[int] = []
 
     def add(self, update: Update) -> None:
         """Adds an update to the history."""
