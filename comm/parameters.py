@@ -307,7 +307,8 @@ def _mixed(words: Tensor) -> Tensor:
 
 
 def _folded(words: Tensor, shift: int) -> Tensor:
-    return words ^ (words >> shift & 2 ** (64 - shift) - 1)
+    brought_down: Tensor = words >> shift & 2 ** (64 - shift) - 1
+    return words ^ brought_down
 
 
 def looks_at(updates: int) -> bool:
