@@ -28,8 +28,6 @@ class Move(NamedTuple):
         stop: ... and one past the last.
         reduce: whether the receiver adds it.
         in_place: whether the receiver can have it written where it belongs, because nothing else reads or writes there.
-        keep: whether a sender that rounds must go on with the rounded numbers, because it needs them again: it adds to
-            them, sends them to others or ends with them.
     """
 
     peer: int
@@ -37,7 +35,6 @@ class Move(NamedTuple):
     stop: int
     reduce: bool
     in_place: bool = False
-    keep: bool = True
 
 
 @dataclass(frozen=True)
@@ -84,49 +81,9 @@ def part(
         rounded: whether what is sent is rounded, so that nothing can be received in place.
     """
     rounds = _rounds(schedule, size)
-    bounds = chunk_bounds(elements, chunk_count(rounds)) if chunks is None else np.array(chunks, dtype=np.int64)
-    own = [round_ for round_ in rounds if rank in _ends(round_)]
-    kept = kept_by_sender(own, rank, len(bounds) - 1) if rounded else [None] * len(own)
-    return tuple(_step(round_, rank, bounds, itemsize, keep) for round_, keep in zip(own, kept, strict=True))
-
-
-def kept_by_sender(rounds: Sequence[Round], rank: int, chunks: int) -> list[dict[int, bool]]:
-    """Finds out which of a rank's sends of rounded numbers must leave these with the rank itself, too.
-
-    They need not if the rank has received just these numbers before, so that they are rounded already, or if it will
-    replace them by others without looking at them again.
-
-    Args:
-        rounds: the rounds in which the rank takes part.
-        rank: the rank.
-        chunks: number of chunks of the buffer.
-
-    Returns:
-        For every round: row of a transfer that the rank sends -> whether it keeps what it sends.
-    """
-    needed = np.ones(chunks, dtype=np.bool_)  # the result
-    after = []
-    for round_ in reversed(rounds):
-        for row in np.flatnonzero((round_.target == rank) & ~round_.reduce).tolist():
-            needed[round_.first[row] : round_.stop[row]] = False
-        for row in np.flatnonzero((round_.target == rank) & round_.reduce).tolist():
-            needed[round_.first[row] : round_.stop[row]] = True
-        after.append(needed.copy())
-        for row in np.flatnonzero(round_.source == rank).tolist():
-            needed[round_.first[row] : round_.stop[row]] = True
-    exact = np.zeros(chunks, dtype=np.bool_)
-    kept = []
-    for round_, needed in zip(rounds, reversed(after), strict=True):
-        rows = {}
-        for row in np.flatnonzero(round_.source == rank).tolist():
-            span = slice(round_.first[row], round_.stop[row])
-            rows[row] = bool((needed[span] & ~exact[span]).any())
-        kept.append(rows)
-        for row, keeps in rows.items():
-            exact[round_.first[row] : round_.stop[row]] |= keeps
-        for row in np.flatnonzero(round_.target == rank).tolist():
-            exact[round_.first[row] : round_.stop[row]] = not round_.reduce[row]
-    return kept
+    bounds = _bounds(rounds, elements, chunks)
+    own = (round_ for round_ in rounds if rank in round_.source or rank in round_.target)
+    return tuple(_step(round_, rank, bounds, itemsize, rounded=rounded) for round_ in own)
 
 
 @lru_cache(maxsize=256)
@@ -143,7 +100,7 @@ def unrounded(
         chunks: where the chunks begin, as for `part`.
     """
     rounds = _rounds(schedule, size)
-    bounds = chunk_bounds(elements, chunk_count(rounds)) if chunks is None else np.array(chunks, dtype=np.int64)
+    bounds = _bounds(rounds, elements, chunks)
     exact = np.zeros(len(bounds) - 1, dtype=np.bool_)
     for round_ in rounds:
         for row in np.flatnonzero(round_.source == rank).tolist():
@@ -159,12 +116,11 @@ def _rounds(schedule: Schedule, size: int) -> tuple[Round, ...]:
     return tuple(rounds_of(schedule, size))
 
 
-def _ends(round_: Round) -> IntArray:
-    return np.concatenate([round_.source, round_.target])
+def _bounds(rounds: Sequence[Round], elements: int, chunks: tuple[int, ...] | None) -> IntArray:
+    return chunk_bounds(elements, chunk_count(rounds)) if chunks is None else np.array(chunks, dtype=np.int64)
 
 
-def _step(round_: Round, rank: int, bounds: IntArray, itemsize: int, kept: dict[int, bool] | None) -> Step:
-    rounded = kept is not None
+def _step(round_: Round, rank: int, bounds: IntArray, itemsize: int, *, rounded: bool) -> Step:
     counts = packets(round_, (bounds[round_.stop] - bounds[round_.first]) * itemsize, rounded=rounded)
     sends: list[tuple[Move, int]] = []
     receives: list[tuple[Move, int]] = []
@@ -172,8 +128,7 @@ def _step(round_: Round, rank: int, bounds: IntArray, itemsize: int, kept: dict[
         first, stop = int(bounds[round_.first[row]]), int(bounds[round_.stop[row]])
         reduce, count = bool(round_.reduce[row]), int(counts[row])
         if round_.source[row] == rank:
-            keep = kept is None or kept[row]
-            sends.append((Move(int(round_.target[row]), first, stop, reduce, keep=keep), count))
+            sends.append((Move(int(round_.target[row]), first, stop, reduce), count))
         if round_.target[row] == rank:
             receives.append((Move(int(round_.source[row]), first, stop, reduce), count))
     sent, received = [move for move, _ in sends], [move for move, _ in receives]
@@ -268,7 +223,7 @@ def _run(step: Step, transport: Transport, buffer: Buffer, tag: int, wire: WireF
         sent = own
         if not wire.whole:
             sent = staged(len(own))
-            wire.encode(own, sent, keep=move.keep)
+            wire.encode(own, sent, keep=True)
         leaving.append(transport.isend(sent, move.peer, tag))
     if step.sends_first:
         for request in leaving:

@@ -151,10 +151,7 @@ def test_sums_are_counted_as_planned():
     assert counted.messages.tolist() == [8] * 3  # 6 MB chunks in packets of 4 MB at most, those that replace, too
 
 
-def test_a_rank_keeps_what_it_sent_only_where_it_needs_it():
-    """In a ring of 3, what is added up is sent on and replaced later; the sum, sent in the all-gather, is kept."""
-    steps = part(ring, 3, 0, 30, 2, rounded=True)
-    assert [[move.keep for move in step.sends] for step in steps] == [[False], [False], [True], [False]]
+def test_a_rank_rounds_at_the_end_what_it_has_added_up_and_not_sent():
     assert unrounded(ring, 3, 0, 30) == ()
     assert unrounded(ALGORITHMS.load("recursive-doubling"), 4, 1, 30) == (slice(0, 30),)
 
