@@ -317,6 +317,7 @@ def test_where_nothing_is_sent_it_is_refused_in_one_sentence(run: Run, tmp_path,
     assert outcome.status == 2
     assert re.fullmatch(r"bigbatch-exp: .*--wire bf16 .*[Ll]eave it out.*", outcome.err.strip().splitlines()[-1])
     assert outcome.err.count("bigbatch-exp") == 1
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
