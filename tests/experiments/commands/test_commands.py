@@ -161,7 +161,7 @@ def test_an_exception_on_one_rank_ends_the_job(run: Run, tmp_path):
         pytest.param("bigbatch-exp ps -n 2", signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param("bigbatch-exp ps -n 2 --colocated", signal.SIGINT, marks=pytest.mark.slow),
         pytest.param("bigbatch-exp ps -n 1 --colocated", signal.SIGINT, marks=pytest.mark.slow),
-        ("bigbatch-exp ring -n 1", signal.SIGINT),
+        pytest.param("bigbatch-exp ring -n 1", signal.SIGINT, marks=pytest.mark.slow),
         pytest.param("bigbatch-exp allreduce -n 2", signal.SIGINT, marks=pytest.mark.slow),
         pytest.param("bigbatch-exp compare ring -n 2", signal.SIGINT, marks=pytest.mark.slow),
     ],
