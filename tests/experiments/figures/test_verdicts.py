@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from laboratories import Pretend, run_with
 
 from bigbatch.comm.errors import ConfigurationError
@@ -251,10 +252,20 @@ def test_what_precision_is_judged_by(bf16, fp16, unscaled, weights, verdict):
         ("small steps", "bf16-weights"): weights,
     }
     rows = [
-        {"case": case, "precision": name, "differences": differences, "vanished": 50.0}
+        {"case": case, "precision": name, "differences": differences, "vanished": 51.0}
         for (case, name), differences in cases.items()
     ]
-    assert precision.judged(rows, {"fp32": 0.0, "bf16-weights": 1.0})[0] is verdict
+    weights_left = {"fp32": 0.0, "bf16-weights": 1.0}
+    assert precision.judged(rows, weights_left)[0] is verdict
+    few = [{**row, "vanished": 50.0} for row in rows]
+    assert precision.judged(few, weights_left)[0] is (Verdict.UNTOLD if verdict is Verdict.UNTOLD else Verdict.FAILED)
+
+
+def test_gradients_vanish_below_half_of_the_smallest_number_of_fp16():
+    """That is 2⁻²⁴; half of it rounds to even, which is 0. What is 0 already is not lost."""
+    gradients = torch.tensor([2.0**-25, -(2.0**-26), 2.0**-24, 1.0, 0.0, 1e-30, 1.5 * 2.0**-25, 2.0**-20])
+    assert precision.lost_in_fp16(gradients, 1.0) == 100 * 3 / 8
+    assert precision.lost_in_fp16(gradients, 2.0**16) == 100 / 8
 
 
 def test_a_weight_of_1_in_bf16_never_gets_smaller():

@@ -128,7 +128,10 @@ def test_a_plan_with_half_the_bytes_by_hand():
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("no-exchange", "every worker trains by itself"), (f"{own_strategies.__file__}:LocalAveraging", "does not say that it can")],
+    [
+        ("no-exchange", "every worker trains by itself"),
+        (f"{own_strategies.__file__}:LocalAveraging", "does not say that it can"),
+    ],
     ids=["nothing", "own"],
 )
 def test_who_does_not_send_in_half_precision_is_neither_simulated_nor_planned_in_it(name, words):
