@@ -1,9 +1,5 @@
 """Anybody's model in our trainer: of Hugging Face, from disk, any module; and our exchange in anybody's loop."""
 
-import os
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
 import importlib.util
 import json
 from pathlib import Path
