@@ -127,13 +127,10 @@ def test_a_target_starts_with_the_models_own_token(cache, tmp_path, kind):
             input_ids=batch.source, attention_mask=mask, max_new_tokens=most, num_beams=1, do_sample=False
         )[:, 1:].tolist()
     end = task.vocabulary.end
-    wanted = [
-        task.vocabulary.decode(np.array(text[: text.index(end)] if end in text else text, dtype=np.int32))
-        for text in texts
-    ]
+    texts = [text[: text.index(end)] if end in text else text for text in texts]
+    wanted = [task.vocabulary.decode(np.array(text, dtype=np.int32)) for text in texts]
     assert task.answers(adapter, batch) == wanted
-    task_with_beam = translation(cache, beam=1)
-    assert task_with_beam.answers(adapter, batch) == wanted
+    assert translation(cache, beam=1).answers(adapter, batch) == wanted
     said = refused(tmp_path / "ours", task, model_option=f"eos_token_id={end}")
     assert "the folder decides eos_token_id" in said
 

@@ -157,8 +157,6 @@ def _class_for(config: Any, task: Task, name: str) -> Any:
             f"{name} is of the kind {config.model_type}, which transformers does not have as {family.what}, and the "
             f"task {type(task).__name__} takes one."
         )
-    if task.default_model == "decoder" and getattr(config, "is_decoder", None) is False:
-        config.is_decoder = True
     return getattr(library(), classes[config.model_type])
 
 

@@ -5,7 +5,7 @@ configuration here gets a task's vocabulary, context and special tokens, our siz
 dropout unless it is asked for.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import fields
 from importlib import import_module
 from typing import Any
@@ -115,9 +115,8 @@ def configuration(settings: ModelSettings, task: Task) -> Any:
         **_sizes(settings, task, known, assigned, name),
         **_tokens(task, made, known),
         **_dropout(settings, known, assigned, name),
+        **_causal(task, known),
     }
-    if task.default_model == "decoder" and "is_decoder" in known:
-        values["is_decoder"] = True  # without it some kinds, such as bert, see the tokens that they should predict
     try:
         with quiet():
             return made(**{**values, **assigned})
@@ -126,7 +125,7 @@ def configuration(settings: ModelSettings, task: Task) -> Any:
 
 
 def with_options(settings: ModelSettings, task: Task, found: Any, name: str) -> dict[str, Any]:
-    """The fields that a model on disk gets anew: its dropout, and what the user sets by --model-option.
+    """The fields that a model on disk gets anew, such as its dropout, and what the user sets by --model-option.
 
     Args:
         settings: what the user chose.
@@ -140,7 +139,12 @@ def with_options(settings: ModelSettings, task: Task, found: Any, name: str) -> 
     known = {field.name: field.type for field in fields(type(found))}
     assigned = dict(_assigned(settings, type(found), known, name))
     _refuse_fixed(assigned, task, name, "the folder")
-    return {**_dropout(settings, known, assigned, name), **assigned}
+    return {**_dropout(settings, known, assigned, name), **_causal(task, known), **assigned}
+
+
+def _causal(task: Task, known: Collection[str]) -> dict[str, bool]:
+    """Has kinds such as bert not see the tokens that they should predict."""
+    return {"is_decoder": True} if task.default_model == "decoder" and "is_decoder" in known else {}
 
 
 def _assigned(settings: ModelSettings, made: Any, known: Mapping[str, Any], name: str) -> Iterator[tuple[str, Any]]:
