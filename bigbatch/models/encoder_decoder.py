@@ -7,12 +7,9 @@ from torch import Tensor, nn
 from bigbatch.models.blocks import BlockCache, Blocks, Memory, TransformerShape, initialise, last_norm
 from bigbatch.models.model import Model, shape_for
 from bigbatch.models.positions import positions
-from bigbatch.models.settings import ModelSettings
+from bigbatch.models.settings import STACKS, ModelSettings
 from bigbatch.models.sizes import ModelSize, block_parameters, training_flops
 from bigbatch.tasks.task import Task
-
-STACKS = 2
-"""An encoder and a decoder."""
 
 
 class EncoderDecoderTransformer(nn.Module):
@@ -101,7 +98,7 @@ class EncoderDecoder(Model):
     @classmethod
     def build(cls, task: Task, settings: ModelSettings, seed: int) -> EncoderDecoderTransformer:
         """Builds a Transformer with the task's vocabulary, which takes sources and targets as long as its context."""
-        return EncoderDecoderTransformer(shape_for(task, settings, STACKS), seed)
+        return EncoderDecoderTransformer(shape_for(task, settings, STACKS["encoder-decoder"]), seed)
 
     @classmethod
     def size(cls, task: Task, settings: ModelSettings) -> ModelSize:
@@ -110,7 +107,7 @@ class EncoderDecoder(Model):
         For each token of a target, a share of its source is read, too: the encoder, and the keys and values that the
         decoder makes of the encoder's output, work on `task.source_tokens` tokens an example.
         """
-        shape = shape_for(task, settings, STACKS)
+        shape = shape_for(task, settings, STACKS["encoder-decoder"])
         width = shape.width
         read, written = task.source_tokens, task.example_tokens
         norm = 2 * width if shape.pre_norm else 0

@@ -1,7 +1,7 @@
 """Models: what an experiment needs to know about a kind of model."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,13 @@ from bigbatch.tasks.task import Task
 
 
 class SavesItself(ABC):
-    """A module that is saved in a form of its own, in a folder, which other programs read."""
+    """A module that is saved in a form of its own, in a folder, which other programs read.
+
+    Attributes:
+        remarks: sentences without full stops about how the module was read that the user should know.
+    """
+
+    remarks: Sequence[str] = ()
 
     @abstractmethod
     def save(self, folder: Path, state: Mapping[str, Tensor]) -> None:

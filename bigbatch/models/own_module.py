@@ -1,8 +1,8 @@
 """Modules of the user's own as models: any class of `torch.nn.Module`, or a function that makes one."""
 
 import inspect
-import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from bigbatch.comm.module import check_module
 from bigbatch.models import MODELS
 from bigbatch.models.fitting import check_fits
 from bigbatch.models.model import Model, counted, seeded
-from bigbatch.models.settings import ModelSettings
+from bigbatch.models.settings import STACKS, ModelSettings, value_of
 from bigbatch.models.sizes import ModelSize
 from bigbatch.tasks.task import Task
 
@@ -27,6 +27,7 @@ class OwnModule(Model):
     """
 
     takes_options = True
+    recomputes = True
 
     @classmethod
     def build(cls, task: Task, settings: ModelSettings, seed: int) -> nn.Module:
@@ -45,14 +46,16 @@ class OwnModule(Model):
     def size(cls, task: Task, settings: ModelSettings) -> ModelSize:
         """Counts the parameters of a module that is built for it, and the operations of a few examples, as torch does.
 
-        Torch counts those of products of matrices, convolutions and attention.
+        Torch counts those of products of matrices, convolutions and attention. A module that recomputes counts as if
+        backward computed all of forward once more.
         """
-        module = cls.build(task, settings, seed=0)
+        module = cls.build(task, replace(settings, recompute=False), seed=0)
         numbers = np.arange(min(EXAMPLES_COUNTED, task.sizes["training"]))
         with seeded(0), FlopCounterMode(display=False) as counter:
             loss, tokens = task.loss(module, task.batch("training", numbers))
             loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
-        return counted(module, task, str(settings.model), counter.get_total_flops() / max(1, tokens))
+        size = counted(module, task, str(settings.model), counter.get_total_flops() / max(1, tokens))
+        return replace(size, recomputed=float(settings.recompute))
 
 
 EXAMPLES_COUNTED = 16
@@ -61,16 +64,17 @@ EXAMPLES_COUNTED = 16
 
 def arguments(task: Task, settings: ModelSettings, seed: int) -> dict[str, Any]:
     """The arguments that we have for a module, by the names under which it can ask for them."""
-    sizes = settings.sizes()
+    sizes = settings.sizes(stacks := STACKS.get(task.default_model, 1))
     return {
         "vocabulary_size": task.vocabulary_size,
         "context": task.context,
-        "layers": sizes.blocks,
+        "layers": sizes.blocks // stacks,
         "width": sizes.width,
         "heads": sizes.heads,
         "positions": settings.positions or task.default_positions,
         "norm": settings.norm,
         "dropout": settings.dropout,
+        "recompute": settings.recompute,
         "seed": seed,
         "task": task,
     }
@@ -114,16 +118,5 @@ def arguments_for(make: Callable[..., Any], task: Task, settings: ModelSettings,
             )
     return {
         **{name: value for name, value in ours.items() if name in named},
-        **{name: _value(text) for name, text in assigned.items()},
+        **{name: value_of(text) for name, text in assigned.items()},
     }
-
-
-def _value(text: str) -> Any:
-    """A number, True, False or None as Python or JSON writes it, or else the text itself."""
-    words = {"True": True, "False": False, "None": None}
-    if text in words:
-        return words[text]
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text

@@ -1,5 +1,6 @@
 """What a user can choose about the model."""
 
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -43,6 +44,17 @@ PRESETS: Mapping[str, Sizes] = MappingProxyType(
 """Sizes by name. `base` and `big` are those of Vaswani et al. 2017, table 3; the others are for a laptop."""
 
 DEFAULT_PRESET = "tiny"
+
+STACKS: Mapping[str, int] = MappingProxyType({"decoder": 1, "encoder": 1, "encoder-decoder": 2})
+"""Number of stacks of blocks in models that are called as one of our own kinds is."""
+
+
+def value_of(text: str) -> Any:
+    """What the text of an option of a model stands for: a value as JSON or Python writes it, or else the text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return {"True": True, "False": False, "None": None}.get(text, text)
 
 
 @dataclass(frozen=True)

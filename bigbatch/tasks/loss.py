@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from torch import Tensor, is_tensor
 
@@ -31,6 +32,21 @@ def summed_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0
         logits.flatten(0, 1), targets.flatten(), ignore_index=PADDING, reduction="sum", label_smoothing=smoothing
     )
     return loss, int((targets != PADDING).sum())
+
+
+def shifted(targets: Tensor, start: int, pad: int = 0) -> Tensor:
+    """What a model reads to predict targets: the start token, and then every target but the last.
+
+    Args:
+        targets: (batch, sequence) token numbers, `PADDING` where there is nothing to predict.
+        start: the token that stands first.
+        pad: the token that is read in place of `PADDING`.
+
+    Returns:
+        (batch, sequence) token numbers
+    """
+    read = torch.cat([torch.full_like(targets[:, :1], start), targets[:, :-1]], dim=1)
+    return read.masked_fill(read == PADDING, pad)
 
 
 def checked_loss(what: str, returned: Any, *, trains: bool = True) -> tuple[Tensor, int]:

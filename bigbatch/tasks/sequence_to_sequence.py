@@ -15,7 +15,7 @@ from bigbatch.comm.cache import cache_folder
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.tasks.answers import AnsweringTask
 from bigbatch.tasks.decoding import Generator, Recomputed, beam, continued, generator_of
-from bigbatch.tasks.loss import PADDING, summed_cross_entropy
+from bigbatch.tasks.loss import PADDING, shifted, summed_cross_entropy
 from bigbatch.tasks.pairs import Pairs
 from bigbatch.tasks.settings import DataSettings
 from bigbatch.tasks.task import Split
@@ -33,16 +33,14 @@ class PairBatch:
     Attributes:
         source: (batch, source sequence) token numbers of what is read, the end token last; 0 where there is padding.
         mask: (batch, source sequence) False at padding; None if there is none.
-        target: (batch, target sequence) token numbers of what is written, shifted: the end token stands first.
-        targets: (batch, target sequence) the token that follows each of `target`, the end token last; `PADDING` where
-            nothing follows.
+        targets: (batch, target sequence) token numbers of what is written, the end token last; `PADDING` where there is
+            padding.
         inputs: the sources as texts.
         references: the targets as texts.
     """
 
     source: Tensor
     mask: Tensor | None
-    target: Tensor
     targets: Tensor
     inputs: tuple[str, ...]
     references: tuple[str, ...]
@@ -50,8 +48,7 @@ class PairBatch:
     def to(self, device: torch.device) -> Self:
         """Copies the batch to another device."""
         mask = None if self.mask is None else self.mask.to(device)
-        source, target, targets = (part.to(device) for part in (self.source, self.target, self.targets))
-        return type(self)(source, mask, target, targets, self.inputs, self.references)
+        return type(self)(self.source.to(device), mask, self.targets.to(device), self.inputs, self.references)
 
 
 class SequenceToSequence(AnsweringTask):
@@ -146,15 +143,19 @@ class SequenceToSequence(AnsweringTask):
         source = padded([[*tokens, end] for tokens in sources])
         mask = source != PADDING
         targets = padded([[*tokens, end] for tokens in written])
-        # What stands in a padded place of the target does not matter: nothing that counts comes after it.
-        shifted = torch.cat([torch.full_like(targets[:, :1], end), targets[:, :-1]], dim=1).clamp(min=0)
         inputs, references = (tuple(side) for side in (zip(*texts, strict=True) if texts else ((), ())))
-        return PairBatch(source.clamp(min=0), None if bool(mask.all()) else mask, shifted, targets, inputs, references)
+        return PairBatch(source.clamp(min=0), None if bool(mask.all()) else mask, targets, inputs, references)
 
     def loss(self, model: nn.Module, batch: PairBatch) -> tuple[Tensor, int]:
         """Compute the cross-entropy of the targets' tokens, which is smoothed if the model is in training mode."""
-        logits = model(batch.source, batch.target, batch.mask)
+        # What is read in a padded place does not matter: nothing that counts comes after it.
+        logits = model(batch.source, shifted(batch.targets, self._start(model)), batch.mask)
         return summed_cross_entropy(logits, batch.targets, self._smoothing if model.training else 0.0)
+
+    def _start(self, model: nn.Module) -> int:
+        """The token that stands before a target: the one that the model knows for it, or else the end token."""
+        known: int | None = getattr(model, "start_token", None)
+        return self.vocabulary.end if known is None else known
 
     def answers(self, model: nn.Module, batch: PairBatch) -> list[str]:
         """What the model writes after reading each source, greedily or by beam search.
@@ -162,7 +163,7 @@ class SequenceToSequence(AnsweringTask):
         It writes at most as many tokens as the longest target that it learns from.
         """
         end, longest = self.vocabulary.end, int(self._examples["training"].lengths[:, 1].max())
-        start = torch.full_like(batch.source[:, 0], end)
+        start = torch.full_like(batch.source[:, 0], self._start(model))
         if self._beam == 1:
             written = continued(model, given(batch), recomputed(model, batch), start[:, None], end, longest)
         else:

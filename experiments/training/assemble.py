@@ -1,6 +1,6 @@
 """Assembling an experiment: the one place where settings become a task, a model, optimisers and a trainer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -16,7 +16,7 @@ from bigbatch.comm.transports.launch import Launch
 from bigbatch.experiments.training.launcher import usable_cores
 from bigbatch.experiments.training.settings import UNSCALED, Request, Settings
 from bigbatch.models.kinds import kind_named
-from bigbatch.models.model import Model
+from bigbatch.models.model import Model, SavesItself
 from bigbatch.models.sizes import ModelSize
 from bigbatch.optimizers import SCALING_RULES, SCHEDULES
 from bigbatch.optimizers.changed import clipped, scaled, scheduled
@@ -70,6 +70,7 @@ class Assembly:
         task: the task to learn.
         examples: number of examples that an arm sees.
         precision: what the model computes in.
+        remarks: sentences without full stops about the last model built, such as what was drawn at random.
     """
 
     def __init__(self, settings: Settings, task: Task) -> None:
@@ -78,6 +79,7 @@ class Assembly:
         self.examples = settings.examples(task.default_tokens, task.example_tokens)
         self._kind = kind_of_model(settings, type(task))
         self.precision = PRECISIONS[settings.machine.precision]
+        self.remarks: Sequence[str] = ()
         self._first: nn.Module | None = None
 
     def try_model(self) -> None:
@@ -97,6 +99,7 @@ class Assembly:
         made, self._first = self._first, None
         if made is None:
             made = self._kind.build(self.task, self.settings.model, self.settings.batch.seed)
+            self.remarks = made.remarks if isinstance(made, SavesItself) else ()
         return made if self.precision.weights == FP32 else made.to(self.precision.dtype)
 
     def size(self) -> ModelSize:

@@ -162,7 +162,8 @@ class Experiment:
             self.device,
             compute_model=self._compute_model(strategy, assembly, arm.plan.examples_at_once(assembly.task.context)),
         )
-        remarks = [*strategy.remarks, *noise_remarks(settings, arm, tells_squares=strategy.tells_squares)]
+        told = [*strategy.remarks, *assembly.remarks]
+        remarks = [*told, *noise_remarks(settings, arm, tells_squares=strategy.tells_squares)]
         self.reporter.remark(remarks)
         with tracing.arm(arm.name, works=strategy.worker is not None):
             trained = strategy.run(

@@ -36,7 +36,8 @@ def remark_on(trainer: Trainer, settings: Settings) -> str:
     if ratio < LOSS:
         return ""
     found = f"A micro-batch takes {ratio:.1f} times as long in {name} as in {plain.computes} here"
-    if settings.model.sizes().width < PRESETS[ROOMY].width and gains(precision, trainer.device):
+    ours = settings.model.model is None or settings.model.model in PRESETS
+    if ours and settings.model.sizes().width < PRESETS[ROOMY].width and gains(precision, trainer.device):
         return f"{found}: its matrices are too small to gain. Larger ones do: try --model {ROOMY}"
     return f"{found}, which computes in it slowly: it is there to learn from. --precision {plain.computes} is quicker"
 

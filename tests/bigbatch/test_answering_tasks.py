@@ -17,7 +17,7 @@ from bigbatch.experiments.training.history import summary_of
 from bigbatch.experiments.training.settings import Request
 from bigbatch.models.encoder_decoder import EncoderDecoder
 from bigbatch.tasks.answers import AnsweringTask
-from bigbatch.tasks.loss import PADDING, summed_cross_entropy
+from bigbatch.tasks.loss import PADDING, shifted, summed_cross_entropy
 from bigbatch.tasks.scores import bleu, chrf
 from bigbatch.tasks.settings import DecodingSettings
 from bigbatch.tasks.summarisation import Summarisation
@@ -82,17 +82,18 @@ def test_targets_are_shifted_right_and_nothing_behind_the_end_counts():
     examples = np.array([int(lengths[:, 1].argmax()), int(lengths[:, 1].argmin()), 7, 7])
     batch = task.batch("training", examples)
     end = vocabulary().end
+    read = shifted(batch.targets, end)
     for row, example in enumerate(examples.tolist()):
         source, target = (vocabulary().encode_each([text])[0] for text in made_up_pairs().training[example])
         reads = len(source) + 1
         assert batch.source[row, :reads].tolist() == [*source, end]
         assert batch.mask[row].tolist() == [True] * reads + [False] * (batch.source.shape[1] - reads)
         writes = len(target) + 1
-        assert batch.target[row, :writes].tolist() == [end, *target]
+        assert read[row, :writes].tolist() == [end, *target]
         assert batch.targets[row].tolist() == [*target, end] + [PADDING] * (batch.targets.shape[1] - writes)
         assert lengths[example].tolist() == [reads, writes]
-    assert (batch.target >= 0).all()
-    assert (batch.target < task.vocabulary_size).all()
+    assert (read >= 0).all()
+    assert (read < task.vocabulary_size).all()
     assert batch.targets.shape[1] == lengths[examples, 1].max()
 
     model = new_model(task).double().train()
@@ -101,10 +102,10 @@ def test_targets_are_shifted_right_and_nothing_behind_the_end_counts():
     gradients = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
     random = torch.Generator().manual_seed(0)
-    noise = torch.randint(task.vocabulary_size, batch.target.shape, generator=random)
-    batch.target[batch.targets == PADDING] = noise[batch.targets == PADDING]
+    noise = torch.randint(task.vocabulary_size, read.shape, generator=random)
+    read[batch.targets == PADDING] = noise[batch.targets == PADDING]
     batch.source[~batch.mask] = 5
-    loss, tokens = task.loss(model, batch)
+    loss, tokens = summed_cross_entropy(model(batch.source, read, batch.mask), batch.targets)
     torch.testing.assert_close(loss, expected, rtol=1e-13, atol=0.0)
     loss.backward()
     for parameter, gradient in zip(model.parameters(), gradients, strict=True):

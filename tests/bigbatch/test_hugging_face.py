@@ -1,41 +1,43 @@
 """Models of Hugging Face: held against transformers itself, and against our own decoding."""
 
-import os
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
 import io
 import json
 import logging
-import random
 import socket
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
+from models_of_transformers import (
+    TASKS,
+    WORDS,
+    answering,
+    built,
+    first,
+    language,
+    refusal,
+    sentences,
+    shaken,
+    translation,
+)
 from torch import nn
 
 import bigbatch
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.parameters import FlatParameters
+from bigbatch.models.fitting import check_fits
 from bigbatch.models.kinds import kind_named
 from bigbatch.models.settings import ModelSettings
 from bigbatch.tasks.corpora import Corpus
 from bigbatch.tasks.decoding import Recomputed, beam, greedy
 from bigbatch.tasks.language_modelling import LanguageModelling
-from bigbatch.tasks.pairs import divided
-from bigbatch.tasks.question_answering import QuestionAnswering
-from bigbatch.tasks.questions import Question, Questions
 from bigbatch.tasks.sequence_to_sequence import recomputed
-from bigbatch.tasks.settings import DataSettings
 from bigbatch.tasks.tokenizer_files import vocabulary_in
-from bigbatch.tasks.translation import Translation
 from bigbatch.tasks.vocabulary import learn_vocabulary
 
 transformers = pytest.importorskip("transformers")
-
-WORDS = "the of and to in is it for on that by this with not are as at be or from".split()  # noqa: SIM905 - a list of this length is no more legible
 
 
 @pytest.fixture(autouse=True)
@@ -46,58 +48,6 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a test has asked the network")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-
-
-def sentences(number: int, seed: int) -> tuple[str, ...]:
-    draw = random.Random(seed)
-    return tuple(" ".join(draw.choices(WORDS, k=draw.randint(3, 9))) for _ in range(number))
-
-
-def language(cache: Path, context: int = 8) -> LanguageModelling:
-    corpus = Corpus("words", sentences(200, 0), sentences(40, 1))
-    return LanguageModelling.from_corpus(corpus, learn_vocabulary(corpus, 280, cache), context)
-
-
-def translation(cache: Path, **settings: object) -> Translation:
-    pairs = divided("words", zip(sentences(120, 2), sentences(120, 3), strict=True))
-    chosen = DataSettings.of({"task": "translation", "context": 32, **settings})
-    return Translation(pairs, learn_vocabulary(pairs.corpus(), 280, cache), chosen)
-
-
-def answering(cache: Path) -> QuestionAnswering:
-    asked = []
-    for text in sentences(60, 4):
-        first, *_, last = text.split()
-        asked.append(Question(text, f"what is {first}?", len(text) - len(last), len(text)))
-    questions = Questions("words", tuple(asked[:50]), tuple(asked[50:]))
-    return QuestionAnswering(questions, learn_vocabulary(questions.corpus(), 280, cache), DataSettings(context=48))
-
-
-TASKS = {"gpt2": language, "llama": language, "t5": translation, "bart": translation, "bert": answering}
-SMALL = {"layers": 1, "width": 16, "heads": 2}
-
-
-def built(kind: str, task, seed: int = 0, **settings):
-    chosen = ModelSettings.of({"model": f"hf:{kind}", **SMALL, **settings})
-    return kind_named(str(chosen.model)).build(task, chosen, seed)
-
-
-def refusal(kind: str, task, **settings) -> str:
-    with pytest.raises(ConfigurationError) as caught:
-        built(kind, task, **settings)
-    return str(caught.value)
-
-
-def shaken(module: nn.Module, seed: int = 0) -> nn.Module:
-    """A module in float64 whose weights are no small numbers around zero."""
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in module.double().parameters():
-        parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-    return module
-
-
-def first(task, number: int = 6):
-    return task.batch("training", np.arange(number))
 
 
 @pytest.mark.parametrize("kind", TASKS)
@@ -225,14 +175,6 @@ def test_padding_on_either_side_changes_nothing(cache, kind, side):
     place = slice(3, None) if side == "left" else slice(None, 4)
     found = adapter(padded, padded != task.vocabulary_size)[:, place]
     torch.testing.assert_close(found, adapter(tokens), rtol=1e-10, atol=1e-10)
-    labels = padded.masked_fill(padded == task.vocabulary_size, -100)
-    rows = {"input_ids": padded, "attention_mask": (padded != task.vocabulary_size).long(), "labels": labels}
-    one, other = adapter.loss(rows), adapter.loss({"input_ids": tokens, "labels": tokens})
-    if side == "right":
-        torch.testing.assert_close(one[0], other[0])
-        assert one[1] == other[1] == 3
-    else:  # the first token is predicted from padding, as in transformers
-        assert one[1] == 4
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "t5", "bert"])
@@ -472,19 +414,40 @@ def test_options_have_the_types_of_their_fields_and_other_kinds_work_as_well(cac
     assert built("roberta", task, model_option="max_position_embeddings=300")
 
 
-def test_a_model_that_sees_what_follows_is_refused(cache, monkeypatch):
-    task = language(cache)
-    monkeypatch.setattr(transformers.BertLMHeadModel, "forward", _seeing(transformers.BertLMHeadModel.forward))
-    assert "sees the tokens that follow" in refusal("bert", task)
+@pytest.mark.parametrize("context", [2, 8, 40])
+@pytest.mark.parametrize("width", [16, 96])
+def test_a_model_that_sees_what_follows_is_refused(cache, tmp_path, context, width):
+    """BERT does unless its configuration says is_decoder; with initial weights it hardly attends to anything."""
+    task = language(cache, context)
+    bidirectional = {"model_option": "is_decoder=false", "width": width}
+    assert "sees the tokens that follow" in refusal("bert", task, **bidirectional)
+    built("bert", task, width=width).save(tmp_path)
+    folder = str(tmp_path)
+    with pytest.raises(ConfigurationError, match=r"^The model in .* sees the tokens that follow"):
+        kind_named(folder).build(task, ModelSettings.of({"model": folder, "model_option": "is_decoder=false"}), 0)
 
 
-def _seeing(forward):
-    def seeing(self, input_ids=None, **others):
-        called = forward(self, input_ids=input_ids, **others)
-        called.logits = called.logits + input_ids[:, -1:, None]
-        return called
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "bert", "mamba"])
+def test_a_model_that_does_not_is_taken_and_stays_as_it_was(cache, kind):
+    sizes = {"heads": None} if kind == "mamba" else {}
+    for context in (1, 2, 8, 40):
+        task = language(cache, context)
+        model = built(kind, task, **sizes)
+        dropping = next(part for part in model.modules() if part is not model)
+        dropping.eval()
+        modes = [part.training for part in model.modules()]
+        check_fits(model, task, "The model")
+        assert [part.training for part in model.modules()] == modes
 
-    return seeing
+
+def test_blocks_that_are_set_on_one_side_are_as_many_on_the_other(cache):
+    """T5's own configuration has as many in its decoder as in its encoder, if it is told nothing else."""
+    task = translation(cache)
+    config = built("t5", task, layers=None, model_option="num_layers=3").model.config
+    assert (config.num_layers, config.num_decoder_layers) == (3, transformers.T5Config(num_layers=3).num_decoder_layers)
+    both = ["encoder_layers=3", "decoder_layers=1"]
+    config = built("bart", task, layers=None, model_option=both).model.config
+    assert (config.encoder_layers, config.decoder_layers) == (3, 1)
 
 
 def test_what_from_transformers_refuses(cache):
@@ -555,6 +518,22 @@ def test_without_transformers_one_sentence_names_the_extra(cache, monkeypatch):
     assert refusal("gpt2", task).endswith("pip install 'bigbatch[hf]'")
     with pytest.raises(ConfigurationError, match=r"pip install 'bigbatch\[hf\]'"):
         bigbatch.from_transformers(nn.Linear(1, 1))
+
+
+def test_a_package_that_does_not_work_is_not_called_absent(monkeypatch):
+    """Such as a tokenizers of another version, or a package that transformers imports and that is not there."""
+    from bigbatch.models.hugging_face import library
+
+    for error, said in (
+        (ImportError("tokenizers>=0.22 is required"), "cannot be imported (ImportError: tokenizers>=0.22 is required)"),
+        (ModuleNotFoundError("No module named 'regex'", name="regex"), "cannot be imported (ModuleNotFoundError: No m"),
+        (ModuleNotFoundError("No module named 'safetensors'", name="safetensors"), "safetensors is not installed"),
+    ):
+        raising = Mock(side_effect=error)
+        monkeypatch.setattr(library, "import_module", raising)
+        with pytest.raises(ConfigurationError) as caught:
+            library.library()
+        assert said in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", TASKS)

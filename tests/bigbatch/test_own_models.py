@@ -1,17 +1,16 @@
 """Anybody's model in our trainer: of Hugging Face, from disk, any module; and our exchange in anybody's loop."""
 
-import os
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from jobs import SMALL, Run, quick
+from models_of_transformers import language, sentences, translation
 
 import bigbatch
 from bigbatch.comm.errors import ConfigurationError
@@ -19,10 +18,11 @@ from bigbatch.comm.kinds import Assignments
 from bigbatch.comm.parameters import FlatParameters
 from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.comm.transports.cluster import Cluster
-from bigbatch.experiments.training.assemble import task_of
+from bigbatch.experiments.training import precision_speed
+from bigbatch.experiments.training.assemble import kind_of_model, task_of
 from bigbatch.experiments.training.identity import identity_of
 from bigbatch.experiments.training.prediction import predict
-from bigbatch.experiments.training.settings import Request
+from bigbatch.experiments.training.settings import Request, Settings
 from bigbatch.models.kinds import kind_named
 from bigbatch.models.settings import ModelSettings
 from bigbatch.optimizers.standard import factory_of
@@ -47,35 +47,78 @@ class Mine(nn.Module):
             x = x + part(x).relu()
         return self.output(x)
 
+class Peeks(nn.Module):
+    def __init__(self, vocabulary_size, width, heads, context):
+        super().__init__()
+        self.context = context
+        self.tokens = nn.Embedding(vocabulary_size, width)
+        layer = nn.TransformerEncoderLayer(width, heads, 4 * width, dropout=0.0, batch_first=True)
+        self.blocks = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+        self.output = nn.Linear(width, vocabulary_size)
+
+    def forward(self, tokens):
+        assert tokens.shape[1] == self.context
+        return self.output(self.blocks(self.tokens(tokens), mask=self.mask(tokens)))
+
+    def mask(self, tokens):
+        return None
+
+class Waits(Peeks):
+    def mask(self, tokens):
+        return nn.Transformer.generate_square_subsequent_mask(tokens.shape[1])
+
+class Sizes(nn.Module):
+    def __init__(self, layers, width, recompute):
+        super().__init__()
+        self.got = layers, width, recompute
+        self.weight = nn.Parameter(torch.zeros(1, 1, 300))
+
+    def forward(self, source, target, mask):
+        return self.weight.expand(*target.shape, -1)
+
 def make(task, **others):
     assert others == {"depth": 2}, others
     return Mine(task.vocabulary_size, 16, 1, 2, **others)
 """
 
 CHOICES = {
-    "validation_tokens": 300, "layers": 1, "width": 16, "heads": 2, "context": 16, "vocabulary": 300,
+    "validation_tokens": 300, "layers": 1, "width": 16, "heads": 2, "context": 16, "vocabulary": 280,
     "arms": ("large",), "batch_size": 8, "quiet": True,
 }  # fmt: skip
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> Path:
-    (tmp_path / "mine.py").write_text(MODULE)
+    write_files(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BIGBATCH_CACHE", str(cache))
     return tmp_path
+
+
+def write_files(folder: Path) -> None:
+    (folder / "mine.py").write_text(MODULE)
+    (folder / "words.txt").write_text("\n".join(sentences(400, 6)))
 
 
 def loss_of(run) -> float:
     return run.summary["arms"][0]["validation_loss"]
 
 
+TEXT = {"text": Path("words.txt"), "context": 16, "vocabulary": 280}
+
 MODELS = {
-    "hf:gpt2": {"tokens": 1_000},
+    "hf:gpt2": {"tokens": 1_000, **TEXT},
     "hf:t5": {"tokens": 500, "task": "translation"},
     "hf:bert": {"tokens": 64, "task": "question-answering", "context": 160},
-    "mine.py:Mine": {"tokens": 1_000},
-    "mine.py:make": {"tokens": 1_000, "model_option": ["depth=2"], "layers": None, "width": None, "heads": None},
+    "mine.py:Mine": {"tokens": 1_000, **TEXT},
+    "mine.py:make": {
+        "tokens": 1_000,
+        **TEXT,
+        "model_option": ["depth=2"],
+        "layers": None,
+        "width": None,
+        "heads": None,
+    },
 }
 
 
@@ -100,13 +143,52 @@ def test_two_workers_end_as_one(model):
 
 @pytest.mark.usefixtures("folder")
 def test_the_size_of_a_module_is_counted():
-    task = task_of(DataSettings(context=16, vocabulary=300))
+    task = task_of(DataSettings(**TEXT))
     settings = ModelSettings.of({"model": "mine.py:Mine", "layers": 1, "width": 16, "heads": 2})
     size = kind_named("mine.py:Mine").size(task, settings)
     matrices = 16 * 16 + 16 * task.vocabulary_size  # two operations an element forward, and four backward
     assert size.flops_per_token == 6 * matrices
     assert size.parameters == matrices + 16 + task.vocabulary_size + 16 * task.vocabulary_size
     assert size.name == "mine.py:Mine"
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_module_that_sees_what_it_should_predict_is_refused():
+    """Without a mask it learns to copy: its loss is superb, and says nothing."""
+    task = task_of(DataSettings(**TEXT))
+    settings = ModelSettings.of({"width": 16, "heads": 2, "model": "mine.py:Waits"})
+    assert kind_named("mine.py:Waits").build(task, settings, 0)
+    with pytest.raises(ConfigurationError, match=r"^The model mine.py:Peeks sees the tokens that follow"):
+        kind_named("mine.py:Peeks").build(task, replace(settings, model="mine.py:Peeks"), 0)
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_module_gets_layers_for_each_stack_and_whether_to_recompute(cache):
+    """As --layers has it for our own encoder and decoder, which have a block each unless it is set."""
+    task = translation(cache)
+    kind = kind_named("mine.py:Sizes")
+    for layers, wanted in ((None, 1), (2, 2)):
+        settings = ModelSettings.of({"model": "mine.py:Sizes", "layers": layers, "width": 16, "recompute": True})
+        module = kind.build(task, settings, 0)
+        assert module.got == (wanted, 16, True)
+        shape = kind_named("encoder-decoder").build(task, replace(settings, model=None), 0).shape
+        assert module.got[:2] == (shape.layers, shape.width)
+    sizes = [kind.size(task, replace(settings, recompute=recompute)) for recompute in (False, True)]
+    assert replace(sizes[0], recomputed=1.0) == sizes[1]
+    assert kind_of_model(Settings.of({"model": "mine.py:Sizes", "recompute": True}), type(task)) is kind
+    settings = ModelSettings.of({"model": "mine.py:Mine", "recompute": True})
+    with pytest.raises(ConfigurationError, match=r"--recompute cannot be used with .* no argument of that name"):
+        kind_named("mine.py:Mine").build(language(cache), settings, 0)
+
+
+@pytest.mark.parametrize("model", [None, "tiny", "hf:gpt2", "folder/", "mine.py:Mine"])
+def test_our_own_wider_model_is_offered_in_place_of_our_own_alone(monkeypatch, model):
+    times = iter([2.0, 1.0])
+    monkeypatch.setattr(precision_speed, "fastest", lambda _: next(times))
+    monkeypatch.setattr(precision_speed, "gains", lambda *_: True)
+    settings = Settings.of({"precision": "bf16", "model": model})
+    said = precision_speed.remark_on(Mock(device=torch.device("cpu")), settings)
+    assert ("try --model small" in said) == (model in (None, "tiny"))
 
 
 @pytest.mark.slow
@@ -116,7 +198,9 @@ def test_a_run_goes_on_in_another_run_and_in_plain_transformers():
     begun = simulated(1, "hf:gpt2")
     saved = begun.folder / "model-large"
     assert not list(begun.folder.glob("*.pt"))
-    data = DataSettings.of({name: begun.config()[name] for name in ("context", "vocabulary", "validation_tokens")})
+    data = DataSettings.of(
+        {name: begun.config()[name] for name in ("text", "context", "vocabulary", "validation_tokens")}
+    )
     task = task_of(data)
     plain = transformers.AutoModelForCausalLM.from_pretrained(saved, local_files_only=True).eval()
     examples = np.arange(-(-300 // 16))
@@ -164,17 +248,16 @@ def test_a_runs_name_knows_what_is_in_the_folder_of_its_model():
     assert identity_of(request) != before
 
 
-def test_the_loop_in_the_documentation_trains_as_our_trainer_does(cache, monkeypatch):
+def test_the_loop_in_the_documentation_trains_as_our_trainer_does(cache):
     """In float64, on the same rows in the same order."""
     pytest.importorskip("transformers")
-    monkeypatch.setenv("BIGBATCH_CACHE", str(cache))
     place = Path(__file__).parents[2] / "docs" / "how-to" / "own_loop.py"
     spec = importlib.util.spec_from_file_location("own_loop", place)
     program = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(program)
     assert len(place.read_text().splitlines()) < 50
 
-    task = task_of(DataSettings(context=16, vocabulary=300))
+    task = language(cache, 16)
     settings = ModelSettings.of(
         {"model": "hf:gpt2", "layers": 1, "width": 16, "heads": 2, "model_option": "n_positions=17"}
     )
@@ -248,16 +331,16 @@ COMMANDS = {
     "gpt2": ["--model", "hf:gpt2", "--model-option", "n_layer=2", "--model-option", "n_embd=96"],
     "t5": ["--task", "translation", "--model", "hf:t5"],
     "bert": ["--task", "question-answering", "--model", "hf:bert", "--tokens", "128"],
-    "module": ["--model", "mine.py:Mine", "--model-option", "depth=2"],
+    "module": ["--text", "words.txt", "--model", "mine.py:Mine", "--model-option", "depth=2"],
 }
-SHORT = ["--tokens", "2k", "--validation-tokens", "500", "--deadline", "60", "--arms", "large"]
+SHORT = ["--vocabulary", "280", "--tokens", "2k", "--validation-tokens", "500", "--deadline", "60", "--arms", "large"]
 
 
 @pytest.mark.parametrize("name", quick(COMMANDS, lambda name: name == "module"))
 def test_the_commands_run_and_say_nothing_else(run: Run, tmp_path, name):
     if name != "module":
         pytest.importorskip("transformers")
-    (tmp_path / "mine.py").write_text(MODULE)
+    write_files(tmp_path)
     words = ["mpirun", "-n", "2", "bigbatch-exp", "ring", "--quiet", *SHORT, *COMMANDS[name]]
     outcome = run(*words, "--out", "first", deadline=120)
     assert (outcome.status, outcome.out, outcome.err) == (0, "", "")

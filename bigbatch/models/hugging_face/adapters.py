@@ -17,11 +17,11 @@ import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from torch import Tensor, nn
 
 from bigbatch.comm.errors import ConfigurationError, quoted
-from bigbatch.models.hugging_face.generating import Writing, generated, keeps
+from bigbatch.models.hugging_face.generating import Writing, generated, keeps, logits_of
 from bigbatch.models.hugging_face.library import FAMILIES, library, quiet, reason, silent
 from bigbatch.models.model import SavesItself
 from bigbatch.tasks.decoding import Generator
-from bigbatch.tasks.loss import PADDING, summed_cross_entropy
+from bigbatch.tasks.loss import PADDING, shifted, summed_cross_entropy
 
 
 class Adapter(nn.Module, SavesItself):
@@ -43,7 +43,8 @@ class Adapter(nn.Module, SavesItself):
     def loss(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, int]:
         """Compute the loss on a batch as data collators of transformers make it: `input_ids`, `labels` and so on.
 
-        The labels are those that the model itself would take: a causal language model shifts them here, once.
+        The labels are those that the model itself would take: a causal language model shifts them here, once. What
+        else the batch has, such as `position_ids`, is passed on to the model.
 
         Args:
             batch: (batch, sequence) tensors by name; `labels` is -100 where nothing is to be predicted.
@@ -52,7 +53,7 @@ class Adapter(nn.Module, SavesItself):
             The summed loss in nats, and the number of tokens that it is over, as `Session.backward` takes them.
 
         Raises:
-            ConfigurationError: the batch lacks something; the message names it.
+            ConfigurationError: the batch lacks something, or has what the model does not take; the message names it.
         """
 
     def save(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
@@ -100,6 +101,16 @@ class Adapter(nn.Module, SavesItself):
                 )
         return [batch[name] for name in names]
 
+    def _others(self, batch: Mapping[str, Tensor], *used: str) -> dict[str, Tensor]:
+        """What a batch has beside the entries that are used here, for the model's own `forward`."""
+        others = {name: value for name, value in batch.items() if name not in used}
+        for name in others:
+            if name not in self._takes:
+                raise ConfigurationError(
+                    f"{type(self.model).__name__} does not take {name!r}, which a batch for it has: leave it out."
+                )
+        return others
+
 
 class CausalLanguageModel(Adapter):
     """A model that predicts every next token of a sequence, such as GPT-2 or Llama; it is called as our decoder is."""
@@ -115,10 +126,12 @@ class CausalLanguageModel(Adapter):
         Returns:
             (batch, sequence, vocabulary) logits
         """
-        places = None
+        return self._predict(tokens, mask)
+
+    def _predict(self, tokens: Tensor, mask: Tensor | None, **others: Tensor) -> Tensor:
         if mask is not None and "position_ids" in self._takes:
-            places = (mask.long().cumsum(1) - 1).clamp(min=0)
-        return _first(self._logits(input_ids=tokens, attention_mask=_as_numbers(mask), position_ids=places), "logits")
+            others.setdefault("position_ids", (mask.long().cumsum(1) - 1).clamp(min=0))
+        return logits_of(self._logits(input_ids=tokens, attention_mask=_as_numbers(mask), **others))
 
     def loss(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, int]:
         """Compute the loss on `input_ids` and `labels`, which are the same tokens, with an `attention_mask` or without.
@@ -126,7 +139,8 @@ class CausalLanguageModel(Adapter):
         The label of a token is the token itself, as for the model's own loss: it is predicted from those before it.
         """
         tokens, labels = self._from(batch, "input_ids", "labels")
-        return summed_cross_entropy(self(tokens, batch.get("attention_mask"))[:, :-1], labels[:, 1:])
+        others = self._others(batch, "input_ids", "labels", "attention_mask")
+        return summed_cross_entropy(self._predict(tokens, batch.get("attention_mask"), **others)[:, :-1], labels[:, 1:])
 
     def continued(self, prompt: Tensor, end: int, longest: int) -> list[list[int]]:
         """Goes on with texts greedily; see `bigbatch.tasks.decoding.continued`."""
@@ -135,6 +149,12 @@ class CausalLanguageModel(Adapter):
 
 class SequenceToSequenceModel(Adapter):
     """A model that writes a sequence after reading another, such as T5 or BART; called as our encoder–decoder is."""
+
+    @property
+    def start_token(self) -> int | None:
+        """The token that stands before a target, as the model's configuration says; None if it says nothing."""
+        start: int | None = getattr(self.model.config, "decoder_start_token_id", None)
+        return start
 
     def forward(self, source: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """Predicts every next token of the target.
@@ -147,8 +167,11 @@ class SequenceToSequenceModel(Adapter):
         Returns:
             (batch, target sequence, vocabulary) logits
         """
-        called = self._logits(input_ids=source, attention_mask=_as_numbers(mask), decoder_input_ids=target)
-        return _first(called, "logits")
+        return self._predict(source, target, mask)
+
+    def _predict(self, source: Tensor, target: Tensor, mask: Tensor | None, **others: Tensor) -> Tensor:
+        mask = _as_numbers(mask)
+        return logits_of(self._logits(input_ids=source, attention_mask=mask, decoder_input_ids=target, **others))
 
     def loss(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, int]:
         """Compute the loss on `input_ids`, with an `attention_mask` or without, and `labels`, the target.
@@ -157,17 +180,18 @@ class SequenceToSequenceModel(Adapter):
         """
         source, labels = self._from(batch, "input_ids", "labels")
         target = batch["decoder_input_ids"] if "decoder_input_ids" in batch else self._shifted(labels)
-        return summed_cross_entropy(self(source, target, batch.get("attention_mask")), labels)
+        others = self._others(batch, "input_ids", "labels", "attention_mask", "decoder_input_ids")
+        return summed_cross_entropy(self._predict(source, target, batch.get("attention_mask"), **others), labels)
 
     def _shifted(self, labels: Tensor) -> Tensor:
-        start = getattr(self.model.config, "decoder_start_token_id", None)
-        if start is None:
+        start, pad = self.start_token, getattr(self.model.config, "pad_token_id", None)
+        if start is None or pad is None:
             raise ConfigurationError(
-                f"{type(self.model).__name__} does not know what a target starts with: set decoder_start_token_id in "
-                "its configuration, or put decoder_input_ids into the batch."
+                f"{type(self.model).__name__} does not know what a target starts with, or what it reads where a label "
+                "is -100: set decoder_start_token_id and pad_token_id in its configuration, or put decoder_input_ids "
+                "into the batch."
             )
-        # What stands in a padded place does not matter: nothing that counts comes after it.
-        return torch.cat([torch.full_like(labels[:, :1], start), labels[:, :-1]], 1).clamp(min=0)
+        return shifted(labels, start, pad)
 
     def generator(self, source: Tensor, mask: Tensor | None = None) -> Generator | None:
         """Reads sources, as `forward` has them, and makes a generator that writes a target for each.
@@ -202,10 +226,11 @@ class SpanModel(Adapter):
         Returns:
             (batch, sequence, 2) logits
         """
-        return self._scores(tokens, mask, passage.long() if self._segments else None)
+        segments = {"token_type_ids": passage.long()} if self._segments else {}
+        return self._scores(tokens, mask, **segments)
 
-    def _scores(self, tokens: Tensor, mask: Tensor | None, segments: Tensor | None) -> Tensor:
-        called = self._logits(input_ids=tokens, attention_mask=_as_numbers(mask), token_type_ids=segments)
+    def _scores(self, tokens: Tensor, mask: Tensor | None, **others: Tensor) -> Tensor:
+        called = self._logits(input_ids=tokens, attention_mask=_as_numbers(mask), **others)
         if isinstance(called, tuple):
             return torch.stack(called[:2], -1)
         return torch.stack([called.start_logits, called.end_logits], -1)
@@ -213,8 +238,8 @@ class SpanModel(Adapter):
     def loss(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, int]:
         """Compute the loss on `input_ids`, `start_positions` and `end_positions`: two targets an example."""
         tokens, starts, stops = self._from(batch, "input_ids", "start_positions", "end_positions")
-        segments = batch.get("token_type_ids") if self._segments else None
-        scores = self._scores(tokens, batch.get("attention_mask"), segments)
+        others = self._others(batch, "input_ids", "start_positions", "end_positions", "attention_mask")
+        scores = self._scores(tokens, batch.get("attention_mask"), **others)
         targets = torch.stack([starts, stops], -1).flatten()
         loss = F.cross_entropy(scores.transpose(1, 2).flatten(0, 1), targets, reduction="sum", ignore_index=PADDING)
         return loss, int((targets != PADDING).sum())
@@ -274,12 +299,6 @@ def _refuse_mixed_types(model: nn.Module) -> None:
             f"The parameters of {type(model).__name__} have several types of numbers ({found}): convert all to one, "
             "for example by model.float()."
         )
-
-
-def _first(called: Any, name: str) -> Tensor:
-    """What a model returned under a name, or as the first part of a tuple if it returns one."""
-    found: Tensor = called[0] if isinstance(called, tuple) else getattr(called, name)
-    return found
 
 
 def _as_numbers(mask: Tensor | None) -> Tensor | None:

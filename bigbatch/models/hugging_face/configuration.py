@@ -5,15 +5,14 @@ configuration here gets a task's vocabulary, context and special tokens, our siz
 dropout unless it is asked for.
 """
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import fields
 from importlib import import_module
 from typing import Any
 
 from bigbatch.comm.errors import ConfigurationError, quoted, suggestion
 from bigbatch.models.hugging_face.library import FAMILIES, Family, library, quiet, reason
-from bigbatch.models.settings import ModelSettings
+from bigbatch.models.settings import STACKS, ModelSettings, value_of
 from bigbatch.tasks.task import Task
 
 PREFIX = "hf:"
@@ -56,14 +55,14 @@ def family_for(task: Task, name: str) -> Family:
 
     Args:
         task: the task.
-        name: the name of the model, for the message.
+        name: the model, at the start of a sentence.
 
     Raises:
         ConfigurationError: no family is called as the task calls models.
     """
     if task.default_model not in FAMILIES:
         raise ConfigurationError(
-            f"The model {name} cannot learn the task {type(task).__name__}, which takes the model "
+            f"{name} cannot learn the task {type(task).__name__}, which takes the model "
             f"{task.default_model}: models of transformers are called as {', '.join(FAMILIES)} are."
         )
     return FAMILIES[task.default_model]
@@ -76,8 +75,8 @@ def kind_in(settings: ModelSettings, task: Task) -> str:
         ConfigurationError: transformers knows no such kind that can learn the task, or is not installed.
     """
     library()
-    kind, name = str(settings.model).removeprefix(PREFIX), str(settings.model)
-    family = family_for(task, name)
+    kind = str(settings.model).removeprefix(PREFIX)
+    family = family_for(task, f"The model {settings.model}")
     known = family.classes()
     if kind in known:
         return kind
@@ -116,9 +115,8 @@ def configuration(settings: ModelSettings, task: Task) -> Any:
         **_sizes(settings, task, known, assigned, name),
         **_tokens(task, made, known),
         **_dropout(settings, known, assigned, name),
+        **_causal(task, known),
     }
-    if task.default_model == "decoder" and "is_decoder" in known:
-        values["is_decoder"] = True  # without it some kinds, such as bert, see the tokens that they should predict
     try:
         with quiet():
             return made(**{**values, **assigned})
@@ -126,20 +124,27 @@ def configuration(settings: ModelSettings, task: Task) -> Any:
         raise ConfigurationError(f"{name} cannot be configured: {reason(error)}.") from error
 
 
-def with_options(settings: ModelSettings, found: Any, name: str) -> dict[str, Any]:
-    """The fields that a model on disk gets anew: its dropout, and what the user sets by --model-option.
+def with_options(settings: ModelSettings, task: Task, found: Any, name: str) -> dict[str, Any]:
+    """The fields that a model on disk gets anew, such as its dropout, and what the user sets by --model-option.
 
     Args:
         settings: what the user chose.
+        task: the task, whose context bounds what can be set.
         found: the configuration on disk.
         name: the model, at the start of a sentence.
 
     Raises:
-        ConfigurationError: the configuration has no such field.
+        ConfigurationError: the configuration has no such field, or it is not the user's to set.
     """
     known = {field.name: field.type for field in fields(type(found))}
     assigned = dict(_assigned(settings, type(found), known, name))
-    return {**_dropout(settings, known, assigned, name), **assigned}
+    _refuse_fixed(assigned, task, name, "the folder")
+    return {**_dropout(settings, known, assigned, name), **_causal(task, known), **assigned}
+
+
+def _causal(task: Task, known: Collection[str]) -> dict[str, bool]:
+    """Has kinds such as bert not see the tokens that they should predict."""
+    return {"is_decoder": True} if task.default_model == "decoder" and "is_decoder" in known else {}
 
 
 def _assigned(settings: ModelSettings, made: Any, known: Mapping[str, Any], name: str) -> Iterator[tuple[str, Any]]:
@@ -157,35 +162,23 @@ def _assigned(settings: ModelSettings, made: Any, known: Mapping[str, Any], name
                 f"{before[own]} and {given} are one field of {made.__name__}: leave one of them out."
             )
         before[own] = given
-        yield own, _value(text, known[own])
+        yield own, text if known[own] is str else value_of(text)  # the configuration itself refuses other types
 
 
-def _value(text: str, kind: Any) -> Any:
-    """A value of a field's type; the configuration itself refuses what is none."""
-    if kind is str:
-        return text
-    try:
-        return json.loads(text)
-    except ValueError:
-        return {"True": True, "False": False, "None": None}.get(text, text)
-
-
-def _refuse_fixed(assigned: Mapping[str, Any], task: Task, name: str) -> None:
-    """Refuses values that the task decides."""
+def _refuse_fixed(assigned: Mapping[str, Any], task: Task, name: str, owner: str = "the task") -> None:
+    """Refuses values that the task decides, and special tokens, which the task or the folder decides."""
     for field, value in assigned.items():
         least = {"vocab_size": _tokens_in_all(task), **dict.fromkeys(CONTEXT, task.context)}.get(field)
         if field in SPECIAL or (least is not None and not (isinstance(value, int) and value >= least)):
-            what = f"needs {field}={least} or more" if least is not None else f"decides {field}"
-            raise ConfigurationError(
-                f"{name} cannot have the option {field}={quoted(value)}: the task {what}. Leave it out."
-            )
+            what = f"the task needs {field}={least} or more" if least is not None else f"{owner} decides {field}"
+            raise ConfigurationError(f"{name} cannot have the option {field}={quoted(value)}: {what}. Leave it out.")
 
 
 def _sizes(
     settings: ModelSettings, task: Task, known: Mapping[str, Any], assigned: Mapping[str, Any], name: str
 ) -> dict[str, Any]:
     """Our sizes under all names that the configuration has for them, and the task's."""
-    sizes = settings.sizes(stacks := FAMILIES[task.default_model].stacks)
+    sizes = settings.sizes(stacks := STACKS[task.default_model])
     flags: tuple[tuple[str, Sequence[str], int | None], ...] = (
         ("layers", LAYERS, settings.layers),
         ("width", WIDTH, settings.width),
@@ -203,15 +196,15 @@ def _sizes(
                     f"--{flag} {value} and --model-option {field}={assigned[field]} contradict each other: leave one "
                     "of them out."
                 )
-    width, heads = (
+    layers, width, heads = (
         next((assigned[field] for field in names if field in known and field in assigned), usual)
-        for names, usual in ((WIDTH, sizes.width), (HEADS, sizes.heads))
+        for names, usual in ((LAYERS, sizes.blocks // stacks), (WIDTH, sizes.width), (HEADS, sizes.heads))
     )
     if not any(field in known for field in WIDTH):
         raise ConfigurationError(f"{name} has no field for a width, such as hidden_size: it is made of several models.")
     chosen: dict[str, Any] = {}
     groups: tuple[tuple[Sequence[str], Any], ...] = (
-        (LAYERS, sizes.blocks // stacks),
+        (LAYERS, layers),
         (WIDTH, width),
         (HEADS, heads),
         (KEY_VALUE_HEADS, heads),

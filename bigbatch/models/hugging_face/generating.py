@@ -83,14 +83,19 @@ class Writing:
                 **{str(keeps(self._model)): self._cache},
             )
         self._begun = True
-        logits: Tensor = called[0] if isinstance(called, tuple) else called.logits
-        return logits[:, -1]
+        return logits_of(called)[:, -1]
 
     def keep(self, rows: Tensor) -> None:
         """Keeps these rows, (rows,), in this order; a row can be kept several times."""
         self._states, self._mask = self._states[rows], self._mask[rows]
         if self._begun:
             self._cache.batch_select_indices(rows)
+
+
+def logits_of(called: Any) -> Tensor:
+    """The logits in what a model returned, which come first if it returned a tuple."""
+    logits: Tensor = called[0] if isinstance(called, tuple) else called.logits
+    return logits
 
 
 def keeps(model: Any) -> str | None:

@@ -16,23 +16,34 @@ def library() -> Any:
     """Imports transformers.
 
     Raises:
-        ConfigurationError: it is not installed, or too old.
+        ConfigurationError: it is not installed, cannot be imported, or is too old.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = import_module("transformers")
             import_module("safetensors")
-    except ImportError:
+    except ModuleNotFoundError as error:
+        if error.name not in ("transformers", "safetensors"):
+            raise _broken(error) from error
         raise ConfigurationError(
-            "transformers is not installed, so that no model of Hugging Face can be used: pip install 'bigbatch[hf]'"
+            f"{error.name} is not installed, so that no model of Hugging Face can be used: pip install 'bigbatch[hf]'"
         ) from None
+    except Exception as error:  # whatever comes of a package that is there and does not work
+        raise _broken(error) from error
     if int(found.__version__.partition(".")[0]) < OLDEST:
         raise ConfigurationError(
             f"transformers {found.__version__} is installed, and bigbatch needs {OLDEST}.0 or newer: pip install "
             "--upgrade 'bigbatch[hf]'"
         )
     return found
+
+
+def _broken(error: Exception) -> ConfigurationError:
+    return ConfigurationError(
+        f"transformers is installed, but cannot be imported ({type(error).__name__}: {reason(error)}), so that no "
+        "model of Hugging Face can be used: pip install --upgrade 'bigbatch[hf]'"
+    )
 
 
 OLDEST = 5
@@ -90,12 +101,10 @@ class Family:
     Attributes:
         what: the name of such a model for messages, with its article.
         table: the name of the table in which transformers has their classes by kind of model.
-        stacks: number of stacks of blocks: 2 for an encoder and a decoder.
     """
 
     what: str
     table: str
-    stacks: int
 
     def classes(self) -> Mapping[str, str]:
         """The names of the models' classes, by kind of model such as "gpt2"."""
@@ -106,9 +115,9 @@ class Family:
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
-        "decoder": Family("a causal language model", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", 1),
-        "encoder-decoder": Family("a sequence-to-sequence model", "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES", 2),
-        "encoder": Family("a model for question answering", "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES", 1),
+        "decoder": Family("a causal language model", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"),
+        "encoder-decoder": Family("a sequence-to-sequence model", "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES"),
+        "encoder": Family("a model for question answering", "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES"),
     }
 )
 """The families, by the name of our own kind of model that does the same."""

@@ -264,10 +264,11 @@ class ServedArm:
         self._validated: set[float] = set()
         self._score = assembly.task.score
         self._busy = Busy()
-        self._remarks = noise_remarks(assembly.settings, arm, tells_squares=RemoteServers.tells_squares)
+        parameters = FlatParameters(assembly.model())
+        noise = noise_remarks(assembly.settings, arm, tells_squares=RemoteServers.tells_squares)
+        self._remarks = [*assembly.remarks, *noise]
         for remark in self._remarks:
             tell(remark)
-        parameters = FlatParameters(assembly.model())
         self.parameters = len(parameters.values)
         announcement = Announcement(
             bigbatch.__version__,
