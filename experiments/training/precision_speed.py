@@ -29,17 +29,22 @@ def remark_on(trainer: Trainer, settings: Settings) -> str:
     """
     name = settings.machine.precision
     precision = PRECISIONS[name]
-    if not precision.mixed:
+    if not precision.mixed or not trainer.batches.micro_batches(0, trainer.worker):
         return ""
     plain = Precision(precision.weights, precision.weights)
+    trainer.warm_up(plain)  # as it is in the other one: the first time takes longer
     ratio = fastest(trainer.warm_up) / fastest(lambda: trainer.warm_up(plain))
     if ratio < LOSS:
         return ""
     found = f"A micro-batch takes {ratio:.1f} times as long in {name} as in {plain.computes} here"
-    ours = settings.model.model is None or settings.model.model in PRESETS
-    if ours and settings.model.sizes().width < PRESETS[ROOMY].width and gains(precision, trainer.device):
-        return f"{found}: its matrices are too small to gain. Larger ones do: try --model {ROOMY}"
-    return f"{found}, which computes in it slowly: it is there to learn from. --precision {plain.computes} is quicker"
+    if not gains(precision, trainer.device):
+        return (
+            f"{found}: this machine computes slowly in {precision.computes}, which is there to learn from. "
+            f"--precision {plain.computes} is quicker"
+        )
+    roomier = settings.model.model in (None, *PRESETS) and settings.model.sizes().width < PRESETS[ROOMY].width
+    advice = f" Larger ones do: try --model {ROOMY}" if roomier else f" --precision {plain.computes} is quicker"
+    return f"{found}: its matrices are too small to gain.{advice}"
 
 
 def gains(precision: Precision, device: torch.device) -> bool:
