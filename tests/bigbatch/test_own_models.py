@@ -134,7 +134,7 @@ def needs_extra(model: str) -> None:
 
 
 @pytest.mark.usefixtures("folder")
-@pytest.mark.parametrize("model", quick(MODELS, lambda model: model.startswith("mine")))
+@pytest.mark.parametrize("model", quick(MODELS, lambda model: model == "mine.py:Mine"))
 def test_two_workers_end_as_one(model):
     one, two = simulated(1, model), simulated(2, model)
     assert loss_of(two) == pytest.approx(loss_of(one), rel=1e-5)
@@ -336,7 +336,8 @@ COMMANDS = {
 SHORT = ["--vocabulary", "280", "--tokens", "2k", "--validation-tokens", "500", "--deadline", "60", "--arms", "large"]
 
 
-@pytest.mark.parametrize("name", quick(COMMANDS, lambda name: name == "module"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
 def test_the_commands_run_and_say_nothing_else(run: Run, tmp_path, name):
     if name != "module":
         pytest.importorskip("transformers")
