@@ -222,10 +222,11 @@ def test_a_run_goes_on_in_another_run_and_in_plain_transformers():
     assert words.eos_token_id == task.vocabulary.end
     assert words.pad_token_id == plain.config.pad_token_id
 
-    more = simulated(2, f"{saved}/", layers=None, width=None, heads=None)
+    more = simulated(2, f"{saved}/", text=TEXT["text"], layers=None, width=None, heads=None)
     assert more.validations[0]["loss"] == pytest.approx(loss_of(begun), rel=1e-6)
     assert loss_of(more) < loss_of(begun)
-    again = simulated(1, str(saved), layers=None, width=None, heads=None, vocabulary=str(saved))
+    own = {"text": TEXT["text"], "vocabulary": str(saved)}
+    again = simulated(1, str(saved), **own, layers=None, width=None, heads=None)
     assert again.validations[0]["loss"] == pytest.approx(loss_of(begun), rel=1e-6)
     for run in (begun, more, again):
         assert predict(run.folder, ["import"])[0].startswith("import")
