@@ -162,8 +162,8 @@ class Experiment:
             self.device,
             compute_model=self._compute_model(strategy, assembly, arm.plan.examples_at_once(assembly.task.context)),
         )
-        told = [*strategy.remarks, *assembly.remarks]
-        remarks = [*told, *noise_remarks(settings, arm, tells_squares=strategy.tells_squares)]
+        noise = noise_remarks(settings, arm, tells_squares=strategy.tells_squares)
+        remarks = [*strategy.remarks, *assembly.remarks, *noise]
         self.reporter.remark(remarks)
         with tracing.arm(arm.name, works=strategy.worker is not None):
             trained = strategy.run(

@@ -134,7 +134,7 @@ def needs_extra(model: str) -> None:
 
 
 @pytest.mark.usefixtures("folder")
-@pytest.mark.parametrize("model", quick(MODELS, lambda model: model.startswith("mine")))
+@pytest.mark.parametrize("model", quick(MODELS, lambda model: model == "mine.py:Mine"))
 def test_two_workers_end_as_one(model):
     one, two = simulated(1, model), simulated(2, model)
     assert loss_of(two) == pytest.approx(loss_of(one), rel=1e-5)
@@ -222,10 +222,11 @@ def test_a_run_goes_on_in_another_run_and_in_plain_transformers():
     assert words.eos_token_id == task.vocabulary.end
     assert words.pad_token_id == plain.config.pad_token_id
 
-    more = simulated(2, f"{saved}/", layers=None, width=None, heads=None)
+    more = simulated(2, f"{saved}/", text=TEXT["text"], layers=None, width=None, heads=None)
     assert more.validations[0]["loss"] == pytest.approx(loss_of(begun), rel=1e-6)
     assert loss_of(more) < loss_of(begun)
-    again = simulated(1, str(saved), layers=None, width=None, heads=None, vocabulary=str(saved))
+    own = {"text": TEXT["text"], "vocabulary": str(saved)}
+    again = simulated(1, str(saved), **own, layers=None, width=None, heads=None)
     assert again.validations[0]["loss"] == pytest.approx(loss_of(begun), rel=1e-6)
     for run in (begun, more, again):
         assert predict(run.folder, ["import"])[0].startswith("import")
@@ -336,7 +337,8 @@ COMMANDS = {
 SHORT = ["--vocabulary", "280", "--tokens", "2k", "--validation-tokens", "500", "--deadline", "60", "--arms", "large"]
 
 
-@pytest.mark.parametrize("name", quick(COMMANDS, lambda name: name == "module"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
 def test_the_commands_run_and_say_nothing_else(run: Run, tmp_path, name):
     if name != "module":
         pytest.importorskip("transformers")
