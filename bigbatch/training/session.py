@@ -80,7 +80,8 @@ def attach(
         expected_tokens: about how many tokens of all workers are behind an update, for fp16, which has no room for
             sums over tokens: what is computed or sent in it is divided by about that. It need not be exact: by default
             1024 for each worker, which suits 64 to a million if no element of the mean gradient is above 60. A larger
-            element than that is sent as infinite, and its update skipped on all ranks.
+            element than that is sent as infinite, and its update skipped on all ranks. If an update has several
+            micro-batches, losses are scaled by as many times less; the scale then doubles until it is right.
         deadline: seconds after which a wait gives up.
         settings: the keyword arguments that the optimiser is called with, such as `lr=1e-3`.
 
