@@ -14,6 +14,7 @@ from bigbatch.comm.collectives.hierarchical import hierarchical
 from bigbatch.comm.collectives.ring import ring
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.parameters import Bucket, OptimizerFactory, digest, looks_at, square, total
+from bigbatch.comm.precisions import FP32
 from bigbatch.comm.reducers.collective import Collective, Reduction, Scheduled, covered
 from bigbatch.comm.reducers.library import MPIAllReduce, TorchAllReduce
 from bigbatch.comm.reducers.shared_memory import SharedMemory
@@ -27,7 +28,6 @@ from bigbatch.comm.transports.launch import Launch
 from bigbatch.comm.transports.mpi import MPITransport
 from bigbatch.comm.transports.torch_distributed import TorchTransport
 from bigbatch.comm.wires.agreement import together
-from bigbatch.comm.wires.format import WireFormat
 from bigbatch.comm.wires.recording import COMPUTE
 from bigbatch.comm.wires.transport import Transport, consecutive_nodes
 
@@ -80,13 +80,13 @@ class AllReduce(Replicated):
         """
         return Scheduled(ring, transport)
 
-    def admit(self, precision: str) -> None:
-        """Refuses what the collective would refuse, too."""
-        super().admit(precision)
-        self._collective.admit(WireFormat(precision))
-
     def place(self, gradients: Tensor) -> Tensor:
-        """Allocates memory for the gradients, (elements,), in which the collective can sum them."""
+        """Allocates memory for the gradients, (elements,), in which the collective can sum them.
+
+        Raises:
+            ConfigurationError: on every rank, if the wire would change nothing, since the collective sends nothing.
+        """
+        self._collective.admit(self.wire)
         return self._collective.allocate(gradients.numel(), gradients.dtype, gradients.device)
 
     def prepare(self, optimizer: OptimizerFactory) -> None:
@@ -252,7 +252,21 @@ class MPI(AllReduce):
 class Shared(AllReduce):
     """Ranks on one machine reduce straight through shared memory, in which the gradients already live."""
 
-    nothing_sent: ClassVar[str] = "With shared, ranks add gradients up where they lie"
+    wires: ClassVar[tuple[str, ...]] = (FP32,)
+
+    @classmethod
+    def check_wire(cls, precision: str) -> None:
+        """Refuses half precision, because nothing is sent.
+
+        Raises:
+            ConfigurationError: it is one; marked `everywhere`.
+        """
+        if precision != FP32:
+            raise ConfigurationError(
+                f"shared sends no gradients that --wire {precision} could make smaller: the ranks add them up where "
+                "they lie. Leave it out, or take an all-reduce that sends messages, such as ring.",
+                everywhere=True,
+            )
 
     @classmethod
     def collective(cls, transport: Transport) -> Collective:

@@ -157,10 +157,6 @@ class Strategy(ABC):
     `ANY_WIRE` sends them in the format `self.wire`. A subclass that changes what is sent must say so anew; see
     `check_wire`."""
 
-    nothing_sent: ClassVar[str] = ""
-    """Why the strategy sends nothing that half precision could make smaller, for the message that refuses it; "" if it
-    does send something."""
-
     tells_squares: ClassVar[bool] = False
     """Whether every worker has the mean gradient after `step`, so that the report can have `squares` of all."""
 
@@ -283,15 +279,7 @@ class Strategy(ABC):
         Raises:
             ConfigurationError: marked `everywhere`, for all ranks have the same strategy.
         """
-        if precision == FP32:
-            return
-        if cls.nothing_sent:
-            raise ConfigurationError(
-                f"{cls.nothing_sent}, so that there is nothing that --wire {precision} could make smaller. Leave it "
-                "out, or take an all-reduce that sends messages, such as ring.",
-                everywhere=True,
-            )
-        if not (precision in cls.wires and holds_for(cls, "wires")):
+        if precision != FP32 and not (precision in cls.wires and holds_for(cls, "wires")):
             raise ConfigurationError(
                 f"{cls.__name__} does not say that it can send gradients in {precision}: leave --wire out; or, if the "
                 "strategy is yours, send what you send in the format self.wire, and say so in the class: "
@@ -343,7 +331,7 @@ class Strategy(ABC):
                 format does; names the rank and the first that does.
             ConfigurationError: on every rank, if the strategy or the parameters' dtype does not go with the wire.
         """
-        self.admit(wire)
+        self.check_wire(wire)
         if expected_tokens is None:
             expected_tokens = TOKENS_A_WORKER * self.workers
         self.wire = WireFormat.for_gradients(wire, expected_tokens)
@@ -358,17 +346,6 @@ class Strategy(ABC):
         self.buckets = parameters.buckets(bucket_bytes)
         self.with_squares = with_squares and self.tells_squares and self.workers > 1
         self.prepare(optimizer)
-
-    def admit(self, precision: str) -> None:
-        """Refuses a precision in which nothing could be sent here, before anything is started; all ranks call it.
-
-        Args:
-            precision: "fp32", "bf16" or "fp16".
-
-        Raises:
-            ConfigurationError: on every rank, as `check_wire`, or because these ranks send nothing.
-        """
-        self.check_wire(precision)
 
     def prepare(self, optimizer: OptimizerFactory) -> None:  # noqa: B027 - not everyone makes updates
         """Get ready to train, at the end of `start`: parameters and buckets are there.

@@ -85,7 +85,6 @@ class Experiment:
             "bigbatch version": bigbatch.__version__,
         }
         agree(transport, "option", sorted(asked.items()))
-        together(transport, lambda: self.strategy(transport).admit(settings.wires.wire))
         assembly = Assembly(settings, self._prepare(transport))
         arms = settings.batch.chosen_arms(self.plan)
         for arm in arms:

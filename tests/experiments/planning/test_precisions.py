@@ -129,7 +129,7 @@ def test_a_plan_with_half_the_bytes_by_hand():
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("no-exchange", "every worker trains by itself"),
+        ("no-exchange", "sends no gradients"),
         (f"{own_strategies.__file__}:LocalAveraging", "does not say that it can"),
     ],
     ids=["nothing", "own"],
