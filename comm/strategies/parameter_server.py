@@ -67,6 +67,7 @@ class ParameterServer(Strategy):
         self._arriving: list[tuple[Request, int]] = []
         self._shard: Shard | None = None
         self._serving: Request | None = None
+        self._training = 0
 
     @classmethod
     def variant(cls, words: str) -> type[Self]:

@@ -331,6 +331,7 @@ class Strategy(ABC):
                 format does; names the rank and the first that does.
             ConfigurationError: on every rank, if the strategy or the parameters' dtype does not go with the wire.
         """
+        self.parameters = parameters  # so that `close` has them if this is refused
         self.check_wire(wire)
         if expected_tokens is None:
             expected_tokens = TOKENS_A_WORKER * self.workers
@@ -339,7 +340,6 @@ class Strategy(ABC):
         agree(self.transport, "option", [("wire", str(self.wire))])
         fixed = [(name, f"{described(tensor)}, not trained") for name, tensor in parameters.module.fixed]
         agree(self.transport, "parameter", [*parameters.signature, *fixed])
-        self.parameters = parameters
         share(self.transport, [parameters.values])
         share(self.transport, [tensor for _, tensor in parameters.module.fixed])
         parameters.place_gradients(self.place(parameters.gradients))
@@ -482,7 +482,10 @@ class Strategy(ABC):
             self.parameters.values.copy_(state["values"])
 
     def close(self) -> None:
-        """Give back what the strategy holds; all ranks together. The gradients are gone afterwards."""
+        """Give back what the strategy holds, once started or refused. The gradients are gone afterwards.
+
+        All ranks call it, each at its own time, so that it sends nothing and waits for nobody.
+        """
         self.parameters.drop_gradients()
         self.buckets = []
         if self._all_reduce is not None:
