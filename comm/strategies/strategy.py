@@ -284,8 +284,8 @@ class Strategy(ABC):
         """
         if precision != FP32 and cls.sends_nothing:
             raise ConfigurationError(
-                f"--wire {precision} has nothing to make smaller: {cls.sends_nothing}. Leave it out, or take a strategy "
-                "that sends messages, such as ring.",
+                f"--wire {precision} has nothing to make smaller: {cls.sends_nothing}. Leave it out, or take a "
+                "strategy that sends messages, such as ring.",
                 everywhere=True,
             )
         if precision != FP32 and not (precision in cls.wires and holds_for(cls, "wires")):
