@@ -110,7 +110,11 @@ def attach(
     if wires is None:
         wires = kind.connect(detect(), str(parameters.values.device), deadline)
     made = kind(wires)
-    made.start(parameters, make, wire=wire, expected_tokens=expected_tokens)
+    try:
+        made.start(parameters, make, wire=wire, expected_tokens=expected_tokens)
+    except Exception:
+        made.close()  # its memory may hold the model's gradients by now
+        raise
     close = wires.close if own else lambda: None
     tokens = TOKENS_A_WORKER if expected_tokens is None else expected_tokens / made.workers
     scale = loss_scale_for(computes, tokens, alike=made.in_step())

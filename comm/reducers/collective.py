@@ -137,7 +137,7 @@ class Collective(ABC):
         self._queue.submit(work)()
 
     def close(self) -> None:
-        """Gives back the thread, and memory from `allocate`; all ranks call it together."""
+        """Gives back the thread, and memory from `allocate`. All ranks call it, each at its own time."""
         self._queue.close()
 
     @abstractmethod

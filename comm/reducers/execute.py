@@ -224,6 +224,7 @@ def _run(step: Step, transport: Transport, buffer: Buffer, tag: int, wire: WireF
         if not wire.whole:
             sent = staged(len(own))
             wire.encode(own, sent, keep=True)
+            transport.convert(own)
         leaving.append(transport.isend(sent, move.peer, tag))
     if step.sends_first:
         for request in leaving:
@@ -236,6 +237,7 @@ def _run(step: Step, transport: Transport, buffer: Buffer, tag: int, wire: WireF
             transport.add(own, landing, add_in_place if wire.whole else wire.add)
         elif not wire.whole:
             wire.decode(landing, own)
+            transport.convert(own)
         elif not move.in_place:
             own[:] = landing
         if number + step.under_way < len(step.receives):

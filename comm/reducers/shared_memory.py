@@ -75,7 +75,7 @@ class SharedMemory(Collective):
         return self._memory
 
     def close(self) -> None:
-        """Gives the shared memory back; all ranks call it together."""
+        """Gives the shared memory back, which lasts until all ranks have done so."""
         super().close()
         self._part.cache_clear()
         if self._windows is not None:

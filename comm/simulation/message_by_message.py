@@ -35,13 +35,14 @@ class Journeys:
     Args:
         phases: the schedules.
         ports: the ports of the network.
-        adding: (ranks,) the seconds that each takes to add a byte.
+        adding: (ranks,) the seconds that each takes to add, round or widen a byte.
 
     Attributes:
         source: (messages,) the rank that sends each.
         target: (messages,) the rank that receives each.
         latency: (messages,) the α of each, in seconds.
-        cost: (messages,) the seconds that adding each takes where it arrives.
+        rounding: (messages,) the seconds that rounding each takes before it leaves.
+        cost: (messages,) the seconds that adding or widening each takes where it arrives.
         ways: (messages,) the ports that each passes, as (port, seconds for which it holds it).
         parts: (phases, ranks) what each does, round after round.
     """
@@ -50,6 +51,7 @@ class Journeys:
         self.source: list[int] = []
         self.target: list[int] = []
         self.latency: list[float] = []
+        self.rounding: list[float] = []
         self.cost: list[float] = []
         self.ways: list[list[tuple[int, float]]] = []
         self.parts: list[list[list[Part]]] = [[[] for _ in range(ports.size)] for _ in phases]
@@ -70,7 +72,8 @@ class Journeys:
         self.source += source
         self.target += target
         self.latency += np.broadcast_to(latency, len(source)).tolist()
-        self.cost += (np.where(messages.reduce, messages.nbytes, 0) * adding[messages.target]).tolist()
+        self.rounding += (messages.rounding * adding[messages.source]).tolist()
+        self.cost += (messages.adding * adding[messages.target]).tolist()
         self.ways += ways
         keeping = set(messages.target[messages.sends_first].tolist())
         parts: dict[int, Part] = {}
@@ -91,7 +94,7 @@ def message_by_message(phases: Sequence[Phase], ready: FloatArray, ports: Ports,
         phases: the schedules.
         ready: (phases, ranks) the seconds before which each rank does not start each phase.
         ports: the ports of the network.
-        adding: (ranks,) the seconds that each takes to add a byte.
+        adding: (ranks,) the seconds that each takes to add, round or widen a byte.
 
     Returns:
         (phases, ranks) seconds.
@@ -112,6 +115,7 @@ def message_by_message(phases: Sequence[Phase], ready: FloatArray, ports: Ports,
             now = max(now, since + float(ready[number, rank]))
             for part in journeys.parts[number][rank]:
                 for message in part.sends:
+                    now += journeys.rounding[message]
                     heappush(heap, (now, rank, next(order), message, 0))
                 sends = [(left, message, 0.0) for message in part.sends]
                 receives = [(arrived, message, journeys.cost[message]) for message in part.receives]

@@ -1,7 +1,9 @@
 """Networks in simulated time: what a message costs, and which ports it passes.
 
 The model is alpha-beta-gamma with ports. A message of m bytes holds every port on its way for mβ seconds; its head
-arrives α seconds after it has begun to leave the sender's NIC; adding it to what the receiver has takes mγ. A NIC has
+arrives α seconds after it has begun to leave the sender's NIC; adding it to what the receiver has takes mγ. To round m
+bytes of float32 before they are sent in half precision takes mγ, too, and so does widening or adding them where they
+arrive: each passes through the numbers once, which on a CPU takes about as long as adding. A NIC has
 a port for sending and one for receiving, and works on both at once. Ports serve who comes first; what waits for a port
 waits where there is room for it, so that a send is done as soon as it has left.
 
@@ -133,7 +135,7 @@ class Network:
     Attributes:
         name: the network's name, for tables and figures.
         wires: the wires between nodes; their bandwidth is that of one NIC.
-        gamma: seconds to add one byte.
+        gamma: seconds to add one byte, or to round or widen one byte of float32.
         node_size: the number of ranks in a node.
         nics: the number of NICs in a node.
         inside: the wires between two ranks of a node, each of which has its own two ports there; if None, their

@@ -19,6 +19,9 @@ from bigbatch.comm.schedules.schedule import (
     sent_by_target,
 )
 
+OWN_BYTES = 2
+"""Bytes that a number has in float32, for each byte of it on the wires in half precision."""
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -31,7 +34,9 @@ class Phase:
         itemsize: bytes per element on the wires.
         restart: whether `ready`, of this phase and of those after it, counts from the moment at which the rank had
             finished the phase before this one, instead of from 0: it is the first phase of a new update.
-        rounded: whether numbers are sent in a format of their own; see `packets`.
+        rounded: whether numbers are sent in half precision. The sender then rounds each packet before it leaves, and
+            the receiver widens it or adds it, in γ seconds for each byte that the numbers have in float32; see
+            `packets` for how long packets are.
     """
 
     schedule: Schedule
@@ -50,7 +55,8 @@ class Messages:
         source: (messages,) the rank that sends each.
         target: (messages,) the rank that receives each.
         nbytes: (messages,) the size of each.
-        reduce: (messages,) whether the target adds.
+        rounding: (messages,) bytes that the source rounds before it sends each, in γ seconds a byte.
+        adding: (messages,) bytes that the target adds, or widens, when it takes in each, in γ seconds a byte.
         sends_first: (messages,) whether the target takes nothing in before everything it sends has left.
         repeats: how many times the same list of sources and targets occurs, one after the other.
     """
@@ -58,7 +64,8 @@ class Messages:
     source: IntArray
     target: IntArray
     nbytes: IntArray
-    reduce: BoolArray
+    rounding: IntArray
+    adding: IntArray
     sends_first: BoolArray
     repeats: int = 1
 
@@ -95,21 +102,28 @@ def messages_of(phase: Phase, size: int, *, adding: bool = True) -> Iterator[Mes
         sends_first = sent_by_target(round_) if waits else np.zeros(len(round_), np.bool_)
         counts = packets(round_, nbytes, rounded=phase.rounded) if reduces or phase.rounded else None
         if counts is None or counts.max(initial=1) == 1:
-            yield Messages(round_.source, round_.target, nbytes, round_.reduce, sends_first)
+            work = _work(nbytes, round_.reduce, rounded=phase.rounded)
+            yield Messages(round_.source, round_.target, nbytes, *work, sends_first)
         else:
-            yield _in_packets(round_, nbytes // phase.itemsize, phase.itemsize, counts, sends_first)
+            yield _in_packets(round_, nbytes // phase.itemsize, phase, counts, sends_first)
 
 
-def _in_packets(round_: Round, elements: IntArray, itemsize: int, counts: IntArray, sends_first: BoolArray) -> Messages:
+def _work(nbytes: IntArray, reduce: BoolArray, *, rounded: bool) -> tuple[IntArray, IntArray]:
+    """(messages,) bytes that sources round, and bytes that targets add or widen."""
+    return (OWN_BYTES * nbytes,) * 2 if rounded else (np.zeros_like(nbytes), np.where(reduce, nbytes, 0))
+
+
+def _in_packets(round_: Round, elements: IntArray, phase: Phase, counts: IntArray, sends_first: BoolArray) -> Messages:
     """Cut the transfers of a round into packets, in the order in which `execute` sends these."""
     number = np.arange(counts.max())[:, None]
     place, row = np.nonzero(number < counts)
     sizes = (place + 1) * elements[row] // counts[row] - place * elements[row] // counts[row]
+    nbytes = sizes * phase.itemsize
     return Messages(
         round_.source[row],
         round_.target[row],
-        sizes * itemsize,
-        round_.reduce[row],
+        nbytes,
+        *_work(nbytes, round_.reduce[row], rounded=phase.rounded),
         sends_first[row],
         repeats=int(counts[0]) if (counts == counts[0]).all() else 1,
     )

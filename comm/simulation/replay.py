@@ -29,6 +29,7 @@ def replay(
     elements: int,
     itemsize: int = 4,
     *,
+    rounded: bool = False,
     starts: ArrayLike = 0.0,
     speeds: ArrayLike = 1.0,
 ) -> FloatArray:
@@ -39,7 +40,8 @@ def replay(
         network: what messages cost.
         size: the number of ranks.
         elements: the length of each rank's buffer.
-        itemsize: bytes per element.
+        itemsize: bytes per element on the wires.
+        rounded: whether elements are sent in half precision; see `Phase`.
         starts: (ranks,) the second at which each starts, or one number for all.
         speeds: (ranks,) how many times as fast as γ says each adds; or one number for all.
 
@@ -50,7 +52,9 @@ def replay(
         ConfigurationError: the schedule cannot be made for so many ranks, a speed is not above 0, or too many messages
             overtake each other.
     """
-    (ends,) = replay_phases([Phase(schedule, elements, starts, itemsize)], network, size, speeds=speeds)
+    (ends,) = replay_phases(
+        [Phase(schedule, elements, starts, itemsize, rounded=rounded)], network, size, speeds=speeds
+    )
     return np.asarray(ends)
 
 

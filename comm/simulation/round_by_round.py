@@ -166,7 +166,7 @@ def round_by_round(
         phases: the schedules.
         ready: (phases, ranks) the seconds before which each rank does not start each phase.
         ports: the ports of the network.
-        adding: (ranks,) the seconds that each takes to add a byte.
+        adding: (ranks,) the seconds that each takes to add, round or widen a byte.
         in_order_of_rounds: whether to serve messages in the order of the rounds, as if none could overtake another.
 
     Returns:
@@ -197,8 +197,15 @@ def _round(
     """The second at which each rank is through with a round that it enters at the second in `now`; both (ranks,)."""
     source, target = messages.source, messages.target
     latency, occupancy = ports.costs(source, target, messages.nbytes)
+    after, ready = now.copy(), now[source]
+    if messages.rounding.any():  # one message after the other
+        cost = messages.rounding * adding[source]
+        for rows in wiring.sends.turns:
+            at = source[rows]
+            after[at] += cost[rows]
+            ready[rows] = after[at]
     first, *others = wiring.hops
-    begin, left = clocks.serve(first.port, source, wiring.hop_turns[0], now[source], occupancy * first.share)
+    begin, left = clocks.serve(first.port, source, wiring.hop_turns[0], ready, occupancy * first.share)
     head, tail = begin + latency, left + latency
     for hop, turns in zip(others, wiring.hop_turns[1:], strict=True):
         if hop.rows is None:
@@ -208,13 +215,12 @@ def _round(
             at = hop.rows
             head[at], end = clocks.serve(hop.port, source[at], turns, head[at], occupancy[at] * hop.share)
             tail[at] = np.maximum(tail[at], end)
-    after = now.copy()
     if messages.sends_first.any():
         waits = np.zeros(ports.size, np.bool_)
         waits[target[messages.sends_first]] = True
         early = waits[source]
         np.maximum.at(after, source[early], left[early])
-    cost = np.where(messages.reduce, messages.nbytes, 0) * adding[target]
+    cost = messages.adding * adding[target]
     for rows in wiring.receives.turns:
         at = target[rows]
         after[at] = np.maximum(after[at], tail[rows]) + cost[rows]

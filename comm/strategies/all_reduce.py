@@ -28,6 +28,7 @@ from bigbatch.comm.transports.launch import Launch
 from bigbatch.comm.transports.mpi import MPITransport
 from bigbatch.comm.transports.torch_distributed import TorchTransport
 from bigbatch.comm.wires.agreement import together
+from bigbatch.comm.wires.format import WireFormat
 from bigbatch.comm.wires.recording import COMPUTE
 from bigbatch.comm.wires.transport import Transport, consecutive_nodes
 
@@ -252,21 +253,8 @@ class MPI(AllReduce):
 class Shared(AllReduce):
     """Ranks on one machine reduce straight through shared memory, in which the gradients already live."""
 
+    sends_nothing: ClassVar[str] = "shared sends no gradients, for the ranks add them up where they lie"
     wires: ClassVar[tuple[str, ...]] = (FP32,)
-
-    @classmethod
-    def check_wire(cls, precision: str) -> None:
-        """Refuses half precision, because nothing is sent.
-
-        Raises:
-            ConfigurationError: it is one; marked `everywhere`.
-        """
-        if precision != FP32:
-            raise ConfigurationError(
-                f"shared sends no gradients that --wire {precision} could make smaller: the ranks add them up where "
-                "they lie. Leave it out, or take an all-reduce that sends messages, such as ring.",
-                everywhere=True,
-            )
 
     @classmethod
     def collective(cls, transport: Transport) -> Collective:
@@ -290,6 +278,19 @@ class Hierarchical(AllReduce):
             self._collective.close()
             self._collective = Scheduled(hierarchical, self.transport)
         return super().place(gradients)
+
+    @classmethod
+    def check_wire_here(cls, precision: str, transport: Transport, device: torch.device) -> None:
+        """Refuses half precision for gradients on a CPU where all ranks share one machine, and so memory.
+
+        Raises:
+            ConfigurationError: on every rank.
+        """
+        super().check_wire_here(precision, transport, device)
+        if device.type == "cpu" and transport.size > 1:
+            collective = cls.collective(transport)
+            collective.admit(WireFormat(precision))
+            collective.close()
 
     @classmethod
     def collective(cls, transport: Transport) -> Collective:

@@ -104,8 +104,8 @@ class Fastest(Collective):
 class Auto(AllReduce):
     """The all-reduce that was measured to be the fastest here: `bigbatch-exp tune` measures, once.
 
-    If nobody has measured this layout of ranks yet, the first run does. What is sent in half precision is looked up by
-    the bytes that it then has.
+    If nobody has measured this layout of ranks yet, the first run does. It measures in float32, and what is sent in
+    half precision is looked up by the bytes that it then has.
     """
 
     wires: ClassVar[tuple[str, ...]] = ANY_WIRE

@@ -107,6 +107,7 @@ SENDS_NOTHING = frozenset(
     {
         "check_rounds",
         "check_wire",
+        "check_wire_here",
         "close",
         "configured",
         "connect",

@@ -1,8 +1,8 @@
 """No exchange: every worker trains by itself."""
 
+from typing import ClassVar
+
 from bigbatch.comm.collectives import Nodes
-from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.precisions import FP32
 from bigbatch.comm.strategies.description import Description, Workload
 from bigbatch.comm.strategies.replicated import Replicated
 
@@ -14,20 +14,9 @@ class NoExchange(Replicated):
     worker 0, which has learnt from its own share of the data alone.
     """
 
+    sends_nothing: ClassVar[str] = "no-exchange sends no gradients"
+
     @classmethod
     def describe(cls, workload: Workload, workers: int, nodes: Nodes) -> Description:  # noqa: ARG003 - nothing is sent
         """Describes updates in which nothing is sent."""
         return Description(lambda _: (), period=1)
-
-    @classmethod
-    def check_wire(cls, precision: str) -> None:
-        """Refuses half precision, because nothing is sent.
-
-        Raises:
-            ConfigurationError: it is one; marked `everywhere`.
-        """
-        if precision != FP32:
-            raise ConfigurationError(
-                f"no-exchange sends no gradients that --wire {precision} could make smaller: leave it out.",
-                everywhere=True,
-            )

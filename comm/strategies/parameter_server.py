@@ -67,6 +67,7 @@ class ParameterServer(Strategy):
         self._arriving: list[tuple[Request, int]] = []
         self._shard: Shard | None = None
         self._serving: Request | None = None
+        self._training = 0
 
     @classmethod
     def variant(cls, words: str) -> type[Self]:
@@ -221,6 +222,7 @@ class ParameterServer(Strategy):
             part = gradients[first - begin : stop - begin]
             if not self.wire.whole:
                 self.wire.encode(part, self._leaving[first:stop])
+                self.transport.convert(part)
                 part = self._leaving[first:stop]
             self._sending.append(self.transport.isend(part, self._servers[place], GRADIENT_TAG))
 
@@ -257,6 +259,7 @@ class ParameterServer(Strategy):
             if not self.wire.whole:
                 part = self._part(place)
                 self.wire.of_values.decode(self._landing[part], self._values.array[part])
+                self.transport.convert(self._values.array[part])
         if self._arriving:
             self._values.deliver()
         self._arriving.clear()

@@ -84,8 +84,8 @@ class Service:
         landing = gradient if self._wire.whole else self._arriving
         for request in [self._transport.irecv(landing[part], worker, GRADIENT_TAG) for part in self._parts]:
             request.wait()
-        with self._transport.span(REDUCE, "take in", landing.nbytes):
-            self._transport.spend(landing.nbytes * self._transport.gamma)
+        with self._transport.span(REDUCE, "take in", gradient.nbytes):
+            self._transport.spend(gradient.nbytes * self._transport.gamma)
             if not self._wire.whole:
                 self._wire.decode(landing, gradient)
             arrived = self._transport.now()
@@ -112,6 +112,7 @@ class Service:
         sending, values = [], OnHost(self._shard.values).fetch()
         if not self._wire.whole and readers:
             self._wire.of_values.encode(values, self._leaving)
+            self._transport.convert(values)
             values = self._leaving
         for worker, since in readers:
             fresh = self._shard.read(worker)

@@ -157,6 +157,9 @@ class Strategy(ABC):
     `ANY_WIRE` sends them in the format `self.wire`. A subclass that changes what is sent must say so anew; see
     `check_wire`."""
 
+    sends_nothing: ClassVar[str] = ""
+    """Says, if it sends no gradients, that it does not, and why: a sentence without its full stop."""
+
     tells_squares: ClassVar[bool] = False
     """Whether every worker has the mean gradient after `step`, so that the report can have `squares` of all."""
 
@@ -269,7 +272,7 @@ class Strategy(ABC):
 
     @classmethod
     def check_wire(cls, precision: str) -> None:
-        """Refuses a precision in which the strategy does not say that it sends gradients; see `wires`.
+        """Refuses half precision if nothing is sent, or the strategy does not say that it sends it; see `wires`.
 
         What a class says about its wires does not hold for a subclass that overrides what it sends.
 
@@ -279,6 +282,12 @@ class Strategy(ABC):
         Raises:
             ConfigurationError: marked `everywhere`, for all ranks have the same strategy.
         """
+        if precision != FP32 and cls.sends_nothing:
+            raise ConfigurationError(
+                f"--wire {precision} has nothing to make smaller: {cls.sends_nothing}. Leave it out, or take a "
+                "strategy that sends messages, such as ring.",
+                everywhere=True,
+            )
         if precision != FP32 and not (precision in cls.wires and holds_for(cls, "wires")):
             raise ConfigurationError(
                 f"{cls.__name__} does not say that it can send gradients in {precision}: leave --wire out; or, if the "
@@ -286,6 +295,20 @@ class Strategy(ABC):
                 f'wires = ("{FP32}", "{precision}").',
                 everywhere=True,
             )
+
+    @classmethod
+    def check_wire_here(cls, precision: str, transport: Transport, device: torch.device) -> None:  # noqa: ARG003
+        """Refuses a precision that has nothing to gain on these wires, before anything else is done on them.
+
+        Args:
+            precision: "fp32", "bf16" or "fp16".
+            transport: the transport of all ranks, whose nodes are known.
+            device: the device that holds the gradients.
+
+        Raises:
+            ConfigurationError: on every rank.
+        """
+        cls.check_wire(precision)
 
     @classmethod  # noqa: B027 - most strategies have no rounds of a user's
     def check_rounds(cls, workers: int) -> None:
@@ -331,6 +354,7 @@ class Strategy(ABC):
                 format does; names the rank and the first that does.
             ConfigurationError: on every rank, if the strategy or the parameters' dtype does not go with the wire.
         """
+        self.parameters = parameters  # so that `close` has them if this is refused
         self.check_wire(wire)
         if expected_tokens is None:
             expected_tokens = TOKENS_A_WORKER * self.workers
@@ -339,7 +363,6 @@ class Strategy(ABC):
         agree(self.transport, "option", [("wire", str(self.wire))])
         fixed = [(name, f"{described(tensor)}, not trained") for name, tensor in parameters.module.fixed]
         agree(self.transport, "parameter", [*parameters.signature, *fixed])
-        self.parameters = parameters
         share(self.transport, [parameters.values])
         share(self.transport, [tensor for _, tensor in parameters.module.fixed])
         parameters.place_gradients(self.place(parameters.gradients))
@@ -482,7 +505,10 @@ class Strategy(ABC):
             self.parameters.values.copy_(state["values"])
 
     def close(self) -> None:
-        """Give back what the strategy holds; all ranks together. The gradients are gone afterwards."""
+        """Give back what the strategy holds, once started or refused. The gradients are gone afterwards.
+
+        All ranks call it, each at its own time, so that it sends nothing and waits for nobody.
+        """
         self.parameters.drop_gradients()
         self.buckets = []
         if self._all_reduce is not None:

@@ -5,6 +5,7 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Self
 
@@ -136,6 +137,8 @@ class MPITransport(OnThreads):
         self._any = mpi.ANY_SOURCE
         self._in_place = mpi.IN_PLACE
         self.status = mpi.Status()
+        self._windows_made = count()
+        self._closed: dict[int, MPIWindows] = {}
         self.error: type[Exception] = mpi.Exception
         self.threaded = mpi.Query_thread() >= mpi.THREAD_SERIALIZED
         super().__init__(self._communicator.Get_rank(), self._communicator.Get_size(), deadline)
@@ -226,13 +229,17 @@ class MPITransport(OnThreads):
     def windows(self, nbytes: int) -> Windows:
         """Allocates an MPI shared-memory window of `nbytes` bytes for every rank of the node.
 
+        Windows that all ranks have closed are freed first.
+
         Raises:
             ConfigurationError: on every rank, if a machine has too little shared memory. It would end with SIGBUS.
         """
+        for number in sorted(set.intersection(*self._communicator.allgather(set(self._closed)))):
+            self._closed.pop(number).free()
         own = socket.gethostname(), nbytes + 2 * CACHE_LINE, free_shared_memory()
         check_room(self._communicator.allgather(own))
         on_node = self._communicator.Split(self.nodes.index(self.node), self.rank)
-        windows = MPIWindows(self, on_node, nbytes)
+        windows = MPIWindows(self, on_node, nbytes, partial(self._closed.__setitem__, next(self._windows_made)))
         on_node.Free()
         return windows
 
@@ -340,11 +347,19 @@ class MPIWindows(Windows):
         transport: the transport whose ranks share the memory.
         communicator: the ranks of this node.
         nbytes: bytes of each window.
+        closed: is given these windows when this rank needs them no more.
     """
 
-    def __init__(self, transport: MPITransport, communicator: "MPI.Comm", nbytes: int) -> None:
+    def __init__(
+        self,
+        transport: MPITransport,
+        communicator: "MPI.Comm",
+        nbytes: int,
+        closed: "Callable[[MPIWindows], None]",
+    ) -> None:
         mpi = load_mpi()
         self._transport = transport
+        self._closed = closed
         padded = -(-nbytes // CACHE_LINE) * CACHE_LINE
         self._window = mpi.Win.Allocate_shared(padded + CACHE_LINE, 1, comm=communicator)
         self._window.Lock_all(mpi.MODE_NOCHECK)
@@ -369,7 +384,15 @@ class MPIWindows(Windows):
         self._window.Sync()
 
     def close(self) -> None:
-        """Gives the memory back to MPI; arrays that view it must not be used any more."""
+        """Leaves the memory to be freed; arrays that view it must not be used any more.
+
+        MPI frees a window on all ranks together, and this rank may close it at a time of its own, such as when its
+        garbage collector finds a training that was refused. So it is freed when all ranks make the next windows.
+        """
+        self._closed(self)
+
+    def free(self) -> None:
+        """Gives the memory back to MPI; all ranks of the node together."""
         self._window.Unlock_all()
         self._window.Free()
 

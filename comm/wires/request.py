@@ -66,4 +66,4 @@ class Windows(ABC):
         """
 
     def close(self) -> None:  # noqa: B027 - ordinary memory goes with the last who uses it
-        """Give the memory back; all ranks of the node together, and none may touch it afterwards."""
+        """Give the memory back. Every rank of the node calls it, at its own time, and does not touch it afterwards."""

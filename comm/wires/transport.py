@@ -36,7 +36,7 @@ class Transport(ABC):
         messages_sent: messages sent by this rank so far.
         bytes_sent: bytes sent by this rank so far, headers of the wire's own protocol not included.
         nodes: the ranks of each machine, in ascending order.
-        gamma: seconds that adding a byte takes on a simulated clock.
+        gamma: seconds that adding, rounding or widening a byte takes on a simulated clock.
         threaded: whether a thread other than the main one may drive it, one thread at a time.
         trace: records what this rank does; None if nothing is recorded.
         board: where ranks that share a process and a simulated clock show each other things, in no time; None if they
@@ -290,7 +290,7 @@ class Transport(ABC):
         return None
 
     def add(self, values: Buffer, arrived: Buffer, adding: Callable[[Buffer, Buffer], None] = add_in_place) -> None:
-        """Add what arrived to `values`, (elements,), in place; a simulated clock charges for the bytes that arrived.
+        """Add what arrived to `values`, (elements,), in place; a simulated clock charges for the bytes of `values`.
 
         Args:
             values: (elements,) this rank's own numbers.
@@ -305,6 +305,12 @@ class Transport(ABC):
 
     def _add(self, values: Buffer, arrived: Buffer, adding: Callable[[Buffer, Buffer], None]) -> None:
         adding(values, arrived)
+
+    def convert(self, values: Buffer) -> None:  # noqa: B027 - real clocks run by themselves
+        """Charge a simulated clock for rounding `values`, (elements,), to half precision, or for widening them.
+
+        Whoever rounds or widens says so; adding what arrived in half precision, by `add`, is charged there.
+        """
 
     def close(self) -> None:  # noqa: B027 - most wires hold nothing
         """Give back what the transport holds; all ranks close together."""
@@ -410,6 +416,10 @@ class Group(Transport):
 
     def _add(self, values: Buffer, arrived: Buffer, adding: Callable[[Buffer, Buffer], None]) -> None:
         self._parent.add(values, arrived, adding)
+
+    def convert(self, values: Buffer) -> None:
+        """Charges the parent's clock for converting, if that is simulated."""
+        self._parent.convert(values)
 
     def abort(self, code: int) -> NoReturn:
         """End every process of the parent's job."""

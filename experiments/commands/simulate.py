@@ -107,7 +107,7 @@ def bare(
     """
     from bigbatch.experiments.commands.output import console, new_table, print_fitting, print_json
     from bigbatch.experiments.measuring.bench import size_label
-    from bigbatch.experiments.planning.rows import bytes_sent
+    from bigbatch.experiments.planning.workload import bytes_sent
 
     if output.json:
         print_json(rows)
@@ -116,7 +116,7 @@ def bare(
     table = new_table("strategy", "workers", "size", "time, ms", "busbw, GB/s", gap=1)
     for row in rows:
         seconds, count = row["communication_seconds"], row["workers"]
-        moved = 2 * (count - 1) / count * bytes_sent(cluster, row["bytes"])
+        moved = 2 * (count - 1) / count * bytes_sent(cluster.wire, row["bytes"])
         busbw = moved / seconds / 1e9 if seconds else float("nan")
         table.add_row(row["strategy"], f"{count:,}", size_label(row["bytes"]), f"{1e3 * seconds:,.3f}", f"{busbw:,.2f}")
     print_fitting(console(), table)
@@ -136,9 +136,9 @@ def draw_all(
     """Draw how strategies scale, where a server beats a ring, and the timeline of one update of the first strategy."""
     from bigbatch.comm.tracing.perfetto import write_trace
     from bigbatch.experiments.measuring.bench import size_label
-    from bigbatch.experiments.planning.rows import bytes_sent, stragglers_of
+    from bigbatch.experiments.planning.rows import stragglers_of
     from bigbatch.experiments.planning.simulate import crossover, traced_update
-    from bigbatch.experiments.planning.workload import ELEMENT_BYTES
+    from bigbatch.experiments.planning.workload import ELEMENT_BYTES, bytes_sent
     from bigbatch.experiments.runs.run import TRACE
 
     def scaling(path: Path) -> None:
@@ -154,9 +154,12 @@ def draw_all(
             "a server for 4 workers": lambda n: n // 4,
             "as many as workers": lambda n: n,
         }
-        nbytes = bytes_sent(request.cluster, min(load.bucket_bytes, ELEMENT_BYTES * load.size.parameters))
-        maps = {name: crossover(network, nbytes, MAP_WORKERS, MAP_BANDWIDTHS, count) for name, count in counts.items()}
-        what = f"A synchronous parameter server's time over a ring's, for {size_label(nbytes)}; bold where it is less"
+        nbytes, wire = min(load.bucket_bytes, ELEMENT_BYTES * load.size.parameters), request.cluster.wire
+        maps = {
+            name: crossover(network, nbytes, MAP_WORKERS, MAP_BANDWIDTHS, count, wire) for name, count in counts.items()
+        }
+        size = size_label(bytes_sent(wire, nbytes))
+        what = f"A synchronous parameter server's time over a ring's, for {size}; bold where it is less"
         draw_crossover(maps, MAP_WORKERS, MAP_BANDWIDTHS, what, path)
 
     count = min(MOST_TRACED, rows[0].workers)

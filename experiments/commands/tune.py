@@ -10,7 +10,7 @@ from bigbatch.experiments.commands.ranks import RankSettings, ranks_of
 @click.command(cls=Command)
 @takes(RankSettings)
 def tune(ranks: RankSettings) -> None:
-    """Measure which all-reduce is the fastest here, and keep the table for `auto`."""
+    """Measure which all-reduce is the fastest here, in float32, and keep the table for `auto`."""
     from rich.table import Table
 
     from bigbatch.comm.cache import cache_folder

@@ -129,7 +129,7 @@ def composed(name: str, network: Network, workers: int, workloads: Sequence[Work
     known: dict[tuple[tuple[object, ...], ...], float] = {}
 
     def together(phases: Sequence[Phase]) -> float:
-        key = tuple((phase.schedule, phase.elements, phase.itemsize) for phase in phases)
+        key = tuple((phase.schedule, phase.elements, phase.itemsize, phase.rounded) for phase in phases)
         if key not in known:
             at_once = [replace(phase, ready=0.0) for phase in phases]
             known[key] = float(replay_phases(at_once, network, workers, roughly=lambda: None)[-1].max())

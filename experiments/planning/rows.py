@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from bigbatch.comm.errors import ConfigurationError
-from bigbatch.comm.precisions import BYTES, FP32
+from bigbatch.comm.precisions import FP32
 from bigbatch.comm.simulation.computing import Stragglers, stragglers_named
 from bigbatch.comm.simulation.network import Network
 from bigbatch.comm.simulation.presets import network_named
@@ -46,11 +46,6 @@ def computed_on(cluster: ClusterSettings) -> str:
     """Says what a worker computes on, for titles: "a100", or "a100 in fp32, gradients sent in bf16" if asked for."""
     computed = cluster.gpu if cluster.precision is None else f"{cluster.gpu} in {cluster.precision}"
     return computed if cluster.wire == FP32 else f"{computed}, gradients sent in {cluster.wire}"
-
-
-def bytes_sent(cluster: ClusterSettings, nbytes: int) -> int:
-    """The bytes on the wires of what takes `nbytes` bytes in float32."""
-    return -(-nbytes * BYTES[cluster.wire] // BYTES[FP32])
 
 
 def workload_of(request: SimulationRequest) -> tuple[ModelSize, Workload]:
@@ -122,8 +117,7 @@ def written(rows: Iterable[Row], cluster: ClusterSettings) -> list[dict[str, Any
 def sum_rows(strategies: Sequence[str], request: SimulationRequest) -> list[dict[str, Any]]:
     """Simulates one sum with every strategy and number of workers, and makes a row for each.
 
-    A row has what `bare_row` returns, where the bytes are `request.bytes`, those of the sum in float32; and `wire`, the
-    precision in which it is sent.
+    A row has what `bare_row` returns, and `wire`, the precision in which the sum is sent.
 
     Raises:
         ConfigurationError: there is no such strategy, it does more than one sum, or it does not send gradients in that
@@ -136,7 +130,6 @@ def sum_rows(strategies: Sequence[str], request: SimulationRequest) -> list[dict
         strategy_named(name, request.servers, min(request.workers)).check_wire(request.cluster.wire)
         for count in request.workers:
             with simulating(name, count):
-                sent = bytes_sent(request.cluster, request.bytes)
-                row = bare_row(name, network, count, sent, servers=request.servers)
-            rows.append({**row, "bytes": request.bytes, "wire": request.cluster.wire})
+                row = bare_row(name, network, count, request.bytes, servers=request.servers, wire=request.cluster.wire)
+            rows.append({**row, "wire": request.cluster.wire})
     return rows

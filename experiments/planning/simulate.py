@@ -14,9 +14,11 @@ import numpy as np
 
 from bigbatch.comm.errors import BigBatchError, ConfigurationError
 from bigbatch.comm.kinds import RANKS, checked
+from bigbatch.comm.precisions import FP32
 from bigbatch.comm.schedules.schedule import Round
 from bigbatch.comm.simulation.computing import Stragglers
-from bigbatch.comm.simulation.network import FloatArray, Network, wire
+from bigbatch.comm.simulation.network import FloatArray, Network
+from bigbatch.comm.simulation.network import wire as plain_wire
 from bigbatch.comm.simulation.replay import replay
 from bigbatch.comm.strategies import STRATEGIES
 from bigbatch.comm.strategies.description import Description
@@ -28,7 +30,7 @@ from bigbatch.comm.wires.recording import Span, Trace
 from bigbatch.comm.wires.transport import Transport, consecutive_nodes
 from bigbatch.experiments.planning.timing import on_cluster, replayed
 from bigbatch.experiments.planning.updates import Row
-from bigbatch.experiments.planning.workload import Workload
+from bigbatch.experiments.planning.workload import Workload, bytes_sent
 
 RANDOM_UPDATES = 20
 """Least number of updates that are simulated after the first if random factors slow the workers."""
@@ -39,7 +41,7 @@ MOST_UPDATES, LEAST_UPDATES = 32, 8
 
 MANY_RANKS = 64
 
-EXAMPLE = Network("example", wire(1e-6, 1e9))
+EXAMPLE = Network("example", plain_wire(1e-6, 1e9))
 """The network on which it is tested whether a strategy can be simulated; any network would do."""
 
 
@@ -146,7 +148,7 @@ def simulate_row(
 
 
 def bare_row(
-    name: str, network: Network, workers: int, nbytes: int, *, servers: int = 1, segments: int = 1
+    name: str, network: Network, workers: int, nbytes: int, *, servers: int = 1, segments: int = 1, wire: str = FP32
 ) -> dict[str, Any]:
     """Simulates one sum and nothing else; returns strategy, workers, bytes, communication_seconds.
 
@@ -154,21 +156,25 @@ def bare_row(
         name: name of the strategy.
         network: the network, which says what messages cost.
         workers: number of workers.
-        nbytes: size of the sum, in bytes.
+        nbytes: size of the sum in float32, in bytes.
         servers: number of servers, for a strategy with this option.
         segments: number of pieces into which each server's part is cut, so that the values of one piece travel beside
             the gradients of the next; more than 1 only for a strategy whose rounds take such a number.
+        wire: the precision in which it is sent.
 
     Raises:
         ConfigurationError: there is no such strategy, or it does more than one sum.
     """
     strategy = strategy_named(name, servers, workers)
-    total = described(strategy, Gradients.of_bytes(nbytes), network, workers).total
+    sent, rounded = bytes_sent(wire, nbytes), wire != FP32
+    total = described(strategy, Gradients.of_bytes(sent), network, workers).total
     if total is None:
         raise ConfigurationError(f"{name} is more than one sum: leave --bytes out.")
     schedule: Callable[..., Iterable[Round]] = total.schedule
     rounds = partial(schedule, segments=segments) if segments > 1 else schedule
-    seconds = float(replay(rounds, network, total.ranks, nbytes, itemsize=1).max()) if total.ranks > 1 else 0.0
+    seconds = 0.0
+    if total.ranks > 1:
+        seconds = float(replay(rounds, network, total.ranks, sent, itemsize=1, rounded=rounded).max())
     return {"strategy": name, "workers": workers, "bytes": nbytes, "communication_seconds": seconds}
 
 
@@ -188,26 +194,32 @@ def traced_update(
 
 
 def crossover(
-    network: Network, nbytes: int, workers: Sequence[int], bandwidths: Sequence[float], servers: Callable[[int], int]
+    network: Network,
+    nbytes: int,
+    workers: Sequence[int],
+    bandwidths: Sequence[float],
+    servers: Callable[[int], int],
+    wire: str = FP32,
 ) -> FloatArray:
     """Simulates how many times as long as a ring a synchronous parameter server takes.
 
     Args:
         network: the network, of which only the bandwidth is changed.
-        nbytes: size of the gradients, in bytes.
+        nbytes: size of the gradients in float32, in bytes.
         workers: numbers of workers.
         bandwidths: bandwidths of a port between nodes, in bytes per second.
         servers: the number of servers for a number of workers.
+        wire: the precision in which they are sent.
 
     Returns:
         (bandwidths, workers) ratios of the server's time to the ring's.
     """
     ratios = np.empty((len(bandwidths), len(workers)))
     for row, bandwidth in enumerate(bandwidths):
-        changed = replace(network, wires=wire(network.wires.pieces[0].alpha, bandwidth))
+        changed = replace(network, wires=plain_wire(network.wires.pieces[0].alpha, bandwidth))
         for column, count in enumerate(workers):
             times = [
-                bare_row(name, changed, count, nbytes, servers=servers(count))["communication_seconds"]
+                bare_row(name, changed, count, nbytes, servers=servers(count), wire=wire)["communication_seconds"]
                 for name in ("ps", "ring")
             ]
             ratios[row, column] = times[0] / times[1]

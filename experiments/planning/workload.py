@@ -16,6 +16,11 @@ ELEMENT_BYTES = BYTES[FP32]
 """Bytes of a gradient as it is computed, added up and, unless a half-precision wire is asked for, sent: float32."""
 
 
+def bytes_sent(wire: str, nbytes: int) -> int:
+    """The bytes of what takes `nbytes` bytes in float32, on wires of that precision."""
+    return -(-nbytes * BYTES[wire] // ELEMENT_BYTES)
+
+
 @dataclass(frozen=True)
 class Workload:
     """The computing of one worker in an update, and how its gradients are divided into buckets.

@@ -78,6 +78,7 @@ class Experiment:
         now_doing("getting ready")
         if (node_size := settings.wires.node_size) is not None:
             together(transport, lambda: transport.arrange(node_size))
+        self.strategy.check_wire_here(settings.wires.wire, transport, self.device)
         asked = {
             **self.request.written(),
             "simulated": self.simulation.as_json() if self.simulation is not None else None,

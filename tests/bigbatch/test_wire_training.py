@@ -320,6 +320,20 @@ def test_where_nothing_is_sent_it_is_refused_in_one_sentence(run: Run, tmp_path,
     assert not (tmp_path / "out").exists()
 
 
+def test_whoever_shares_memory_on_these_wires_is_refused_before_anything_is_prepared():
+    """On a free network the ranks of a cluster share memory; on several nodes, or on a GPU, messages are sent."""
+
+    def work(transport, precision="bf16", device="cpu"):
+        STRATEGIES.load("hierarchical").check_wire_here(precision, transport, torch.device(device))
+
+    with pytest.raises(ConfigurationError, match="--wire bf16 has nothing to make smaller here"):
+        Cluster(2).run(work)
+    Cluster(4, [[0, 1], [2, 3]]).run(work)
+    Cluster(2, network=network_named("ethernet-1g")).run(work)
+    Cluster(2).run(partial(work, device="cuda"))
+    Cluster(2).run(partial(work, precision="fp32"))
+
+
 @pytest.mark.slow
 def test_a_simulated_experiment_sends_half_the_bytes(run: Run, tmp_path):
     sent = {}

@@ -307,9 +307,7 @@ if __name__ == "__main__":
         try:
             for case in CASES:
                 case(job)
-            # A worker of servers is refused alone, which ends the job. Ranks that share memory give it back together,
-            # and the session of a refused training is nowhere closed, so that no other can begin on its wires.
-            if issubclass(strategy, AllReduce) and name != "shared":
+            if issubclass(strategy, AllReduce):  # a worker of servers is refused alone, which ends the job
                 for words in REFUSED:
                     refused(job, words)
         except BaseException:

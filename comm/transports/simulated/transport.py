@@ -16,7 +16,7 @@ from bigbatch.comm.transports.simulated.fabric import Fabric
 from bigbatch.comm.transports.simulated.messages import Send
 from bigbatch.comm.transports.simulated.threads import GreenletQueue, GreenletThread
 from bigbatch.comm.wires.queue import CommunicationQueue
-from bigbatch.comm.wires.recording import COMPUTE
+from bigbatch.comm.wires.recording import COMPUTE, REDUCE
 from bigbatch.comm.wires.request import Request, Windows
 from bigbatch.comm.wires.transport import Group, Transport
 
@@ -103,8 +103,16 @@ class ClusterTransport(Transport):
 
     def _add(self, values: Buffer, arrived: Buffer, adding: Callable[[Buffer, Buffer], None]) -> None:
         super()._add(values, arrived, adding)
+        self._pass(values)
+
+    def convert(self, values: Buffer) -> None:
+        """Charges γ for each byte of `values`, within a span of its own."""
+        with self.span(REDUCE, "convert", values.nbytes):
+            self._pass(values)
+
+    def _pass(self, values: Buffer) -> None:
         if self.gamma and self._fabric.charging:
-            self.clock.pause(self.rank, arrived.nbytes * self.gamma)
+            self.clock.pause(self.rank, values.nbytes * self.gamma)
 
     def windows(self, nbytes: int) -> Windows:
         """Ordinary arrays, one for each rank of the node: in one process all memory is shared.

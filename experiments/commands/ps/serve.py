@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import click
 
+from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.kinds import RANKS, SECONDS, File, Kind, Whole
 from bigbatch.comm.options import Options, option, options_of
 from bigbatch.comm.server.network.address import Address
@@ -99,6 +100,11 @@ def _serve(**parameters: Any) -> None:
 
     serving, output = ServingSettings.of(chosen(ServingSettings)), OutputSettings.of(chosen(OutputSettings))
     settings = Settings.of(chosen(Settings))
+    if isinstance(settings.data.vocabulary, Path):
+        raise ConfigurationError(
+            f"Workers on a network would not have the tokenizer in the folder {settings.data.vocabulary}: give "
+            "--vocabulary a number, of which server and workers learn the same vocabulary."
+        )
     part, parts = serving.part
     server = ParameterServer.configured({**chosen(ServerOptions), "servers": parts})
     request = Request(f"ps:{server.options.consistency}", settings)

@@ -314,6 +314,7 @@ def test_bytes_of_any_kind_are_counted_and_dropped(start: Start, run: Run):
         (["serve", "--part", "3/2"], "is no part"),
         (["serve", "--snapshot", "text.keys"], "cannot be written"),
         (["serve", "--snapshot", "broken"], "is no snapshot of a server"),
+        (["serve", "--vocabulary", "broken"], "Workers on a network would not have the tokenizer in the folder broken"),
         (["serve", "--consistency", "backup", "-n", "1"], "leaves nobody of 1 workers"),
         (["worker", "--server", "nonsense"], "'nonsense' is no address"),
         (["worker", "--server", "tcp://127.0.0.1:9", "--deadline", "2"], "has not answered for 2 s"),
@@ -335,7 +336,7 @@ def test_what_cannot_be_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch
     (tmp_path / "broken" / "snapshot.pt").write_text("broken")
     monkeypatch.chdir(tmp_path)
     with pytest.raises((BigBatchError, click.UsageError)) as refused:
-        cli(["ps", *command, *(TINY if command[0] == "serve" else [])], standalone_mode=False)
+        cli(["ps", command[0], *(TINY if command[0] == "serve" else []), *command[1:]], standalone_mode=False)
     assert message in str(refused.value)
 
 

@@ -134,7 +134,7 @@ def test_bench_measures_what_is_sent_in_half_precision_beside_float32(run: Run, 
     names = {row["algorithm"] for row in summary["rows"]}
     assert names == {"ring", "shared", "ring bf16", "ring fp16"}
     assert all(row["exact"] for row in summary["rows"])
-    assert "shared bf16: shared sends no gradients" in outcome.out
+    assert "shared bf16: --wire bf16 has nothing to make smaller: shared sends no gradients" in outcome.out
     assert "float32" in outcome.out
 
 
