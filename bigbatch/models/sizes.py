@@ -131,6 +131,20 @@ bidirectional Transformers for language understanding" (2019), section 3.
 """
 
 
+WITHOUT_OUTPUT = frozenset({"bert-large"})
+"""The published models whose output layers are not counted."""
+
+
+def recomputing_blocks(size: ModelSize) -> ModelSize:
+    """Returns the size of a Transformer whose blocks are computed once more in backward (Chen et al. 2016).
+
+    The output layer, a matrix of vocabulary × width, is not. Where nobody knows how large it is, or it is not counted
+    in the operations, everything is taken to be computed once more.
+    """
+    output = 0 if size.name in WITHOUT_OUTPUT else size.vocabulary * size.width
+    return size.recomputing(6.0 * output)
+
+
 def model_named(name: str) -> ModelSize:
     """Looks up a published model by name.
 

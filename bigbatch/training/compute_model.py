@@ -45,5 +45,4 @@ class SimulatedComputeModel(ComputeModel):
 
     def backward(self, tokens: int) -> float:
         """Seconds that the backward pass of this many tokens takes, slowed by this update's factor."""
-        again = self._recomputed * self._computing.forward(tokens)
-        return self._factor * (self._computing.backward(tokens) + again)
+        return self._factor * self._computing.backward(tokens, self._recomputed)

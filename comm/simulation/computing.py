@@ -63,9 +63,14 @@ class Computing:
         """Seconds for the forward pass of `tokens` tokens."""
         return tokens * self.seconds_per_token * FORWARD_SHARE
 
-    def backward(self, tokens: float) -> float:
-        """Seconds for the backward pass of `tokens` tokens."""
-        return tokens * self.seconds_per_token * (1 - FORWARD_SHARE)
+    def backward(self, tokens: float, recomputed: float = 0.0) -> float:
+        """Seconds for the backward pass of `tokens` tokens, which computes a share of forward once more.
+
+        Args:
+            tokens: number of tokens.
+            recomputed: that share, from 0 to 1, beside what `seconds_per_token` counts.
+        """
+        return tokens * self.seconds_per_token * (1 - FORWARD_SHARE) + recomputed * self.forward(tokens)
 
 
 EXPONENTIAL = Number(least=0, most=1e6)

@@ -37,13 +37,16 @@ either.
 def memory_bytes(size: ModelSize, micro_batch: int, precision: str) -> int:
     """Estimates the bytes that training takes on a GPU: the model's state, and the activations kept for backward.
 
+    If blocks are computed once more, forward keeps only the input of each, and backward has what one of them leaves.
+
     Args:
         size: the size of the model; every worker holds the whole model.
         micro_batch: number of sequences of `context` tokens that are computed at once.
         precision: the precision that they are computed in.
     """
     number = BYTES[precision]
-    token = size.layers * size.width * (LAYER_NUMBERS * number + LAYER_MASKS)
+    layer = LAYER_NUMBERS * number + LAYER_MASKS
+    token = size.width * (size.layers * number + layer if size.recomputed else size.layers * layer)
     token += size.width * OUTPUT_NUMBERS * number + size.vocabulary * LOGIT_BYTES
     return size.parameters * STATE_BYTES + micro_batch * size.context * token
 

@@ -335,7 +335,7 @@ def ideal(tradeoff: Tradeoff, cluster: Deployment, micro_batch: int, gpu_hours: 
         micro_batch: number of sequences that a worker computes at once.
         gpu_hours: (any shape) costs in GPU-hours; the time is infinite where they are below the least cost.
     """
-    computing = cluster.computing.seconds_per_token
+    computing = cluster.computing.forward(1) + cluster.computing.backward(1, cluster.size.recomputed)
     least_seconds = tradeoff.least_updates * cluster.tokens(micro_batch) * computing
     over = gpu_hours * 3600 / (tradeoff.least_tokens * computing) - 1
     return np.where(over > 0, least_seconds * (1 + 1 / np.where(over > 0, over, 1.0)), np.inf)

@@ -15,7 +15,7 @@ from bigbatch.experiments.planning.plan import (
     exact_front,
     recommended,
 )
-from bigbatch.experiments.planning.rows import MODEL, computed_on, network_of, precisions_of
+from bigbatch.experiments.planning.rows import MODEL, as_trained, computed_on, network_of, precisions_of
 from bigbatch.experiments.planning.settings import PlanRequest
 from bigbatch.experiments.training.simulated import computing_on, precision_on
 from bigbatch.experiments.training.simulation_settings import CORE
@@ -121,6 +121,7 @@ def planned_for(request: PlanRequest, tell: Callable[[str], None]) -> Plan:
     size = measured if request.model is None and measured is not None else model_named(request.model or MODEL)
     computing = computing_on(asked.gpu, size.flops_per_token, asked.utilisation, asked.precision)
     known = known_from(size, request.target, request.critical_batch, request.least_updates, request.fit)
+    size = as_trained(size, asked)
     gpu = None if asked.gpu == CORE else gpu_named(asked.gpu)
     at_once = fitting(size, request.micro_batch, gpu, precision_on(asked.gpu, asked.precision))
     cluster = Deployment(size, network, computing, asked.bucket_size, asked.overlap, wire=asked.wire)

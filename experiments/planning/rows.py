@@ -1,7 +1,7 @@
 """Rows of simulated updates: answers a request for a simulation, one strategy and one number of workers at a time."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from bigbatch.comm.errors import ConfigurationError
@@ -14,7 +14,7 @@ from bigbatch.experiments.planning.simulate import bare_row, simulate_row, simul
 from bigbatch.experiments.planning.updates import Row
 from bigbatch.experiments.planning.workload import Workload
 from bigbatch.experiments.training.simulated import computing_on, precision_on
-from bigbatch.models.sizes import ModelSize, model_named, model_of
+from bigbatch.models.sizes import ModelSize, model_named, model_of, recomputing_blocks
 
 SEQUENCES = 8
 """Number of sequences of the model's context length that a worker computes in an update by default."""
@@ -45,7 +45,13 @@ def precisions_of(cluster: ClusterSettings) -> dict[str, str]:
 def computed_on(cluster: ClusterSettings) -> str:
     """Says what a worker computes on, for titles: "a100", or "a100 in fp32, gradients sent in bf16" if asked for."""
     computed = cluster.gpu if cluster.precision is None else f"{cluster.gpu} in {cluster.precision}"
+    computed = f"{computed}, blocks computed again" if cluster.recompute else computed
     return computed if cluster.wire == FP32 else f"{computed}, gradients sent in {cluster.wire}"
+
+
+def as_trained(size: ModelSize, cluster: ClusterSettings) -> ModelSize:
+    """The size of a model, with what is computed once more if a cluster is asked to, and only then."""
+    return recomputing_blocks(size) if cluster.recompute else replace(size, recomputed=0.0)
 
 
 def workload_of(request: SimulationRequest) -> tuple[ModelSize, Workload]:
@@ -64,6 +70,7 @@ def workload_of(request: SimulationRequest) -> tuple[ModelSize, Workload]:
     else:
         size = model_of(request.parameters, request.flops_per_token)
     cluster = request.cluster
+    size = as_trained(size, cluster)
     computing = computing_on(cluster.gpu, size.flops_per_token, cluster.utilisation, cluster.precision)
     tokens = request.tokens or SEQUENCES * (size.context or 1024)
     load = Workload(

@@ -108,6 +108,7 @@ class ClusterSettings(Options):
         gpu: name of the GPU that a worker computes on.
         utilisation: the share of its peak operations per second that a GPU reaches.
         precision: the precision that it computes in; None for bf16 or fp16, whichever the GPU has, and fp32 on a core.
+        recompute: whether backward computes each block again instead of keeping its activations.
         bucket_size: target size of a gradient bucket, in bytes of float32.
         overlap: whether buckets are sent while backward still runs.
         wire: the precision in which gradients are sent, and parameters by servers.
@@ -126,6 +127,9 @@ class ClusterSettings(Options):
         Name(lambda: PRECISIONS),
         "Precision that a worker computes in; a GPU's peak depends on it.",
         missing="bf16, or fp16 on a GPU without it; fp32 on a core",
+    )
+    recompute: bool = option(
+        False, Flag(), "Compute each block again in backward instead of keeping its activations, as in a training."
     )
     bucket_size: int = option(25 * 2**20, BYTES, "Target size of a gradient bucket, in float32.")
     overlap: bool = option(True, Flag(), "Send gradient buckets while backward still runs.")
@@ -183,7 +187,16 @@ class SimulationRequest(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        of_updates = ("model", "parameters", "flops_per_token", "tokens", "accumulate", "straggler", "precision")
+        of_updates = (
+            "model",
+            "parameters",
+            "flops_per_token",
+            "tokens",
+            "accumulate",
+            "straggler",
+            "precision",
+            "recompute",
+        )
         values = self.flat()
         for one in options_of(type(self)):
             if self.bytes is not None and one.name in of_updates and values[one.name] != one.default:

@@ -7,7 +7,7 @@ import numpy as np
 
 from bigbatch.comm.errors import ConfigurationError
 from bigbatch.comm.precisions import BYTES, FP32
-from bigbatch.comm.simulation.computing import FORWARD_SHARE, Computing
+from bigbatch.comm.simulation.computing import Computing
 from bigbatch.comm.simulation.network import FloatArray
 from bigbatch.comm.strategies.description import Workload as Gradients
 from bigbatch.models.sizes import ModelSize
@@ -26,7 +26,7 @@ class Workload:
     """The computing of one worker in an update, and how its gradients are divided into buckets.
 
     Attributes:
-        size: the size of the model.
+        size: the size of the model, with the share of forward that backward computes once more.
         tokens: number of tokens that a worker computes in an update, in all its micro-batches.
         computing: how long a worker computes for a token.
         bucket_bytes: target size of a gradient bucket, in bytes of float32.
@@ -61,7 +61,7 @@ class Workload:
     @property
     def compute(self) -> float:
         """Seconds that a worker computes in an update if nothing slows it."""
-        return self.computing.forward(self.tokens) + self.computing.backward(self.tokens)
+        return self.computing.forward(self.tokens) + self.computing.backward(self.tokens, self.size.recomputed)
 
     def buckets(self) -> list[int]:
         """Lists the number of elements in each bucket, in the order in which backward finishes the buckets."""
@@ -80,7 +80,9 @@ class Workload:
             buckets: number of elements in each bucket; None for those of the method `buckets`.
         """
         shares = np.cumsum(self.buckets() if buckets is None else buckets) / self.size.parameters
-        ahead = (1 - FORWARD_SHARE) * (1 - shares) / self.accumulation
+        once = Computing(1.0)
+        backward = once.backward(1, self.size.recomputed)
+        ahead = backward / (once.forward(1) + backward) * (1 - shares) / self.accumulation
         return 1 - ahead if self.overlap else np.ones(len(shares))
 
     @property

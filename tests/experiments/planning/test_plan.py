@@ -36,7 +36,7 @@ from bigbatch.experiments.planning.plans import planned_for
 from bigbatch.experiments.planning.settings import PlanRequest
 from bigbatch.experiments.planning.simulate import simulate_row
 from bigbatch.experiments.planning.tradeoff import Tradeoff, kaplan
-from bigbatch.models.sizes import model_named, own_size
+from bigbatch.models.sizes import model_named, own_size, recomputing_blocks
 
 SIZE = own_size(vocabulary=503, context=40, layers=3, width=64)
 SMALL = Deployment(SIZE, network_named("ethernet-1g"), Computing(5e-5), bucket_bytes=150_000, overlap=True)
@@ -173,6 +173,8 @@ def test_memory_by_hand():
     assert memory_bytes(size, 3, "bf16") == memory_bytes(size, 3, "fp16") == 16 * 124_439_808 + 3 * activations
     whole = 12 * 1024 * 768 * (2 * 32 + 2) + 1024 * (2 * 4 * 768 + 4 * 50257)  # twice all but masks and logits
     assert memory_bytes(size, 3, "fp32") == 16 * 124_439_808 + 3 * whole
+    again = 1024 * 768 * (12 * 2 + 34) + 4 * 1024 * (768 + 50257)  # the input of each block, and all of one
+    assert memory_bytes(recomputing_blocks(size), 3, "bf16") == 16 * 124_439_808 + 3 * again
     t4 = gpu_named("t4")
     most = (t4.memory_bytes - 16 * 124_439_808) // activations
     assert fitting(size, [1, most, most + 1], t4, "fp16") == (1, most)

@@ -224,6 +224,56 @@ def test_what_fits_follows_the_precision():
     assert slower == pytest.approx(compute / 8.1e12 - compute / 65e12, rel=0.1)  # less what hides in it
 
 
+# What is computed once more.
+
+
+@pytest.mark.parametrize(
+    ("name", "output"), [("gpt2-small", 50257 * 768), ("llama2-7b", 32000 * 4096), ("bert-large", 0)]
+)
+def test_with_recompute_forward_is_done_twice_but_for_the_output_layer(name, output):
+    """Forward is a third of the operations, 2 for each weight, of the output layer too (BERT's is not counted)."""
+    flops = model_named(name).flops_per_token
+    once, again = (
+        bigbatch.simulate("ring", workers=4, model=name, network="infiniband-hdr", recompute=recompute)[0]
+        for recompute in (False, True)
+    )
+    expected = (flops + flops / 3 - 2 * output) / flops
+    assert again["compute_seconds"] / once["compute_seconds"] == pytest.approx(expected, rel=1e-12)
+    assert again["busiest_port_bytes"] == once["busiest_port_bytes"]
+
+
+def test_a_model_of_which_only_numbers_are_known_computes_all_of_forward_twice():
+    once, again = (
+        bigbatch.simulate("ps", workers=3, parameters=10**7, tokens=1000, recompute=recompute)[0]
+        for recompute in (False, True)
+    )
+    assert again["compute_seconds"] / once["compute_seconds"] == pytest.approx(4 / 3, rel=1e-12)
+
+
+def test_a_longer_backward_hides_more():
+    """Buckets come when that part of backward is done: after 1/3 of the computing, or 1/4 if it is a third longer."""
+    plain = replace(load(4_000_000, "fp32", bucket_bytes=4_000_000, layers=4), overlap=True)
+    longer = replace(plain, size=replace(plain.size, recomputed=1.0))
+    assert plain.ready().tolist() == pytest.approx([1 - 2 / 3 * left / 4 for left in (3, 2, 1, 0)])
+    assert longer.ready().tolist() == pytest.approx([1 - 3 / 4 * left / 4 for left in (3, 2, 1, 0)])
+
+
+def test_a_plan_with_recompute_takes_longer_and_has_room_for_more():
+    asked = {"target": 3.3, "workers": 8, "strategies": "ring", "accumulate": 1, "gpu": "t4", "micro_batch": "8,16,48"}
+    asked["overlap"] = False
+    plain, again = (
+        planned_for(PlanRequest.of({**asked, **more}), lambda _: None) for more in ({}, {"recompute": True})
+    )
+    assert (max(plain.at_once), max(again.at_once)) == (16, 48)
+    assert "t4, blocks computed again" in again.title
+    size, seconds = plain.size, {one.micro_batch: one.seconds for one in plain.candidates}
+    assert all(one.seconds > seconds[one.micro_batch] for one in again.candidates if one.micro_batch in seconds)
+    peak = 65e12 * 0.4
+    longer = 8 * 1024 * (size.flops_per_token / 3 - 2 * 50257 * 768) / peak
+    steps = [next(one.step_seconds for one in made.candidates if one.micro_batch == 8) for made in (plain, again)]
+    assert steps[1] - steps[0] == pytest.approx(longer, rel=1e-6)
+
+
 # The commands.
 
 
@@ -274,6 +324,7 @@ def test_a_bare_sum_says_what_is_sent():
         (("--precision", "fp64"), "known: fp32, bf16, fp16"),
         (("--wire", "bf61"), "did you mean 'bf16'"),
         (("--bytes", "1MB", "--precision", "bf16"), "--precision is about updates of a model"),
+        (("--bytes", "1MB", "--recompute"), "--recompute is about updates of a model"),
     ],
 )
 def test_what_does_not_go_together_is_refused(words, sentence):
