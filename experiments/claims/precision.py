@@ -31,7 +31,7 @@ WORSE = 2 * SAME
 """Smallest difference that counts as a worse one."""
 
 MOST = 50
-"""Per cent of the scores' gradients that vanish in fp16, at least, where gradients are called small."""
+"""More than so many per cent of the scores' gradients vanish in fp16 where gradients are called small."""
 
 VANISHING = 2**24
 """Scores in a micro-batch, one for every token and every token of the vocabulary. So many share a gradient of a few
