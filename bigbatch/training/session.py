@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bigbatch.comm.errors import ConfigurationError, DeadlockError, quoted
-from bigbatch.comm.kinds import SECONDS, Flag, Name, Number, checked
+from bigbatch.comm.kinds import SECONDS, Flag, Name, Number, Whole, checked
 from bigbatch.comm.parameters import FlatParameters
 from bigbatch.comm.precisions import BYTES, FP32
 from bigbatch.comm.strategies import STRATEGIES
@@ -57,6 +57,7 @@ def attach(
     precision: str = FP32,
     wire: str = FP32,
     expected_tokens: float | None = None,
+    accumulation: int = 1,
     deadline: float = DEFAULT_DEADLINE,
     **settings: Any,
 ) -> "Session":
@@ -80,8 +81,9 @@ def attach(
         expected_tokens: about how many tokens of all workers are behind an update, for fp16, which has no room for
             sums over tokens: what is computed or sent in it is divided by about that. It need not be exact: by default
             1024 for each worker, which suits 64 to a million if no element of the mean gradient is above 60. A larger
-            element than that is sent as infinite, and its update skipped on all ranks. If an update has several
-            micro-batches, losses are scaled by as many times less; the scale then doubles until it is right.
+            element than that is sent as infinite, and its update skipped on all ranks.
+        accumulation: number of micro-batches, which are calls of `Session.backward`, that a worker adds up before an
+            update, for fp16 alone: each is computed with a scale for its own part of the expected tokens.
         deadline: seconds after which a wait gives up.
         settings: the keyword arguments that the optimiser is called with, such as `lr=1e-3`.
 
@@ -94,6 +96,7 @@ def attach(
     wire = checked("The wire", Name(lambda: BYTES), wire)
     if expected_tokens is not None:
         expected_tokens = checked("The expected tokens", Number(above=0), expected_tokens)
+    accumulation = checked("The accumulation", Whole(), accumulation)
     deadline = checked("The deadline", SECONDS, deadline)
     overlap = checked("overlap", Flag(), overlap)
     broadcast_buffers = checked("broadcast_buffers", Flag(), broadcast_buffers)
@@ -117,7 +120,7 @@ def attach(
         raise
     close = wires.close if own else lambda: None
     tokens = TOKENS_A_WORKER if expected_tokens is None else expected_tokens / made.workers
-    scale = loss_scale_for(computes, tokens, alike=made.in_step())
+    scale = loss_scale_for(computes, tokens / accumulation, alike=made.in_step())
     session = Session(
         made,
         parameters,

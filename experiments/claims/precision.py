@@ -225,8 +225,8 @@ def row_of(case: str, precision: str, runs: Sequence[Run], reference: Sequence[R
         reference: the runs in fp32 with the same seeds, in the same order.
     """
     arms = [only_arm(run) for run in runs]
-    losses = [arm["validation_loss"] for arm in arms]
-    apart = [loss - only_arm(run)["validation_loss"] for loss, run in zip(losses, reference, strict=True)]
+    losses = [loss_of(arm) for arm in arms]
+    apart = [loss - loss_of(only_arm(run)) for loss, run in zip(losses, reference, strict=True)]
     curve = [(record["total_tokens"], record["loss"]) for record in runs[0].metrics if record["kind"] == "update"]
     return {
         "case": case,
@@ -238,6 +238,12 @@ def row_of(case: str, precision: str, runs: Sequence[Run], reference: Sequence[R
         "skipped": sum(arm["skipped_updates"] for arm in arms),
         "curve": curve,
     }
+
+
+def loss_of(arm: dict[str, Any]) -> float:
+    """The validation loss of an arm in nats; NaN where a summary has none, because it was no number."""
+    loss = arm["validation_loss"]
+    return math.nan if loss is None else float(loss)
 
 
 def judged(rows: Sequence[dict[str, Any]], weights: dict[str, float]) -> tuple[Verdict, str]:

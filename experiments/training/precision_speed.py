@@ -37,14 +37,13 @@ def remark_on(trainer: Trainer, settings: Settings) -> str:
     if ratio < LOSS:
         return ""
     found = f"A micro-batch takes {ratio:.1f} times as long in {name} as in {plain.computes} here"
+    advice = f"--precision {plain.computes} is quicker"
     if not gains(precision, trainer.device):
-        return (
-            f"{found}: this machine computes slowly in {precision.computes}, which is there to learn from. "
-            f"--precision {plain.computes} is quicker"
-        )
+        return f"{found}: this machine computes slowly in {precision.computes}. {advice}"
     roomier = settings.model.model in (None, *PRESETS) and settings.model.sizes().width < PRESETS[ROOMY].width
-    advice = f" Larger ones do: try --model {ROOMY}" if roomier else f" --precision {plain.computes} is quicker"
-    return f"{found}: its matrices are too small to gain.{advice}"
+    if roomier:
+        advice = f"Larger ones do: try --model {ROOMY}"
+    return f"{found}: its matrices are too small to gain. {advice}"
 
 
 def gains(precision: Precision, device: torch.device) -> bool:

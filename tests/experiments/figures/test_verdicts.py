@@ -272,3 +272,18 @@ def test_a_weight_of_1_in_bf16_never_gets_smaller():
     """1 - 0.001 rounds to 1: neighbours below 1 are 2⁻⁸ apart."""
     assert precision.weight_after("bf16-weights") == 1.0
     assert precision.weight_after("fp32") == pytest.approx(0.0, abs=1e-4)
+
+
+def test_a_training_that_ends_with_no_number_is_told_as_such():
+    """A summary has null for it, since JSON has no NaN."""
+
+    def ended(loss):
+        arm = {"name": "accumulated", "validation_loss": loss, "skipped_updates": 3}
+        update = {"kind": "update", "total_tokens": 10, "loss": loss}
+        return Run(Path("somewhere"), {"arms": [arm]}, [update])
+
+    row = precision.row_of("small gradients", "fp16", [ended(None), ended(2.5)], [ended(2.0), ended(2.25)])
+    assert math.isnan(row["differences"][0])
+    assert row["differences"][1] == 0.25
+    assert row["skipped"] == 6
+    assert row["curve"] == [(10, None)]
