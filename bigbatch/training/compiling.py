@@ -48,8 +48,8 @@ class CompiledParts:
     def settle(self) -> None:
         """Compiles nothing from now on, until other parts are to be compiled: compiling takes longer than an update.
 
-        What is compiled serves batches of other sizes, too, if torch has made nothing of the first one's, such as a
-        length of 1. For all others the model is computed as if it were not compiled.
+        What is compiled serves batches of other sizes, too, but for a length of 1, and for what a model treats in a way
+        of its own. Where nothing is compiled for a batch, the model is computed as if it were not compiled.
         """
         torch.compiler.set_stance("eager_on_recompile")
 

@@ -297,7 +297,7 @@ class Strategy(ABC):
             )
 
     @classmethod
-    def check_wire_here(cls, precision: str, transport: Transport, device: torch.device) -> None:  # noqa: ARG003
+    def check_wire_here(cls, precision: str, transport: Transport, device: torch.device) -> None:  # noqa: ARG003 - for others
         """Refuses a precision that has nothing to gain on these wires, before anything else is done on them.
 
         Args:

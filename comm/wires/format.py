@@ -25,7 +25,7 @@ from bigbatch.comm.parameters import all_finite
 from bigbatch.comm.precisions import BF16, FP16, FP32
 
 BLOCK_ELEMENTS = 1 << 18
-"""Elements that are converted at once: so many in two precisions stay in a core's second-level cache."""
+"""Elements that are converted at once: more would not stay in cache, and fewer would take more calls than work."""
 
 TOKENS_A_WORKER = 1024
 """Tokens that a worker is taken to have behind an update if nobody knows how many. Gradients whose mean over tokens has

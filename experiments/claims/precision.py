@@ -177,7 +177,7 @@ def score_gradients(assembly: Assembly, micro_batch: int, updates: int) -> torch
 
     Args:
         assembly: of the training.
-        micro_batch: number of examples of an update, each of which is one micro-batch.
+        micro_batch: number of examples of an update, which is one micro-batch.
         updates: number of updates.
 
     Returns:
